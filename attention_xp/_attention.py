@@ -1,0 +1,249 @@
+"""Scaled dot-product attention and its everyday special cases."""
+
+from typing import Any, Unpack
+
+from attention_xp._engine.checks import check_width
+from attention_xp._engine.choose import attend
+from attention_xp._engine.problem import Problem
+from attention_xp._engine.result import Wanted
+from attention_xp._options import AttentionOptions, with_options
+from attention_xp._typing import Array
+from attention_xp.masks import Mask
+
+__all__ = [
+    "cross_attention",
+    "flash_attention",
+    "scaled_dot_product_attention",
+    "self_attention",
+]
+
+
+@with_options
+def scaled_dot_product_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | Mask | None = None,
+    dropout_rate: float = 0.0,
+    *,
+    return_weights: bool = True,
+    **options: Unpack[AttentionOptions],
+) -> tuple[Array, Array | None]:
+    r"""Attend with every query to every key and return the weighted values, and the weights.
+
+    .. math:: \mathrm{output} = \mathrm{softmax}\left(\frac{Q K^T}{\sqrt{D}} + \mathrm{mask}\right) V
+
+    In full, in this order: ``score = scale * q.k``, `softcap`, `score_mod`, plus `bias` and floating
+    `mask`, excluded positions to ``-inf``, softmax with `sinks`, dropout, times value.
+
+    Parameters
+    ----------
+    query : array
+        ``(..., H, Sq, D)``, or ``(B, Sq, D)`` or ``(Sq, D)`` without heads. float16 and bfloat16 are
+        computed in float32.
+    key : array
+        ``(..., Hkv, Sk, D)`` with as many axes as `query`. Where ``H != Hkv``, query head ``h`` uses
+        key/value head ``h // (H // Hkv)``.
+    value : array
+        ``(..., Hkv, Sk, Dv)``. Leading axes of all three broadcast.
+    mask : array or Mask, optional
+        Boolean (True = may attend) or floating (added to the scores, ``-inf`` excludes);
+        broadcasts to ``(..., H, Sq, Sk)``. Where the scores have fewer axes, surplus axes of length 1
+        are dropped, the heads axis first.
+    dropout_rate : float, default: 0.0
+        Probability of dropping a weight, ``0 <= dropout_rate < 1``.
+    return_weights : bool, default: True
+        Whether to return the weights as well.
+    {options}
+
+    Returns
+    -------
+    output : array
+        ``(..., H, Sq, Dv)``, with dtype, library and device of `query`. A row that may attend nothing is 0.
+    weights : array or None
+        ``(..., H, Sq, Sk)`` after dropout, exactly 0 where excluded; ``None`` unless `return_weights`.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of the wrong kind: no array, another library, another dtype.
+    ValueError
+        If a shape or a value does not fit, or `impl` cannot compute the call.
+
+    References
+    ----------
+    Vaswani, Shazeer, Parmar, Uszkoreit, Jones, Gomez, Kaiser and Polosukhin, "Attention is all you need",
+    NeurIPS 2017.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp import scaled_dot_product_attention
+    >>> x = np.eye(3)
+    >>> output, weights = scaled_dot_product_attention(x, x, x, is_causal=True)
+    >>> weights.round(2)
+    array([[1.  , 0.  , 0.  ],
+           [0.36, 0.64, 0.  ],
+           [0.26, 0.26, 0.47]])
+    """
+    problem = Problem.of(query, key, value, mask, dropout_rate, options)
+    result = attend(problem, Wanted(weights=return_weights))
+    return result.output, result.weights
+
+
+@with_options
+def flash_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | Mask | None = None,
+    dropout_rate: float = 0.0,
+    *,
+    return_lse: bool = False,
+    **options: Unpack[AttentionOptions],
+) -> Any:
+    r"""Attend without returning the weights; the log-sum-exp of the scores on request.
+
+    .. math:: \mathrm{lse}_i = \log \sum_j e^{\mathrm{score}_{ij}}
+
+    Parameters
+    ----------
+    query, key, value, mask, dropout_rate
+        As in `scaled_dot_product_attention`.
+    return_lse : bool, default: False
+        Whether to return the log-sum-exp as well.
+    {options}
+
+    Returns
+    -------
+    output : array
+        ``(..., H, Sq, Dv)``, with dtype, library and device of `query`.
+    lse : array
+        ``(..., H, Sq)``, natural logarithm, at least float32, sinks included. ``-inf`` for a row
+        that may attend nothing. Only with `return_lse`.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of the wrong kind: no array, another library, another dtype.
+    ValueError
+        If a shape or a value does not fit, or `impl` cannot compute the call.
+
+    References
+    ----------
+    Dao, Fu, Ermon, Rudra and Ré, "FlashAttention: fast and memory-efficient exact attention with
+    IO-awareness", NeurIPS 2022.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp import flash_attention
+    >>> x = np.zeros((2, 4, 8))
+    >>> output, lse = flash_attention(x, x, x, return_lse=True)
+    >>> output.shape, bool(np.allclose(lse, np.log(4)))
+    ((2, 4, 8), True)
+    """
+    problem = Problem.of(query, key, value, mask, dropout_rate, options)
+    result = attend(problem, Wanted(lse=return_lse))
+    return (result.output, result.lse) if return_lse else result.output
+
+
+@with_options
+def self_attention(
+    x: Array,
+    d_model: int,
+    mask: Array | Mask | None = None,
+    dropout_rate: float = 0.0,
+    *,
+    return_weights: bool = True,
+    **options: Unpack[AttentionOptions],
+) -> tuple[Array, Array | None]:
+    """Attend within one sequence: query, key and value are all `x`.
+
+    Parameters
+    ----------
+    x : array
+        ``(B, S, D)``; ``(S, D)`` and ``(..., H, S, D)`` work as well.
+    d_model : int
+        The width ``D`` of `x`.
+    mask, dropout_rate, return_weights
+        As in `scaled_dot_product_attention`.
+    {options}
+
+    Returns
+    -------
+    output : array
+        Shape of `x`.
+    weights : array or None
+        ``(B, S, S)``.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of the wrong kind.
+    ValueError
+        If `d_model` is not the width of `x`, or another shape or value does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp import self_attention
+    >>> output, weights = self_attention(np.ones((32, 10, 64)), d_model=64)
+    >>> output.shape, weights.shape
+    ((32, 10, 64), (32, 10, 10))
+    """
+    check_width(d_model, x=x)
+    return scaled_dot_product_attention(x, x, x, mask, dropout_rate, return_weights=return_weights, **options)
+
+
+@with_options
+def cross_attention(
+    query: Array,
+    context: Array,
+    d_model: int,
+    mask: Array | Mask | None = None,
+    dropout_rate: float = 0.0,
+    *,
+    return_weights: bool = True,
+    **options: Unpack[AttentionOptions],
+) -> tuple[Array, Array | None]:
+    """Attend from one sequence to another: key and value are both `context`.
+
+    Parameters
+    ----------
+    query : array
+        ``(B, Sq, D)``; ``(Sq, D)`` and ``(..., H, Sq, D)`` work as well.
+    context : array
+        ``(B, Sk, D)``, with as many axes as `query`.
+    d_model : int
+        The width ``D`` of both.
+    mask, dropout_rate, return_weights
+        As in `scaled_dot_product_attention`.
+    {options}
+
+    Returns
+    -------
+    output : array
+        Shape of `query`.
+    weights : array or None
+        ``(B, Sq, Sk)``.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of the wrong kind.
+    ValueError
+        If `d_model` is not the width of both inputs, or another shape or value does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp import cross_attention
+    >>> output, weights = cross_attention(np.ones((2, 10, 64)), np.ones((2, 20, 64)), d_model=64)
+    >>> output.shape, weights.shape
+    ((2, 10, 64), (2, 10, 20))
+    """
+    check_width(d_model, query=query, context=context)
+    return scaled_dot_product_attention(
+        query, context, context, mask, dropout_rate, return_weights=return_weights, **options
+    )

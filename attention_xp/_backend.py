@@ -1,0 +1,159 @@
+"""The one door to questions about array libraries: which one, which dtype, which kind."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from array_api_compat import (
+    array_namespace,
+    device,
+    is_array_api_obj,
+    is_array_api_strict_namespace,
+    is_cupy_namespace,
+    is_jax_namespace,
+    is_numpy_namespace,
+    is_torch_namespace,
+)
+
+from attention_xp._typing import Array, Device, DType, Namespace
+
+__all__ = [
+    "by_value",
+    "common_namespace",
+    "computation_dtype",
+    "creation_namespace",
+    "device",
+    "dtype_name",
+    "floating_dtype",
+    "is_boolean",
+    "is_floating",
+    "is_integer",
+    "library_name",
+    "named_dtype",
+    "same_device",
+]
+
+_FLOATING = frozenset({"bfloat16", "float16", "float32", "float64"})
+
+
+def common_namespace(**arrays: Array) -> Namespace:
+    """Return the one namespace of all given arrays; ``None`` values are passed over."""
+    try:
+        xp = array_namespace(*arrays.values())
+    except TypeError:
+        raise TypeError(_why_no_namespace(arrays)) from None
+    if is_numpy_namespace(xp):
+        _reject_numpy_subclasses(arrays)
+    return xp
+
+
+def _why_no_namespace(arrays: dict[str, Array]) -> str:
+    given = {name: a for name, a in arrays.items() if a is not None}
+    for name, a in given.items():
+        if not is_array_api_obj(a):
+            return f"{name} must be an array, got {type(a).__module__}.{type(a).__qualname__}"
+    kinds = ", ".join(f"{name} {type(a).__module__}.{type(a).__qualname__}" for name, a in given.items())
+    return f"all arrays must belong to one array library, got {kinds}"
+
+
+def _reject_numpy_subclasses(arrays: dict[str, Array]) -> None:
+    # Masked arrays would lose their mask without a word and matrices mean something else by `*`.
+    np = sys.modules["numpy"]
+    for name, a in arrays.items():
+        if type(a) is not np.ndarray and isinstance(a, np.ma.MaskedArray | np.matrix):
+            raise TypeError(f"{name} must be a plain array, got numpy {type(a).__name__}")
+
+
+def creation_namespace(module: Namespace | None) -> Namespace:
+    """Return the standard-conforming namespace of a raw module; ``None`` is NumPy."""
+    if module is None:
+        import array_api_compat.numpy as xp  # noqa: PLC0415  # loads NumPy only when asked
+
+        return xp
+    if not hasattr(module, "empty"):
+        raise TypeError(
+            "xp must be an array library such as numpy, cupy, torch, jax.numpy or array_api_strict, "
+            f"got {module!r}"
+        )
+    return array_namespace(module.empty(0))
+
+
+def library_name(xp: Namespace) -> str:
+    """Return the short name of the library behind a namespace."""
+    tests = {
+        "numpy": is_numpy_namespace,
+        "torch": is_torch_namespace,
+        "jax": is_jax_namespace,
+        "cupy": is_cupy_namespace,
+        "strict": is_array_api_strict_namespace,
+    }
+    return next((name for name, test in tests.items() if test(xp)), str(xp.__name__))
+
+
+def dtype_name(dtype: DType) -> str:
+    """Return ``"float32"`` for any library's spelling of that dtype."""
+    return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
+
+
+def named_dtype(xp: Namespace, dtype: DType | str | None) -> DType | None:
+    """Return the dtype of `xp` that a name such as ``"float32"`` stands for; ``None`` is the default.
+
+    Only floating and boolean dtypes are let through.
+    """
+    if dtype is None:
+        return None
+    name = dtype if isinstance(dtype, str) else dtype_name(dtype)
+    if name not in _FLOATING | {"bool"} or not hasattr(xp, name):
+        known = ", ".join(sorted(n for n in _FLOATING | {"bool"} if hasattr(xp, n)))
+        raise ValueError(f"dtype {name!r} cannot be used with {library_name(xp)}: expected one of {known}")
+    return getattr(xp, name)
+
+
+def floating_dtype(xp: Namespace, dtype: DType | str | None) -> DType | None:
+    """Like `named_dtype`, for floating dtypes alone."""
+    dtype = named_dtype(xp, dtype)
+    if dtype is not None and not is_floating(xp, dtype):
+        raise ValueError(f"dtype must be floating, got {dtype_name(dtype)}")
+    return dtype
+
+
+def is_floating(xp: Namespace, dtype: DType) -> bool:
+    """Whether `dtype` is one that attention is computed for (16, 32 or 64 bits)."""
+    # Names, because the standard's `isdtype` does not know 16-bit types and raises on some of them.
+    return dtype == xp.float32 or dtype_name(dtype) in _FLOATING
+
+
+def is_integer(xp: Namespace, dtype: DType) -> bool:
+    """Whether `dtype` is a signed or unsigned integer."""
+    return bool(dtype_name(dtype).startswith(("int", "uint")) and xp.isdtype(dtype, "integral"))
+
+
+def is_boolean(xp: Namespace, dtype: DType) -> bool:
+    """Whether `dtype` is boolean."""
+    return bool(dtype == xp.bool)
+
+
+def computation_dtype(xp: Namespace, dtype: DType) -> DType:
+    """Return float64 for float64, float32 for everything narrower."""
+    return xp.float64 if dtype == xp.float64 else xp.float32
+
+
+def same_device(xp: Namespace, a: Array, b: Array) -> bool:
+    """Whether two arrays of `xp` live together; JAX places its arrays itself."""
+    return is_numpy_namespace(xp) or is_jax_namespace(xp) or bool(device(a) == device(b))
+
+
+def by_value(
+    xp: Namespace, quick_is_right: Callable[[], Array], quick: Callable[..., Any], careful: Callable[..., Any], *operands: Array
+) -> Any:
+    """Return ``quick(*operands)`` where the values allow it, else ``careful(*operands)``.
+
+    This is the one place where array values steer the work: a host `if` on NumPy, `lax.cond` on JAX.
+    Elsewhere asking would stall a GPU or break a graph, so the careful way is always taken.
+    Pass functions of module level, which JAX recognises from call to call.
+    """
+    if is_numpy_namespace(xp):
+        return (quick if quick_is_right() else careful)(*operands)
+    if is_jax_namespace(xp):
+        return sys.modules["jax"].lax.cond(quick_is_right(), quick, careful, *operands)
+    return careful(*operands)

@@ -1,0 +1,83 @@
+"""The two products of attention, grouped-query heads folded, and safe from what a mask excludes.
+
+Query head ``h`` uses key/value head ``h // G`` with ``G = H // Hkv``. The group is folded into the
+rows, ``(..., Hkv, G * Sq, D)``, so keys and values are never repeated.
+"""
+
+from math import inf, nan
+
+from array_api_compat import array_namespace
+
+from attention_xp._backend import by_value
+from attention_xp._engine.problem import Problem
+from attention_xp._typing import Array
+
+__all__ = ["query_key", "weights_value"]
+
+
+def query_key(problem: Problem, query: Array, key: Array, *, exclusive: bool) -> Array:
+    """Return ``query @ key^T``: (..., H, Sq, D) @ (..., Hkv, D, Sk) -> (..., H, Sq, Sk).
+
+    With `exclusive`, some pairs are about to be excluded: a key that is not finite then answers NaN
+    instead of touching the product, so that neither its values nor its gradients leak.
+    """
+    folded = _fold(problem, query)
+    if not exclusive:
+        return _unfold(problem, _scores(folded, key))
+    xp = problem.xp
+    return _unfold(problem, by_value(xp, lambda: xp.all(xp.isfinite(key)), _scores, _quarantined_scores, folded, key))
+
+
+def weights_value(problem: Problem, weights: Array, value: Array, *, exclusive: bool) -> Array:
+    """Return ``weights @ value``: (..., H, Sq, Sk) @ (..., Hkv, Sk, Dv) -> (..., H, Sq, Dv).
+
+    With `exclusive`, some weights are exactly 0 by exclusion: a value that is not finite then reaches
+    those rows alone whose weight for it is positive.
+    """
+    folded = _fold(problem, weights)
+    if not exclusive:
+        return _unfold(problem, _outputs(folded, value))
+    xp = problem.xp
+    return _unfold(
+        problem, by_value(xp, lambda: xp.all(xp.isfinite(value)), _outputs, _quarantined_outputs, folded, value)
+    )
+
+
+def _fold(problem: Problem, rows: Array) -> Array:
+    if problem.group == 1:
+        return rows
+    *lead, heads, Sq, width = rows.shape
+    return problem.xp.reshape(rows, (*lead, heads // problem.group, problem.group * Sq, width))
+
+
+def _unfold(problem: Problem, rows: Array) -> Array:
+    if problem.group == 1:
+        return rows
+    *lead, kv_heads, folded, width = rows.shape
+    return problem.xp.reshape(rows, (*lead, kv_heads * problem.group, folded // problem.group, width))
+
+
+def _scores(query: Array, key: Array) -> Array:
+    xp = array_namespace(query, key)
+    return xp.matmul(query, xp.matrix_transpose(key))
+
+
+def _quarantined_scores(query: Array, key: Array) -> Array:
+    xp = array_namespace(query, key)
+    finite = xp.isfinite(key)
+    poison = xp.where(xp.all(finite, axis=-1), xp.zeros_like(key[..., 0]), nan)
+    return _scores(query, xp.where(finite, key, 0.0)) + xp.expand_dims(poison, axis=-2)
+
+
+def _outputs(weights: Array, value: Array) -> Array:
+    return array_namespace(weights, value).matmul(weights, value)
+
+
+def _quarantined_outputs(weights: Array, value: Array) -> Array:
+    xp = array_namespace(weights, value)
+    output = _outputs(weights, xp.where(xp.isfinite(value), value, 0.0))
+    for infinity in (inf, -inf):  # NaN is both at once: inf - inf
+        source = xp.astype(xp.isnan(value) | (value == infinity), value.dtype)
+        reached = _outputs(weights, source) > 0.0
+        output = output + xp.where(reached, xp.full_like(output, infinity), 0.0)
+    return output

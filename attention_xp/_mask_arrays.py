@@ -1,0 +1,121 @@
+"""Masks as arrays: padding and causal, additive or boolean."""
+
+import math
+
+from attention_xp._backend import (
+    common_namespace,
+    creation_namespace,
+    device as device_of,
+    dtype_name,
+    is_boolean,
+    is_floating,
+    is_integer,
+    named_dtype,
+)
+from attention_xp._engine.checks import check_count, shapes
+from attention_xp._typing import Array, Device, DType, Namespace
+
+__all__ = ["create_causal_mask", "create_look_ahead_mask", "create_padding_mask"]
+
+
+def create_padding_mask(seq: Array, pad_token: int = 0, *, dtype: DType | str | None = None) -> Array:
+    """Return a mask that excludes the padding of a batch of token sequences.
+
+    Parameters
+    ----------
+    seq : array
+        ``(B, S)`` token ids.
+    pad_token : int, default: 0
+        The id that marks padding.
+    dtype : dtype or str, optional
+        A floating dtype for an additive mask (0 keeps, ``-inf`` excludes), or ``"bool"`` (True keeps).
+        Default: the default floating dtype of the library of `seq`.
+
+    Returns
+    -------
+    array
+        ``(B, 1, 1, S)``, in the library and on the device of `seq`.
+
+    Raises
+    ------
+    TypeError
+        If `seq` is no array of numbers.
+    ValueError
+        If `seq` does not have two axes, or `dtype` is neither floating nor boolean.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp import create_padding_mask
+    >>> create_padding_mask(np.asarray([[5, 7, 0], [3, 0, 0]]))[:, 0, 0, :]
+    array([[  0.,   0., -inf],
+           [  0., -inf, -inf]])
+    """
+    xp = common_namespace(seq=seq)
+    if not (is_integer(xp, seq.dtype) or is_floating(xp, seq.dtype)):
+        raise TypeError(f"seq must hold token ids, got {dtype_name(seq.dtype)}")
+    if seq.ndim != 2:
+        raise ValueError(f"seq must have 2 axes: expected seq (B, S), {shapes(seq=seq)}")
+    if isinstance(pad_token, bool) or not isinstance(pad_token, int):
+        raise TypeError(f"pad_token must be an int, got {type(pad_token).__name__}")
+    keep = xp.reshape(seq != pad_token, (seq.shape[0], 1, 1, seq.shape[1]))
+    return _mask_of(xp, keep, dtype)
+
+
+def create_causal_mask(
+    seq_len: int, *, xp: Namespace | None = None, dtype: DType | str | None = None, device: Device | None = None
+) -> Array:
+    """Return a mask under which no position attends to a later one.
+
+    Parameters
+    ----------
+    seq_len : int
+        ``S``, the length of the sequence.
+    xp : module, optional
+        The array library, such as ``cupy``, ``torch`` or ``jax.numpy``. Default: NumPy.
+    dtype : dtype or str, optional
+        A floating dtype for an additive mask (0 keeps, ``-inf`` excludes), or ``"bool"`` (True keeps).
+        Default: the default floating dtype of `xp`.
+    device : device, optional
+        Where to place the array. Default: the default device of `xp`.
+
+    Returns
+    -------
+    array
+        ``(1, 1, S, S)``.
+
+    Raises
+    ------
+    TypeError
+        If `seq_len` is no int.
+    ValueError
+        If `seq_len` is negative, or `dtype` is neither floating nor boolean.
+
+    See Also
+    --------
+    attention_xp.masks.CausalMask : the same rule, never materialised.
+
+    Examples
+    --------
+    >>> from attention_xp import create_causal_mask
+    >>> create_causal_mask(3)[0, 0]
+    array([[  0., -inf, -inf],
+           [  0.,   0., -inf],
+           [  0.,   0.,   0.]])
+    """
+    xp = creation_namespace(xp)
+    seq_len = check_count("seq_len", seq_len, low=0)
+    position = xp.arange(seq_len, dtype=xp.int32, device=device)
+    keep = position[:, None] >= position[None, :]
+    return _mask_of(xp, keep[None, None, :, :], dtype)
+
+
+create_look_ahead_mask = create_causal_mask
+
+
+def _mask_of(xp: Namespace, keep: Array, dtype: DType | str | None) -> Array:
+    dtype = named_dtype(xp, dtype)
+    if dtype is not None and is_boolean(xp, dtype):
+        return keep
+    zeros = xp.zeros(keep.shape, dtype=dtype, device=device_of(keep))
+    return xp.where(keep, zeros, -math.inf)

@@ -1,0 +1,102 @@
+"""The options that every attention function shares: declared, defaulted and documented once."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, TypedDict, TypeVar
+
+from attention_xp._typing import Array, ScoreMod
+
+__all__ = ["DEFAULTS", "AttentionOptions", "complete", "with_options"]
+
+
+class AttentionOptions(TypedDict, total=False):
+    """Keyword arguments of every attention function."""
+
+    bias: Array | None
+    is_causal: bool
+    window: int | tuple[int | None, int | None] | None
+    query_offset: int | Array | None
+    query_lengths: int | Array | None
+    key_lengths: int | Array | None
+    scale: float | None
+    softcap: float | None
+    score_mod: ScoreMod | None
+    sinks: Array | None
+    rng: Any
+    impl: Literal["auto", "dense", "tiled", "fused"]
+    tile: tuple[int, int] | None
+
+
+DEFAULTS: AttentionOptions = {
+    "bias": None,
+    "is_causal": False,
+    "window": None,
+    "query_offset": None,
+    "query_lengths": None,
+    "key_lengths": None,
+    "scale": None,
+    "softcap": None,
+    "score_mod": None,
+    "sinks": None,
+    "rng": None,
+    "impl": "auto",
+    "tile": None,
+}
+
+_DOCUMENTATION = """\
+bias : array, optional
+    Floating array that is added to the scores; broadcasts to ``(..., H, Sq, Sk)``.
+is_causal : bool, default: False
+    A query at position ``p`` attends keys at positions ``<= p`` only.
+window : int or (int or None, int or None), optional
+    ``(left, right)``: a query at position ``p`` attends keys in ``[p - left, p + right]``,
+    both ends included; ``None`` leaves a side open and ``w`` means ``(w, w)``.
+query_offset : int or integer array of the batch shape, optional
+    Position of the first query; keys start at position 0. Required with `is_causal` and
+    `window` where ``Sq != Sk``: ``0`` aligns top-left, ``Sk - Sq`` bottom-right.
+query_lengths, key_lengths : int or integer array of the batch shape, optional
+    Keys from ``key_lengths[b]`` on are never attended; output rows from
+    ``query_lengths[b]`` on are zero.
+scale : float, optional
+    Factor of the scores. Default: ``1 / sqrt(D)``.
+softcap : float, optional
+    Replaces a score ``s`` by ``softcap * tanh(s / softcap)``.
+score_mod : callable, optional
+    ``score_mod(score, b, h, q_idx, kv_idx) -> score`` on whole tiles. The index arguments are
+    integer arrays that broadcast against ``score``; ``b`` is the flat index over the
+    leading axes.
+sinks : array, optional
+    ``(H,)``, or ``()`` without a heads axis: one more logit per head that takes part in the
+    softmax and has no value.
+rng : int, random generator or JAX key, optional
+    Source of the dropout: a seed (same numbers on every backend), or a generator of the
+    library of `query`. Default: fresh entropy; required with JAX.
+impl : {"auto", "dense", "tiled", "fused"}, default: "auto"
+    Which kernel computes; ``ValueError`` with the reason where it cannot.
+tile : (int, int), optional
+    Query rows and key columns of a tile of ``"tiled"``. Default: chosen."""
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def with_options(function: _F) -> _F:
+    """Show the shared options in the signature and, at ``{options}``, in the docstring."""
+    signature = inspect.signature(function)
+    kinds = inspect.Parameter
+    options = [
+        kinds(name, kinds.KEYWORD_ONLY, default=default, annotation=AttentionOptions.__annotations__[name])
+        for name, default in DEFAULTS.items()
+    ]
+    own = [p for p in signature.parameters.values() if p.kind is not kinds.VAR_KEYWORD]
+    function.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+    if function.__doc__:  # absent under `python -OO`
+        function.__doc__ = inspect.cleandoc(function.__doc__).replace("{options}", _DOCUMENTATION)
+    return function
+
+
+def complete(options: AttentionOptions) -> AttentionOptions:
+    """Fill in the defaults; an option that does not exist is a `TypeError`."""
+    for name in options:
+        if name not in DEFAULTS:
+            raise TypeError(f"unexpected option {name!r}: expected one of {', '.join(DEFAULTS)}")
+    return {**DEFAULTS, **options}

@@ -1,0 +1,236 @@
+"""Reproducible randomness: one draw per position from a counter-based generator.
+
+The generator is Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror and Shaw, "Parallel random
+numbers: as easy as 1, 2, 3", SC 2011). It needs additions, rotations and exclusive-ors of 32-bit
+words alone. These are done in int32, the one 32-bit integer type that every backend computes with
+(torch has no arithmetic on uint32, JAX no int64 by default); its wrap-around is what the generator
+asks for.
+"""
+
+import math
+import secrets
+import sys
+from typing import Any
+
+from attention_xp._backend import (
+    common_namespace,
+    computation_dtype,
+    device,
+    dtype_name,
+    is_floating,
+    library_name,
+)
+from attention_xp._engine.checks import check_number
+from attention_xp._typing import Array, Device, DType, Namespace
+
+__all__ = [
+    "attention_keep",
+    "check_rate",
+    "check_rng",
+    "dropout",
+    "normal",
+    "random_bits",
+    "seed_words",
+    "threefry",
+    "uniform",
+]
+
+_ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
+_PARITY = 0x1BD11BDA
+
+
+def dropout(x: Array, rate: float, *, rng: Any = None) -> Array:
+    r"""Set a random share of the entries to zero and scale the others up.
+
+    .. math:: y_i = x_i \, m_i / (1 - \mathrm{rate}), \qquad P(m_i = 0) = \mathrm{rate}
+
+    Parameters
+    ----------
+    x : array
+        Floating array of any shape.
+    rate : float
+        Probability of dropping an entry, ``0 <= rate < 1``.
+    rng : int, random generator or JAX key, optional
+        A seed below ``2**64`` (the same entries are dropped on every backend), or a generator of the
+        library of `x`. Default: fresh entropy; required with JAX.
+
+    Returns
+    -------
+    array
+        Shape, dtype, library and device of `x`; its mean is that of `x` in expectation.
+
+    Raises
+    ------
+    TypeError
+        If `x` is no floating array, or `rng` belongs to another library.
+    ValueError
+        If `rate` or the seed is out of range, or `rng` is missing with JAX.
+
+    References
+    ----------
+    Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, "Dropout: a simple way to prevent neural
+    networks from overfitting", JMLR 15, 2014.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp import dropout
+    >>> dropout(np.ones(8), 0.5, rng=2).tolist()
+    [0.0, 2.0, 2.0, 2.0, 0.0, 2.0, 2.0, 0.0]
+    """
+    xp = common_namespace(x=x)
+    if not is_floating(xp, x.dtype):
+        raise TypeError(f"x must be a floating array, got {dtype_name(x.dtype)}")
+    rate = check_rate(rate, name="rate")
+    check_rng(rng, xp)
+    if rate == 0.0:
+        return xp.asarray(x, copy=True)
+    key = seed_words(rng, x, xp=xp)
+    keep = xp.reshape(_keep(random_bits(key, math.prod(x.shape), xp=xp, device=device(x)), rate), x.shape)
+    return xp.where(keep, x * (1.0 / (1.0 - rate)), xp.zeros_like(x))
+
+
+def check_rate(rate: Any, *, name: str) -> float:
+    """Return a dropout rate as a float in ``[0, 1)``."""
+    rate = check_number(name, rate)
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"{name} must satisfy 0 <= {name} < 1, got {rate}")
+    return rate
+
+
+def check_rng(rng: Any, xp: Namespace) -> None:
+    """Refuse what is no source of randomness for arrays of `xp`."""
+    if rng is None:
+        return
+    if isinstance(rng, int) and not isinstance(rng, bool):
+        if not 0 <= rng < 2**64:
+            raise ValueError(f"rng must satisfy 0 <= seed < 2**64, got {rng}")
+        return
+    library = _generator_library(rng)
+    if library is None:
+        raise TypeError(
+            "rng must be an int seed, a random generator of the library of the input or a JAX key, "
+            f"got {type(rng).__module__}.{type(rng).__qualname__}"
+        )
+    name = library_name(xp)
+    if library != ("numpy" if name == "strict" else name):
+        raise TypeError(f"rng is a generator of {library} but the arrays are of {name}: expected one library")
+
+
+def _generator_library(rng: Any) -> str | None:
+    """Return the library whose generator `rng` is, without importing any."""
+    kinds = {
+        "numpy": lambda np: isinstance(rng, np.random.Generator),
+        "cupy": lambda cp: isinstance(rng, cp.random.Generator),
+        "torch": lambda torch: isinstance(rng, torch.Generator),
+        "jax": lambda jax: isinstance(rng, jax.Array) and _is_jax_key(jax, rng),
+    }
+    return next((name for name, test in kinds.items() if name in sys.modules and test(sys.modules[name])), None)
+
+
+def _is_jax_key(jax: Any, rng: Any) -> bool:
+    typed = jax.dtypes.issubdtype(rng.dtype, jax.dtypes.prng_key)
+    return bool(typed and rng.ndim == 0) or bool(rng.dtype == "uint32" and rng.shape in {(2,), (4,)})
+
+
+def seed_words(rng: Any, like: Array, *, xp: Namespace) -> tuple[Any, Any]:
+    """Return the two 32-bit words of a seed; a generator is advanced to draw them.
+
+    They are plain ints where the seed is known to Python, and int32 arrays of shape ``(1,)`` where a
+    generator on a device, or a traced key, holds it.
+    """
+    return _words(rng, library_name(xp), device(like))
+
+
+def _words(rng: Any, library: str, device: Device) -> tuple[Any, Any]:
+    if library == "jax" and rng is None:
+        raise ValueError("rng is required with JAX arrays: pass a key such as jax.random.key(0), or an int seed")
+    if library == "torch" and not isinstance(rng, int):
+        words = _torch_words(rng, device)
+    elif library == "jax" and not isinstance(rng, int):
+        words = _jax_words(rng)
+    elif library == "cupy" and not isinstance(rng, int | None):
+        words = rng.integers(0, 2**32, size=2, dtype="uint32").view("int32")
+    else:
+        seed = _host_seed(rng)
+        return _signed(seed), _signed(seed >> 32)
+    return words[:1], words[1:]
+
+
+def _host_seed(rng: Any) -> int:
+    if rng is None:
+        return secrets.randbits(64)
+    return rng if isinstance(rng, int) else int(rng.integers(0, 2**64, dtype="uint64"))
+
+
+def _torch_words(rng: Any, device: Device) -> Array:
+    torch = sys.modules["torch"]
+    if rng is not None and rng.device.type != device.type:
+        raise ValueError(f"rng is on {rng.device} but the arrays are on {device}: expected one device")
+    return torch.randint(-(2**31), 2**31, (2,), generator=rng, dtype=torch.int32, device=device)
+
+
+def _jax_words(rng: Any) -> Array:
+    jax = sys.modules["jax"]
+    return jax.lax.bitcast_convert_type(jax.random.bits(rng, (2,), "uint32"), "int32")
+
+
+def _signed(word: int) -> int:
+    """Return the low 32 bits of an int as a signed number."""
+    return (word + 2**31) % 2**32 - 2**31
+
+
+def threefry(key: tuple[Any, Any], counter: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Encrypt two int32 counter words under two key words with Threefry-2x32-20."""
+    parity = key[0] ^ key[1] ^ _PARITY
+    schedule = (key[0], key[1], parity)
+    x0, x1 = counter[0] + schedule[0], counter[1] + schedule[1]
+    for five in range(5):
+        for rotation in _ROTATIONS[4 * (five % 2) :][:4]:
+            x0 = x0 + x1
+            x1 = x0 ^ _rotate(x1, rotation)
+        x0 = x0 + schedule[(five + 1) % 3]
+        x1 = x1 + schedule[(five + 2) % 3] + (five + 1)
+    return x0, x1
+
+
+def _rotate(x: Array, bits: int) -> Array:
+    # The right shift of int32 repeats the sign, so the incoming bits are cut out.
+    return (x << bits) | ((x >> (32 - bits)) & ((1 << bits) - 1))
+
+
+def random_bits(key: tuple[Any, Any], size: int, *, xp: Namespace, device: Device) -> Array:
+    """Return `size` uniform int32 words, numbered by their flat index."""
+    if size <= 2**31:
+        low = xp.arange(size, dtype=xp.int32, device=device)
+        return threefry(key, (low, xp.zeros_like(low)))[0]
+    index = xp.arange(size, dtype=xp.int64, device=device)
+    low = ((index + 2**31) & (2**32 - 1)) - 2**31
+    return threefry(key, (xp.astype(low, xp.int32), xp.astype(index >> 32, xp.int32)))[0]
+
+
+def attention_keep(
+    key: tuple[Any, Any], rate: float, *, b: Array, h: Array, q_idx: Array, kv_idx: Array
+) -> Array:
+    """Return where attention weights survive: one draw per batch item, head, query and key position."""
+    return _keep(threefry(threefry(key, (b, h)), (q_idx, kv_idx))[0], rate)
+
+
+def _keep(bits: Array, rate: float) -> Array:
+    return bits >= min(round(rate * 2**32) - 2**31, 2**31 - 1)
+
+
+def uniform(rng: Any, shape: tuple[int, ...], *, xp: Namespace, dtype: DType, device: Device) -> Array:
+    """Draw from the uniform distribution on ``[0, 1)``, 24 bits each."""
+    like = xp.zeros((), dtype=dtype, device=device)
+    key = seed_words(rng, like, xp=xp)
+    bits = random_bits(key, math.prod(shape), xp=xp, device=device)
+    wide = computation_dtype(xp, like.dtype)
+    return xp.reshape(xp.astype((bits >> 8) & 0xFFFFFF, wide) * 2.0**-24, shape)
+
+
+def normal(rng: Any, shape: tuple[int, ...], *, xp: Namespace, dtype: DType, device: Device) -> Array:
+    """Draw from the standard normal distribution (Box and Muller, 1958)."""
+    pair = uniform(rng, (2, *shape), xp=xp, dtype=dtype, device=device)
+    radius = xp.sqrt(-2.0 * xp.log1p(-pair[0, ...]))
+    return radius * xp.cos(2.0 * math.pi * pair[1, ...])

@@ -1,0 +1,89 @@
+"""The softmax, written once: every attention function and `softmax` itself come here."""
+
+import math
+
+from attention_xp._backend import common_namespace, computation_dtype, device, dtype_name, is_floating
+from attention_xp._typing import Array, Namespace
+
+__all__ = ["exponentials", "log_sum", "nonzero", "softmax"]
+
+
+def softmax(x: Array, axis: int = -1) -> Array:
+    r"""Return the softmax of `x` along an axis.
+
+    .. math:: \mathrm{softmax}(x)_i = \frac{e^{x_i - \max x}}{\sum_j e^{x_j - \max x}}
+
+    Parameters
+    ----------
+    x : array
+        Floating logits of any shape; 16-bit input is computed in float32.
+    axis : int, default: -1
+        The axis whose entries sum to one.
+
+    Returns
+    -------
+    array
+        Shape, dtype, library and device of `x`. Where all logits of a row are ``-inf``, nothing is
+        left to share and the row is zero.
+
+    Raises
+    ------
+    TypeError
+        If `x` is no floating array.
+    ValueError
+        If `x` has no such axis.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp import softmax
+    >>> softmax(np.asarray([0.0, 0.0, -np.inf]))
+    array([0.5, 0.5, 0. ])
+    """
+    xp = common_namespace(x=x)
+    if not is_floating(xp, x.dtype):
+        raise TypeError(f"x must be a floating array, got {dtype_name(x.dtype)}")
+    if isinstance(axis, bool) or not isinstance(axis, int):
+        raise TypeError(f"axis must be an int, got {axis!r}")
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"axis {axis} does not exist: got x {tuple(x.shape)}")
+    wide = xp.astype(x, computation_dtype(xp, x.dtype), copy=False)
+    weights, total, _ = exponentials(wide, axis=axis, xp=xp)
+    return xp.astype(weights / nonzero(total, xp=xp), x.dtype, copy=False)
+
+
+def exponentials(
+    scores: Array, *, axis: int = -1, sinks: Array | None = None, xp: Namespace
+) -> tuple[Array, Array, Array]:
+    """Return ``exp(scores - shift)``, the sum along `axis` (sinks included) and the shift.
+
+    The shift is the largest score, or 0 where that is not finite, so a row that is ``-inf``
+    throughout becomes zeros instead of ``exp(-inf + inf)``.
+    """
+    peak = _largest(scores, axis, xp)
+    if sinks is not None:
+        peak = xp.maximum(peak, sinks)
+    shift = xp.where(xp.isfinite(peak), peak, 0.0)
+    weights = xp.exp(scores - shift)
+    total = xp.sum(weights, axis=axis, keepdims=True)
+    if sinks is not None:
+        total = total + xp.exp(sinks - shift)
+    return weights, total, shift
+
+
+def _largest(scores: Array, axis: int, xp: Namespace) -> Array:
+    if scores.shape[axis]:
+        return xp.max(scores, axis=axis, keepdims=True)
+    shape = list(scores.shape)  # the standard has no maximum of nothing
+    shape[axis] = 1
+    return xp.full(shape, -math.inf, dtype=scores.dtype, device=device(scores))
+
+
+def nonzero(total: Array, *, xp: Namespace) -> Array:
+    """Return `total` with 1 in place of 0, a divisor for rows that may be empty."""
+    return xp.where(total == 0.0, 1.0, total)
+
+
+def log_sum(total: Array, shift: Array, *, xp: Namespace) -> Array:
+    """Return ``shift + log(total)``; -inf, without a warning or a NaN gradient, where `total` is 0."""
+    return xp.where(total == 0.0, -math.inf, shift + xp.log(nonzero(total, xp=xp)))

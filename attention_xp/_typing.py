@@ -1,0 +1,15 @@
+"""Names for annotations; at run time they cost nothing and demand nothing."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+__all__ = ["Array", "DType", "Device", "Namespace", "ScoreMod"]
+
+# No common base class exists across array libraries: these names are for the reader.
+Array: TypeAlias = Any
+DType: TypeAlias = Any
+Device: TypeAlias = Any
+Namespace: TypeAlias = Any
+
+ScoreMod: TypeAlias = Callable[[Array, Array, Array, Array, Array], Array]
+"""``f(score, b, h, q_idx, kv_idx) -> score``, on whole tiles."""

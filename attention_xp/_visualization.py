@@ -1,0 +1,61 @@
+"""Attention weights, reduced to what a plot needs."""
+
+from typing import Any
+
+from attention_xp._backend import common_namespace
+from attention_xp._engine.checks import check_floating, shapes
+from attention_xp._typing import Array
+
+__all__ = ["attention_score_visualization"]
+
+
+def attention_score_visualization(attention_weights: Array, tokens: Any = None) -> dict[str, Any]:
+    """Reduce attention weights to one matrix and its range.
+
+    Parameters
+    ----------
+    attention_weights : array
+        ``(B, H, Sq, Sk)``, ``(B, Sq, Sk)`` or ``(Sq, Sk)``.
+    tokens : sequence of str, optional
+        Labels; handed through as they are.
+
+    Returns
+    -------
+    dict
+        ``weights``: ``(Sq, Sk)`` of the first batch item, heads averaged; ``tokens``; ``shape`` of these
+        weights; ``max_attention`` and ``min_attention`` as Python floats.
+
+    Raises
+    ------
+    TypeError
+        If `attention_weights` is no floating array.
+    ValueError
+        If it has fewer than 2 or more than 4 axes, or is empty.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp import attention_score_visualization
+    >>> view = attention_score_visualization(np.full((1, 8, 2, 2), 0.5), ["the", "cat"])
+    >>> view["shape"], view["tokens"], view["max_attention"]
+    ((2, 2), ['the', 'cat'], 0.5)
+    """
+    xp = common_namespace(attention_weights=attention_weights)
+    check_floating(xp, attention_weights=attention_weights)
+    if not 2 <= attention_weights.ndim <= 4 or 0 in attention_weights.shape:
+        raise ValueError(
+            "attention_weights must be non-empty: expected attention_weights (B, H, Sq, Sk), (B, Sq, Sk) or (Sq, Sk), "
+            f"{shapes(attention_weights=attention_weights)}"
+        )
+    weights = attention_weights
+    if weights.ndim > 2:
+        weights = weights[0, ...]
+    if weights.ndim > 2:
+        weights = xp.mean(weights, axis=0)
+    return {
+        "weights": weights,
+        "tokens": tokens,
+        "shape": tuple(weights.shape),
+        "max_attention": float(xp.max(weights)),
+        "min_attention": float(xp.min(weights)),
+    }
