@@ -8,12 +8,8 @@ from attention_xp._attention import (
     self_attention,
 )
 from attention_xp._mask_arrays import create_causal_mask, create_look_ahead_mask, create_padding_mask
-from attention_xp._multi_head import (
-    MultiHeadParams,
-    init_multi_head_params,
-    multi_head_attention,
-    multi_head_self_attention,
-)
+from attention_xp._multi_head import multi_head_attention, multi_head_self_attention
+from attention_xp._multi_head_params import MultiHeadParams, init_multi_head_params
 from attention_xp._normalization import layer_normalization
 from attention_xp._positional import learned_positional_encoding, positional_encoding
 from attention_xp._random import dropout

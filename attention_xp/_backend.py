@@ -15,7 +15,7 @@ from array_api_compat import (
     is_torch_namespace,
 )
 
-from attention_xp._typing import Array, Device, DType, Namespace
+from attention_xp._typing import Array, DType, Namespace
 
 __all__ = [
     "by_value",
@@ -72,8 +72,7 @@ def creation_namespace(module: Namespace | None) -> Namespace:
         return xp
     if not hasattr(module, "empty"):
         raise TypeError(
-            "xp must be an array library such as numpy, cupy, torch, jax.numpy or array_api_strict, "
-            f"got {module!r}"
+            f"xp must be an array library such as numpy, cupy, torch, jax.numpy or array_api_strict, got {module!r}"
         )
     return array_namespace(module.empty(0))
 
@@ -144,16 +143,30 @@ def same_device(xp: Namespace, a: Array, b: Array) -> bool:
 
 
 def by_value(
-    xp: Namespace, quick_is_right: Callable[[], Array], quick: Callable[..., Any], careful: Callable[..., Any], *operands: Array
+    xp: Namespace,
+    quick_is_right: Callable[[], Array],
+    quick: Callable[..., Any],
+    careful: Callable[..., Any],
+    *operands: Array,
 ) -> Any:
     """Return ``quick(*operands)`` where the values allow it, else ``careful(*operands)``.
 
-    This is the one place where array values steer the work: a host `if` on NumPy, `lax.cond` on JAX.
-    Elsewhere asking would stall a GPU or break a graph, so the careful way is always taken.
-    Pass functions of module level, which JAX recognises from call to call.
+    This is the one place where array values steer the work: a host `if` on NumPy and on torch's CPU,
+    `lax.cond` on JAX. Elsewhere asking would stall a GPU or break a graph, so the careful way is
+    always taken. Pass functions of module level, which JAX recognises from call to call.
     """
-    if is_numpy_namespace(xp):
-        return (quick if quick_is_right() else careful)(*operands)
     if is_jax_namespace(xp):
         return sys.modules["jax"].lax.cond(quick_is_right(), quick, careful, *operands)
-    return careful(*operands)
+    return (quick if _known_on_host(xp, quick_is_right, operands[0]) else careful)(*operands)
+
+
+def _known_on_host(xp: Namespace, condition: Callable[[], Array], operand: Array) -> bool:
+    """Whether a condition holds and can be read without a detour."""
+    if is_numpy_namespace(xp):
+        return bool(condition())
+    if not is_torch_namespace(xp) or operand.device.type != "cpu" or sys.modules["torch"].compiler.is_compiling():
+        return False
+    try:
+        return bool(condition())
+    except RuntimeError:  # a mapped or a fake tensor has no value to read
+        return False

@@ -12,7 +12,8 @@ from attention_xp._backend import (
     is_integer,
     named_dtype,
 )
-from attention_xp._engine.checks import check_count, shapes
+from attention_xp._engine.checks import shapes
+from attention_xp._engine.numbers import check_count
 from attention_xp._typing import Array, Device, DType, Namespace
 
 __all__ = ["create_causal_mask", "create_look_ahead_mask", "create_padding_mask"]

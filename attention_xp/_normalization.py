@@ -1,7 +1,8 @@
 """Layer normalisation."""
 
 from attention_xp._backend import common_namespace, computation_dtype
-from attention_xp._engine.checks import check_floating, check_number, check_placement, shapes
+from attention_xp._engine.checks import check_floating, check_placement, shapes
+from attention_xp._engine.numbers import check_number
 from attention_xp._typing import Array
 
 __all__ = ["layer_normalization"]

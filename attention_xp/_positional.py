@@ -3,7 +3,7 @@
 from typing import Any
 
 from attention_xp._backend import creation_namespace, floating_dtype
-from attention_xp._engine.checks import check_count, check_number
+from attention_xp._engine.numbers import check_count, check_positive
 from attention_xp._random import check_rng, normal
 from attention_xp._typing import Array, Device, DType, Namespace
 
@@ -70,9 +70,7 @@ def positional_encoding(
     xp = creation_namespace(xp)
     dtype = floating_dtype(xp, dtype)
     seq_len, d_model = check_count("seq_len", seq_len, low=0), check_count("d_model", d_model, low=0)
-    n = check_number("n", n)
-    if n <= 0.0:
-        raise ValueError(f"n must be positive, got {n}")
+    n = check_positive("n", n)
     column = np.arange(d_model)
     frequency = n ** -((column - column % 2) / max(d_model, 1))
     angle = np.arange(seq_len)[:, None] * frequency  # (S, 1) * (d_model,) -> (S, d_model)

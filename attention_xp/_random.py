@@ -8,8 +8,9 @@ asks for.
 """
 
 import math
-import secrets
+import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from attention_xp._backend import (
@@ -20,7 +21,7 @@ from attention_xp._backend import (
     is_floating,
     library_name,
 )
-from attention_xp._engine.checks import check_number
+from attention_xp._engine.numbers import check_number
 from attention_xp._typing import Array, Device, DType, Namespace
 
 __all__ = [
@@ -90,11 +91,11 @@ def dropout(x: Array, rate: float, *, rng: Any = None) -> Array:
     return xp.where(keep, x * (1.0 / (1.0 - rate)), xp.zeros_like(x))
 
 
-def check_rate(rate: Any, *, name: str) -> float:
+def check_rate(given: Any, *, name: str) -> float:
     """Return a dropout rate as a float in ``[0, 1)``."""
-    rate = check_number(name, rate)
+    rate: float = check_number(name, given)
     if not 0.0 <= rate < 1.0:
-        raise ValueError(f"{name} must satisfy 0 <= {name} < 1, got {rate}")
+        raise ValueError(f"{name} must satisfy 0 <= {name} < 1, got {given}")
     return rate
 
 
@@ -119,7 +120,7 @@ def check_rng(rng: Any, xp: Namespace) -> None:
 
 def _generator_library(rng: Any) -> str | None:
     """Return the library whose generator `rng` is, without importing any."""
-    kinds = {
+    kinds: dict[str, Callable[[Any], bool]] = {
         "numpy": lambda np: isinstance(rng, np.random.Generator),
         "cupy": lambda cp: isinstance(rng, cp.random.Generator),
         "torch": lambda torch: isinstance(rng, torch.Generator),
@@ -159,7 +160,7 @@ def _words(rng: Any, library: str, device: Device) -> tuple[Any, Any]:
 
 def _host_seed(rng: Any) -> int:
     if rng is None:
-        return secrets.randbits(64)
+        return int.from_bytes(os.urandom(8), "little")
     return rng if isinstance(rng, int) else int(rng.integers(0, 2**64, dtype="uint64"))
 
 
@@ -209,9 +210,7 @@ def random_bits(key: tuple[Any, Any], size: int, *, xp: Namespace, device: Devic
     return threefry(key, (xp.astype(low, xp.int32), xp.astype(index >> 32, xp.int32)))[0]
 
 
-def attention_keep(
-    key: tuple[Any, Any], rate: float, *, b: Array, h: Array, q_idx: Array, kv_idx: Array
-) -> Array:
+def attention_keep(key: tuple[Any, Any], rate: float, *, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
     """Return where attention weights survive: one draw per batch item, head, query and key position."""
     return _keep(threefry(threefry(key, (b, h)), (q_idx, kv_idx))[0], rate)
 

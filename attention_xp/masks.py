@@ -1,8 +1,9 @@
 """Masks as rules: which query may attend which key, answered from positions alone."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from attention_xp._engine.numbers import check_window
 from attention_xp._typing import Array
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ class Mask:
         """Return a boolean array that broadcasts against the scores of `region`."""
         raise NotImplementedError(f"{type(self).__name__} must define allowed(region)")
 
-    def __and__(self, other: "Mask") -> "Mask":
+    def __and__(self, other: Any) -> "Mask":
         return _Both(self, other) if isinstance(other, Mask) else NotImplemented
 
-    def __or__(self, other: "Mask") -> "Mask":
+    def __or__(self, other: Any) -> "Mask":
         return _Either(self, other) if isinstance(other, Mask) else NotImplemented
 
     def __invert__(self) -> "Mask":
@@ -93,11 +94,7 @@ class WindowMask(Mask):
     relative = True
 
     def __post_init__(self) -> None:
-        for side in (self.left, self.right):
-            if side is not None and (isinstance(side, bool) or not isinstance(side, int)):
-                raise TypeError(f"window bounds must be int or None, got ({self.left!r}, {self.right!r})")
-            if side is not None and side < 0:
-                raise ValueError(f"window bounds must not be negative, got ({self.left}, {self.right})")
+        check_window((self.left, self.right))
 
     def allowed(self, region: "Region") -> Array:
         """Return a band around the diagonal."""

@@ -1,19 +1,15 @@
-"""Every complaint about a call, raised from static shapes and types before any arithmetic."""
+"""Complaints about arrays, raised from static shapes and types before any arithmetic."""
 
-from numbers import Real
-from operator import index
 from typing import Any, NamedTuple
 
-from attention_xp._backend import dtype_name, is_floating, is_integer, same_device
+from attention_xp._backend import dtype_name, is_floating, same_device
+from attention_xp._engine.numbers import check_count
 from attention_xp._typing import Array, Namespace
 
 __all__ = [
     "Sizes",
-    "check_count",
     "check_floating",
     "check_inputs",
-    "check_integers",
-    "check_number",
     "check_placement",
     "check_width",
     "fits",
@@ -49,8 +45,7 @@ def check_floating(xp: Namespace, **arrays: Array) -> None:
     for name, a in arrays.items():
         if not is_floating(xp, a.dtype):
             raise TypeError(
-                f"{name} must be a floating array (float16, bfloat16, float32 or float64), "
-                f"got {dtype_name(a.dtype)}"
+                f"{name} must be a floating array (float16, bfloat16, float32 or float64), got {dtype_name(a.dtype)}"
             )
 
 
@@ -144,41 +139,6 @@ def fits(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
     )
 
 
-def check_number(name: str, number: Any) -> float:
-    """Return a finite real number as a float."""
-    if isinstance(number, bool) or not isinstance(number, Real):
-        raise TypeError(f"{name} must be a real number, got {type(number).__name__}")
-    number = float(number)
-    if number - number != 0.0:  # inf and NaN
-        raise ValueError(f"{name} must be finite, got {number}")
-    return number
-
-
-def check_integers(
-    xp: Namespace, name: str, given: Any, batch: tuple[int, ...], *, low: int | None = None, high: int | None = None
-) -> int | Array | None:
-    """Return a plain int, or an int32 array that broadcasts to the batch shape."""
-    if given is None:
-        return None
-    if isinstance(given, bool) or not (hasattr(given, "__index__") or hasattr(given, "shape")):
-        raise TypeError(f"{name} must be an int or an integer array, got {type(given).__name__}")
-    if not hasattr(given, "shape") or isinstance(given, Real):
-        return _check_plain_int(name, int(given), low, high)
-    if not is_integer(xp, given.dtype):
-        raise TypeError(f"{name} must be an int or an integer array, got dtype {dtype_name(given.dtype)}")
-    if not fits(tuple(given.shape), batch):
-        raise ValueError(f"{name} must have the batch shape: expected {batch}, {shapes(**{name: given})}")
-    return xp.astype(given, xp.int32, copy=False)
-
-
-def _check_plain_int(name: str, given: int, low: int | None, high: int | None) -> int:
-    if low is not None and given < low:
-        raise ValueError(f"{name} must not be below {low}, got {given}")
-    if high is not None and given > high:
-        raise ValueError(f"{name} must not exceed the length {high}, got {given}")
-    return given
-
-
 def check_width(d_model: Any, **arrays: Array) -> None:
     """Check that `d_model` is the width of every array; what is no array is refused later."""
     check_count("d_model", d_model)
@@ -189,13 +149,3 @@ def check_width(d_model: Any, **arrays: Array) -> None:
                 f"{name} has width {shape[-1]} but d_model is {d_model}: expected {name} (..., S, d_model), "
                 f"{shapes(**{name: a})}"
             )
-
-
-def check_count(name: str, given: Any, *, low: int = 1) -> int:
-    """Return a size or count as a plain int."""
-    if isinstance(given, bool) or not hasattr(given, "__index__"):
-        raise TypeError(f"{name} must be an int, got {type(given).__name__}")
-    count = index(given)
-    if count < low:
-        raise ValueError(f"{name} must be at least {low}, got {count}")
-    return count

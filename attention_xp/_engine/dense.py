@@ -1,5 +1,7 @@
 """The formula as it stands in the books: it materialises the scores and gives the weights."""
 
+from typing import Any
+
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.products import query_key, weights_value
 from attention_xp._engine.region import Region
@@ -30,7 +32,7 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
     if wanted.weights:
         weights = weights / divisor
     if problem.seed is not None:
-        weights = _dropped(problem, region, weights)
+        weights = _dropped(problem, problem.seed, region, weights)
     output = weights_value(problem, weights, value, exclusive=exclusive)  # (..., H, Sq, Dv)
     if not wanted.weights:
         output = output / divisor
@@ -41,10 +43,8 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
     )
 
 
-def _dropped(problem: Problem, region: Region, weights: Array) -> Array:
-    keep = attention_keep(
-        problem.seed, problem.dropout_rate, b=region.b, h=region.h, q_idx=region.q_idx, kv_idx=region.kv_idx
-    )
+def _dropped(problem: Problem, seed: tuple[Any, Any], region: Region, weights: Array) -> Array:
+    keep = attention_keep(seed, problem.dropout_rate, b=region.b, h=region.h, q_idx=region.q_idx, kv_idx=region.kv_idx)
     return problem.xp.where(keep, weights * (1.0 / (1.0 - problem.dropout_rate)), 0.0)
 
 

@@ -1,0 +1,97 @@
+"""What has to line up with the scores: checked, cast and shaped so that it broadcasts against them."""
+
+from numbers import Integral
+from typing import Any, NamedTuple
+
+from attention_xp._backend import computation_dtype, dtype_name, is_boolean, is_floating, is_integer
+from attention_xp._engine.checks import check_floating, check_placement, fits, shapes
+from attention_xp._typing import Array, DType, Namespace
+
+__all__ = ["Alignment"]
+
+
+class Alignment(NamedTuple):
+    """The scores of a call, as far as their companions must know them."""
+
+    xp: Namespace
+    query: Array
+    batch: tuple[int, ...]
+    heads: int | None
+    Sk: int
+
+    @property
+    def dtype(self) -> DType:
+        """The dtype of the computation."""
+        return computation_dtype(self.xp, self.query.dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(..., H, Sq, Sk)``."""
+        heads = () if self.heads is None else (self.heads,)
+        return (*self.batch, *heads, self.query.shape[-2], self.Sk)
+
+    def mask(self, mask: Array) -> Array:
+        """Line up a boolean mask, or a floating one in the computation dtype."""
+        if is_boolean(self.xp, mask.dtype):
+            return self._fitted("mask", mask)
+        if is_floating(self.xp, mask.dtype):
+            return self.addend("mask", mask)
+        raise TypeError(
+            f"mask must be boolean (True = may attend) or floating (added to the scores), got {dtype_name(mask.dtype)}"
+        )
+
+    def addend(self, name: str, array: Array) -> Array:
+        """Line up an array that is added to the scores."""
+        check_floating(self.xp, **{name: array})
+        return self.xp.astype(self._fitted(name, array), self.dtype, copy=False)
+
+    def sinks(self, sinks: Array) -> Array:
+        """Line up one logit per head: (H, 1, 1), or (1, 1) without heads."""
+        check_floating(self.xp, sinks=sinks)
+        check_placement(self.xp, self.query, sinks=sinks)
+        expected = () if self.heads is None else (self.heads,)
+        if tuple(sinks.shape) != expected:
+            letters = "()" if self.heads is None else f"(H,) = {expected}"
+            raise ValueError(
+                f"sinks must hold one logit per head: expected sinks {letters}, {shapes(query=self.query, sinks=sinks)}"
+            )
+        return self.xp.reshape(self.xp.astype(sinks, self.dtype, copy=False), (*expected, 1, 1))
+
+    def integers(self, name: str, given: Any, *, high: int | None = None) -> int | Array | None:
+        """Return a plain int, in ``[0, high]`` if there is a limit, or an int32 array of the batch shape."""
+        if given is None:
+            return None
+        if isinstance(given, Integral) and type(given) is not bool:
+            return _within(name, int(given), high)
+        if not hasattr(given, "dtype") or not is_integer(self.xp, given.dtype):
+            kind = dtype_name(given.dtype) if hasattr(given, "dtype") else type(given).__name__
+            raise TypeError(f"{name} must be an int or an integer array, got {kind}")
+        if not fits(tuple(given.shape), self.batch):
+            raise ValueError(f"{name} must have the batch shape: expected {self.batch}, {shapes(**{name: given})}")
+        check_placement(self.xp, self.query, **{name: given})
+        return self.xp.astype(given, self.xp.int32, copy=False)
+
+    def _fitted(self, name: str, array: Array) -> Array:
+        check_placement(self.xp, self.query, **{name: array})
+        shape = self._without_surplus(tuple(array.shape))
+        if not fits(shape, self.shape):
+            letters = "(..., Sq, Sk)" if self.heads is None else "(..., H, Sq, Sk)"
+            raise ValueError(
+                f"{name} does not broadcast to the scores: expected {name} {letters} = {self.shape}, "
+                f"{shapes(**{name: array})}"
+            )
+        return array if shape == tuple(array.shape) else self.xp.reshape(array, shape)
+
+    def _without_surplus(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Drop axes of length 1 that the scores do not have, the heads axis first."""
+        if self.heads is None and len(shape) > len(self.shape) and shape[-3] == 1:
+            shape = (*shape[:-3], *shape[-2:])
+        while len(shape) > len(self.shape) and shape[0] == 1:
+            shape = shape[1:]
+        return shape
+
+
+def _within(name: str, given: int, high: int | None) -> int:
+    if high is not None and not 0 <= given <= high:
+        raise ValueError(f"{name} must lie between 0 and the length {high}, got {given}")
+    return given

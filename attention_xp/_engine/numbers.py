@@ -1,0 +1,96 @@
+"""Complaints about plain Python values: numbers, flags, names and callables."""
+
+import math
+from numbers import Real
+from operator import index
+from typing import Any
+
+__all__ = [
+    "check_callable",
+    "check_count",
+    "check_flag",
+    "check_impl",
+    "check_number",
+    "check_positive",
+    "check_tile",
+    "check_window",
+]
+
+_IMPLEMENTATIONS = ("auto", "dense", "tiled", "fused")
+
+
+def check_flag(name: str, given: Any) -> bool:
+    """Return a bool; what is merely true in spirit is refused."""
+    if not isinstance(given, bool):
+        raise TypeError(f"{name} must be a bool, got {type(given).__name__}")
+    return given
+
+
+def check_number(name: str, number: Any) -> float:
+    """Return a finite real number as a float."""
+    if isinstance(number, bool) or not isinstance(number, Real):
+        raise TypeError(f"{name} must be a real number, got {type(number).__name__}")
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number}")
+    return float(number)
+
+
+def check_positive(name: str, number: Any) -> float:
+    """Return a finite real number above zero as a float."""
+    positive = check_number(name, number)
+    if positive <= 0.0:
+        raise ValueError(f"{name} must be positive, got {number}")
+    return positive
+
+
+def check_count(name: str, given: Any, *, low: int = 1) -> int:
+    """Return a size or count as a plain int."""
+    if not _is_int(given):
+        raise TypeError(f"{name} must be an int, got {type(given).__name__}")
+    count = index(given)
+    if count < low:
+        raise ValueError(f"{name} must be at least {low}, got {count}")
+    return count
+
+
+def check_window(window: Any) -> tuple[int | None, int | None]:
+    """Return ``(left, right)``; an int stands for both."""
+    sides = window if isinstance(window, tuple | list) else (window, window)
+    if len(sides) != 2 or not all(side is None or _is_int(side) for side in sides):
+        raise TypeError(f"window must be None, an int or a pair (left, right) of int or None, got {window!r}")
+    left, right = (side if side is None else index(side) for side in sides)
+    if (left or 0) < 0 or (right or 0) < 0:
+        raise ValueError(f"window bounds must not be negative, got window {window!r}")
+    return left, right
+
+
+def check_tile(tile: Any) -> tuple[int, int] | None:
+    """Return ``(query rows, key columns)``, or ``None`` where the choice is ours."""
+    if tile is None:
+        return None
+    if not isinstance(tile, tuple | list) or len(tile) != 2 or not all(_is_int(n) for n in tile):
+        raise TypeError(f"tile must be a pair of ints (query rows, key columns), got {tile!r}")
+    rows, columns = (index(n) for n in tile)
+    if rows < 1 or columns < 1:
+        raise ValueError(f"tile must be positive in both directions, got {tile!r}")
+    return rows, columns
+
+
+def check_callable(name: str, given: Any, signature: str) -> Any:
+    """Return a callable or ``None``."""
+    if given is not None and not callable(given):
+        raise TypeError(f"{name} must be callable as {signature}, got {type(given).__name__}")
+    return given
+
+
+def check_impl(impl: Any) -> str:
+    """Return the name of a kernel, or ``"auto"``."""
+    if not isinstance(impl, str):
+        raise TypeError(f"impl must be a str, got {type(impl).__name__}")
+    if impl not in _IMPLEMENTATIONS:
+        raise ValueError(f"impl must be one of {', '.join(_IMPLEMENTATIONS)}, got {impl!r}")
+    return impl
+
+
+def _is_int(given: Any) -> bool:
+    return hasattr(given, "__index__") and not isinstance(given, bool)

@@ -1,0 +1,181 @@
+"""The projections of multi-head attention: their tuple, their initial values, their application."""
+
+from typing import Any, NamedTuple
+
+from attention_xp._backend import computation_dtype, creation_namespace, dtype_name, floating_dtype
+from attention_xp._engine.checks import check_floating, shapes
+from attention_xp._engine.numbers import check_count
+from attention_xp._random import check_rng, uniform
+from attention_xp._typing import Array, Device, DType, Namespace
+
+__all__ = ["MultiHeadParams", "check_widths", "given_arrays", "head_counts", "init_multi_head_params", "project"]
+
+
+class MultiHeadParams(NamedTuple):
+    """Weights and biases of multi-head attention, applied as ``x @ w + b``.
+
+    With ``dh = d_model // H``, `w_q` is ``(d_model, H * dh)``, `w_k` and `w_v` are ``(d_model, Hkv * dh)``
+    and `w_o` is ``(H * dh, d_model)``. Biases, where there are any, have the length of the
+    output. Being a named tuple, it is a pytree to JAX.
+    """
+
+    w_q: Array
+    w_k: Array
+    w_v: Array
+    w_o: Array
+    b_q: Array | None = None
+    b_k: Array | None = None
+    b_v: Array | None = None
+    b_o: Array | None = None
+
+
+def init_multi_head_params(
+    d_model: int,
+    num_heads: int,
+    *,
+    num_kv_heads: int | None = None,
+    bias: bool = False,
+    rng: Any = None,
+    xp: Namespace | None = None,
+    dtype: DType | str | None = None,
+    device: Device | None = None,
+) -> MultiHeadParams:
+    r"""Draw the weights of multi-head attention, Glorot-uniform; biases are zero.
+
+    .. math:: w \sim U(-a, a), \qquad a = \sqrt{6 / (n_\mathrm{in} + n_\mathrm{out})}
+
+    Parameters
+    ----------
+    d_model : int
+        Width of input and output.
+    num_heads : int
+        ``H``; divides `d_model`.
+    num_kv_heads : int, optional
+        ``Hkv``; divides `num_heads`. Default: `num_heads`.
+    bias : bool, default: False
+        Whether there are biases.
+    rng : int, random generator or JAX key, optional
+        A seed (same numbers on every backend), or a generator of the library `xp`. Default: fresh
+        entropy; required with JAX.
+    xp : module, optional
+        The array library, such as ``cupy``, ``torch`` or ``jax.numpy``. Default: NumPy.
+    dtype : dtype or str, optional
+        A dtype of `xp` or its name. Default: the default floating dtype of `xp`.
+    device : device, optional
+        Where to place the arrays. Default: the default device of `xp`.
+
+    Returns
+    -------
+    MultiHeadParams
+        The arrays, with ``None`` for absent biases.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of the wrong kind.
+    ValueError
+        If `d_model` is not divisible by `num_heads`, or `num_heads` by `num_kv_heads`.
+
+    References
+    ----------
+    Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010.
+
+    Examples
+    --------
+    >>> from attention_xp import init_multi_head_params
+    >>> params = init_multi_head_params(512, num_heads=8, num_kv_heads=2, rng=0, dtype="float32")
+    >>> params.w_q.shape, params.w_k.shape, params.b_q
+    ((512, 512), (512, 128), None)
+    """
+    heads, kv_heads = _head_counts(num_heads, d_model, num_kv_heads)
+    xp = creation_namespace(xp)
+    dtype = floating_dtype(xp, dtype)
+    check_rng(rng, xp)
+    kv_width = kv_heads * (d_model // heads)
+    shapes_in_order = [(d_model, d_model), (d_model, kv_width), (d_model, kv_width), (d_model, d_model)]
+    numbers = uniform(rng, (sum(n * m for n, m in shapes_in_order),), xp=xp, dtype=dtype, device=device)
+    weights, start = [], 0
+    for n, m in shapes_in_order:
+        limit = (6.0 / (n + m)) ** 0.5
+        weights.append(xp.reshape((2.0 * numbers[start : start + n * m] - 1.0) * limit, (n, m)))
+        start += n * m
+    biases = [xp.zeros(m, dtype=numbers.dtype, device=device) if bias else None for _, m in shapes_in_order]
+    return MultiHeadParams(*weights, *biases)
+
+
+def head_counts(num_heads: int, d_model: int, num_kv_heads: int | None) -> tuple[int, int]:
+    """Return ``(H, Hkv)``, checked to divide what they must."""
+    heads = check_count("num_heads", num_heads)
+    if check_count("d_model", d_model) % heads:
+        raise ValueError(f"d_model must be divisible by num_heads, got d_model {d_model}, num_heads {heads}")
+    kv_heads = heads if num_kv_heads is None else check_count("num_kv_heads", num_kv_heads)
+    if heads % kv_heads:
+        raise ValueError(f"num_heads must be divisible by num_kv_heads, got num_heads {heads}, num_kv_heads {kv_heads}")
+    return heads, kv_heads
+
+
+def given_arrays(params: Any) -> dict[str, Array]:
+    """Return the arrays that `params` holds, by name; ``None`` holds none."""
+    if params is None:
+        return {}
+    if not isinstance(params, MultiHeadParams):
+        raise TypeError(f"params must be MultiHeadParams, got {type(params).__name__}")
+    for name in ("w_q", "w_k", "w_v", "w_o"):
+        if getattr(params, name) is None:
+            raise TypeError(f"params.{name} must be an array, got None")
+    return {name: a for name, a in params._asdict().items() if a is not None}
+
+
+def check_widths(
+    xp: Namespace,
+    arrays: dict[str, Array],
+    params: dict[str, Array],
+    d_model: int,
+    kv_width: int,
+) -> None:
+    """Check the widths that the projections, or without them the splitting into heads, rely on."""
+    check_floating(xp, **arrays, **params)
+    for name, a in arrays.items():
+        if a.ndim < 2:
+            raise ValueError(f"{name} needs at least 2 axes: expected {name} (B, S, d_model), {shapes(**{name: a})}")
+    query, key, value = (arrays[name].shape[-1] for name in ("query", "key", "value"))
+    if not params:
+        for (name, a), width in zip(arrays.items(), (d_model, kv_width, kv_width), strict=True):
+            if a.shape[-1] != width:
+                letters = "d_model" if name == "query" else "num_kv_heads * (d_model // num_heads)"
+                raise ValueError(
+                    f"{name} has width {a.shape[-1]} but without params it must be {letters} = {width}: "
+                    f"expected {name} (B, S, {width}), {shapes(**{name: a})}"
+                )
+        return
+    expected = {
+        "w_q": (query, d_model),
+        "w_k": (key, kv_width),
+        "w_v": (value, kv_width),
+        "w_o": (d_model, d_model),
+        "b_q": (d_model,),
+        "b_k": (kv_width,),
+        "b_v": (kv_width,),
+        "b_o": (d_model,),
+    }
+    for name, a in params.items():
+        if tuple(a.shape) != expected[name]:
+            raise ValueError(
+                f"params.{name} does not fit: expected {name} {expected[name]}, {shapes(**arrays, **{name: a})}"
+            )
+        if a.dtype != arrays["query"].dtype:
+            raise TypeError(
+                f"params.{name} is {dtype_name(a.dtype)} but query is {dtype_name(arrays['query'].dtype)}: "
+                "expected one dtype"
+            )
+
+
+def project(x: Array, weight: Array | None, bias: Array | None, xp: Namespace) -> Array:
+    """Return ``x @ weight + bias``; no weight is the identity."""
+    if weight is None:
+        return x
+    dtype = computation_dtype(xp, x.dtype)
+    y = xp.matmul(xp.astype(x, dtype, copy=False), xp.astype(weight, dtype, copy=False))
+    if bias is not None:
+        y = y + xp.astype(bias, dtype, copy=False)
+    return xp.astype(y, x.dtype, copy=False)

@@ -1,0 +1,1 @@
+"""Speed, measured as ratios: contenders in turns, medians of pairs."""
