@@ -87,7 +87,7 @@ def init_multi_head_params(
     >>> params.w_q.shape, params.w_k.shape, params.b_q
     ((512, 512), (512, 128), None)
     """
-    heads, kv_heads = _head_counts(num_heads, d_model, num_kv_heads)
+    heads, kv_heads = head_counts(num_heads, d_model, num_kv_heads)
     xp = creation_namespace(xp)
     dtype = floating_dtype(xp, dtype)
     check_rng(rng, xp)

