@@ -100,7 +100,7 @@ class WindowMask(Mask):
         """Return a band around the diagonal."""
         q_idx, kv_idx = region.q_idx, region.kv_idx
         if self.left is None:
-            return kv_idx < region.keys if self.right is None else kv_idx <= q_idx + self.right
+            return kv_idx >= 0 if self.right is None else kv_idx <= q_idx + self.right
         if self.right is None:
             return kv_idx >= q_idx - self.left
         return (kv_idx >= q_idx - self.left) & (kv_idx <= q_idx + self.right)

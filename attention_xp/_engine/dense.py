@@ -21,7 +21,7 @@ def refusal(problem: Problem, wanted: Wanted) -> str | None:  # noqa: ARG001
 
 def attend(problem: Problem, wanted: Wanted) -> Attended:
     """Return ``softmax(scores) @ value`` with every option, and the weights themselves."""
-    xp, region = problem.xp, Region(problem)
+    xp, region = problem.xp, Region.whole(problem)
     query, key, value = (xp.astype(a, problem.dtype, copy=False) for a in (problem.query, problem.key, problem.value))
     allowed = allowed_pairs(problem, region)
     exclusive = allowed is not None

@@ -1,37 +1,61 @@
 """Where a tile of the scores lies: its index arrays, and the matching piece of other arrays."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from attention_xp._backend import device
-from attention_xp._typing import Array
+from attention_xp._typing import Array, Namespace
 
 if TYPE_CHECKING:
     from attention_xp._engine.problem import Problem
 
-__all__ = ["Region"]
+__all__ = ["Region", "Span", "cut"]
 
 
-class Region:
-    """The whole score array of a problem, seen through index arrays that broadcast against it.
+class Span(NamedTuple):
+    """The bounds of a rectangle of (query, key) pairs, both ends included.
 
-    Index arrays are int32 on every backend, so that they mix with each other under the
-    strictest promotion rules and feed the counter-based random numbers directly.
+    All fields but `xp` are plain ints, or arrays of `xp` that broadcast against each other when many
+    rectangles are asked about at once. A position of a query is its row plus the query offset.
     """
 
-    __slots__ = ("problem",)
+    xp: Namespace
+    row_lo: Any
+    row_hi: Any
+    q_lo: Any
+    q_hi: Any
+    k_lo: Any
+    k_hi: Any
+    b: Any
+    h: Any
 
-    def __init__(self, problem: "Problem") -> None:
-        self.problem = problem
 
-    @property
-    def keys(self) -> int:
-        """``Sk``, the number of key columns."""
-        return int(self.problem.key.shape[-2])
+def cut(array: Array, starts: list[Any], sizes: list[int]) -> Array:
+    """Return a rectangular piece of an array."""
+    return array[tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))]
+
+
+class Region(NamedTuple):
+    """A rectangle of the scores ``(..., H, Sq, Sk)``, seen through arrays that broadcast against it.
+
+    Index arrays are int32 on every backend, so that they mix with each other under the strictest
+    promotion rules and feed the counter-based random numbers directly. `starts` may be traced.
+    """
+
+    problem: "Problem"
+    starts: tuple[Any, ...]
+    sizes: tuple[int, ...]
+    cut: Callable[[Array, list[Any], list[int]], Array] = cut
+
+    @classmethod
+    def whole(cls, problem: "Problem") -> Self:
+        """Return all of the scores."""
+        return cls(problem, (0,) * problem.ndim, (*problem.lead, problem.query.shape[-2], problem.key.shape[-2]))
 
     @property
     def row(self) -> Array:
         """Rows of the query, counted from 0: ``(Sq, 1)``."""
-        return self._count(self.problem.query.shape[-2], trailing=1)
+        return self._count(-2)
 
     @property
     def q_idx(self) -> Array:
@@ -42,38 +66,44 @@ class Region:
     @property
     def kv_idx(self) -> Array:
         """Key positions: ``(Sk,)``."""
-        return self._count(self.keys, trailing=0)
+        return self._count(-1)
 
     @property
     def h(self) -> Array:
         """Head indices: ``(H, 1, 1)``, or zero where there is no heads axis."""
-        heads = self.problem.heads
-        return self._count(1, trailing=1) if heads is None else self._count(heads, trailing=2)
+        return self._zero() if self.problem.heads is None else self._count(-3)
 
     @property
     def b(self) -> Array:
         """Flat index over the leading axes, with one axis for each of theirs."""
-        problem = self.problem
-        size = 1
-        for n in problem.batch:
-            size *= n
-        return problem.xp.reshape(
-            self._count(size, trailing=0), problem.batch + (1,) * (problem.ndim - len(problem.batch))
-        )
+        flat = self._zero()
+        for axis, length in enumerate(self.problem.batch):
+            flat = flat * length + self._count(axis - self.problem.ndim)
+        return flat
 
     def per_batch(self, values: int | Array) -> int | Array:
         """Line one value per batch item up with the scores; a plain int passes through."""
-        problem = self.problem
         if isinstance(values, int):
             return values
-        trailing = (1,) * (problem.ndim - len(problem.batch))
-        return problem.xp.reshape(values, tuple(values.shape) + trailing)
+        trailing = (1,) * (self.problem.ndim - len(self.problem.batch))
+        return self.look_up(self.problem.xp.reshape(values, (*values.shape, *trailing)))
 
     def look_up(self, aligned: Array) -> Array:
         """Return the piece of an array, aligned with the scores, that covers this region."""
-        return aligned
+        shape, n = aligned.shape, aligned.ndim
+        starts = [0 if length == 1 else start for start, length in zip(self.starts[-n:], shape, strict=True)]
+        sizes = [min(length, size) for length, size in zip(shape, self.sizes[-n:], strict=True)]
+        if tuple(sizes) == tuple(shape):
+            return aligned
+        return self.cut(aligned, starts, sizes)
 
-    def _count(self, n: int, *, trailing: int) -> Array:
+    def _count(self, axis: int) -> Array:
+        """Return the indices of this region along an axis, with as many axes of length 1 behind it."""
+        xp, like = self.problem.xp, self.problem.query
+        index = xp.arange(self.sizes[axis], dtype=xp.int32, device=device(like)) + self.starts[axis]
+        return index if axis == -1 else xp.reshape(index, (-1,) + (1,) * (-axis - 1))
+
+    def _zero(self) -> Array:
         xp = self.problem.xp
-        count = xp.arange(n, dtype=xp.int32, device=device(self.problem.query))
-        return xp.reshape(count, (n,) + (1,) * trailing) if trailing else count
+        return xp.zeros((1, 1), dtype=xp.int32, device=device(self.problem.query))
+
