@@ -29,6 +29,7 @@ __all__ = [
     "is_integer",
     "library_name",
     "named_dtype",
+    "on_host",
     "same_device",
 ]
 
@@ -139,6 +140,11 @@ def computation_dtype(xp: Namespace, dtype: DType) -> DType:
 def same_device(xp: Namespace, a: Array, b: Array) -> bool:
     """Whether two arrays of `xp` live together; JAX places its arrays itself."""
     return is_numpy_namespace(xp) or is_jax_namespace(xp) or bool(device(a) == device(b))
+
+
+def on_host(xp: Namespace, array: Array) -> bool:
+    """Whether the values of `array` can be read at once, by a caller who computes with NumPy."""
+    return is_numpy_namespace(xp) and type(array).__module__ == "numpy"
 
 
 def by_value(

@@ -2,13 +2,13 @@
 
 from types import ModuleType
 
-from attention_xp._engine import dense
+from attention_xp._engine import dense, tiled
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Attended, Wanted
 
 __all__ = ["attend", "choose"]
 
-KERNELS: dict[str, ModuleType] = {"dense": dense}
+KERNELS: dict[str, ModuleType] = {"tiled": tiled, "dense": dense}
 
 
 def choose(problem: Problem, wanted: Wanted) -> ModuleType:

@@ -1,12 +1,14 @@
 """The formula as it stands in the books: it materialises the scores and gives the weights."""
 
+import math
 from typing import Any
 
+from attention_xp._engine.arithmetic import Arithmetic, allowed_pairs
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.products import query_key, weights_value
 from attention_xp._engine.region import Region
 from attention_xp._engine.result import Attended, Wanted
-from attention_xp._engine.scores import allowed_pairs, modified
+from attention_xp._engine.scores import modified, query_factor
 from attention_xp._random import attention_keep
 from attention_xp._softmax import exponentials, log_sum, nonzero
 from attention_xp._typing import Array
@@ -23,10 +25,12 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
     """Return ``softmax(scores) @ value`` with every option, and the weights themselves."""
     xp, region = problem.xp, Region.whole(problem)
     query, key, value = (xp.astype(a, problem.dtype, copy=False) for a in (problem.query, problem.key, problem.value))
-    allowed = allowed_pairs(problem, region)
+    allowed = allowed_pairs(problem.rules, region)
     exclusive = allowed is not None
-    scores = query_key(problem, query * problem.scale, key, exclusive=exclusive)
-    scores = modified(problem, region, scores, allowed)  # (..., H, Sq, Sk)
+    scores = query_key(problem, query * query_factor(problem), key, exclusive=exclusive)
+    scores = modified(problem, Arithmetic(problem), region, scores)  # (..., H, Sq, Sk)
+    if allowed is not None:
+        scores = xp.where(allowed, scores, -math.inf)
     weights, total, shift = exponentials(scores, sinks=problem.sinks, xp=xp)  # total, shift (..., H, Sq, 1)
     divisor = total if problem.never_empty else nonzero(total, xp=xp)
     if wanted.weights:

@@ -61,6 +61,11 @@ class Problem:
         """Leading axes of the result: batch, then heads where there are heads."""
         return self.batch if self.heads is None else (*self.batch, self.heads)
 
+    def shift_invariant(self, rules: tuple[Mask, ...]) -> bool:
+        """Whether what these rules exclude depends on the difference of row and key alone."""
+        same_offset = self.query_offset is None or isinstance(self.query_offset, int)
+        return same_offset and all(rule.shift_invariant for rule in rules)
+
     @property
     def never_empty(self) -> bool:
         """Whether every row is sure to attend something, so that its weights have a positive sum."""
@@ -94,7 +99,7 @@ class Problem:
             if not is_boolean(xp, mask_array.dtype):
                 addends.append(mask_array)
                 mask_array = mask_array != -math.inf
-            rules.append(ArrayMask(mask_array))
+            rules.append(ArrayMask(mask_array, batch))
         rate = check_rate(dropout_rate, name="dropout_rate")
         check_rng(o["rng"], xp)
         return cls(

@@ -12,7 +12,7 @@ from attention_xp._backend import by_value
 from attention_xp._engine.problem import Problem
 from attention_xp._typing import Array
 
-__all__ = ["query_key", "weights_value"]
+__all__ = ["quarantined_key", "quarantined_outputs", "query_key", "weights_value"]
 
 
 def query_key(problem: Problem, query: Array, key: Array, *, exclusive: bool) -> Array:
@@ -39,7 +39,7 @@ def weights_value(problem: Problem, weights: Array, value: Array, *, exclusive: 
         return _unfold(problem, _outputs(folded, value))
     xp = problem.xp
     return _unfold(
-        problem, by_value(xp, lambda: xp.all(xp.isfinite(value)), _outputs, _quarantined_outputs, folded, value)
+        problem, by_value(xp, lambda: xp.all(xp.isfinite(value)), _outputs, quarantined_outputs, folded, value)
     )
 
 
@@ -63,17 +63,24 @@ def _scores(query: Array, key: Array) -> Array:
 
 
 def _quarantined_scores(query: Array, key: Array) -> Array:
-    xp = array_namespace(query, key)
+    key, poison = quarantined_key(key)
+    return _scores(query, key) + array_namespace(key).expand_dims(poison, axis=-2)
+
+
+def quarantined_key(key: Array) -> tuple[Array, Array]:
+    """Return the keys (..., n, D) with 0 for what is not finite, and NaN for the keys (..., n) that had such."""
+    xp = array_namespace(key)
     finite = xp.isfinite(key)
-    poison = xp.where(xp.all(finite, axis=-1), xp.zeros_like(key[..., 0]), nan)
-    return _scores(query, xp.where(finite, key, 0.0)) + xp.expand_dims(poison, axis=-2)
+    clean = xp.where(finite, key, 0.0)
+    return clean, xp.where(xp.all(finite, axis=-1), 0.0 * clean[..., 0], nan)
 
 
 def _outputs(weights: Array, value: Array) -> Array:
     return array_namespace(weights, value).matmul(weights, value)
 
 
-def _quarantined_outputs(weights: Array, value: Array) -> Array:
+def quarantined_outputs(weights: Array, value: Array) -> Array:
+    """Return ``weights @ value`` where a weight of 0 silences what is not finite."""
     xp = array_namespace(weights, value)
 
     def reached(source: Array) -> Array:

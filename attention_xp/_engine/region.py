@@ -52,6 +52,13 @@ class Region(NamedTuple):
         """Return all of the scores."""
         return cls(problem, (0,) * problem.ndim, (*problem.lead, problem.query.shape[-2], problem.key.shape[-2]))
 
+    def of_rows(self, start: int, stop: int) -> "Region":
+        """Return some rows of this region."""
+        if stop - start == self.sizes[-2]:
+            return self
+        starts = (*self.starts[:-2], self.starts[-2] + start, self.starts[-1])
+        return self._replace(starts=starts, sizes=(*self.sizes[:-2], stop - start, self.sizes[-1]))
+
     @property
     def row(self) -> Array:
         """Rows of the query, counted from 0: ``(Sq, 1)``."""

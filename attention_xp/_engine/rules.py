@@ -1,13 +1,12 @@
 """The two mask rules that only the engine makes: a given array, and a limit on query rows."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
+from attention_xp._backend import on_host
+from attention_xp._engine.region import Region, Span
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
-
-if TYPE_CHECKING:
-    from attention_xp._engine.region import Region
 
 __all__ = ["ArrayMask", "RowMask"]
 
@@ -17,10 +16,41 @@ class ArrayMask(Mask):
     """A boolean array that is aligned with the scores: look it up."""
 
     array: Array
+    batch: tuple[int, ...]
 
-    def allowed(self, region: "Region") -> Array:
+    def allowed(self, region: Region) -> Array:
         """Return the piece of the array that covers the region."""
         return region.look_up(self.array)
+
+    def reach(self, span: Span) -> tuple[Any, Any]:
+        """Look at the values where they lie in the memory of this process, else say nothing."""
+        if span.b is None or not on_host(span.xp, self.array) or isinstance(span.k_lo, int):
+            return True, False
+        return _reduced(self._matrix(span.b, span.h), span)
+
+    def _matrix(self, b: int, h: int) -> Array:
+        """Return the mask of one batch item and head, (Sq or 1, Sk or 1)."""
+        import numpy as np  # noqa: PLC0415
+
+        leading = self.array.shape[:-2]
+        index = (*np.unravel_index(b, self.batch), h)[: self.array.ndim - 2] if self.batch else (h,)
+        index = index[len(index) - len(leading) :] if leading else ()
+        return self.array[tuple(0 if n == 1 else int(i) for i, n in zip(index, leading, strict=True))]
+
+
+def _reduced(matrix: Array, span: Span) -> tuple[Array, Array]:
+    """Return whether any, and whether all, of each rectangle of a grid is true."""
+    import numpy as np  # noqa: PLC0415
+
+    answers = []
+    for ufunc in (np.logical_or, np.logical_and):
+        part = matrix
+        for axis, lo, hi in ((0, span.row_lo.ravel(), span.row_hi.max()), (1, span.k_lo.ravel(), span.k_hi.max())):
+            if part.shape[axis] > 1:
+                part = part[: hi + 1] if axis == 0 else part[:, : hi + 1]
+                part = ufunc.reduceat(part, lo, axis=axis)
+        answers.append(part)
+    return answers[0], answers[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +59,6 @@ class RowMask(Mask):
 
     lengths: int | Array
 
-    def allowed(self, region: "Region") -> Array:
+    def allowed(self, region: Region) -> Array:
         """Return True for the rows that are no padding."""
         return region.row < region.per_batch(self.lengths)

@@ -1,0 +1,73 @@
+"""The primitives that the tile step asks its walker for, functional and right on every library."""
+
+import math
+from functools import reduce
+from operator import and_
+
+from attention_xp._engine.plan import Bounds
+from attention_xp._engine.problem import Problem
+from attention_xp._engine.products import query_key, weights_value
+from attention_xp._engine.region import Region
+from attention_xp._typing import Array
+from attention_xp.masks import Mask
+
+__all__ = ["LOG2_E", "Arithmetic", "allowed_pairs"]
+
+LOG2_E = math.log2(math.e)
+
+
+def allowed_pairs(rules: tuple[Mask, ...], region: Region) -> Array | None:
+    """Return where all rules agree, as small as they broadcast; ``None`` is everywhere."""
+    if len(rules) == 0:
+        return None
+    return reduce(and_, (rule.allowed(region) for rule in rules))
+
+
+class Arithmetic:
+    """Functional primitives; a walker with buffers of its own may overwrite the first argument of each."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem, self.xp = problem, problem.xp
+        xp = problem.xp
+        # Not in the standard, but everywhere except in its strict reading.
+        self.exp2 = getattr(xp, "exp2", lambda x: xp.exp(x * math.log(2.0)))
+
+    def add(self, x: Array, y: Array) -> Array:
+        """Return x + y."""
+        return x + y
+
+    def multiply(self, x: Array, y: Array | float) -> Array:
+        """Return x * y."""
+        return x * y
+
+    def tanh(self, x: Array) -> Array:
+        """Return the hyperbolic tangent."""
+        return self.xp.tanh(x)
+
+    def replace(self, old: Array, new: Array) -> Array:  # noqa: ARG002
+        """Return `new`, where `old` was."""
+        return new
+
+    def query_key(self, query: Array, key: Array, *, exclusive: bool) -> Array:
+        """(..., H, m, D) @ (..., Hkv, n, D)^T -> (..., H, m, n)."""
+        return query_key(self.problem, query, key, exclusive=exclusive)
+
+    def weights_value(self, weights: Array, value: Array, *, exclusive: bool) -> Array:
+        """(..., H, m, n) @ (..., Hkv, n, Dv) -> (..., H, m, Dv)."""
+        return weights_value(self.problem, weights, value, exclusive=exclusive)
+
+    def row_sum(self, weights: Array) -> Array:
+        """(..., m, n) -> (..., m, 1)."""
+        return self.xp.sum(weights, axis=-1, keepdims=True)
+
+    def allowed(self, rules: tuple[Mask, ...], region: Region) -> Array | None:
+        """Return where all rules agree."""
+        return allowed_pairs(rules, region)
+
+    def exclude(self, scores: Array, allowed: Array, mixed: Bounds) -> Array:  # noqa: ARG002
+        """Return the scores with -inf where they are not allowed; `allowed` covers the `mixed` rows."""
+        return self.xp.where(allowed, scores, -math.inf)
+
+    def powers(self, scores: Array, shift: Array | None, allowed: Array | None, mixed: Bounds) -> Array:  # noqa: ARG002
+        """Return ``2 ** (scores - shift)``, exactly 0 where not allowed."""
+        return self.exp2(scores if shift is None else scores - shift)

@@ -1,0 +1,54 @@
+"""Split nested tuples and dataclasses into arrays and a hashable rest, so that JAX can cache by the rest."""
+
+import dataclasses
+from typing import Any
+
+from array_api_compat import is_jax_array
+
+from attention_xp._typing import Array
+
+__all__ = ["freeze", "thaw"]
+
+
+def freeze(thing: Any) -> tuple[Any, list[Array]]:
+    """Return a hashable template with a hole for each array, and the arrays."""
+    arrays: list[Array] = []
+    return _freeze(thing, arrays), arrays
+
+
+def _freeze(thing: Any, arrays: list[Array]) -> Any:
+    if is_jax_array(thing):
+        arrays.append(thing)
+        return _Hole(len(arrays) - 1)
+    if isinstance(thing, tuple):
+        return _Shape(tuple, tuple(_freeze(item, arrays) for item in thing))
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        fields = tuple(_freeze(getattr(thing, field.name), arrays) for field in dataclasses.fields(thing))
+        return _Shape(type(thing), fields)
+    return thing
+
+
+@dataclasses.dataclass(frozen=True)
+class _Hole:
+    index: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+    kind: type
+    items: tuple[Any, ...]
+
+
+def thaw(template: Any, arrays: list[Array]) -> Any:
+    """Fill the holes; nothing is checked a second time."""
+    if isinstance(template, _Hole):
+        return arrays[template.index]
+    if not isinstance(template, _Shape):
+        return template
+    items = [thaw(item, arrays) for item in template.items]
+    if template.kind is tuple:
+        return tuple(items)
+    thing = object.__new__(template.kind)
+    for field, item in zip(dataclasses.fields(template.kind), items, strict=True):
+        object.__setattr__(thing, field.name, item)
+    return thing

@@ -1,0 +1,162 @@
+"""JAX's walker: loops inside the compiled program, so that its size does not grow with the lengths."""
+
+import dataclasses
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from attention_xp._engine.arithmetic import Arithmetic
+from attention_xp._engine.frozen import freeze, thaw
+from attention_xp._engine.problem import Problem
+from attention_xp._engine.region import Region, Span
+from attention_xp._engine.step import Running, advance, finish, scale_in_base_2, start
+from attention_xp._engine.tile_sizes import tile_sizes
+from attention_xp._typing import Array
+from attention_xp.masks import Mask
+
+__all__ = ["walk"]
+
+_FOLD = 64  # rows up to which the query heads of a group share one product
+
+
+def walk(problem: Problem) -> tuple[Array, Array]:
+    """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq)."""
+    template, arrays = freeze(problem)
+    return _compiled(template, arrays)  # type: ignore[no-any-return]
+
+
+@partial(jax.jit, static_argnums=0)
+def _compiled(template: Any, arrays: list[Array]) -> tuple[Array, Array]:
+    return _Walk(thaw(template, arrays)).run()
+
+
+def _dynamic_cut(array: Array, starts: list[Any], sizes: list[int]) -> Array:
+    return jax.lax.dynamic_slice(array, starts, sizes)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _FreshKeys(Mask):
+    """The last tile of ragged lengths begins early: leave out the keys that the one before it had."""
+
+    first: Array
+
+    def allowed(self, region: Region) -> Array:
+        return region.kv_idx >= self.first
+
+
+class _Walk:
+    """The loops of one call: over (batch item, head, block of rows), and over tiles of keys."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.m, self.n = tile_sizes(problem)
+        self.Sq, self.Sk = problem.query.shape[-2], problem.key.shape[-2]
+        self.together = problem.group if self.Sq <= _FOLD else 1  # query heads of a job
+        self.group = problem.group
+        self.problem = dataclasses.replace(problem, group=self.together)
+        self.ops = Arithmetic(self.problem)
+        self.blocks, self.tiles = math.ceil(self.Sq / self.m), math.ceil(self.Sk / self.n)
+        self.ragged = self.tiles * self.n != self.Sk
+        heads = () if problem.heads is None else (problem.heads // self.together,)
+        self.grid = (*problem.batch, *heads, self.blocks)
+        if problem.rules:
+            self.order, self.full, self.some = self._schedule()
+
+    def run(self) -> tuple[Array, Array]:
+        lead, dtype = self.problem.lead, self.problem.dtype
+        output = jnp.zeros((*lead, self.Sq, self.problem.value.shape[-1]), dtype)
+        lse = jnp.zeros((*lead, self.Sq), dtype)
+        output, lse = jax.lax.fori_loop(0, math.prod(self.grid), self._job, (output, lse))
+        return output, lse
+
+    def _job(self, job: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
+        *lead, block = jnp.unravel_index(job, self.grid)
+        if self.problem.heads is not None:
+            lead[-1] = lead[-1] * self.together
+        row = jnp.minimum(block * self.m, self.Sq - self.m)
+        ones = [1] * len(self.problem.batch) + ([] if self.problem.heads is None else [self.together])
+        region = Region(self.problem, (*lead, row, 0), (*ones, self.m, self.Sk), _dynamic_cut)
+        output, lse = self._attend(region, block)
+        at = (*lead, row)
+        return (
+            jax.lax.dynamic_update_slice(results[0], output, (*at, 0)),
+            jax.lax.dynamic_update_slice(results[1], lse, at),
+        )
+
+    def _attend(self, region: Region, block: Array) -> tuple[Array, Array]:
+        problem = self.problem
+        at = (*region.starts[:-1], 0)
+        query = _dynamic_cut(problem.query, list(at), [*region.sizes[:-1], problem.query.shape[-1]])
+        query = query.astype(problem.dtype) * scale_in_base_2(problem)
+        sums = jnp.zeros((*region.sizes[:-1], problem.value.shape[-1]), problem.dtype)
+        running = start(problem, region, sums, bounded=False)
+        fold = jax.lax.fori_loop
+        if not problem.rules:
+            whole = self.tiles - self.ragged
+            running = fold(0, whole, lambda t, r: self._tile(region, query, r, t, ()), running)
+            if self.ragged:
+                running = self._tile(region, query, running, whole, (self._fresh(whole),))
+            return finish(problem, region, running)
+        order = self._of_block(self.order, 1, region, block)
+        full, some = (self._of_block(table, 0, region, block) for table in (self.full, self.some))
+        running = fold(0, full, lambda t, r: self._tile(region, query, r, order[t], ()), running)
+        running = fold(full, some, lambda t, r: self._mixed_tile(region, query, r, order[t]), running)
+        return finish(problem, region, running)
+
+    def _mixed_tile(self, region: Region, query: Array, running: Running, tile: Array) -> Running:
+        fresh = (self._fresh(tile),) if self.ragged else ()
+        return self._tile(region, query, running, tile, (*self.problem.rules, *fresh))
+
+    def _fresh(self, tile: Any) -> _FreshKeys:
+        return _FreshKeys(tile * self.n)
+
+    def _tile(self, region: Region, query: Array, running: Running, tile: Any, rules: tuple[Mask, ...]) -> Running:
+        problem = self.problem
+        column = jnp.minimum(tile * self.n, self.Sk - self.n)
+        key, value = (self._keys(a, region, column).astype(problem.dtype) for a in (problem.key, problem.value))
+        part = region._replace(starts=(*region.starts[:-1], column), sizes=(*region.sizes[:-1], self.n))
+        return advance(self.ops, part, query, key, value, running, rules=rules, mixed=(0, self.m))
+
+    def _keys(self, array: Array, region: Region, column: Array) -> Array:
+        """Return a tile of keys or values of the head of a region, (..., 1, n, D)."""
+        lead = list(region.starts[:-2])
+        if self.problem.heads is not None:
+            lead[-1] = lead[-1] // self.group
+        lead = [0 if n == 1 else i for i, n in zip(lead, array.shape[:-2], strict=True)]
+        return _dynamic_cut(array, [*lead, column, 0], [*[1] * len(lead), self.n, array.shape[-1]])
+
+    def _schedule(self) -> tuple[Array, Array, Array]:
+        """Return the tiles of each block of rows, full ones first, and where full and where all end."""
+        problem = self.problem
+        row = jnp.minimum(jnp.arange(self.blocks, dtype=jnp.int32) * self.m, self.Sq - self.m)[:, None]
+        column = jnp.minimum(jnp.arange(self.tiles, dtype=jnp.int32) * self.n, self.Sk - self.n)
+        whole = Region.whole(problem)
+        offset = 0 if problem.query_offset is None else whole.per_batch(problem.query_offset)
+        q = row + offset
+        heads = whole.h if self.together == 1 else None
+        span = Span(jnp, row, row + self.m - 1, q, q + self.m - 1, column, column + self.n - 1, whole.b, heads)
+        answers = [rule.reach(span) for rule in problem.rules]
+        possible = _all([a for a, _ in answers])
+        certain = _all([c for _, c in answers])
+        if self.ragged:
+            certain = certain & (jnp.arange(self.tiles) < self.tiles - 1)
+        state = jnp.where(possible, jnp.where(certain, 0, 1), 2)
+        state = jnp.broadcast_to(state, (*state.shape[:-2], self.blocks, self.tiles))
+        order = jnp.argsort(state, axis=-1, stable=True).astype(jnp.int32)
+        full, some = (jnp.sum(state <= limit, axis=-1, dtype=jnp.int32) for limit in (0, 1))
+        return order, full, some
+
+    def _of_block(self, table: Array, axes: int, region: Region, block: Array) -> Array:
+        """Return the entry of one job in a table (..., blocks) whose entries have some axes of their own."""
+        lead = table.shape[: table.ndim - axes - 1]
+        starts = region.starts[len(region.starts) - 2 - len(lead) : -2]
+        return table[(*(0 if n == 1 else i for i, n in zip(starts, lead, strict=True)), block)]
+
+
+def _all(answers: list[Any]) -> Array:
+    result = jnp.asarray(True)
+    for answer in answers:
+        result = result & answer
+    return result

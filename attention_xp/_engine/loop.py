@@ -1,0 +1,63 @@
+"""The walker of every library without one of its own: two Python loops, all heads in one tile."""
+
+from attention_xp._backend import device
+from attention_xp._engine.arithmetic import Arithmetic
+from attention_xp._engine.plan import Tile, bounds, plan
+from attention_xp._engine.problem import Problem
+from attention_xp._engine.region import Region, Span
+from attention_xp._engine.step import advance, finish, scale_in_base_2, start
+from attention_xp._engine.tile_sizes import tile_sizes
+from attention_xp._typing import Array
+
+__all__ = ["walk"]
+
+
+def walk(problem: Problem) -> tuple[Array, Array]:
+    """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq)."""
+    ops, (rows, columns) = Arithmetic(problem), tile_sizes(problem)
+    blocks = [_attend(ops, row, stop, columns) for row, stop in bounds(0, problem.query.shape[-2], rows)]
+    outputs, lses = zip(*blocks, strict=True)
+    return problem.xp.concat(outputs, axis=-2), problem.xp.concat(lses, axis=-1)
+
+
+def _attend(ops: Arithmetic, row: int, stop: int, columns: int) -> tuple[Array, Array]:
+    """Compute one block of rows of all heads."""
+    problem, xp = ops.problem, ops.xp
+    lead, Sk = problem.lead, problem.key.shape[-2]
+    region = Region(problem, (*(0,) * len(lead), row, 0), (*lead, stop - row, Sk))
+    query = _cast(problem, problem.query[..., row:stop, :]) * scale_in_base_2(problem)
+    sums = xp.zeros((*region.sizes[:-1], problem.value.shape[-1]), dtype=problem.dtype, device=device(problem.query))
+    running = start(problem, region, sums, bounded=False)
+    for tile in _tiles(problem, row, stop, columns):
+        first, last = tile.columns
+        running = advance(
+            ops,
+            region._replace(starts=(*region.starts[:-1], first), sizes=(*region.sizes[:-1], last - first)),
+            query,
+            _cast(problem, problem.key[..., first:last, :]),
+            _cast(problem, problem.value[..., first:last, :]),
+            running,
+            rules=tile.rules,
+            mixed=(0, stop - row),
+        )
+    return finish(problem, region, running)
+
+
+def _cast(problem: Problem, x: Array) -> Array:
+    return problem.xp.astype(x, problem.dtype, copy=False)
+
+
+def _tiles(problem: Problem, row: int, stop: int, columns: int) -> list[Tile]:
+    strips = bounds(0, problem.key.shape[-2], columns)
+    offset = problem.query_offset or 0 if isinstance(problem.query_offset, int | None) else None
+    answers = []
+    for rule in problem.rules:
+        verdicts = []
+        for first, last in strips:
+            if offset is None:  # on a device: what is not known may be anything
+                verdicts.append((True, False))
+                continue
+            span = Span(None, row, stop - 1, row + offset, stop - 1 + offset, first, last - 1, None, None)
+            verdicts.append(rule.reach(span))
+        answers.append((rule, [[possible for possible, _ in verdicts]], [[certain for _, certain in verdicts]]))
+    return plan([(row, stop)], strips, answers, columns)

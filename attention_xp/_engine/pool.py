@@ -1,0 +1,118 @@
+"""Threads of our own for NumPy, with BLAS held to one thread meanwhile."""
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["run_jobs"]
+
+
+class _Blas:
+    """The BLAS libraries of this process; several callers may hold them at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holders = 0
+        self._libraries: list[Any] | None = None
+        self._before: list[int] = []
+
+    @contextmanager
+    def held_to_one(self) -> Iterator[int]:
+        """Yield how many threads BLAS was allowed; it has one until the last holder lets go."""
+        with self._lock:
+            if self._holders == 0:
+                self._before = [library.num_threads for library in self._found()]
+                self._set([1] * len(self._before))
+            self._holders += 1
+            threads = max(self._before, default=os.cpu_count() or 1)
+        try:
+            yield threads
+        finally:
+            with self._lock:
+                self._holders -= 1
+                if self._holders == 0:
+                    self._set(self._before)
+
+    def let_go(self) -> None:
+        """Start afresh in a forked child: the holders, and whoever had the lock, stayed in the parent."""
+        self._lock = threading.Lock()
+        if self._holders:
+            self._set(self._before)
+        self._holders = 0
+
+    def _found(self) -> list[Any]:
+        if self._libraries is None:
+            from threadpoolctl import ThreadpoolController  # noqa: PLC0415  # looks through all loaded libraries
+
+            self._libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+        return self._libraries
+
+    def _set(self, counts: list[int]) -> None:
+        for library, count in zip(self._found(), counts, strict=True):
+            if library.num_threads != count:
+                library.set_num_threads(count)
+
+
+class _Pool:
+    """An executor that is made when needed, and made anew in a forked child, which has no threads."""
+
+    def __init__(self) -> None:
+        self.executor: ThreadPoolExecutor | None = None
+        self.size = 0
+
+    def of(self, size: int) -> ThreadPoolExecutor:
+        if self.executor is None or self.size < size:
+            self.executor, self.size = ThreadPoolExecutor(size, thread_name_prefix="attention_xp"), size
+        return self.executor
+
+    def forget(self) -> None:
+        self.executor = None
+
+
+_BLAS = _Blas()
+_POOL = _Pool()
+
+
+def _after_fork() -> None:
+    _POOL.forget()
+    _BLAS.let_go()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def run_jobs(jobs: int, worker: Callable[[], Callable[[int], None]]) -> None:
+    """Call ``worker()(i)`` for each job i, on as many threads as BLAS may use, the caller's among them.
+
+    `worker` is called once on each thread, for its buffers. The first exception of a job stops the
+    hand-out and reaches the caller.
+    """
+    with _BLAS.held_to_one() as threads:
+        counter = itertools.count()  # its next is atomic
+        stopped = threading.Event()
+
+        def drain() -> None:
+            job = worker()
+            try:
+                while not stopped.is_set() and (i := next(counter)) < jobs:
+                    job(i)
+            except BaseException:
+                stopped.set()
+                raise
+
+        helpers = min(threads, jobs) - 1
+        futures = [_POOL.of(helpers).submit(drain) for _ in range(helpers)]
+        try:
+            drain()
+        finally:
+            for future in futures:
+                if not future.cancel():
+                    future.exception()
+        for future in futures:
+            if not future.cancelled():
+                future.result()

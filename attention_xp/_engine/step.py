@@ -1,0 +1,110 @@
+"""One tile of attention, forward: the online softmax, written once for every library and walker.
+
+Scores are in base 2: the factor ``log2(e)`` rides in the scale of the query where nothing but the
+product makes the score. See Milakov and Gimelshein, "Online normalizer calculation for softmax",
+2018, and Dao, "FlashAttention-2", 2023.
+"""
+
+import math
+from typing import NamedTuple
+
+from attention_xp._engine.arithmetic import LOG2_E, Arithmetic
+from attention_xp._engine.plan import Bounds
+from attention_xp._engine.problem import Problem
+from attention_xp._engine.region import Region
+from attention_xp._engine.scores import modified, query_factor
+from attention_xp._random import attention_keep
+from attention_xp._softmax import nonzero
+from attention_xp._typing import Array
+from attention_xp.masks import Mask
+
+__all__ = ["Running", "advance", "finish", "scale_in_base_2", "start"]
+
+
+class Running(NamedTuple):
+    """What is known of a block of rows: the largest score so far, and sums relative to it."""
+
+    peak: Array | None  # (..., m, 1) in base 2; None where scores are small enough to need none
+    total: Array  # (..., m, 1)
+    output: Array  # (..., m, Dv)
+
+
+def scale_in_base_2(problem: Problem) -> float:
+    """Return the factor of the query."""
+    return query_factor(problem) * (LOG2_E if _is_product(problem) else 1.0)
+
+
+def _is_product(problem: Problem) -> bool:
+    """Whether the score is the scaled product and nothing more."""
+    return problem.softcap is None and problem.score_mod is None and len(problem.addends) == 0
+
+
+def start(problem: Problem, region: Region, empty: Array, *, bounded: bool) -> Running:
+    """Return the state before the first tile; the sinks are in it. `empty` is (..., m, Dv) of zeros."""
+    xp = problem.xp
+    total = xp.zeros_like(empty[..., :1]) if empty.shape[-1] else xp.sum(empty, axis=-1, keepdims=True)
+    if problem.sinks is None:
+        return Running(None if bounded else total - math.inf, total, empty)
+    sink = total + region.look_up(problem.sinks) * LOG2_E
+    if bounded:
+        return Running(None, xp.exp(sink * math.log(2.0)), empty)
+    return Running(sink, total + 1.0, empty)
+
+
+def advance(
+    ops: Arithmetic,
+    region: Region,
+    query: Array,
+    key: Array,
+    value: Array,
+    running: Running,
+    *,
+    rules: tuple[Mask, ...],
+    mixed: Bounds,
+) -> Running:
+    """Return the state after one more tile. `rules` are undecided on the `mixed` rows of it."""
+    problem, xp, exclusive = ops.problem, ops.xp, len(rules) > 0
+    scores = modified(problem, ops, region, ops.query_key(query, key, exclusive=exclusive))  # (..., m, D) @ (..., D, n) -> (..., m, n)
+    if not _is_product(problem):
+        scores = ops.multiply(scores, LOG2_E)
+    allowed = ops.allowed(rules, region.of_rows(*mixed))
+    if allowed is not None:
+        scores = ops.exclude(scores, allowed, mixed)
+    if running.peak is None:
+        peak = shift = fade = None
+    else:
+        peak = xp.maximum(running.peak, xp.max(scores, axis=-1, keepdims=True))
+        shift = xp.where(xp.isfinite(peak), peak, 0.0)
+        fade = ops.exp2(running.peak - shift)
+    weights = ops.powers(scores, shift, allowed, mixed)
+    total = ops.row_sum(weights)
+    output = ops.weights_value(_dropped(problem, region, weights), value, exclusive=exclusive)  # (..., m, n) @ (..., n, Dv) -> (..., m, Dv)
+    if fade is None:
+        return Running(None, ops.add(running.total, total), ops.add(running.output, output))
+    return Running(
+        ops.replace(running.peak, peak),
+        ops.add(ops.multiply(running.total, fade), total),
+        ops.add(ops.multiply(running.output, fade), output),
+    )
+
+
+def _dropped(problem: Problem, region: Region, weights: Array) -> Array:
+    if problem.seed is None:
+        return weights
+    keep = attention_keep(
+        problem.seed, problem.dropout_rate, b=region.b, h=region.h, q_idx=region.q_idx, kv_idx=region.kv_idx
+    )
+    return problem.xp.where(keep, weights * (1.0 / (1.0 - problem.dropout_rate)), 0.0)
+
+
+def finish(problem: Problem, region: Region, running: Running) -> tuple[Array, Array]:
+    """Return the output (..., m, Dv) and the log-sum-exp (..., m) of a block of rows."""
+    xp, total = problem.xp, running.total
+    output = running.output / nonzero(total, xp=xp)
+    power = xp.log2(nonzero(total, xp=xp))
+    if running.peak is not None:
+        power = power + xp.where(xp.isfinite(running.peak), running.peak, 0.0)
+    lse = xp.where(total == 0.0, -math.inf, power / LOG2_E)
+    if problem.query_lengths is not None:
+        lse = xp.where(region.row < region.per_batch(problem.query_lengths), lse, -math.inf)
+    return output, xp.squeeze(lse, axis=-1)

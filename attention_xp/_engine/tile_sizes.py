@@ -1,0 +1,36 @@
+"""How large a tile is: chosen from the problem and the library, here alone.
+
+The figures are those of ``python -m benchmarks tiles``.
+"""
+
+import math
+
+from attention_xp._backend import library_name
+from attention_xp._engine.problem import Problem
+from attention_xp.masks import WindowMask
+
+__all__ = ["STRIP", "tile_sizes"]
+
+STRIP = 128  # keys of a strip along an edge of the allowed area, and rows of a chunk: NumPy
+_SIZES = {"numpy": (704, 512), "jax": (512, 512), "torch": (128, 512), "cupy": (512, 1024), "strict": (64, 64)}
+_WINDOW_ROWS = 256  # of a tile under a narrow window
+
+
+def tile_sizes(problem: Problem) -> tuple[int, int]:
+    """Return query rows and key columns of a tile: equal parts of the lengths, up to a size that is fast."""
+    Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
+    if problem.tile is not None:
+        rows, columns = problem.tile
+        return min(rows, max(Sq, 1)), min(columns, max(Sk, 1))
+    rows, columns = _SIZES.get(library_name(problem.xp), (128, 512))
+    if any(isinstance(rule, WindowMask) and rule.left is not None and rule.left < rows for rule in problem.rules):
+        rows = min(rows, _WINDOW_ROWS)
+    return _equal_parts(Sq, rows), _equal_parts(Sk, columns)
+
+
+def _equal_parts(length: int, size: int) -> int:
+    """Return the size of equal parts of at most `size`, a multiple of 16."""
+    if length <= size:
+        return max(length, 1)
+    part = math.ceil(length / math.ceil(length / size))
+    return min(size, 16 * math.ceil(part / 16))

@@ -1,0 +1,43 @@
+"""Masks as rules that are never materialised: which query may attend which key.
+
+A rule answers from positions alone, tile by tile, and tells beforehand which tiles it leaves empty or
+full, so that the cost of attention follows the allowed area. Rules combine with ``&``, ``|`` and ``~``.
+
+Arrays that a rule holds are NumPy arrays, which serve attention on every library, or arrays of the
+library of the query. They are not copied: do not change them afterwards.
+
+Examples
+--------
+>>> from attention_xp.masks import CausalMask, PrefixMask, WindowMask
+>>> prefix_lm = CausalMask() | PrefixMask(2)
+>>> prefix_lm.to_array(4, 4)
+array([[ True,  True, False, False],
+       [ True,  True, False, False],
+       [ True,  True,  True, False],
+       [ True,  True,  True,  True]])
+>>> (CausalMask() & WindowMask(127, 0)).density(4096, 4096)
+0.030765533447265625
+"""
+
+from attention_xp.masks._algebra import Mask
+from attention_xp.masks._array_rules import BlockMask, GlobalMask, SegmentMask
+from attention_xp.masks._function_rule import FunctionMask
+from attention_xp.masks._length_rules import LengthMask, PrefixMask
+from attention_xp.masks._position_rules import CausalMask, StridedMask, WindowMask
+from attention_xp.masks._presets import bigbird_mask, longformer_mask, sparse_transformer_mask
+
+__all__ = [
+    "BlockMask",
+    "CausalMask",
+    "FunctionMask",
+    "GlobalMask",
+    "LengthMask",
+    "Mask",
+    "PrefixMask",
+    "SegmentMask",
+    "StridedMask",
+    "WindowMask",
+    "bigbird_mask",
+    "longformer_mask",
+    "sparse_transformer_mask",
+]

@@ -1,0 +1,256 @@
+"""Rules that are told by arrays: segments, global positions, blocks."""
+
+from typing import Any
+
+from attention_xp._backend import common_namespace, dtype_name, is_boolean, is_integer
+from attention_xp._engine.checks import shapes
+from attention_xp._engine.numbers import check_count
+from attention_xp._engine.region import Region, Span
+from attention_xp._typing import Array
+from attention_xp.masks._algebra import Mask, Reach, rule
+from attention_xp.masks._look_up import by_position, fetched, item_of, items, remembered, summable, taken
+from attention_xp.masks._summaries import Counts, Extremes
+
+__all__ = ["BlockMask", "GlobalMask", "SegmentMask"]
+
+
+@rule
+class SegmentMask(Mask):
+    r"""Queries attend keys of their own segment: :math:`s_q = s_k`.
+
+    Several sequences packed into one attend only themselves, as the tokens of one image patch or document do.
+
+    Parameters
+    ----------
+    query_ids : array
+        ``(S,)``, or batch shape + ``(S,)``: the segment of each query position, as an integer.
+    key_ids : array, optional
+        The segment of each key position, likewise. Default: `query_ids`.
+
+    Raises
+    ------
+    TypeError
+        If the ids are no integer arrays of one library and one dtype.
+    ValueError
+        If they have no axis.
+
+    Notes
+    -----
+    A position outside of the ids belongs to no segment: it attends nothing and is not attended. Whole rectangles
+    are recognised by the range of their ids: exactly where ids do not decrease and leave none out.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp.masks import SegmentMask
+    >>> SegmentMask(np.asarray([0, 0, 1])).to_array(3, 3)
+    array([[ True,  True, False],
+           [ True,  True, False],
+           [False, False,  True]])
+    """
+
+    query_ids: Array
+    key_ids: Array | None = None
+
+    def __init__(self, query_ids: Array, key_ids: Array | None = None) -> None:
+        given = {"query_ids": query_ids} | ({} if key_ids is None else {"key_ids": key_ids})
+        xp = common_namespace(**given)
+        for name, ids in given.items():
+            if not is_integer(xp, ids.dtype):
+                raise TypeError(f"{name} must be an integer array, got {dtype_name(ids.dtype)}")
+            if ids.ndim < 1:
+                raise ValueError(f"{name} needs at least 1 axis: expected {name} (..., S), {shapes(**{name: ids})}")
+        if key_ids is not None and key_ids.dtype != query_ids.dtype:
+            kinds = dtype_name(key_ids.dtype), dtype_name(query_ids.dtype)
+            raise TypeError(f"key_ids is {kinds[0]} but query_ids is {kinds[1]}: expected one dtype")
+        self.query_ids = query_ids
+        self.key_ids = key_ids
+
+    @property
+    def _keys(self) -> Array:
+        return self.query_ids if self.key_ids is None else self.key_ids
+
+    @property
+    def lead(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Return the batch shape and a head."""
+        one, other = (tuple(ids.shape[:-1]) for ids in (self.query_ids, self._keys))
+        longer, shorter = (one, other) if len(one) > len(other) else (other, one)
+        shorter = (1,) * (len(longer) - len(shorter)) + shorter
+        return (*(m if n == 1 else n for n, m in zip(longer, shorter, strict=True)), 1) if longer else ()
+
+    @property
+    def extent(self) -> tuple[int, int]:  # type: ignore[override]
+        """Return how many positions have an id."""
+        return self.query_ids.shape[-1], self._keys.shape[-1]
+
+    def allowed(self, region: Region) -> Array:
+        """Compare the ids of queries and keys."""
+        q_ids, has_q = by_position(region, "query_ids", self.query_ids, region.q_idx)
+        k_ids, has_k = by_position(region, "key_ids", self._keys, region.kv_idx)
+        return (q_ids == k_ids) & has_q & has_k
+
+    def reach(self, span: Span) -> Reach:
+        """Compare the ranges of the ids of queries and keys."""
+        xp = summable(span, self.query_ids)
+        if xp is None or 0 in (*self.query_ids.shape, *self._keys.shape):
+            return True, False
+        q = remembered(self, "_queries", xp, lambda: Extremes.of(xp, self.query_ids))
+        k = remembered(self, "_summed_keys", xp, lambda: Extremes.of(xp, self._keys))
+        q_least, q_most, q_some, q_all = q.between(span, span.q_lo, span.q_hi)
+        k_least, k_most, k_some, k_all = k.between(span, span.k_lo, span.k_hi)
+        possible = (q_least <= k_most) & (k_least <= q_most) & q_some & k_some
+        return possible, possible & (q_least == k_most) & (k_least == q_most) & (q_least == k_least) & q_all & k_all
+
+
+@rule
+class GlobalMask(Mask):
+    r"""Global positions attend everything and are attended by everything: :math:`g_q \lor g_k`.
+
+    Parameters
+    ----------
+    is_global : array
+        ``(S,)``, boolean: whether a position is global.
+
+    Raises
+    ------
+    TypeError
+        If `is_global` is no boolean array.
+    ValueError
+        If it does not have one axis.
+
+    Notes
+    -----
+    A position outside of `is_global` is not global.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp.masks import GlobalMask
+    >>> GlobalMask(np.asarray([False, True, False])).to_array(3, 3)
+    array([[False,  True, False],
+           [ True,  True,  True],
+           [False,  True, False]])
+    """
+
+    is_global: Array
+
+    def __init__(self, is_global: Array) -> None:
+        _check_boolean("is_global", is_global)
+        if is_global.ndim != 1:
+            raise ValueError(f"is_global must have 1 axis: expected is_global (S,), {shapes(is_global=is_global)}")
+        self.is_global = is_global
+
+    @property
+    def extent(self) -> tuple[int, int]:  # type: ignore[override]
+        """Return how many positions are known."""
+        return self.is_global.shape[0], self.is_global.shape[0]
+
+    def allowed(self, region: Region) -> Array:
+        """Return the rows and columns of global positions."""
+        q_global, has_q = by_position(region, "is_global", self.is_global, region.q_idx)
+        k_global, has_k = by_position(region, "is_global", self.is_global, region.kv_idx)
+        return (q_global & has_q) | (k_global & has_k)
+
+    def reach(self, span: Span) -> Reach:
+        """Count the global positions among the rows and among the columns."""
+        xp = summable(span, self.is_global)
+        if xp is None:
+            return True, False
+        counts = remembered(self, "_counts", xp, lambda: Counts.of(xp, self.is_global[None, None, :]))
+        q = counts.between(span, 0, (0, 0), (span.q_lo, span.q_hi))
+        k = counts.between(span, 0, (0, 0), (span.k_lo, span.k_hi))
+        return (q > 0) | (k > 0), (q == span.q_hi - span.q_lo + 1) | (k == span.k_hi - span.k_lo + 1)
+
+
+@rule
+class BlockMask(Mask):
+    r"""Blocks of queries attend blocks of keys: :math:`L_{\lfloor q / n \rfloor, \lfloor k / m \rfloor}`.
+
+    Parameters
+    ----------
+    layout : array
+        ``(..., query blocks, key blocks)``, boolean: :math:`L`. Leading axes are heads, or batch and heads, and
+        broadcast against those of the query.
+    block_size : int or pair of int
+        :math:`n` queries by :math:`m` keys in a block; an int stands for both.
+
+    Raises
+    ------
+    TypeError
+        If `layout` is no boolean array, or a block size is no int.
+    ValueError
+        If `layout` has fewer than two axes, or a block size is below 1.
+
+    Notes
+    -----
+    Positions outside of the layout attend nothing and are not attended.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp.masks import BlockMask
+    >>> BlockMask(np.asarray([[True, False], [False, True]]), (1, 2)).to_array(2, 4)
+    array([[ True,  True, False, False],
+           [False, False,  True,  True]])
+    """
+
+    layout: Array
+    block_size: tuple[int, int]
+
+    def __init__(self, layout: Array, block_size: int | tuple[int, int]) -> None:
+        _check_boolean("layout", layout)
+        if layout.ndim < 2:
+            raise ValueError(
+                f"layout needs at least 2 axes: expected layout (..., query blocks, key blocks), {shapes(layout=layout)}"
+            )
+        sizes = block_size if isinstance(block_size, tuple | list) else (block_size, block_size)
+        if len(sizes) != 2:
+            raise ValueError(f"block_size must be an int or a pair of int, got {block_size!r}")
+        self.layout = layout
+        self.block_size = check_count("block_size", sizes[0]), check_count("block_size", sizes[1])
+
+    @property
+    def lead(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Return the leading axes of the layout."""
+        return tuple(self.layout.shape[:-2])
+
+    @property
+    def extent(self) -> tuple[int, int]:  # type: ignore[override]
+        """Return how many positions the layout covers."""
+        (rows, columns), (n, m) = self.layout.shape[-2:], self.block_size
+        return rows * n, columns * m
+
+    def allowed(self, region: Region) -> Array:
+        """Look up the blocks of queries and keys."""
+        xp, (n, m), (rows, columns) = region.problem.xp, self.block_size, self.layout.shape[-2:]
+        i, j = region.q_idx // n, region.kv_idx // m
+        inside = (i >= 0) & (i < rows) & (j < columns)
+        if 0 in self.layout.shape:
+            return inside
+        block = items(region, "layout", self.lead) * rows + xp.clip(i, 0, rows - 1)
+        flat = xp.reshape(fetched(region, "layout", self.layout), (-1,))
+        return taken(xp, flat, block * columns + xp.clip(j, 0, columns - 1)) & inside
+
+    def reach(self, span: Span) -> Reach:
+        """Count the blocks that the layout allows."""
+        xp = summable(span, self.layout)
+        if xp is None or 0 in self.layout.shape:
+            return True, False
+        (n, m), item = self.block_size, item_of(span, self.lead)
+        rows, columns = (span.q_lo // n, span.q_hi // n), (span.k_lo // m, span.k_hi // m)
+        some, every = (self._counted(span, xp, which, item, rows, columns) for which in ("any", "all"))
+        return some > 0, every == (rows[1] - rows[0] + 1) * (columns[1] - columns[0] + 1)
+
+    def _counted(self, span: Span, xp: Any, which: str, item: Any, rows: Any, columns: Any) -> Any:
+        """Count the blocks of one item, or those that any or all items allow."""
+        layout = xp.reshape(self.layout, (-1, *self.layout.shape[-2:]))
+        if item is None:
+            counts = remembered(self, f"_{which}", xp, lambda: Counts.of(xp, getattr(xp, which)(layout, axis=0)[None]))
+        else:
+            counts = remembered(self, "_counts", xp, lambda: Counts.of(xp, layout))
+        return counts.between(span, 0 if item is None else item, rows, columns)
+
+
+def _check_boolean(name: str, array: Array) -> None:
+    if not is_boolean(common_namespace(**{name: array}), array.dtype):
+        raise TypeError(f"{name} must be a boolean array, got {dtype_name(array.dtype)}")

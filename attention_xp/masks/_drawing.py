@@ -1,0 +1,150 @@
+"""Masks outside of attention: as arrays, as a share of all pairs, as a picture."""
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from attention_xp._backend import (
+    common_namespace,
+    creation_namespace,
+    device as device_of,
+    library_name,
+)
+from attention_xp._engine.numbers import check_count
+from attention_xp._engine.region import Region, Span
+from attention_xp._mask_arrays import _mask_of
+from attention_xp._typing import Array, Device, DType, Namespace
+from attention_xp.masks._algebra import Mask
+
+__all__ = ["Canvas", "density", "drawn", "to_array"]
+
+_SIDE = 32  # of a picture, in characters
+_PAIRS_AT_ONCE = 2**22
+
+
+class Canvas(NamedTuple):
+    """As much of an attention problem as a `Region` looks at."""
+
+    xp: Namespace
+    query: Array  # tells the device
+    batch: tuple[int, ...]
+    heads: int | None
+    ndim: int
+    query_offset: int
+
+    @classmethod
+    def of(cls, mask: Mask, offset: int, xp: Namespace, device: Device | None) -> "Canvas":
+        """Return a canvas with the leading axes of a mask."""
+        query = xp.empty(0, dtype=xp.int32, device=device)
+        lead = mask.lead
+        return cls(xp, query, lead[:-1], lead[-1] if lead else None, len(lead) + 2, offset)
+
+    def region(self, mask: Mask, rows: tuple[int, int], columns: tuple[int, int]) -> Region:
+        """Return half-open rows and columns for all batch items and heads."""
+        starts = (0,) * len(mask.lead) + (rows[0], columns[0])
+        return Region(self, starts, (*mask.lead, rows[1] - rows[0], columns[1] - columns[0]))  # type: ignore[arg-type]
+
+
+def _sizes(Sq: Any, Sk: Any, query_offset: Any) -> tuple[int, int, int]:
+    return (
+        check_count("Sq", Sq, low=0),
+        check_count("Sk", Sk, low=0),
+        check_count("query_offset", query_offset, low=-(2**31)),
+    )
+
+
+def to_array(
+    mask: Mask, Sq: int, Sk: int, query_offset: int, xp: Namespace | None, device: Device | None, dtype: DType | str
+) -> Array:
+    """Evaluate a mask for all pairs; see `Mask.to_array`."""
+    Sq, Sk, query_offset = _sizes(Sq, Sk, query_offset)
+    own = next((a for a in _arrays(mask) if library_name(common_namespace(array=a)) != "numpy"), None)
+    if device is None and own is not None:
+        device = device_of(own)
+    xp = common_namespace(array=own) if xp is None and own is not None else creation_namespace(xp)
+    canvas = Canvas.of(mask, query_offset, xp, device)
+    region = canvas.region(mask, (0, Sq), (0, Sk))
+    shape = (1,) * (len(mask.lead) == 1) + region.sizes
+    return _mask_of(xp, xp.broadcast_to(mask.allowed(region), shape), dtype)
+
+
+def _arrays(mask: Mask) -> Iterator[Array]:
+    """Yield the arrays that a mask holds."""
+    for name, value in vars(mask).items():
+        if isinstance(value, Mask):
+            yield from _arrays(value)
+        elif not name.startswith("_") and hasattr(value, "dtype") and hasattr(value, "shape"):
+            yield value
+
+
+def density(mask: Mask, Sq: int, Sk: int, query_offset: int) -> float:
+    """Count block by block; see `Mask.density`."""
+    Sq, Sk, query_offset = _sizes(Sq, Sk, query_offset)
+    side = max(16, min(256, math.isqrt(_PAIRS_AT_ONCE // max(1, math.prod(mask.lead)))))
+    allowed = sum(int(counts.sum()) for counts in _counted(mask, (Sq, Sk), query_offset, (side, side)))
+    pairs = math.prod(mask.lead) * Sq * Sk
+    return allowed / pairs if pairs else 0.0
+
+
+def _counted(mask: Mask, sizes: tuple[int, int], offset: int, block: tuple[int, int]) -> Iterator[Any]:
+    """Yield for each row of blocks the number of allowed pairs, (items, key blocks)."""
+    import numpy as np  # noqa: PLC0415  # the import of the package loads no array library
+
+    mask = _on_host(mask)
+    canvas = Canvas.of(mask, offset, creation_namespace(None), None)
+    (Sq, Sk), items = sizes, math.prod(mask.lead)
+    left = np.arange(0, Sk, block[1])
+    right = np.minimum(left + block[1], Sk)
+    for top in range(0, Sq, block[0]):
+        bottom = min(top + block[0], Sq)
+        span = Span(np, top, bottom - 1, top + offset, bottom - 1 + offset, left, right - 1, None, None)
+        possible, certain = (np.broadcast_to(np.asarray(answer), left.shape) for answer in mask.reach(span))
+        counts = np.tile(certain * (right - left) * (bottom - top), (items, 1))
+        for j in np.flatnonzero(possible & ~certain):
+            region = canvas.region(mask, (top, bottom), (int(left[j]), int(right[j])))
+            allowed = np.broadcast_to(mask.allowed(region), region.sizes)
+            counts[:, j] = np.count_nonzero(np.reshape(allowed, (items, -1)), axis=1)
+        yield counts
+
+
+def _on_host(mask: Mask) -> Mask:
+    """Return the same mask with NumPy arrays."""
+    same = copy.copy(mask)
+    for name, value in vars(mask).items():
+        if isinstance(value, Mask):
+            vars(same)[name] = _on_host(value)
+        elif not name.startswith("_") and hasattr(value, "dtype") and hasattr(value, "shape"):
+            vars(same)[name] = _as_numpy(value)
+    return same
+
+
+def _as_numpy(array: Array) -> Any:
+    import numpy as np  # noqa: PLC0415
+    from array_api_compat import to_device  # noqa: PLC0415
+
+    xp = common_namespace(array=array)
+    if library_name(xp) in ("torch", "cupy"):
+        array = to_device(array, "cpu")
+    elif library_name(xp) == "strict":
+        array = to_device(array, xp.__array_namespace_info__().default_device())
+    return np.asarray(array)
+
+
+def drawn(mask: Mask) -> str:
+    """Return a picture of the first batch item and head, under a title."""
+    (Sq, Sk), lead = mask.extent, mask.lead
+    block = -(-Sq // _SIDE) or 1, -(-Sk // _SIDE) or 1
+    lines = [
+        "".join(
+            "·" if count == 0 else "█" if count == height * width else "▒"
+            for count, width in zip(counts[0], _lengths(Sk, block[1]), strict=True)
+        )
+        for counts, height in zip(_counted(mask, (Sq, Sk), 0, block), _lengths(Sq, block[0]), strict=True)
+    ]
+    first = ", first batch item and head" if math.prod(lead) > 1 else ""
+    return "\n".join([f"{mask!r}: {Sq} queries x {Sk} keys{first}", *lines])
+
+
+def _lengths(size: int, block: int) -> list[int]:
+    return [min(block, size - start) for start in range(0, size, block)]

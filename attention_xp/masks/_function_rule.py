@@ -1,0 +1,81 @@
+"""The rule that is a function of the user."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from attention_xp._backend import dtype_name, is_boolean
+from attention_xp._engine.numbers import check_count
+from attention_xp._engine.region import Region
+from attention_xp._typing import Array
+from attention_xp.masks._algebra import Mask, rule
+
+__all__ = ["FunctionMask"]
+
+MaskMod: TypeAlias = Callable[[Array, Array, Array, Array], Array]
+
+
+@rule
+class FunctionMask(Mask):
+    """A rule written as a function, with the signature of FlexAttention.
+
+    No rectangle of it can be skipped: attention asks the function about every pair.
+
+    Parameters
+    ----------
+    mask_mod : callable
+        ``mask_mod(b, h, q_idx, kv_idx)`` returns a boolean array. The arguments are integer arrays that broadcast
+        against the scores: flat batch index, head, query position and key position.
+    batch, heads : int, default: 1
+        How many batch items and heads `to_array`, `density` and ``str`` show of a function that depends on them;
+        attention goes by its query. `density` and ``str`` call the function with NumPy arrays.
+
+    Raises
+    ------
+    TypeError
+        If `mask_mod` is not callable or, when it is used, does not return a boolean array.
+    ValueError
+        If `batch` or `heads` is below 1.
+
+    References
+    ----------
+    Dong et al., "Flex Attention: A Programming Model for Generating Optimized Attention Kernels", 2024.
+
+    Examples
+    --------
+    >>> from attention_xp.masks import FunctionMask
+    >>> FunctionMask(lambda b, h, q_idx, kv_idx: q_idx + kv_idx < 2 + h, heads=2).to_array(2, 3)[0]
+    array([[[ True,  True, False],
+            [ True, False, False]],
+    <BLANKLINE>
+           [[ True,  True,  True],
+            [ True,  True, False]]])
+    """
+
+    mask_mod: MaskMod
+    batch: int = 1
+    heads: int = 1
+
+    def __init__(self, mask_mod: MaskMod, *, batch: int = 1, heads: int = 1) -> None:
+        if not callable(mask_mod):
+            raise TypeError(
+                f"mask_mod must be callable as mask_mod(b, h, q_idx, kv_idx), got {type(mask_mod).__name__}"
+            )
+        self.mask_mod = mask_mod
+        self.batch = check_count("batch", batch)
+        self.heads = check_count("heads", heads)
+
+    def __repr__(self) -> str:
+        return f"FunctionMask({getattr(self.mask_mod, '__name__', repr(self.mask_mod))})"
+
+    @property
+    def lead(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Return the batch items and heads that were announced."""
+        return () if self.batch == self.heads == 1 else (self.batch, self.heads)
+
+    def allowed(self, region: Region) -> Array:
+        """Return what the function says."""
+        keep = self.mask_mod(region.b, region.h, region.q_idx, region.kv_idx)
+        if not hasattr(keep, "dtype") or not is_boolean(region.problem.xp, keep.dtype):
+            kind = dtype_name(keep.dtype) if hasattr(keep, "dtype") else type(keep).__name__
+            raise TypeError(f"mask_mod must return a boolean array, got {kind}")
+        return keep

@@ -1,0 +1,123 @@
+"""Rules that end the keys: a prefix, or sequences of different lengths."""
+
+from attention_xp._engine.region import Region, Span
+from attention_xp._typing import Array
+from attention_xp.masks._algebra import Mask, Reach, rule
+from attention_xp.masks._look_up import check_counts, item_of, least_and_most, line_up
+
+__all__ = ["LengthMask", "PrefixMask"]
+
+
+@rule
+class PrefixMask(Mask):
+    r"""Every query attends the keys of a prefix: :math:`k < n_b`.
+
+    Together with a causal mask it is the prefix language model of Raffel et al., "Exploring the Limits of Transfer
+    Learning with a Unified Text-to-Text Transformer", 2020: ``CausalMask() | PrefixMask(n)``.
+
+    Parameters
+    ----------
+    length : int or array
+        :math:`n`, for all batch items, or an integer array of the batch shape.
+
+    Raises
+    ------
+    TypeError
+        If `length` is neither an int nor an integer array.
+    ValueError
+        If an int `length` is negative.
+
+    Examples
+    --------
+    >>> from attention_xp.masks import CausalMask, PrefixMask
+    >>> (CausalMask() | PrefixMask(2)).to_array(3, 3)
+    array([[ True,  True, False],
+           [ True,  True, False],
+           [ True,  True,  True]])
+    """
+
+    length: int | Array
+
+    def __init__(self, length: int | Array) -> None:
+        self.length = check_counts("length", length)
+
+    @property
+    def lead(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Return the batch shape and a head."""
+        return _batch_and_head(self.length)
+
+    @property
+    def extent(self) -> tuple[int, int]:  # type: ignore[override]
+        """Return a size at which the end of the prefix shows."""
+        size = max(32, 2 * self.length) if isinstance(self.length, int) else 32
+        return size, size
+
+    def allowed(self, region: Region) -> Array:
+        """Return True for the keys of the prefix."""
+        return region.kv_idx < line_up(region, "length", self.length)
+
+    def reach(self, span: Span) -> Reach:
+        """Compare the first and the last key with the length."""
+        return _before(span, self.length)
+
+
+@rule
+class LengthMask(Mask):
+    r"""Sequences of a batch end early: :math:`k < n_b`; the keys from there on are padding.
+
+    Parameters
+    ----------
+    lengths : int or array
+        :math:`n`, for all batch items, or an integer array of the batch shape.
+
+    Raises
+    ------
+    TypeError
+        If `lengths` is neither an int nor an integer array.
+    ValueError
+        If an int `lengths` is negative.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp.masks import LengthMask
+    >>> LengthMask(np.asarray([1, 3])).to_array(1, 4)[:, 0, 0]
+    array([[ True, False, False, False],
+           [ True,  True,  True, False]])
+    """
+
+    lengths: int | Array
+
+    def __init__(self, lengths: int | Array) -> None:
+        self.lengths = check_counts("lengths", lengths)
+
+    @property
+    def lead(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Return the batch shape and a head."""
+        return _batch_and_head(self.lengths)
+
+    @property
+    def extent(self) -> tuple[int, int]:  # type: ignore[override]
+        """Return a size at which the end of the sequence shows."""
+        size = max(32, self.lengths) if isinstance(self.lengths, int) else 32
+        return size, size
+
+    def allowed(self, region: Region) -> Array:
+        """Return True for the keys that are no padding."""
+        return region.kv_idx < line_up(region, "lengths", self.lengths)
+
+    def reach(self, span: Span) -> Reach:
+        """Compare the first and the last key with the length."""
+        return _before(span, self.lengths)
+
+
+def _batch_and_head(values: int | Array) -> tuple[int, ...]:
+    return () if isinstance(values, int) or values.ndim == 0 else (*values.shape, 1)
+
+
+def _before(span: Span, lengths: int | Array) -> Reach:
+    """Tell whether the first key, and whether the last, lies before the length."""
+    if isinstance(lengths, int):
+        return span.k_lo < lengths, span.k_hi < lengths
+    limits = least_and_most(span, lengths, item_of(span, _batch_and_head(lengths)))
+    return (True, False) if limits is None else (span.k_lo < limits[1], span.k_hi < limits[0])

@@ -1,0 +1,152 @@
+"""Looking up the arrays of masks, for a region of the scores and for bounds of rectangles."""
+
+import math
+import sys
+from collections.abc import Callable
+from numbers import Integral
+from typing import Any
+
+from attention_xp._backend import common_namespace, device, dtype_name, is_integer, library_name
+from attention_xp._engine.checks import check_placement, fits
+from attention_xp._engine.numbers import check_count
+from attention_xp._engine.region import Region, Span
+from attention_xp._typing import Array, Namespace
+
+__all__ = [
+    "at",
+    "by_position",
+    "check_counts",
+    "clipped",
+    "fetched",
+    "item_of",
+    "items",
+    "least_and_most",
+    "line_up",
+    "remembered",
+    "summable",
+    "taken",
+]
+
+
+def check_counts(name: str, given: Any) -> int | Array:
+    """Return a plain int that is not negative, or an integer array."""
+    if isinstance(given, Integral) or not hasattr(given, "dtype"):
+        return check_count(name, given, low=0)
+    if not is_integer(common_namespace(**{name: given}), given.dtype):
+        raise TypeError(f"{name} must be an int or an integer array, got {dtype_name(given.dtype)}")
+    return given
+
+
+def fetched(region: Region, name: str, array: Array) -> Array:
+    """Return an array of a mask in the library and on the device of the query."""
+    xp, query = region.problem.xp, region.problem.query
+    owner = common_namespace(**{name: array})
+    if owner is xp:
+        check_placement(xp, query, **{name: array})
+        return array
+    if library_name(owner) != "numpy":
+        raise TypeError(
+            f"{name} is an array of {library_name(owner)}: expected NumPy or the library of the query, "
+            f"{library_name(xp)}"
+        )
+    return xp.asarray(array, device=device(query))
+
+
+def line_up(region: Region, name: str, counts: int | Array) -> int | Array:
+    """Return one number per batch item, lined up with the scores."""
+    if isinstance(counts, int):
+        return counts
+    _check_lead(name, tuple(counts.shape), region.problem.batch, "the batch shape")
+    return region.per_batch(region.problem.xp.astype(fetched(region, name, counts), region.problem.xp.int32))
+
+
+def items(region: Region, name: str, lead: tuple[int, ...]) -> int | Array:
+    """Return the flat index into the leading axes ``(..., H)`` of an array, lined up with the scores."""
+    if math.prod(lead) == 1:
+        return 0
+    xp, problem = region.problem.xp, region.problem
+    numbers = xp.arange(math.prod(lead), dtype=xp.int32, device=device(problem.query))
+    if problem.heads is None and lead[-1] == 1:
+        lead = lead[:-1]
+    scores = problem.batch if problem.heads is None else (*problem.batch, problem.heads)
+    _check_lead(name, lead, scores, "batch and heads")
+    return region.look_up(xp.reshape(numbers, (*lead, 1, 1)))
+
+
+def _check_lead(name: str, lead: tuple[int, ...], scores: tuple[int, ...], what: str) -> None:
+    if not fits(lead, scores):
+        raise ValueError(f"leading axes of {name} do not broadcast to {what}: expected {scores}, got {lead}")
+
+
+def taken(xp: Namespace, flat: Array, index: Array) -> Array:
+    """Return the entries of a flat array at indices of any shape."""
+    return xp.reshape(xp.take(flat, xp.reshape(index, (-1,)), axis=0), index.shape)
+
+
+def by_position(region: Region, name: str, values: Array, position: Array) -> tuple[Array, Array]:
+    """Look up the last axis of ``(..., S)`` by position; also return which positions lie in ``[0, S)``."""
+    xp, length = region.problem.xp, values.shape[-1]
+    inside = (position >= 0) & (position < length)
+    values = fetched(region, name, values)
+    if length == 0:
+        return xp.zeros(inside.shape, dtype=values.dtype, device=device(inside)), inside
+    item = items(region, name, (*values.shape[:-1], 1))
+    return taken(xp, xp.reshape(values, (-1,)), item * length + xp.clip(position, 0, length - 1)), inside
+
+
+def summable(span: Span, array: Array) -> Namespace | None:
+    """Return the library in which an array can be summed up for rectangles, ``None`` where it cannot."""
+    owner = common_namespace(array=array)
+    if library_name(owner) == "numpy":
+        # While torch compiles, also NumPy arrays are tensors without values.
+        torch = sys.modules.get("torch")
+        return None if torch is not None and torch.compiler.is_compiling() else owner
+    plain = all(isinstance(bound, int) for bound in span[1:7])
+    return owner if not plain and library_name(owner) == library_name(span.xp) else None
+
+
+def remembered(mask: Any, name: str, xp: Namespace, make: Callable[[], Any]) -> Any:
+    """Make a summary once for arrays of NumPy; those of other libraries may belong to one trace only."""
+    if library_name(xp) != "numpy":
+        return make()
+    if name not in vars(mask):
+        vars(mask)[name] = make()
+    return vars(mask)[name]
+
+
+def at(span: Span, table: Array, index: Any) -> Any:
+    """Return the entries of a flat summary: a plain int for an int on the host, else an array of the span."""
+    on_host = type(table).__module__ == "numpy"
+    if not hasattr(index, "shape"):
+        return int(table[index]) if on_host else table[index]
+    return taken(span.xp, span.xp.asarray(table, device=device(index)) if on_host else table, index)
+
+
+def clipped(span: Span, bound: Any, high: int) -> Any:
+    """Return a bound, or an array of bounds, within ``[0, high]``."""
+    return span.xp.clip(bound, 0, high) if hasattr(bound, "shape") else max(0, min(bound, high))
+
+
+def item_of(span: Span, lead: tuple[int, ...]) -> Any:
+    """Return the flat index of a span into the leading axes ``(..., H)``, ``None`` where it is not known."""
+    heads, batch = (lead[-1], lead[:-1]) if lead else (1, ())
+    while batch and batch[0] == 1:
+        batch = batch[1:]
+    items_of_batch = math.prod(batch)
+    h = 0 if heads == 1 else span.h
+    # An axis of length 1 behind others hides how the flat index of the batch counts.
+    b = 0 if items_of_batch == 1 else None if 1 in batch or span.b is None else span.b % items_of_batch
+    return None if b is None or h is None else b * heads + h
+
+
+def least_and_most(span: Span, counts: Array, item: Any) -> tuple[Any, Any] | None:
+    """Return the least and the greatest number that a span meets, ``None`` where they cannot be told."""
+    xp = summable(span, counts)
+    if xp is None or 0 in counts.shape:
+        return None
+    flat = xp.reshape(counts, (-1,))
+    if item is not None:
+        count = at(span, flat, item)
+        return count, count
+    least, most = xp.min(flat), xp.max(flat)
+    return (int(least), int(most)) if library_name(xp) == "numpy" else (least, most)

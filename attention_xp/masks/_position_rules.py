@@ -1,0 +1,181 @@
+"""Rules that compare the positions of query and key."""
+
+from typing import Any
+
+from attention_xp._engine.numbers import check_count, check_window
+from attention_xp._engine.region import Region, Span
+from attention_xp._typing import Array
+from attention_xp.masks._algebra import Mask, Reach, rule
+
+__all__ = ["CausalMask", "LastOfChunk", "SameChunk", "StridedMask", "WindowMask"]
+
+_FAR = 2**30  # no two positions are further apart; int32 sums of it and a position do not overflow
+
+
+@rule
+class CausalMask(Mask):
+    r"""A query attends keys at its own position and before: :math:`k \le q`.
+
+    Examples
+    --------
+    >>> from attention_xp.masks import CausalMask
+    >>> CausalMask().to_array(3, 3)
+    array([[ True, False, False],
+           [ True,  True, False],
+           [ True,  True,  True]])
+    """
+
+    relative = True
+    shift_invariant = True
+
+    def allowed(self, region: Region) -> Array:
+        """Return the lower triangle, shifted by the query offset."""
+        return region.kv_idx <= region.q_idx
+
+    def reach(self, span: Span) -> Reach:
+        """Compare the corners above and below the diagonal."""
+        return span.k_lo <= span.q_hi, span.k_hi <= span.q_lo
+
+
+@rule
+class WindowMask(Mask):
+    r"""A query attends keys in a window around its own position: :math:`q - l \le k \le q + r`.
+
+    Parameters
+    ----------
+    left, right : int or None
+        :math:`l` and :math:`r`, how far the window extends to either side; both ends are included, ``None`` opens
+        a side.
+
+    Raises
+    ------
+    TypeError
+        If a side is neither an int nor None.
+    ValueError
+        If a side is negative.
+
+    Examples
+    --------
+    >>> from attention_xp.masks import WindowMask
+    >>> WindowMask(1, 0).to_array(3, 3)
+    array([[ True, False, False],
+           [ True,  True, False],
+           [False,  True,  True]])
+    """
+
+    left: int | None
+    right: int | None
+    relative = True
+    shift_invariant = True
+
+    def __init__(self, left: int | None, right: int | None) -> None:
+        self.left, self.right = check_window((left, right))
+
+    @property
+    def extent(self) -> tuple[int, int]:  # type: ignore[override]
+        """Return a size at which both edges of the window show."""
+        size = max(32, 2 * max(self.left or 0, self.right or 0))
+        return size, size
+
+    def allowed(self, region: Region) -> Array:
+        """Return a band around the diagonal."""
+        q_idx, kv_idx = region.q_idx, region.kv_idx
+        if self.left is None:
+            return kv_idx >= 0 if self.right is None else kv_idx <= q_idx + min(self.right, _FAR)
+        if self.right is None:
+            return kv_idx >= q_idx - min(self.left, _FAR)
+        return (kv_idx >= q_idx - min(self.left, _FAR)) & (kv_idx <= q_idx + min(self.right, _FAR))
+
+    def reach(self, span: Span) -> Reach:
+        """Compare the least and the greatest distance in the rectangle with the window."""
+        least, most = span.k_lo - span.q_hi, span.k_hi - span.q_lo
+        possible, certain = True, True
+        if self.left is not None:
+            left = min(self.left, _FAR)
+            possible, certain = most >= -left, least >= -left
+        if self.right is not None:
+            right = min(self.right, _FAR)
+            possible, certain = possible & (least <= right), certain & (most <= right)
+        return possible, certain
+
+
+@rule
+class StridedMask(Mask):
+    r"""A query attends every ``stride``-th key, counted from its own position: :math:`(q - k) \bmod s = 0`.
+
+    Parameters
+    ----------
+    stride : int
+        :math:`s`, at least 1.
+
+    Raises
+    ------
+    TypeError
+        If `stride` is no int.
+    ValueError
+        If `stride` is below 1.
+
+    Examples
+    --------
+    >>> from attention_xp.masks import StridedMask
+    >>> StridedMask(2).to_array(2, 4)
+    array([[ True, False,  True, False],
+           [False,  True, False,  True]])
+    """
+
+    stride: int
+    shift_invariant = True
+
+    def __init__(self, stride: int) -> None:
+        self.stride = check_count("stride", stride)
+
+    def allowed(self, region: Region) -> Array:
+        """Return equally spaced diagonals."""
+        return (region.q_idx - region.kv_idx) % min(self.stride, _FAR) == 0
+
+    def reach(self, span: Span) -> Reach:
+        """Look for a multiple of the stride between the least and the greatest distance."""
+        return _multiple_between(span.q_lo - span.k_hi, span.q_hi - span.k_lo, min(self.stride, _FAR))
+
+
+@rule
+class SameChunk(Mask):
+    """Chunks of equal size attend themselves."""
+
+    size: int
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def allowed(self, region: Region) -> Array:
+        """Compare the chunks of query and key."""
+        return region.q_idx // self.size == region.kv_idx // self.size
+
+    def reach(self, span: Span) -> Reach:
+        """Compare the first and the last chunks."""
+        q_first, q_last, k_first, k_last = (x // self.size for x in (span.q_lo, span.q_hi, span.k_lo, span.k_hi))
+        return (q_first <= k_last) & (k_first <= q_last), (q_first == k_last) & (k_first == q_last)
+
+
+@rule
+class LastOfChunk(Mask):
+    """The last keys of chunks of equal size are attended by every query."""
+
+    size: int
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def allowed(self, region: Region) -> Array:
+        """Return equally spaced columns."""
+        return (region.kv_idx + 1) % self.size == 0
+
+    def reach(self, span: Span) -> Reach:
+        """Look for a multiple of the size among the columns."""
+        return _multiple_between(span.k_lo + 1, span.k_hi + 1, self.size)
+
+
+def _multiple_between(least: Any, most: Any, step: int) -> Reach:
+    """Tell whether some number, and whether every number, in a range is a multiple of a step."""
+    possible = most // step * step >= least
+    return possible, possible & ((least == most) | (step == 1))
