@@ -1,30 +1,35 @@
-"""Ask the kernels in order; the first that can compute a problem does."""
+"""Ask the kernels in order; the first that can compute a problem, and is worth its while, does."""
 
 from types import ModuleType
 
-from attention_xp._engine import dense, tiled
+from attention_xp._engine import dense, fused, tiled
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Attended, Wanted
 
-__all__ = ["attend", "choose"]
+__all__ = ["answers", "attend"]
 
-KERNELS: dict[str, ModuleType] = {"tiled": tiled, "dense": dense}
+KERNELS: dict[str, ModuleType] = {"fused": fused, "tiled": tiled, "dense": dense}
 
 
-def choose(problem: Problem, wanted: Wanted) -> ModuleType:
-    """Return the kernel that was asked for, or the first that can; `ValueError` says why none can."""
-    names = list(KERNELS) if problem.impl == "auto" else [problem.impl]
-    reasons = []
-    for name in names:
-        kernel = KERNELS.get(name)
-        reason = "this version has no such kernel" if kernel is None else kernel.refusal(problem, wanted)
-        if kernel is not None and reason is None:
+def answers(problem: Problem, wanted: Wanted) -> dict[str, str | None]:
+    """Return for each kernel why it cannot compute the problem; ``None`` where it can."""
+    return {name: kernel.refusal(problem, wanted) for name, kernel in KERNELS.items()}
+
+
+def _choose(problem: Problem, wanted: Wanted) -> ModuleType:
+    if problem.impl != "auto":
+        kernel = KERNELS[problem.impl]
+        reason = kernel.refusal(problem, wanted)
+        if reason is not None:
+            raise ValueError(f"impl={problem.impl!r} cannot compute this call: {reason}")
+        return kernel
+    for kernel in KERNELS.values():
+        if kernel.is_worthwhile(problem, wanted) and kernel.refusal(problem, wanted) is None:
             return kernel
-        reasons.append(f"impl={name!r} cannot compute this call: {reason}")
-    raise ValueError("; ".join(reasons))
+    return dense
 
 
 def attend(problem: Problem, wanted: Wanted) -> Attended:
-    """Compute a problem with the chosen kernel."""
-    result: Attended = choose(problem, wanted).attend(problem, wanted)
+    """Compute a problem with the kernel asked for, or the best that can."""
+    result: Attended = _choose(problem, wanted).attend(problem, wanted)
     return result

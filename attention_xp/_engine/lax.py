@@ -8,10 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from attention_xp._engine import dense
 from attention_xp._engine.arithmetic import Arithmetic
 from attention_xp._engine.frozen import freeze, thaw
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region, Span
+from attention_xp._engine.result import Wanted
 from attention_xp._engine.step import Running, advance, finish, scale_in_base_2, start
 from attention_xp._engine.tile_sizes import tile_sizes
 from attention_xp._typing import Array
@@ -28,9 +30,25 @@ def walk(problem: Problem) -> tuple[Array, Array]:
     return _compiled(template, arrays)  # type: ignore[no-any-return]
 
 
-@partial(jax.jit, static_argnums=0)
-def _compiled(template: Any, arrays: list[Array]) -> tuple[Array, Array]:
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _differentiable(template: Any, arrays: list[Array]) -> tuple[Array, Array]:
     return _Walk(thaw(template, arrays)).run()
+
+
+_compiled = jax.jit(_differentiable, static_argnums=0)
+
+
+@_differentiable.defjvp
+def _derivative(template: Any, arrays: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    """Differentiate through the dense kernel: loops of unknown length cannot be run backwards."""
+
+    def formula(arrays: list[Array]) -> tuple[Array, Array]:
+        problem = thaw(template, arrays)
+        result = dense.attend(problem, Wanted(lse=True))
+        return result.output.astype(problem.dtype), result.lse
+
+    _, derivative = jax.jvp(formula, arrays, tangents)
+    return _compiled(template, *arrays), derivative
 
 
 def _dynamic_cut(array: Array, starts: list[Any], sizes: list[int]) -> Array:

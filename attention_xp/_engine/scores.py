@@ -1,11 +1,14 @@
 """The scores of a region: product, soft cap, score_mod, additions, exclusions, in that order."""
 
+import math
+
 from attention_xp._engine.arithmetic import Arithmetic
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
+from attention_xp._random import attention_keep
 from attention_xp._typing import Array
 
-__all__ = ["modified", "query_factor"]
+__all__ = ["dropped", "modified", "of_real_rows", "query_factor"]
 
 
 def query_factor(problem: Problem) -> float:
@@ -22,3 +25,20 @@ def modified(problem: Problem, ops: Arithmetic, region: Region, scores: Array) -
     for addend in problem.addends:
         scores = ops.add(scores, region.look_up(addend))
     return scores
+
+
+def dropped(problem: Problem, region: Region, weights: Array) -> Array:
+    """Return the weights after dropout."""
+    if problem.seed is None:
+        return weights
+    keep = attention_keep(
+        problem.seed, problem.dropout_rate, b=region.b, h=region.h, q_idx=region.q_idx, kv_idx=region.kv_idx
+    )
+    return problem.xp.where(keep, weights * (1.0 / (1.0 - problem.dropout_rate)), 0.0)
+
+
+def of_real_rows(problem: Problem, region: Region, lse: Array) -> Array:
+    """Return the log-sum-exp (..., m, 1) with -inf for rows of padding, sinks or not."""
+    if problem.query_lengths is None:
+        return lse
+    return problem.xp.where(region.row < region.per_batch(problem.query_lengths), lse, -math.inf)

@@ -12,8 +12,7 @@ from attention_xp._engine.arithmetic import LOG2_E, Arithmetic
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
-from attention_xp._engine.scores import modified, query_factor
-from attention_xp._random import attention_keep
+from attention_xp._engine.scores import dropped, modified, of_real_rows, query_factor
 from attention_xp._softmax import nonzero
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
@@ -78,7 +77,7 @@ def advance(
         fade = ops.exp2(running.peak - shift)
     weights = ops.powers(scores, shift, allowed, mixed)
     total = ops.row_sum(weights)
-    output = ops.weights_value(_dropped(problem, region, weights), value, exclusive=exclusive)  # (..., m, n) @ (..., n, Dv) -> (..., m, Dv)
+    output = ops.weights_value(dropped(problem, region, weights), value, exclusive=exclusive)  # (..., m, n) @ (..., n, Dv) -> (..., m, Dv)
     if fade is None:
         return Running(None, ops.add(running.total, total), ops.add(running.output, output))
     return Running(
@@ -88,15 +87,6 @@ def advance(
     )
 
 
-def _dropped(problem: Problem, region: Region, weights: Array) -> Array:
-    if problem.seed is None:
-        return weights
-    keep = attention_keep(
-        problem.seed, problem.dropout_rate, b=region.b, h=region.h, q_idx=region.q_idx, kv_idx=region.kv_idx
-    )
-    return problem.xp.where(keep, weights * (1.0 / (1.0 - problem.dropout_rate)), 0.0)
-
-
 def finish(problem: Problem, region: Region, running: Running) -> tuple[Array, Array]:
     """Return the output (..., m, Dv) and the log-sum-exp (..., m) of a block of rows."""
     xp, total = problem.xp, running.total
@@ -104,7 +94,5 @@ def finish(problem: Problem, region: Region, running: Running) -> tuple[Array, A
     power = xp.log2(nonzero(total, xp=xp))
     if running.peak is not None:
         power = power + xp.where(xp.isfinite(running.peak), running.peak, 0.0)
-    lse = xp.where(total == 0.0, -math.inf, power / LOG2_E)
-    if problem.query_lengths is not None:
-        lse = xp.where(region.row < region.per_batch(problem.query_lengths), lse, -math.inf)
+    lse = of_real_rows(problem, region, xp.where(total == 0.0, -math.inf, power / LOG2_E))
     return output, xp.squeeze(lse, axis=-1)

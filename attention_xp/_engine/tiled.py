@@ -1,35 +1,58 @@
 """The online softmax over tiles: memory linear in the lengths, every option."""
 
+import math
+
 from attention_xp._backend import library_name
 from attention_xp._engine import dense
+from attention_xp._engine.plan import bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Attended, Wanted
+from attention_xp._engine.tile_sizes import tile_sizes
 from attention_xp._typing import Array
 
-__all__ = ["attend", "refusal"]
+__all__ = ["attend", "is_worthwhile", "refusal"]
+
+_FEW = 2**16  # scores up to which one formula is faster than any loop
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:  # noqa: ARG001
-    """Return why this kernel cannot compute the problem."""
-    return "it does not assemble weights yet" if wanted.weights else None
+    """Return why this kernel cannot compute the problem: it always can."""
+    return None
+
+
+def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:
+    """Return whether tiles pay: not for few scores, nor where the weights are materialised anyway."""
+    scores = math.prod(problem.lead) * problem.query.shape[-2] * problem.key.shape[-2]
+    if library_name(problem.xp) == "jax" and problem.score_mod is not None:
+        return False  # dense is differentiable in what score_mod captures
+    return not wanted.weights and scores > _FEW
 
 
 def attend(problem: Problem, wanted: Wanted) -> Attended:
-    """Compute a problem tile by tile."""
+    """Compute a problem tile by tile; wanted weights are assembled block by block of rows."""
     if 0 in problem.query.shape or 0 in problem.key.shape or 0 in problem.value.shape:
-        return dense.attend(problem, wanted)  # nothing to materialise
+        return dense.attend(problem, wanted)  # there is nothing to materialise
     output, lse = _walk(problem)
-    output = problem.xp.astype(output, problem.query.dtype, copy=False)
-    return Attended(output, None, lse if wanted.lse else None)
+    return Attended(
+        problem.xp.astype(output, problem.query.dtype, copy=False),
+        _weights(problem) if wanted.weights else None,
+        lse if wanted.lse else None,
+    )
+
+
+def _weights(problem: Problem) -> Array:
+    rows, _ = tile_sizes(problem)
+    blocks = [dense.weights_of_rows(problem, *block) for block in bounds(0, problem.query.shape[-2], rows)]
+    return problem.xp.concat(blocks, axis=-2)
 
 
 def _walk(problem: Problem) -> tuple[Array, Array]:
     """Visit the tiles the way the library of the arrays likes it."""
     library = library_name(problem.xp)
     if library == "numpy":
-        from attention_xp._engine.threads import walk  # noqa: PLC0415
+        from attention_xp._engine.threads import walk  # noqa: PLC0415  # imports NumPy
     elif library == "jax":
-        from attention_xp._engine.lax import walk  # noqa: PLC0415
+        from attention_xp._engine.lax import walk  # noqa: PLC0415  # imports JAX
     else:
         from attention_xp._engine.loop import walk  # noqa: PLC0415
     return walk(problem)

@@ -60,9 +60,10 @@ def to_array(
     """Evaluate a mask for all pairs; see `Mask.to_array`."""
     Sq, Sk, query_offset = _sizes(Sq, Sk, query_offset)
     own = next((a for a in _arrays(mask) if library_name(common_namespace(array=a)) != "numpy"), None)
-    if device is None and own is not None:
+    library = creation_namespace(None) if own is None else common_namespace(array=own)
+    xp = library if xp is None else creation_namespace(xp)
+    if device is None and own is not None and xp is library:
         device = device_of(own)
-    xp = common_namespace(array=own) if xp is None and own is not None else creation_namespace(xp)
     canvas = Canvas.of(mask, query_offset, xp, device)
     region = canvas.region(mask, (0, Sq), (0, Sk))
     shape = (1,) * (len(mask.lead) == 1) + region.sizes
