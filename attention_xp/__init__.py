@@ -7,7 +7,9 @@ from attention_xp._attention import (
     scaled_dot_product_attention,
     self_attention,
 )
+from attention_xp._explain import explain
 from attention_xp._mask_arrays import create_causal_mask, create_look_ahead_mask, create_padding_mask
+from attention_xp._merge import merge_attention
 from attention_xp._multi_head import multi_head_attention, multi_head_self_attention
 from attention_xp._multi_head_params import MultiHeadParams, init_multi_head_params
 from attention_xp._normalization import layer_normalization
@@ -38,11 +40,13 @@ __all__ = [
     "cross_attention",
     "cross_attn",
     "dropout",
+    "explain",
     "flash_attention",
     "init_multi_head_params",
     "layer_normalization",
     "learned_positional_encoding",
     "masks",
+    "merge_attention",
     "mha",
     "multi_head_attention",
     "multi_head_self_attention",

@@ -6,7 +6,7 @@ from attention_xp._engine import dense, fused, tiled
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Attended, Wanted
 
-__all__ = ["answers", "attend"]
+__all__ = ["answers", "attend", "choose"]
 
 KERNELS: dict[str, ModuleType] = {"fused": fused, "tiled": tiled, "dense": dense}
 
@@ -16,20 +16,21 @@ def answers(problem: Problem, wanted: Wanted) -> dict[str, str | None]:
     return {name: kernel.refusal(problem, wanted) for name, kernel in KERNELS.items()}
 
 
-def _choose(problem: Problem, wanted: Wanted) -> ModuleType:
-    if problem.impl != "auto":
-        kernel = KERNELS[problem.impl]
-        reason = kernel.refusal(problem, wanted)
-        if reason is not None:
-            raise ValueError(f"impl={problem.impl!r} cannot compute this call: {reason}")
-        return kernel
-    for kernel in KERNELS.values():
-        if kernel.is_worthwhile(problem, wanted) and kernel.refusal(problem, wanted) is None:
-            return kernel
-    return dense
+def choose(problem: Problem, wanted: Wanted) -> str:
+    """Return the name of the kernel asked for, or of the best that can; `ValueError` says why one cannot."""
+    if problem.impl == "auto":
+        return next(
+            name
+            for name, kernel in KERNELS.items()
+            if kernel.is_worthwhile(problem, wanted) and kernel.refusal(problem, wanted) is None
+        )
+    reason = KERNELS[problem.impl].refusal(problem, wanted)
+    if reason is not None:
+        raise ValueError(f"impl={problem.impl!r} cannot compute this call: {reason}")
+    return problem.impl
 
 
 def attend(problem: Problem, wanted: Wanted) -> Attended:
     """Compute a problem with the kernel asked for, or the best that can."""
-    result: Attended = _choose(problem, wanted).attend(problem, wanted)
+    result: Attended = KERNELS[choose(problem, wanted)].attend(problem, wanted)
     return result

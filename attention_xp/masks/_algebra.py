@@ -6,6 +6,7 @@ from typing import Any
 from attention_xp._backend import dtype_name
 from attention_xp._engine.region import Region, Span
 from attention_xp._typing import Array, Device, DType, Namespace
+from attention_xp.masks._look_up import check_arrays
 
 __all__ = ["Mask", "Reach", "rule"]
 
@@ -85,6 +86,32 @@ class Mask:
             True where a rectangle is certainly full. ``(True, False)``, which says nothing, is always right.
         """
         return True, False
+
+    def check(self, xp: Namespace, query: Array, batch: tuple[int, ...], heads: int | None) -> None:
+        """Check that the arrays of a mask suit a query, before anything is computed.
+
+        Parameters
+        ----------
+        xp : module
+            The array library of the query.
+        query : array
+            Tells the device.
+        batch : tuple of int
+            The batch shape of the scores.
+        heads : int or None
+            Number of query heads; None where there is no heads axis.
+
+        Raises
+        ------
+        TypeError
+            If an array belongs to another library, other than NumPy.
+        ValueError
+            If an array lies on another device, or its leading axes do not broadcast to batch and heads.
+        """
+        check_arrays(self, xp, query, batch, heads)
+        for value in vars(self).values():
+            if isinstance(value, Mask):
+                value.check(xp, query, batch, heads)
 
     def to_array(
         self,

@@ -85,8 +85,8 @@ class SegmentMask(Mask):
 
     def allowed(self, region: Region) -> Array:
         """Compare the ids of queries and keys."""
-        q_ids, has_q = by_position(region, "query_ids", self.query_ids, region.q_idx)
-        k_ids, has_k = by_position(region, "key_ids", self._keys, region.kv_idx)
+        q_ids, has_q = by_position(region, self.query_ids, region.q_idx)
+        k_ids, has_k = by_position(region, self._keys, region.kv_idx)
         return (q_ids == k_ids) & has_q & has_k
 
     def reach(self, span: Span) -> Reach:
@@ -147,8 +147,8 @@ class GlobalMask(Mask):
 
     def allowed(self, region: Region) -> Array:
         """Return the rows and columns of global positions."""
-        q_global, has_q = by_position(region, "is_global", self.is_global, region.q_idx)
-        k_global, has_k = by_position(region, "is_global", self.is_global, region.kv_idx)
+        q_global, has_q = by_position(region, self.is_global, region.q_idx)
+        k_global, has_k = by_position(region, self.is_global, region.kv_idx)
         return (q_global & has_q) | (k_global & has_k)
 
     def reach(self, span: Span) -> Reach:
@@ -227,8 +227,8 @@ class BlockMask(Mask):
         inside = (i >= 0) & (i < rows) & (j < columns)
         if 0 in self.layout.shape:
             return inside
-        block = items(region, "layout", self.lead) * rows + xp.clip(i, 0, rows - 1)
-        flat = xp.reshape(fetched(region, "layout", self.layout), (-1,))
+        block = items(region, self.lead) * rows + xp.clip(i, 0, rows - 1)
+        flat = xp.reshape(fetched(region, self.layout), (-1,))
         return taken(xp, flat, block * columns + xp.clip(j, 0, columns - 1)) & inside
 
     def reach(self, span: Span) -> Reach:
@@ -245,7 +245,9 @@ class BlockMask(Mask):
         """Count the blocks of one item, or those that any or all items allow."""
         layout = xp.reshape(self.layout, (-1, *self.layout.shape[-2:]))
         if item is None:
-            counts = remembered(self, f"_{which}", xp, lambda: Counts.of(xp, getattr(xp, which)(layout, axis=0)[None]))
+            counts = remembered(
+                self, f"_{which}", xp, lambda: Counts.of(xp, getattr(xp, which)(layout, axis=0, keepdims=True))
+            )
         else:
             counts = remembered(self, "_counts", xp, lambda: Counts.of(xp, layout))
         return counts.between(span, 0 if item is None else item, rows, columns)

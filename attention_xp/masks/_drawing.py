@@ -16,10 +16,12 @@ from attention_xp._engine.region import Region, Span
 from attention_xp._mask_arrays import _mask_of
 from attention_xp._typing import Array, Device, DType, Namespace
 from attention_xp.masks._algebra import Mask
+from attention_xp.masks._look_up import arrays_of
 
 __all__ = ["Canvas", "density", "drawn", "to_array"]
 
 _SIDE = 32  # of a picture, in characters
+_BLOCK = 256  # positions in a block that is counted at once
 _PAIRS_AT_ONCE = 2**22
 
 
@@ -65,25 +67,24 @@ def to_array(
     if device is None and own is not None and xp is library:
         device = device_of(own)
     canvas = Canvas.of(mask, query_offset, xp, device)
+    mask.check(xp, canvas.query, canvas.batch, canvas.heads)
     region = canvas.region(mask, (0, Sq), (0, Sk))
     shape = (1,) * (len(mask.lead) == 1) + region.sizes
     return _mask_of(xp, xp.broadcast_to(mask.allowed(region), shape), dtype)
 
 
 def _arrays(mask: Mask) -> Iterator[Array]:
-    """Yield the arrays that a mask holds."""
-    for name, value in vars(mask).items():
+    """Yield the arrays of a combination of masks."""
+    yield from (array for _, array in arrays_of(mask))
+    for value in vars(mask).values():
         if isinstance(value, Mask):
             yield from _arrays(value)
-        elif not name.startswith("_") and hasattr(value, "dtype") and hasattr(value, "shape"):
-            yield value
 
 
 def density(mask: Mask, Sq: int, Sk: int, query_offset: int) -> float:
     """Count block by block; see `Mask.density`."""
     Sq, Sk, query_offset = _sizes(Sq, Sk, query_offset)
-    side = max(16, min(256, math.isqrt(_PAIRS_AT_ONCE // max(1, math.prod(mask.lead)))))
-    allowed = sum(int(counts.sum()) for counts in _counted(mask, (Sq, Sk), query_offset, (side, side)))
+    allowed = sum(int(counts.sum()) for counts in _counted(mask, (Sq, Sk), query_offset, (_BLOCK, _BLOCK)))
     pairs = math.prod(mask.lead) * Sq * Sk
     return allowed / pairs if pairs else 0.0
 
@@ -103,20 +104,28 @@ def _counted(mask: Mask, sizes: tuple[int, int], offset: int, block: tuple[int, 
         possible, certain = (np.broadcast_to(np.asarray(answer), left.shape) for answer in mask.reach(span))
         counts = np.tile(certain * (right - left) * (bottom - top), (items, 1))
         for j in np.flatnonzero(possible & ~certain):
-            region = canvas.region(mask, (top, bottom), (int(left[j]), int(right[j])))
-            allowed = np.broadcast_to(mask.allowed(region), region.sizes)
-            counts[:, j] = np.count_nonzero(np.reshape(allowed, (items, -1)), axis=1)
+            counts[:, j] = _evaluated(mask, canvas, (top, bottom), (int(left[j]), int(right[j])))
         yield counts
+
+
+def _evaluated(mask: Mask, canvas: Canvas, rows: tuple[int, int], columns: tuple[int, int]) -> Any:
+    """Count the allowed pairs of a rectangle by looking at each, (items,)."""
+    import numpy as np  # noqa: PLC0415
+
+    items, total = math.prod(mask.lead), 0
+    step = max(1, _PAIRS_AT_ONCE // (items * (columns[1] - columns[0]) or 1))
+    for top in range(rows[0], rows[1], step):
+        region = canvas.region(mask, (top, min(top + step, rows[1])), columns)
+        allowed = np.broadcast_to(mask.allowed(region), region.sizes)
+        total = total + np.count_nonzero(np.reshape(allowed, (items, math.prod(region.sizes[-2:]))), axis=1)
+    return total
 
 
 def _on_host(mask: Mask) -> Mask:
     """Return the same mask with NumPy arrays."""
     same = copy.copy(mask)
-    for name, value in vars(mask).items():
-        if isinstance(value, Mask):
-            vars(same)[name] = _on_host(value)
-        elif not name.startswith("_") and hasattr(value, "dtype") and hasattr(value, "shape"):
-            vars(same)[name] = _as_numpy(value)
+    vars(same).update({name: _as_numpy(array) for name, array in arrays_of(mask)})
+    vars(same).update({name: _on_host(value) for name, value in vars(mask).items() if isinstance(value, Mask)})
     return same
 
 

@@ -49,12 +49,12 @@ class PrefixMask(Mask):
     @property
     def extent(self) -> tuple[int, int]:  # type: ignore[override]
         """Return a size at which the end of the prefix shows."""
-        size = max(32, 2 * self.length) if isinstance(self.length, int) else 32
+        size = min(8192, max(32, 2 * self.length)) if isinstance(self.length, int) else 32
         return size, size
 
     def allowed(self, region: Region) -> Array:
         """Return True for the keys of the prefix."""
-        return region.kv_idx < line_up(region, "length", self.length)
+        return region.kv_idx < line_up(region, self.length)
 
     def reach(self, span: Span) -> Reach:
         """Compare the first and the last key with the length."""
@@ -99,12 +99,12 @@ class LengthMask(Mask):
     @property
     def extent(self) -> tuple[int, int]:  # type: ignore[override]
         """Return a size at which the end of the sequence shows."""
-        size = max(32, self.lengths) if isinstance(self.lengths, int) else 32
+        size = min(8192, max(32, self.lengths)) if isinstance(self.lengths, int) else 32
         return size, size
 
     def allowed(self, region: Region) -> Array:
         """Return True for the keys that are no padding."""
-        return region.kv_idx < line_up(region, "lengths", self.lengths)
+        return region.kv_idx < line_up(region, self.lengths)
 
     def reach(self, span: Span) -> Reach:
         """Compare the first and the last key with the length."""

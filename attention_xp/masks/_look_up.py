@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from numbers import Integral
 from typing import Any
 
@@ -13,8 +13,10 @@ from attention_xp._engine.region import Region, Span
 from attention_xp._typing import Array, Namespace
 
 __all__ = [
+    "arrays_of",
     "at",
     "by_position",
+    "check_arrays",
     "check_counts",
     "clipped",
     "fetched",
@@ -37,61 +39,70 @@ def check_counts(name: str, given: Any) -> int | Array:
     return given
 
 
-def fetched(region: Region, name: str, array: Array) -> Array:
+def check_arrays(mask: Any, xp: Namespace, query: Array, batch: tuple[int, ...], heads: int | None) -> None:
+    """Check that the arrays of a rule suit a query: library, device and leading axes."""
+    for name, array in arrays_of(mask):
+        owner = common_namespace(**{name: array})
+        if owner is xp:
+            check_placement(xp, query, **{name: array})
+        elif library_name(owner) != "numpy":
+            raise TypeError(
+                f"{name} is an array of {library_name(owner)}: expected NumPy or the library of the query, "
+                f"{library_name(xp)}"
+            )
+        expected = (*batch, 1 if heads is None else heads)
+        if not fits(mask.lead, expected):
+            raise ValueError(
+                f"leading axes of {name} do not broadcast to batch and heads: expected {expected}, got {mask.lead} "
+                f"from {mask!r}"
+            )
+
+
+def arrays_of(mask: Any) -> Iterator[tuple[str, Array]]:
+    """Yield the arrays that a rule itself holds, by name."""
+    for name, value in vars(mask).items():
+        if not name.startswith("_") and hasattr(value, "dtype") and hasattr(value, "shape"):
+            yield name, value
+
+
+def fetched(region: Region, array: Array) -> Array:
     """Return an array of a mask in the library and on the device of the query."""
-    xp, query = region.problem.xp, region.problem.query
-    owner = common_namespace(**{name: array})
-    if owner is xp:
-        check_placement(xp, query, **{name: array})
-        return array
-    if library_name(owner) != "numpy":
-        raise TypeError(
-            f"{name} is an array of {library_name(owner)}: expected NumPy or the library of the query, "
-            f"{library_name(xp)}"
-        )
-    return xp.asarray(array, device=device(query))
+    xp = region.problem.xp
+    return array if common_namespace(array=array) is xp else xp.asarray(array, device=device(region.problem.query))
 
 
-def line_up(region: Region, name: str, counts: int | Array) -> int | Array:
+def line_up(region: Region, counts: int | Array) -> int | Array:
     """Return one number per batch item, lined up with the scores."""
     if isinstance(counts, int):
         return counts
-    _check_lead(name, tuple(counts.shape), region.problem.batch, "the batch shape")
-    return region.per_batch(region.problem.xp.astype(fetched(region, name, counts), region.problem.xp.int32))
+    return region.per_batch(region.problem.xp.astype(fetched(region, counts), region.problem.xp.int32))
 
 
-def items(region: Region, name: str, lead: tuple[int, ...]) -> int | Array:
+def items(region: Region, lead: tuple[int, ...]) -> int | Array:
     """Return the flat index into the leading axes ``(..., H)`` of an array, lined up with the scores."""
     if math.prod(lead) == 1:
         return 0
-    xp, problem = region.problem.xp, region.problem
-    numbers = xp.arange(math.prod(lead), dtype=xp.int32, device=device(problem.query))
-    if problem.heads is None and lead[-1] == 1:
+    xp = region.problem.xp
+    numbers = xp.arange(math.prod(lead), dtype=xp.int32, device=device(region.problem.query))
+    if region.problem.heads is None:
         lead = lead[:-1]
-    scores = problem.batch if problem.heads is None else (*problem.batch, problem.heads)
-    _check_lead(name, lead, scores, "batch and heads")
     return region.look_up(xp.reshape(numbers, (*lead, 1, 1)))
 
 
-def _check_lead(name: str, lead: tuple[int, ...], scores: tuple[int, ...], what: str) -> None:
-    if not fits(lead, scores):
-        raise ValueError(f"leading axes of {name} do not broadcast to {what}: expected {scores}, got {lead}")
+def by_position(region: Region, values: Array, position: Array) -> tuple[Array, Array]:
+    """Look up the last axis of ``(..., S)`` by position; also return which positions lie in ``[0, S)``."""
+    xp, length = region.problem.xp, values.shape[-1]
+    inside = (position >= 0) & (position < length)
+    values = fetched(region, values)
+    if length == 0:
+        return xp.zeros(inside.shape, dtype=values.dtype, device=device(inside)), inside
+    item = items(region, (*values.shape[:-1], 1))
+    return taken(xp, xp.reshape(values, (-1,)), item * length + xp.clip(position, 0, length - 1)), inside
 
 
 def taken(xp: Namespace, flat: Array, index: Array) -> Array:
     """Return the entries of a flat array at indices of any shape."""
     return xp.reshape(xp.take(flat, xp.reshape(index, (-1,)), axis=0), index.shape)
-
-
-def by_position(region: Region, name: str, values: Array, position: Array) -> tuple[Array, Array]:
-    """Look up the last axis of ``(..., S)`` by position; also return which positions lie in ``[0, S)``."""
-    xp, length = region.problem.xp, values.shape[-1]
-    inside = (position >= 0) & (position < length)
-    values = fetched(region, name, values)
-    if length == 0:
-        return xp.zeros(inside.shape, dtype=values.dtype, device=device(inside)), inside
-    item = items(region, name, (*values.shape[:-1], 1))
-    return taken(xp, xp.reshape(values, (-1,)), item * length + xp.clip(position, 0, length - 1)), inside
 
 
 def summable(span: Span, array: Array) -> Namespace | None:

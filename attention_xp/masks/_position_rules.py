@@ -74,7 +74,7 @@ class WindowMask(Mask):
     @property
     def extent(self) -> tuple[int, int]:  # type: ignore[override]
         """Return a size at which both edges of the window show."""
-        size = max(32, 2 * max(self.left or 0, self.right or 0))
+        size = min(8192, max(32, 2 * max(self.left or 0, self.right or 0)))
         return size, size
 
     def allowed(self, region: Region) -> Array:

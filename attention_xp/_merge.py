@@ -1,0 +1,82 @@
+"""Join attention over parts of the keys."""
+
+from collections.abc import Sequence
+
+from attention_xp._backend import common_namespace, computation_dtype
+from attention_xp._engine.checks import check_floating, shapes
+from attention_xp._softmax import exponentials, log_sum, nonzero
+from attention_xp._typing import Array
+
+__all__ = ["merge_attention"]
+
+
+def merge_attention(outputs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array]:
+    r"""Return the attention over the union of key sets from the attention over each.
+
+    .. math::
+
+        \mathrm{lse} = \log \sum_p e^{\mathrm{lse}_p}, \qquad
+        \mathrm{output} = \sum_p e^{\mathrm{lse}_p - \mathrm{lse}} \, \mathrm{output}_p
+
+    Exact, associative and differentiable. Sinks belong to one part only.
+
+    Parameters
+    ----------
+    outputs : sequence of arrays
+        ``(..., H, Sq, Dv)`` each, as `flash_attention` returns them.
+    lses : sequence of arrays
+        ``(..., H, Sq)`` each, from ``return_lse=True``.
+
+    Returns
+    -------
+    output : array
+        ``(..., H, Sq, Dv)``, in the dtype of the first output.
+    lse : array
+        ``(..., H, Sq)``, at least float32.
+
+    Raises
+    ------
+    TypeError
+        If an entry is no floating array, or libraries are mixed.
+    ValueError
+        If there is nothing to merge, or numbers or shapes do not fit.
+
+    References
+    ----------
+    Rabe and Staats, "Self-attention does not need O(n^2) memory", 2021.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp import flash_attention, merge_attention
+    >>> rng = np.random.default_rng(0)
+    >>> q, k, v = (rng.standard_normal((10, 8)) for _ in range(3))
+    >>> parts = [flash_attention(q, k[s], v[s], return_lse=True) for s in (slice(0, 4), slice(4, 10))]
+    >>> output, lse = merge_attention(*zip(*parts))
+    >>> bool(np.allclose(output, flash_attention(q, k, v)))
+    True
+    """
+    outputs, lses = list(outputs), list(lses)
+    if len(outputs) == 0 or len(outputs) != len(lses):
+        raise ValueError(f"expected one lse for each of at least one output, got {len(outputs)} outputs, {len(lses)} lses")
+    named = {f"outputs[{i}]": a for i, a in enumerate(outputs)} | {f"lses[{i}]": a for i, a in enumerate(lses)}
+    xp = common_namespace(**named)
+    check_floating(xp, **named)
+    _check_shapes(outputs, lses)
+    dtype = computation_dtype(xp, outputs[0].dtype)
+    logs = xp.stack([xp.astype(a, dtype, copy=False) for a in lses], axis=0)  # (parts, ..., H, Sq)
+    shares, total, shift = exponentials(logs, axis=0, xp=xp)
+    shares = xp.expand_dims(shares / nonzero(total, xp=xp), axis=-1)
+    stacked = xp.stack([xp.astype(a, dtype, copy=False) for a in outputs], axis=0)  # (parts, ..., H, Sq, Dv)
+    output = xp.sum(shares * stacked, axis=0)
+    return xp.astype(output, outputs[0].dtype, copy=False), xp.squeeze(log_sum(total, shift, xp=xp), axis=0)
+
+
+def _check_shapes(outputs: list[Array], lses: list[Array]) -> None:
+    first = tuple(outputs[0].shape)
+    for i, (output, lse) in enumerate(zip(outputs, lses, strict=True)):
+        if tuple(output.shape) != first or tuple(lse.shape) != first[:-1]:
+            raise ValueError(
+                f"outputs[{i}] and lses[{i}] do not fit the first output: expected output (..., H, Sq, Dv) = {first} and "
+                f"lse (..., H, Sq) = {first[:-1]}, {shapes(output=output, lse=lse)}"
+            )

@@ -1,0 +1,109 @@
+"""Options and fixtures of the whole suite: which backends run, and the documents as tests."""
+
+from collections.abc import Callable
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests._backends import Backend
+from tests._documents import documents
+
+pytest_collect_file = documents().pytest()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options that choose backends."""
+    group = parser.getgroup("backends")
+    group.addoption(
+        "--xp",
+        action="append",
+        default=[],
+        metavar="BACKEND",
+        help=f"run these backends only (repeat, or separate by commas): {', '.join(b.value for b in Backend)}",
+    )
+    group.addoption(
+        "--require-gpu", action="store_true", help="fail where a backend finds no CUDA device instead of skipping"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marks and refuse backends that were asked for and are absent."""
+    config.addinivalue_line("markers", "backends(*libraries): run the test on these libraries only")
+    for backend in _chosen(config):
+        if not backend.is_installed():
+            raise pytest.UsageError(f"--xp={backend.value}: the package {backend.package} is not installed")
+
+
+def _chosen(config: pytest.Config) -> list[Backend]:
+    """The backends named by ``--xp``, none where the option is absent."""
+    names = [name.strip() for option in config.getoption("--xp") for name in option.split(",")]
+    unknown = [name for name in names if name not in {b.value for b in Backend}]
+    if unknown:
+        raise pytest.UsageError(f"--xp: no backend {unknown[0]!r}, choose from {', '.join(b.value for b in Backend)}")
+    return [b for b in Backend if b.value in names]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run every test that asks for a library on all chosen backends that it is meant for."""
+    if "library" not in metafunc.fixturenames:
+        return
+    mark = metafunc.definition.get_closest_marker("backends")
+    chosen = _chosen(metafunc.config) or list(Backend)
+    params = [b.pytest_param() for b in chosen if mark is None or b.like(*mark.args)]
+    if not params:
+        reason = f"--xp leaves out {', '.join(mark.args)}"
+        params = [pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))]
+    metafunc.parametrize("library", params, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def library(request: pytest.FixtureRequest) -> Backend:
+    """The backend under test; a skip with its reason where it cannot run."""
+    backend = request.param
+    problem = _problem(backend)
+    if problem and backend.is_installed() and request.config.getoption("--require-gpu"):
+        pytest.fail(f"{backend.value}: {problem}, and --require-gpu asks for one", pytrace=False)
+    if problem:
+        pytest.skip(f"{backend.value}: {problem}")
+    return backend
+
+
+@cache
+def _problem(backend: Backend) -> str | None:
+    """Why the backend cannot run here, asked once per run."""
+    if not backend.is_installed():
+        return f"the package {backend.package} is not installed"
+    return None if backend.has_device() else "no CUDA device available"
+
+
+@pytest.fixture(scope="session")
+def xp(library: Backend) -> ModuleType:
+    """The array API namespace under test."""
+    return library.namespace()
+
+
+@pytest.fixture(scope="session")
+def device(library: Backend) -> Any:
+    """The device that every array of the test lies on."""
+    return library.device()
+
+
+@pytest.fixture(scope="session")
+def make(library: Backend) -> Callable[..., Any]:
+    """Make an array under test: ``make(values, dtype=None)``; floats are float32 unless told."""
+    return library.array
+
+
+@pytest.fixture(scope="session", autouse=True)
+def document_backends(request: pytest.FixtureRequest) -> Callable[[str], str | None]:
+    """Tell why a code block that needs a library cannot run, for the documents."""
+
+    def problem(name: str) -> str | None:
+        chosen = _chosen(request.config)
+        if chosen and Backend(name) not in chosen:
+            return f"--xp leaves out {name}"
+        return _problem(Backend(name))
+
+    return problem

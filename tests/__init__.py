@@ -1,0 +1,1 @@
+"""The test suite: one set of tests, every backend."""

@@ -1,0 +1,1 @@
+"""Tests of the engine behind the public functions."""

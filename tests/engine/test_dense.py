@@ -1,0 +1,44 @@
+"""The kernel that materialises the scores, by itself."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from attention_xp._engine.dense import attend, refusal
+from attention_xp._engine.problem import Problem
+from attention_xp._engine.result import Wanted
+from tests import reference
+from tests._assertions import assert_close
+from tests._inputs import inputs, normal
+
+
+def test_it_gives_everything_at_once(library, make):
+    q, k, v = inputs((2, 4, 5, 8), (2, 2, 7, 8))
+    sinks, bias = normal(4), normal(5, 7)
+    problem = Problem.of(
+        *(make(x) for x in (q, k, v)), None, 0.0, {"sinks": make(sinks), "bias": make(bias), "key_lengths": 4}
+    )
+    result = attend(problem, Wanted(weights=True, lse=True))
+    for actual, expected in zip(
+        result, reference.attention(q, k, v, sinks=sinks, bias=bias, key_lengths=4), strict=True
+    ):
+        assert_close(actual, expected, library)
+
+
+@pytest.mark.parametrize("wanted", [Wanted(), Wanted(weights=True), Wanted(weights=True, lse=True)])
+def test_it_refuses_nothing(make, wanted):
+    problem = Problem.of(*(make(x) for x in inputs((2, 4, 5, 8))), None, 0.5, {"rng": 1, "softcap": 2.0})
+    assert refusal(problem, wanted) is None
+
+
+def test_grouped_keys_and_values_are_not_repeated():
+    """One query over many keys: a repeated key array would be larger than all that is needed."""
+    q, k, v = (x.astype(np.float32) for x in inputs((1, 64, 1, 64), (1, 1, 4096, 64)))
+    problem = Problem.of(q, k, v, None, 0.0, {})
+    tracemalloc.start()
+    attend(problem, Wanted())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    scores, repeated = 64 * 4096 * 4, 64 * k.nbytes
+    assert peak < 8 * scores < repeated

@@ -1,0 +1,96 @@
+"""A call becomes a problem: checked, aligned with the scores, frozen."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from attention_xp._engine.problem import Problem
+from tests._assertions import dtype_name
+from tests._generators import source
+from tests._inputs import inputs, normal
+
+
+def problem(make, shapes=((2, 4, 5, 8), (2, 2, 7, 8)), mask=None, dropout_rate=0.0, dtype=None, **options):
+    """Check a call with inputs of the given shapes."""
+    q, k, v = (make(x, dtype) for x in inputs(*shapes))
+    return Problem.of(q, k, v, mask, dropout_rate, options)
+
+
+def test_a_problem_is_frozen(make):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        problem(make).scale = 1.0
+
+
+def test_sizes_and_defaults(make):
+    p = problem(make)
+    assert (p.batch, p.heads, p.group, p.ndim) == ((2,), 4, 2, 4)
+    assert p.scale == pytest.approx(8**-0.5)
+    assert (p.impl, p.tile, p.seed, p.softcap, p.query_offset) == ("auto", None, None, None, None)
+
+
+def test_without_heads(make):
+    p = problem(make, ((2, 5, 8), (2, 7, 8)))
+    assert (p.batch, p.heads, p.group) == ((2,), None, 1)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_computation_is_at_least_float32(library, make, dtype):
+    if dtype not in library.dtypes():
+        pytest.skip(f"{library.value} has no {dtype} here")
+    expected = "float64" if dtype == "float64" else "float32"
+    assert dtype_name(problem(make, dtype=dtype).dtype) == expected
+
+
+def test_inputs_are_not_copied(make):
+    q, k, v = (make(x) for x in inputs((2, 4, 5, 8), (2, 2, 7, 8)))
+    p = Problem.of(q, k, v, None, 0.0, {})
+    assert p.query is q
+    assert p.key is k
+    assert p.value is v
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((1, 1, 5, 7), (1, 1, 5, 7)), ((1, 2, 1, 5, 7), (2, 1, 5, 7)), ((7,), (7,))]
+)
+def test_addends_are_aligned_with_the_scores(make, shape, expected):
+    p = problem(make, mask=make(normal(*shape)), bias=make(normal(4, 5, 7)))
+    assert sorted(tuple(a.shape) for a in p.addends) == sorted([expected, (4, 5, 7)])
+    assert {dtype_name(a.dtype) for a in p.addends} == {"float32"}
+
+
+def test_sinks_broadcast_against_rows(make):
+    assert tuple(problem(make, sinks=make(normal(4))).sinks.shape) == (4, 1, 1)
+
+
+def test_lengths_become_int32(make):
+    p = problem(make, query_offset=make([1, 2], "int16"), query_lengths=make([1, 2], "uint8"))
+    assert dtype_name(p.query_offset.dtype) == dtype_name(p.query_lengths.dtype) == "int32"
+    assert problem(make, query_offset=3).query_offset == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, True),
+        ({"softcap": 1.0}, True),
+        ({"key_lengths": 3}, False),
+        ({"is_causal": True, "query_offset": 0}, False),
+    ],
+)
+def test_a_row_is_sure_to_attend_only_where_nothing_is_excluded(make, options, expected):
+    assert problem(make, **options).never_empty is expected
+
+
+def test_a_mask_may_empty_a_row(make):
+    assert not problem(make, mask=make(np.ones((5, 7), bool))).never_empty
+
+
+@pytest.mark.backends("numpy", "torch", "cupy")
+@pytest.mark.parametrize("wrong", [{"softcap": -1.0}, {"impl": "fast"}, {"tile": (0, 1)}, {"sinks": 1}])
+def test_a_refused_call_draws_no_random_number(library, make, wrong):
+    rng, twin = (source(library, "generator") for _ in range(2))
+    with pytest.raises((TypeError, ValueError)):
+        problem(make, dropout_rate=0.5, rng=rng, **wrong)
+    drawn, expected = (problem(make, dropout_rate=0.5, rng=r).seed for r in (rng, twin))
+    assert [int(word) for word in drawn] == [int(word) for word in expected]

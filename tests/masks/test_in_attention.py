@@ -1,0 +1,207 @@
+"""Masks in attention: the same as the array they stand for."""
+
+import importlib
+
+import numpy as np
+import pytest
+
+from attention_xp import flash_attention, masks
+from attention_xp.masks import BlockMask, CausalMask, GlobalMask, LengthMask, PrefixMask, SegmentMask, WindowMask
+from tests import reference
+from tests._assertions import assert_close
+from tests._backends import to_numpy
+from tests._inputs import inputs
+from tests.masks._cases import CASES, LENGTHS
+
+QKV = inputs((2, 6, 5, 8), (2, 3, 9, 8))  # grouped heads, Sq != Sk
+HEADS = 6
+
+# Rules that depend on heads are made for 3 of them.
+names = pytest.mark.parametrize("name", [n for n in CASES if n != "vast window"])
+
+
+def table(name, heads, rows, columns=range(9), batch=2):
+    """The mask as an array for all batch items and heads."""
+    return CASES[name].table(batch, heads, rows, columns)
+
+
+def heads_of(name):
+    """Inputs with the number of heads that a rule is made for."""
+    return inputs((2, 3, 5, 8), (2, 3, 9, 8)) if CASES[name].lead[1:] == (3,) else QKV
+
+
+@names
+@pytest.mark.parametrize("offset", [0, 4])
+@pytest.mark.parametrize("kind", ["own", "numpy"])
+def test_same_as_the_array(library, make, impl, name, offset, kind):
+    q, k, v = heads_of(name)
+    mask = CASES[name].build(make if kind == "own" else np.asarray)
+    output = flash_attention(*map(make, (q, k, v)), mask, query_offset=offset, impl=impl)
+    keep = table(name, q.shape[1], range(offset, offset + 5))
+    assert_close(output, reference.attention(q, k, v, keep).output, library)
+
+
+@names
+def test_an_offset_for_each_batch_item(library, make, impl, name):
+    q, k, v = heads_of(name)
+    output = flash_attention(
+        *map(make, (q, k, v)), CASES[name].build(make), query_offset=make(np.asarray([1, 4])), impl=impl
+    )
+    keep = np.concatenate([table(name, q.shape[1], range(o, o + 5))[[b]] for b, o in enumerate((1, 4))])
+    assert_close(output, reference.attention(q, k, v, keep).output, library)
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (2, 5, 8), (3, 2, 4, 5, 8)])
+def test_any_number_of_axes(library, make, impl, shape):
+    q, k, v = inputs(shape)
+    mask = (CausalMask() | PrefixMask(2)) & ~GlobalMask(make(np.arange(5) == 3)) | SegmentMask(make(np.arange(5) // 2))
+    output = flash_attention(*map(make, (q, k, v)), mask, impl=impl)
+    assert_close(
+        output,
+        reference.attention(
+            q, k, v, mask.to_array(5, 5, xp=np) if library.like("numpy") else to_numpy(mask.to_array(5, 5))
+        ).output,
+        library,
+    )
+
+
+def test_without_a_heads_axis(library, make, impl):
+    q, k, v = inputs((2, 5, 8))
+    layout = np.asarray([[[[1, 0, 0], [1, 1, 0], [0, 1, 1]]], [[[1, 1, 0], [0, 1, 0], [1, 1, 1]]]], dtype=bool)
+    mask = BlockMask(make(layout), 2) & LengthMask(make([5, 3]))
+    keep = np.repeat(np.repeat(layout, 2, axis=-2), 2, axis=-1)[:, 0, :5, :5]
+    keep = keep & (np.arange(5) < np.asarray([5, 3])[:, None, None])
+    assert_close(
+        flash_attention(*map(make, (q, k, v)), mask, impl=impl), reference.attention(q, k, v, keep).output, library
+    )
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 2), (3, 1), (1, 1), (3, 2)])
+def test_batches_of_several_axes_broadcast(library, make, impl, shape):
+    q, k, v = inputs((3, 2, 4, 5, 8))
+    lengths = np.arange(1, 1 + int(np.prod(shape))).reshape(shape) % 6
+    ids = (np.arange(5) + lengths[..., None]) // 2
+    mask = LengthMask(make(lengths)) | SegmentMask(make(ids))
+    keep = (np.arange(5) < lengths[..., None, None]) | (ids[..., :, None] == ids[..., None, :])
+    output = flash_attention(*map(make, (q, k, v)), mask, impl=impl)
+    assert_close(output, reference.attention(q, k, v, keep[..., None, :, :]).output, library)
+
+
+@pytest.mark.parametrize("mask", [CausalMask(), WindowMask(2, 2), ~WindowMask(1, 0) & PrefixMask(3)], ids=repr)
+def test_the_alignment_is_never_guessed(make, mask):
+    with pytest.raises(ValueError, match="query_offset"):
+        flash_attention(*map(make, QKV), mask)
+
+
+def test_rules_that_know_no_alignment_need_none(make):
+    flash_attention(*map(make, QKV), masks.StridedMask(2) | PrefixMask(3))
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (LengthMask(np.asarray([1, 2, 3])), r"leading axes of lengths .*: expected \(2, 6\), got \(3, 1\) from Length"),
+        (PrefixMask(np.asarray([[1, 2]] * 2)), "leading axes of length "),
+        (SegmentMask(np.zeros((4, 9), int)), "leading axes of query_ids"),
+        (SegmentMask(np.zeros(9, int), np.zeros((4, 9), int)), "leading axes of query_ids"),
+        (BlockMask(np.ones((4, 2, 2), bool), 8), r"leading axes of layout .*: expected \(2, 6\), got \(4,\)"),
+        (~(PrefixMask(3) | LengthMask(np.zeros(5, int))), "leading axes of lengths"),
+    ],
+    ids=repr,
+)
+def test_leading_axes_that_do_not_fit(make, impl, mask, message):
+    with pytest.raises(ValueError, match=message):
+        flash_attention(*map(make, QKV), mask, impl=impl)
+
+
+def test_heads_of_a_layout_where_there_are_none(make, impl):
+    with pytest.raises(ValueError, match="leading axes of layout"):
+        flash_attention(*(make(x) for x in inputs((3, 5, 8))), BlockMask(np.ones((3, 1, 1), bool), 8), impl=impl)
+
+
+@pytest.mark.backends("numpy")
+def test_arrays_of_another_library(make, impl):
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match="lengths is an array of torch: expected NumPy or the library of the query"):
+        flash_attention(*map(make, QKV), LengthMask(torch.tensor([1, 2])), impl=impl)
+
+
+@pytest.mark.backends("strict")
+def test_arrays_on_another_device(xp, make, impl):
+    with pytest.raises(ValueError, match="lengths is on"):
+        flash_attention(*map(make, QKV), LengthMask(xp.asarray([1, 2], device=xp.Device("device2"))), impl=impl)
+
+
+def attend(name, kind):
+    """Attention with a mask that is made inside, from the arrays that come in."""
+
+    def call(q, k, v, *arrays):
+        left = list(arrays)
+        mask = CASES[name].build((lambda values: left.pop(0)) if kind == "own" else np.asarray)
+        return flash_attention(q, k, v, mask, query_offset=4, impl="dense")
+
+    return call
+
+
+def arguments(name, make, kind):
+    """Inputs, and the arrays of a mask where they come in."""
+    found = []
+    CASES[name].build(lambda values: found.append(values) or np.asarray(values))
+    return [make(x) for x in (*heads_of(name), *(found if kind == "own" else []))]
+
+
+@names
+@pytest.mark.parametrize("kind", ["own", "numpy"])
+@pytest.mark.backends("jax")
+def test_jit(library, make, name, kind):
+    made = arguments(name, make, kind)
+    call = attend(name, kind)
+    np.testing.assert_allclose(
+        to_numpy(importlib.import_module("jax").jit(call)(*made)), to_numpy(call(*made)), atol=1e-6
+    )
+
+
+@names
+@pytest.mark.parametrize("kind", ["own", "numpy"])
+@pytest.mark.backends("torch")
+def test_compile(library, make, name, kind):
+    torch, made, call = importlib.import_module("torch"), arguments(name, make, kind), attend(name, kind)
+    torch.compiler.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="eager")
+    np.testing.assert_allclose(to_numpy(compiled(*made)), to_numpy(call(*made)), atol=1e-6)
+
+
+@names
+@pytest.mark.backends("jax", "torch")
+def test_vmap(library, make, name):
+    module = importlib.import_module(library.library)
+    vmap = module.vmap if library.like("jax") else module.func.vmap
+    made, call = arguments(name, lambda x: x, "own"), attend(name, "own")
+    stacked = [np.stack([x, np.roll(x, 1, axis=-1)]) for x in made]
+    mapped = to_numpy(vmap(call)(*map(make, stacked)))
+    for i in range(2):
+        np.testing.assert_allclose(mapped[i], to_numpy(call(*(make(x[i]) for x in stacked))), atol=1e-6)
+
+
+@pytest.mark.backends("torch", "jax")
+def test_a_mask_made_outside_of_the_compiled_function(library, make):
+    mask = LengthMask(make(LENGTHS)) & masks.bigbird_mask(3, 4, num_random=1, num_global=1, window_blocks=1, rng=0)
+
+    def call(q, k, v):
+        return flash_attention(q, k, v, mask, impl="dense")
+
+    made = [make(x) for x in QKV]
+    if library.like("jax"):
+        compiled = importlib.import_module("jax").jit(call)
+    else:
+        torch = importlib.import_module("torch")
+        torch.compiler.reset()
+        compiled = torch.compile(call, fullgraph=True, backend="eager")
+    np.testing.assert_allclose(to_numpy(compiled(*made)), to_numpy(call(*made)), atol=1e-6)
+
+
+@pytest.mark.backends("torch")
+def test_read_only_numpy_arrays(make):
+    layout = np.ones((1, 2, 2), bool)
+    layout.flags.writeable = False
+    flash_attention(*map(make, QKV), BlockMask(layout, 8), impl="dense")

@@ -1,0 +1,160 @@
+"""Whole rectangles: never wrongly called empty or full, and decided where the rule can decide."""
+
+import importlib
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from attention_xp._engine.region import Span
+from attention_xp.masks import BlockMask, GlobalMask, LengthMask, Mask, SegmentMask
+from tests._backends import to_numpy
+from tests.masks._cases import CASES, EXACT
+
+B, H, LOW, HIGH, KEYS = 2, 3, -3, 20, 16
+TABLES = {name: case.table(B, H, range(LOW, HIGH), range(KEYS)) for name, case in CASES.items()}
+MASKS = {name: case.build(np.asarray) for name, case in CASES.items()}
+
+names = st.sampled_from(list(CASES))
+offsets = st.integers(-2, 6)
+
+
+@st.composite
+def rectangles(draw):
+    """Bounds of rows and keys, both ends included, and an offset."""
+    offset = draw(st.integers(-3, 4))
+    row_lo, row_hi = sorted(draw(st.tuples(*[st.integers(0, HIGH - 5)] * 2)))
+    k_lo, k_hi = sorted(draw(st.tuples(*[st.integers(0, KEYS - 1)] * 2)))
+    return row_lo, row_hi, row_lo + offset, row_hi + offset, k_lo, k_hi
+
+
+def pairs(name, rectangle, b, h):
+    """What the rule says about the pairs of a rectangle, for the batch items and heads that are meant."""
+    _, _, q_lo, q_hi, k_lo, k_hi = rectangle
+    table = (
+        TABLES[name][slice(None) if b is None else [b], slice(None) if h is None else [h]]
+        if h is None
+        else (TABLES[name][slice(None) if b is None else [b]][:, [h]])
+    )
+    return table[..., q_lo - LOW : q_hi - LOW + 1, k_lo : k_hi + 1]
+
+
+@given(names, rectangles(), st.sampled_from([None, 0, 1]), st.sampled_from([None, 0, 1, 2]))
+def test_one_rectangle(name, rectangle, b, h):
+    possible, certain = MASKS[name].reach(Span(np, *rectangle, b, h))
+    assert type(possible) is bool
+    assert type(certain) is bool
+    truth = pairs(name, rectangle, b, h)
+    assert possible or not truth.any()
+    assert truth.all() or not certain
+
+
+@pytest.mark.parametrize("name", EXACT)
+@given(rectangle=rectangles(), b=st.integers(0, 1), h=st.integers(0, 2))
+def test_rules_decide_every_rectangle(name, rectangle, b, h):
+    truth = pairs(name, rectangle, b, h)
+    assert MASKS[name].reach(Span(np, *rectangle, b, h)) == (truth.any(), truth.all())
+
+
+def grid(xp, device, offset, block, *, known):
+    """All blocks of some rows and keys as a span of arrays, and the same as single rectangles."""
+    rows, keys = np.arange(0, HIGH - 6, block[0]), np.arange(0, KEYS, block[1])
+    last_row, last_key = np.minimum(rows + block[0], HIGH - 6) - 1, np.minimum(keys + block[1], KEYS) - 1
+    b, h = np.arange(B)[:, None, None, None], np.arange(H)[:, None, None]
+    columns = [x[:, None] for x in (rows, last_row, rows + offset, last_row + offset)] + [keys, last_key]
+    columns += [b, h] if known else []
+    arrays = [xp.asarray(x.astype(np.int32), device=device) for x in columns]
+    return Span(xp, *arrays, *(() if known else (None, None))), columns[:6]
+
+
+def check_grid(name, mask, span, columns):
+    """Compare the answers for a grid with the truth."""
+    answers = [np.broadcast_to(to_numpy(x), (B, H, len(columns[0]), len(columns[4]))) for x in mask.reach(span)]
+    for (b, h, i, j), possible in np.ndenumerate(answers[0]):
+        rectangle = [int(x[i, 0]) for x in columns[:4]] + [int(x[j]) for x in columns[4:]]
+        truth = pairs(name, rectangle, *((b, h) if span.b is not None else (None, None)))
+        certain = answers[1][b, h, i, j]
+        assert possible or not truth.any()
+        assert truth.all() or not certain
+        if name in EXACT and span.b is not None:
+            assert (possible, certain) == (truth.any(), truth.all())
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(("offset", "block"), [(0, (4, 4)), (3, (2, 5)), (-2, (3, 1))])
+def test_many_rectangles(xp, device, make, name, known, offset, block):
+    span, columns = grid(xp, device, offset, block, known=known)
+    check_grid(name, CASES[name].build(make), span, columns)
+    check_grid(name, MASKS[name], span, columns)
+
+
+@pytest.mark.backends("jax")
+@pytest.mark.parametrize("name", CASES)
+def test_traced(xp, device, make, name):
+    jax = importlib.import_module("jax")
+    span, columns = grid(xp, device, 1, (4, 3), known=True)
+    for build in (make, np.asarray):
+
+        @jax.jit
+        def reach(*bounds, build=build):
+            arrays = []
+            mask = CASES[name].build(lambda values: arrays.append(build(values)) or arrays[-1])
+            return [xp.asarray(x) for x in mask.reach(Span(xp, *bounds))]
+
+        class Traced(Mask):
+            def reach(self, span, reach=reach):
+                return reach(*span[1:])
+
+        check_grid(name, Traced(), span, columns)
+
+
+@pytest.mark.backends("torch", "jax", "strict", "cupy")
+@pytest.mark.parametrize("name", CASES)
+def test_arrays_out_of_reach_say_nothing_wrong(make, name):
+    mask = CASES[name].build(make)
+    for span in (Span(np, 0, 3, 0, 3, 0, 3, 0, 0), Span(None, 0, 3, 0, 3, 0, 3, None, None)):
+        possible, certain = mask.reach(span)
+        truth = pairs(name, (0, 3, 0, 3, 0, 3), span.b, span.h)
+        assert type(possible) is type(certain) is bool
+        assert possible or not truth.any()
+        assert truth.all() or not certain
+    span, columns = grid(np, "cpu", 0, (4, 4), known=True)
+    check_grid(name, mask, span, columns)
+
+
+def test_an_unknown_rule_says_nothing():
+    assert Mask().reach(Span(np, 0, 3, 0, 3, 0, 3, 0, 0)) == (True, False)
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (1, 2), (1, 1), (2, 3), (3,), (1,), ()])
+def test_lengths_of_several_leading_axes(shape):
+    lengths = np.arange(1, 1 + int(np.prod(shape))).reshape(shape)
+    mask, whole = LengthMask(lengths), np.broadcast_to(lengths, (2, 3) if shape[-1:] != (2,) else (3, 2)).ravel()
+    for b, length in enumerate(whole):
+        for lo, hi in ((0, 0), (0, 3), (2, 6), (6, 9)):
+            possible, certain = mask.reach(Span(np, 0, 0, 0, 0, lo, hi, b, 0))
+            assert possible or lo >= length
+            assert hi < length or not certain
+
+
+def test_leading_axes_of_length_zero():
+    span = Span(np, 0, 3, 0, 3, 0, 3, None, None)
+    assert LengthMask(np.zeros(0, int)).reach(span) == (True, False)
+    assert SegmentMask(np.zeros((0, 4), int)).reach(span) == (True, False)
+    assert BlockMask(np.zeros((0, 1, 2, 2), bool), 2).reach(span) == (True, False)
+    assert GlobalMask(np.zeros(0, bool)).reach(span) == (False, False)
+
+
+@given(st.lists(st.integers(-5, 5), min_size=1, max_size=40), st.data())
+def test_ranges_of_ids(ids, data):
+    bounds = st.tuples(*[st.integers(-3, len(ids) + 3)] * 2).map(sorted)
+    (q_lo, q_hi), (k_lo, k_hi) = data.draw(bounds), data.draw(bounds)
+    mask = SegmentMask(np.asarray(ids))
+    possible, certain = mask.reach(Span(np, q_lo, q_hi, q_lo, q_hi, k_lo, k_hi, 0, 0))
+    q_ids, k_ids = (
+        [ids[i] if 0 <= i < len(ids) else None for i in range(lo, hi + 1)] for lo, hi in ((q_lo, q_hi), (k_lo, k_hi))
+    )
+    truth = [q is not None and q == k for q in q_ids for k in k_ids]
+    assert possible or not any(truth)
+    assert certain == all(truth)

@@ -1,0 +1,81 @@
+"""What the constructors refuse, and how they say it."""
+
+import numpy as np
+import pytest
+
+from attention_xp import masks
+
+CALLS = {
+    "window of a float": (lambda: masks.WindowMask(1.5, 0), TypeError, "window must be None, an int or a pair"),
+    "negative window": (lambda: masks.WindowMask(-1, 0), ValueError, "window bounds must not be negative"),
+    "stride of a float": (lambda: masks.StridedMask(2.0), TypeError, "stride must be an int, got float"),
+    "stride of zero": (lambda: masks.StridedMask(0), ValueError, "stride must be at least 1, got 0"),
+    "length of a list": (lambda: masks.LengthMask([1, 2]), TypeError, "lengths must be an int, got list"),
+    "length of a bool": (lambda: masks.PrefixMask(True), TypeError, "length must be an int, got bool"),
+    "length of floats": (
+        lambda: masks.LengthMask(np.ones(2)), TypeError, "lengths must be an int or an integer array, got float64",
+    ),
+    "negative length": (lambda: masks.PrefixMask(-1), ValueError, "length must be at least 0, got -1"),
+    "ids of a list": (lambda: masks.SegmentMask([0, 1]), TypeError, "query_ids must be an array, got list"),
+    "ids of floats": (lambda: masks.SegmentMask(np.ones(2)), TypeError, "query_ids must be an integer array"),
+    "no axis of ids": (
+        lambda: masks.SegmentMask(np.zeros(3, int), np.asarray(1)), ValueError, r"key_ids needs at least 1 axis.*got key_ids \(\)",
+    ),
+    "ids of two dtypes": (
+        lambda: masks.SegmentMask(np.zeros(3, np.int32), np.zeros(3, np.int64)), TypeError,
+        "key_ids is int64 but query_ids is int32: expected one dtype",
+    ),
+    "global of ints": (lambda: masks.GlobalMask(np.zeros(3, int)), TypeError, "is_global must be a boolean array, got int64"),
+    "global of two axes": (
+        lambda: masks.GlobalMask(np.zeros((1, 3), bool)), ValueError, r"is_global must have 1 axis.*got is_global \(1, 3\)",
+    ),
+    "layout of a list": (lambda: masks.BlockMask([[True]], 2), TypeError, "layout must be an array, got list"),
+    "layout of ints": (lambda: masks.BlockMask(np.ones((2, 2), int), 2), TypeError, "layout must be a boolean array"),
+    "layout of one axis": (
+        lambda: masks.BlockMask(np.ones(2, bool), 2), ValueError, r"layout needs at least 2 axes.*got layout \(2,\)",
+    ),
+    "block of zero": (lambda: masks.BlockMask(np.ones((2, 2), bool), (2, 0)), ValueError, "block_size must be at least 1"),
+    "block of a float": (lambda: masks.BlockMask(np.ones((2, 2), bool), 2.0), TypeError, "block_size must be an int"),
+    "block of three": (
+        lambda: masks.BlockMask(np.ones((2, 2), bool), (1, 2, 3)), ValueError, "block_size must be an int or a pair of int",
+    ),
+    "no function": (lambda: masks.FunctionMask(None), TypeError, "mask_mod must be callable as mask_mod"),
+    "no batch": (lambda: masks.FunctionMask(min, batch=0), ValueError, "batch must be at least 1"),
+    "function of ints": (
+        lambda: masks.FunctionMask(lambda b, h, q, k: q - k).to_array(2, 2), TypeError,
+        "mask_mod must return a boolean array, got int32",
+    ),
+    "function of nothing": (
+        lambda: masks.FunctionMask(lambda b, h, q, k: None).density(2, 2), TypeError,
+        "mask_mod must return a boolean array, got NoneType",
+    ),
+    "Longformer": (lambda: masks.longformer_mask("wide"), TypeError, "window must be"),
+    "BigBird window": (
+        lambda: masks.bigbird_mask(4, 2, num_random=1, num_global=1, window_blocks=2, rng=0), ValueError,
+        "window_blocks must be odd",
+    ),
+    "BigBird count": (
+        lambda: masks.bigbird_mask(4, 2, num_random=-1, num_global=1, window_blocks=3, rng=0), ValueError,
+        "num_random must be at least 0",
+    ),
+    "BigBird rng": (
+        lambda: masks.bigbird_mask(4, 2, num_random=1, num_global=1, window_blocks=3, rng=None), TypeError,
+        "rng must be an int or a numpy.random.Generator, got NoneType",
+    ),
+    "Sparse Transformer": (
+        lambda: masks.sparse_transformer_mask(4, "local"), ValueError, 'kind must be "strided" or "fixed", got \'local\'',
+    ),
+    "Sparse Transformer stride": (lambda: masks.sparse_transformer_mask(0), ValueError, "stride must be at least 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "error", "message"), CALLS.values(), ids=CALLS)
+def test_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.backends("torch", "jax", "cupy", "strict")
+def test_arrays_of_two_libraries(make):
+    with pytest.raises(TypeError, match="all arrays must belong to one array library"):
+        masks.SegmentMask(make([0, 1]), np.asarray([0, 1]))

@@ -1,0 +1,146 @@
+"""Wrong calls of attention: the type of the error, and a text that names argument, letters and shapes."""
+
+import pytest
+
+from attention_xp import scaled_dot_product_attention as sdpa
+from tests._wrong import EITHER, Wrong, check
+
+Q, K, V, M = "(..., H, Sq, D)", "(..., Hkv, Sk, D)", "(..., Hkv, Sk, Dv)", "(..., H, Sq, Sk)"
+
+INPUTS = {
+    "key width": Wrong(
+        lambda a: sdpa(a(2, 8, 10, 64), a(2, 8, 10, 32), a(2, 8, 10, 32)), ValueError,
+        ("key has width 32 but query has width 64: expected key " + K, "got query (2, 8, 10, 64), key (2, 8, 10, 32)"),
+    ),
+    "key width, no heads": Wrong(
+        lambda a: sdpa(a(2, 5, 8), a(2, 5, 4), a(2, 5, 4)), ValueError,
+        ("key has width 4 but query has width 8", "(B, Sk, D)", "query (2, 5, 8)", "key (2, 5, 4)"),
+    ),
+    "value length": Wrong(
+        lambda a: sdpa(a(2, 8, 5, 8), a(2, 8, 7, 8), a(2, 8, 6, 8)), ValueError,
+        ("value", "key", V, "(2, 8, 7, 8)", "(2, 8, 6, 8)"),
+    ),
+    "axes of the key": Wrong(
+        lambda a: sdpa(a(2, 8, 5, 8), a(8, 5, 8), a(8, 5, 8)), ValueError,
+        ("key", "query", K, "(2, 8, 5, 8)", "(8, 5, 8)"),
+    ),
+    "axes of the value": Wrong(
+        lambda a: sdpa(a(2, 5, 8), a(2, 5, 8), a(5, 8)), ValueError, ("value", "(B, Sk, Dv)", "(2, 5, 8)", "(5, 8)")
+    ),
+    "one axis": Wrong(lambda a: sdpa(a(8), a(8), a(8)), ValueError, ("query", "(Sq, D)", "(8,)")),
+    "no axis": Wrong(lambda a: sdpa(a(), a(), a()), ValueError, ("query", "(Sq, D)", "()")),
+    "heads do not group": Wrong(
+        lambda a: sdpa(a(2, 6, 5, 8), a(2, 4, 5, 8), a(2, 4, 5, 8)), ValueError,
+        ("query", "H", "Hkv", "(2, 6, 5, 8)", "(2, 4, 5, 8)"),
+    ),
+    "fewer heads than keys have": Wrong(
+        lambda a: sdpa(a(2, 2, 5, 8), a(2, 4, 5, 8), a(2, 4, 5, 8)), ValueError,
+        ("query", "H", "Hkv", "(2, 2, 5, 8)", "(2, 4, 5, 8)"),
+    ),
+    "heads of the value": Wrong(
+        lambda a: sdpa(a(2, 4, 5, 8), a(2, 4, 5, 8), a(2, 2, 5, 8)), ValueError,
+        ("value", "key", V, "(2, 4, 5, 8)", "(2, 2, 5, 8)"),
+    ),
+    "leading axes": Wrong(
+        lambda a: sdpa(a(2, 4, 5, 8), a(3, 4, 5, 8), a(3, 4, 5, 8)), ValueError,
+        ("query", "key", K, "(2, 4, 5, 8)", "(3, 4, 5, 8)"),
+    ),
+    "a list": Wrong(lambda a: sdpa([[1.0]], a(1, 1), a(1, 1)), TypeError, ("query", "list")),
+    "a key of None": Wrong(lambda a: sdpa(a(1, 1), None, a(1, 1)), TypeError, ("key", "None")),
+    "a number": Wrong(lambda a: sdpa(a(1, 1), a(1, 1), 1.0), TypeError, ("value", "float")),
+    "an integer query": Wrong(
+        lambda a: sdpa(a(5, 8, dtype="int32"), a(5, 8), a(5, 8)), TypeError, ("query", "int32", "float")
+    ),
+    "a boolean value": Wrong(lambda a: sdpa(a(5, 8), a(5, 8), a(5, 8, dtype="bool")), TypeError, ("value", "bool")),
+    "a complex key": Wrong(
+        lambda a: sdpa(a(5, 8), a(5, 8, dtype="complex64"), a(5, 8)), TypeError, ("key", "complex64")
+    ),
+    "two dtypes": Wrong(lambda a: sdpa(a(5, 8), a.other(5, 8), a(5, 8)), TypeError, ("key", "query", "float32")),
+    "two libraries": Wrong(lambda a: sdpa(a(5, 8), a.foreign(5, 8), a(5, 8)), TypeError, ("key", "query", "librar")),
+    "a foreign mask": Wrong(lambda a: a.attend(mask=a.foreign(5, 5)), TypeError, ("mask", "librar")),
+    "a foreign bias": Wrong(lambda a: a.attend(bias=a.foreign(5, 5)), TypeError, ("bias", "librar")),
+}  # fmt: skip
+
+OPTIONS = {
+    "integer mask": Wrong(lambda a: a.attend(mask=a(5, 5, dtype="int32")), TypeError, ("mask", "int32", "bool")),
+    "list as mask": Wrong(lambda a: a.attend(mask=[[True]]), TypeError, ("mask", "list")),
+    "mask does not fit": Wrong(
+        lambda a: a.attend(mask=a(2, 4, 5, 6)), ValueError, ("mask", M, "(2, 4, 5, 5)", "(2, 4, 5, 6)")
+    ),
+    "mask of the wrong batch": Wrong(lambda a: a.attend(mask=a(3, 1, 5, 5)), ValueError, ("mask", M, "(3, 1, 5, 5)")),
+    "mask that enlarges": Wrong(
+        lambda a: sdpa(a(1, 4, 5, 8), a(1, 4, 5, 8), a(1, 4, 5, 8), a(2, 1, 5, 5)), ValueError,
+        ("mask", M, "(2, 1, 5, 5)", "(1, 4, 5, 5)"),
+    ),
+    "surplus axis with an extent": Wrong(
+        lambda a: a.attend(mask=a(3, 2, 1, 5, 5)), ValueError, ("mask", M, "(3, 2, 1, 5, 5)")
+    ),
+    "mask with heads, input without": Wrong(
+        lambda a: a.attend(axes=3, mask=a(2, 4, 5, 5)), ValueError, ("mask", "Sq, Sk)", "(2, 4, 5, 5)", "(2, 5, 5)")
+    ),
+    "integer bias": Wrong(lambda a: a.attend(bias=a(5, 5, dtype="int32")), TypeError, ("bias", "int32")),
+    "boolean bias": Wrong(lambda a: a.attend(bias=a(5, 5, dtype="bool")), TypeError, ("bias", "bool")),
+    "number as bias": Wrong(lambda a: a.attend(bias=1.0), TypeError, ("bias", "float")),
+    "bias does not fit": Wrong(
+        lambda a: a.attend(bias=a(3, 5, 5)), ValueError, ("bias", M, "(2, 4, 5, 5)", "(3, 5, 5)")
+    ),
+    "causal without an offset": Wrong(
+        lambda a: a.attend(keys=7, is_causal=True), ValueError,
+        ("query_offset", "0", "Sk - Sq", "(2, 4, 5, 8)", "(2, 4, 7, 8)"),
+    ),
+    "window without an offset": Wrong(
+        lambda a: a.attend(keys=7, window=2), ValueError, ("query_offset", "0", "Sk - Sq", "(2, 4, 7, 8)")
+    ),
+    "is_causal of the wrong kind": Wrong(lambda a: a.attend(is_causal="yes"), TypeError, ("is_causal", "str")),
+    "negative window": Wrong(lambda a: a.attend(window=-1), ValueError, ("window", "negative", "-1")),
+    "negative side of a window": Wrong(lambda a: a.attend(window=(2, -1)), ValueError, ("window", "negative", "-1")),
+    "fractional window": Wrong(lambda a: a.attend(window=1.5), TypeError, ("window", "int", "1.5")),
+    "three-sided window": Wrong(lambda a: a.attend(window=(1, 1, 1)), EITHER, ("window", "(left, right)")),
+    "fractional offset": Wrong(lambda a: a.attend(query_offset=1.5), TypeError, ("query_offset", "int", "float")),
+    "floating offsets": Wrong(lambda a: a.attend(query_offset=a(2)), TypeError, ("query_offset", "int", "float32")),
+    "offsets of the wrong batch": Wrong(
+        lambda a: a.attend(query_offset=a(3, dtype="int32")), ValueError, ("query_offset", "batch", "(2,)", "(3,)")
+    ),
+    "floating lengths": Wrong(lambda a: a.attend(key_lengths=a(2)), TypeError, ("key_lengths", "int", "float32")),
+    "lengths of the wrong batch": Wrong(
+        lambda a: a.attend(key_lengths=a(3, dtype="int32")), ValueError, ("key_lengths", "batch", "(2,)", "(3,)")
+    ),
+    "lengths with a heads axis": Wrong(
+        lambda a: a.attend(query_lengths=a(2, 4, dtype="int32")), ValueError, ("query_lengths", "(2,)", "(2, 4)")
+    ),
+    "list of lengths": Wrong(lambda a: a.attend(query_lengths=[1, 2]), TypeError, ("query_lengths", "int", "list")),
+    "negative length": Wrong(lambda a: a.attend(key_lengths=-1), ValueError, ("key_lengths", "-1")),
+    "scale of the wrong kind": Wrong(lambda a: a.attend(scale="big"), TypeError, ("scale", "str")),
+    "soft cap of zero": Wrong(lambda a: a.attend(softcap=0.0), ValueError, ("softcap", "positive", "0.0")),
+    "negative soft cap": Wrong(lambda a: a.attend(softcap=-2), ValueError, ("softcap", "positive", "-2")),
+    "soft cap of the wrong kind": Wrong(lambda a: a.attend(softcap="x"), TypeError, ("softcap", "str")),
+    "score_mod of the wrong kind": Wrong(
+        lambda a: a.attend(score_mod=1), TypeError, ("score_mod", "(score, b, h, q_idx, kv_idx)", "int")
+    ),
+    "sinks for the wrong heads": Wrong(lambda a: a.attend(sinks=a(3)), ValueError, ("sinks", "(H,)", "(4,)", "(3,)")),
+    "sinks of two axes": Wrong(lambda a: a.attend(sinks=a(2, 4)), ValueError, ("sinks", "(H,)", "(2, 4)")),
+    "sinks without heads": Wrong(lambda a: a.attend(axes=3, sinks=a(4)), ValueError, ("sinks", "()", "(4,)")),
+    "integer sinks": Wrong(lambda a: a.attend(sinks=a(4, dtype="int32")), TypeError, ("sinks", "int32")),
+    "list of sinks": Wrong(lambda a: a.attend(sinks=[1.0] * 4), TypeError, ("sinks", "list")),
+    "rate of one": Wrong(lambda a: a.attend(dropout_rate=1.0, rng=0), ValueError, ("dropout_rate", "< 1", "1.0")),
+    "negative rate": Wrong(lambda a: a.attend(dropout_rate=-0.1, rng=0), ValueError, ("dropout_rate", "-0.1")),
+    "rate of the wrong kind": Wrong(lambda a: a.attend(dropout_rate="half"), TypeError, ("dropout_rate", "str")),
+    "negative seed": Wrong(lambda a: a.attend(dropout_rate=0.5, rng=-1), ValueError, ("rng", "2**64", "-1")),
+    "seed too large": Wrong(lambda a: a.attend(dropout_rate=0.5, rng=2**64), ValueError, ("rng", "2**64")),
+    "fractional seed": Wrong(lambda a: a.attend(dropout_rate=0.5, rng=0.5), TypeError, ("rng", "float")),
+    "unknown implementation": Wrong(
+        lambda a: a.attend(impl="fast"), ValueError, ("impl", "fast", "auto", "dense", "tiled", "fused")
+    ),
+    "implementation of the wrong kind": Wrong(lambda a: a.attend(impl=1), TypeError, ("impl", "str", "int")),
+    "fused with weights": Wrong(lambda a: a.attend(impl="fused", function=sdpa), ValueError, ("fused",)),
+    "tile of zero": Wrong(lambda a: a.attend(tile=(0, 4)), ValueError, ("tile", "(0, 4)")),
+    "tile of one number": Wrong(lambda a: a.attend(tile=64), TypeError, ("tile", "64")),
+    "unknown option": Wrong(lambda a: a.attend(windows=2), TypeError, ("windows",)),
+}  # fmt: skip
+
+WRONG = INPUTS | OPTIONS
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_wrong_call(library, wrong):
+    check(wrong, library)

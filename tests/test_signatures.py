@@ -1,0 +1,62 @@
+"""The signatures that users rely on: names, order, defaults, and what is keyword-only."""
+
+import inspect
+
+import pytest
+
+import attention_xp
+
+OPTIONS = {
+    "bias": None,
+    "is_causal": False,
+    "window": None,
+    "query_offset": None,
+    "query_lengths": None,
+    "key_lengths": None,
+    "scale": None,
+    "softcap": None,
+    "score_mod": None,
+    "sinks": None,
+    "rng": None,
+    "impl": "auto",
+    "tile": None,
+}
+MASK = {"mask": None, "dropout_rate": 0.0}
+WEIGHTS = {"return_weights": True}
+HEADS = {"params": None, "num_kv_heads": None} | WEIGHTS
+WHERE = {"xp": None, "dtype": None, "device": None}
+
+SIGNATURES = {
+    "scaled_dot_product_attention": (["query", "key", "value"], MASK, WEIGHTS | OPTIONS),
+    "flash_attention": (["query", "key", "value"], MASK, {"return_lse": False} | OPTIONS),
+    "self_attention": (["x", "d_model"], MASK, WEIGHTS | OPTIONS),
+    "cross_attention": (["query", "context", "d_model"], MASK, WEIGHTS | OPTIONS),
+    "multi_head_attention": (["query", "key", "value", "num_heads", "d_model"], MASK, HEADS | OPTIONS),
+    "multi_head_self_attention": (["x", "num_heads", "d_model"], MASK, HEADS | OPTIONS),
+    "init_multi_head_params": (
+        ["d_model", "num_heads"], {}, {"num_kv_heads": None, "bias": False, "rng": None} | WHERE
+    ),
+    "create_padding_mask": (["seq"], {"pad_token": 0}, {"dtype": None}),
+    "create_causal_mask": (["seq_len"], {}, WHERE),
+    "positional_encoding": (["seq_len", "d_model"], {"n": 10000}, WHERE),
+    "learned_positional_encoding": (["seq_len", "d_model"], {}, {"rng": None} | WHERE),
+    "softmax": (["x"], {"axis": -1}, {}),
+    "dropout": (["x", "rate"], {}, {"rng": None}),
+    "layer_normalization": (["x", "gamma", "beta"], {"epsilon": 1e-5}, {}),
+    "attention_score_visualization": (["attention_weights"], {"tokens": None}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signature(name):
+    required, optional, keyword_only = SIGNATURES[name]
+    parameters = inspect.signature(getattr(attention_xp, name)).parameters
+    positional = {n: p.default for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD}
+    assert list(positional) == [*required, *optional]
+    assert {n: default for n, default in positional.items() if n in optional} == optional
+    assert {n: p.default for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY} == keyword_only
+
+
+def test_every_public_function_is_listed_here():
+    functions = {f for n in attention_xp.__all__ if inspect.isfunction(f := getattr(attention_xp, n))}
+    assert {f.__name__ for f in functions} == set(SIGNATURES)

@@ -1,0 +1,141 @@
+"""What can be told from the source alone, also about libraries that are not installed."""
+
+import ast
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import attention_xp
+from tests._source import (
+    PACKAGE,
+    creations_without_device,
+    defined_names,
+    modules,
+    namespace_attributes,
+    standard_modules,
+)
+
+NAMESPACES = [
+    "array_api_strict",
+    "array_api_compat.numpy",
+    "array_api_compat.torch",
+    "array_api_compat.cupy",
+    "jax.numpy",
+]
+HEAVY = {"numpy", "torch", "jax", "cupy", "array_api_strict", "matplotlib", "rich", "argparse"}
+
+_TIMED_IMPORT = """
+import time, sys
+start = time.process_time()
+import attention_xp
+print(time.process_time() - start, *sys.modules)
+"""
+
+
+def name_of(path):
+    """The id of a module in the output of pytest."""
+    return str(path.relative_to(PACKAGE))
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+def test_every_name_exists_in_every_namespace(namespace):
+    xp = pytest.importorskip(namespace)
+    missing = [
+        f"{name_of(path)}:{node.lineno}: xp.{node.attr}"
+        for path in standard_modules()
+        for node in namespace_attributes(ast.parse(path.read_text()))
+        if not hasattr(xp, node.attr)
+    ]
+    assert missing == []
+
+
+def test_nothing_is_created_on_a_device_by_chance():
+    forgotten = [
+        f"{name_of(path)}:{node.lineno}: {ast.unparse(node)}"
+        for path in standard_modules()
+        for node in creations_without_device(ast.parse(path.read_text()))
+    ]
+    assert forgotten == []
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("xp.exp2(x)", ["exp2"]),
+        ("problem.xp.where(c, x, y)", ["where"]),
+        ("array_namespace(x).matmul(x, y)", ["matmul"]),
+        ("f = xp.exp", ["exp"]),
+        ("np.exp2(x)", []),
+    ],
+)
+def test_the_search_finds_names(source, names):
+    assert [node.attr for node in namespace_attributes(ast.parse(source))] == names
+
+
+@pytest.mark.parametrize(
+    ("source", "is_forgotten"),
+    [
+        ("xp.zeros(3)", True),
+        ("xp.zeros(3, device=d)", False),
+        ("problem.xp.arange(3, dtype=xp.int32)", True),
+        ("xp.asarray([1.0])", True),
+        ("xp.asarray([1.0], copy=True)", True),
+        ("xp.asarray(x, copy=True)", False),
+        ("xp.zeros_like(x)", False),
+        ("np.zeros(3)", False),
+    ],
+)
+def test_the_search_finds_creations(source, is_forgotten):
+    assert bool(list(creations_without_device(ast.parse(source)))) is is_forgotten
+
+
+@pytest.mark.parametrize("path", [p for p in modules() if p.stem not in {"__init__", "__main__"}], ids=name_of)
+def test_all_names_what_a_module_defines(path):
+    tree = ast.parse(path.read_text())
+    name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    module = importlib.import_module(name)
+    assert len(module.__all__) == len(set(module.__all__))
+    assert defined_names(tree) <= set(module.__all__)
+    assert [n for n in module.__all__ if not hasattr(module, n)] == []
+
+
+def test_the_names_of_the_package_are_sorted_and_exist():
+    assert list(attention_xp.__all__) == sorted(set(attention_xp.__all__))
+    for name in attention_xp.__all__:
+        assert hasattr(attention_xp, name)
+
+
+def test_every_public_function_is_documented():
+    lacking = [
+        f"{name}: {section}"
+        for name in attention_xp.__all__
+        for section in ("Parameters\n---", "Returns\n---", "Raises\n---", "Examples\n---")
+        if type(getattr(attention_xp, name)).__name__ == "function"
+        and section not in _docstring(getattr(attention_xp, name))
+    ]
+    assert lacking == []
+
+
+def _docstring(function):
+    return "\n".join(line.strip() for line in (function.__doc__ or "").splitlines())
+
+
+def _fresh_import():
+    """Import the package in a new interpreter; return the time it took and what is loaded then."""
+    run = subprocess.run(
+        [sys.executable, "-c", _TIMED_IMPORT], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
+    seconds, *loaded = run.stdout.split()
+    return float(seconds), set(loaded)
+
+
+def test_the_import_loads_no_array_library():
+    _, loaded = _fresh_import()
+    assert "attention_xp" in loaded
+    assert loaded & HEAVY == set()
+
+
+def test_the_import_is_quick():
+    assert min(_fresh_import()[0] for _ in range(7)) < 0.06
