@@ -2,6 +2,7 @@
 
 from typing import Any, Unpack
 
+from attention_xp._backend import common_namespace
 from attention_xp._engine.checks import check_width
 from attention_xp._engine.choose import attend
 from attention_xp._engine.problem import Problem
@@ -192,6 +193,7 @@ def self_attention(
     >>> output.shape, weights.shape
     ((32, 10, 64), (32, 10, 10))
     """
+    common_namespace(x=x)
     check_width(d_model, x=x)
     return scaled_dot_product_attention(x, x, x, mask, dropout_rate, return_weights=return_weights, **options)
 
@@ -243,6 +245,7 @@ def cross_attention(
     >>> output.shape, weights.shape
     ((2, 10, 64), (2, 10, 20))
     """
+    common_namespace(query=query, context=context)
     check_width(d_model, query=query, context=context)
     return scaled_dot_product_attention(
         query, context, context, mask, dropout_rate, return_weights=return_weights, **options

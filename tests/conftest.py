@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import settings
 
-IMPLS = ("dense",)
+IMPLS = ("dense", "tiled")
 
 settings.register_profile("attention_xp", deadline=None, derandomize=True, database=None)
 settings.load_profile("attention_xp")

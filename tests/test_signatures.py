@@ -29,6 +29,8 @@ WHERE = {"xp": None, "dtype": None, "device": None}
 SIGNATURES = {
     "scaled_dot_product_attention": (["query", "key", "value"], MASK, WEIGHTS | OPTIONS),
     "flash_attention": (["query", "key", "value"], MASK, {"return_lse": False} | OPTIONS),
+    "explain": (["query", "key", "value"], MASK, {"return_weights": False, "return_lse": False} | OPTIONS),
+    "merge_attention": (["outputs", "lses"], {}, {}),
     "self_attention": (["x", "d_model"], MASK, WEIGHTS | OPTIONS),
     "cross_attention": (["query", "context", "d_model"], MASK, WEIGHTS | OPTIONS),
     "multi_head_attention": (["query", "key", "value", "num_heads", "d_model"], MASK, HEADS | OPTIONS),

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from array_api_compat import is_jax_array
+from array_api_compat import is_jax_array, is_numpy_array
 
 from attention_xp._typing import Array
 
@@ -17,7 +17,7 @@ def freeze(thing: Any) -> tuple[Any, list[Array]]:
 
 
 def _freeze(thing: Any, arrays: list[Array]) -> Any:
-    if is_jax_array(thing):
+    if is_jax_array(thing) or is_numpy_array(thing):
         arrays.append(thing)
         return _Hole(len(arrays) - 1)
     if isinstance(thing, tuple):

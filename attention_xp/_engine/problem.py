@@ -86,6 +86,8 @@ class Problem:
         mask_array = None if isinstance(mask, Mask) else mask
         xp = common_namespace(query=query, key=key, value=value, **_array_options(mask_array, o))
         batch, heads, kv_heads = check_inputs(xp, query, key, value)
+        if isinstance(mask, Mask):
+            mask.check(xp, query, batch, heads)
         line_up = Alignment(xp, query, batch, heads, key.shape[-2])
         offset = line_up.integers("query_offset", o["query_offset"])
         rows = line_up.integers("query_lengths", o["query_lengths"], high=query.shape[-2])

@@ -97,12 +97,11 @@ class Region(NamedTuple):
 
     def look_up(self, aligned: Array) -> Array:
         """Return the piece of an array, aligned with the scores, that covers this region."""
-        shape, n = aligned.shape, aligned.ndim
-        starts = [0 if length == 1 else start for start, length in zip(self.starts[-n:], shape, strict=True)]
-        sizes = [min(length, size) for length, size in zip(shape, self.sizes[-n:], strict=True)]
-        if tuple(sizes) == tuple(shape):
-            return aligned
-        return self.cut(aligned, starts, sizes)
+        shape = tuple(aligned.shape)
+        first = len(self.sizes) - len(shape)
+        starts = [0 if length == 1 else start for start, length in zip(self.starts[first:], shape, strict=True)]
+        sizes = [1 if length == 1 else size for size, length in zip(self.sizes[first:], shape, strict=True)]
+        return aligned if tuple(sizes) == shape else self.cut(aligned, starts, sizes)
 
     def _count(self, axis: int) -> Array:
         """Return the indices of this region along an axis, with as many axes of length 1 behind it."""

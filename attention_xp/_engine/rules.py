@@ -24,7 +24,7 @@ class ArrayMask(Mask):
 
     def reach(self, span: Span) -> tuple[Any, Any]:
         """Look at the values where they lie in the memory of this process, else say nothing."""
-        if span.b is None or not on_host(span.xp, self.array) or isinstance(span.k_lo, int):
+        if span.b is None or span.h is None or not on_host(span.xp, self.array) or isinstance(span.k_lo, int):
             return True, False
         return _reduced(self._matrix(span.b, span.h), span)
 
@@ -32,6 +32,8 @@ class ArrayMask(Mask):
         """Return the mask of one batch item and head, (Sq or 1, Sk or 1)."""
         import numpy as np  # noqa: PLC0415
 
+        if self.array.ndim < 2:
+            return self.array.reshape(1, -1)
         leading = self.array.shape[:-2]
         index = (*np.unravel_index(b, self.batch), h)[: self.array.ndim - 2] if self.batch else (h,)
         index = index[len(index) - len(leading) :] if leading else ()

@@ -109,7 +109,7 @@ class _Worker:
         """Return a block of the query, scaled and transposed once: (..., D, m)."""
         block = self.problem.query[at]
         columns = np.empty((*block.shape[:-2], block.shape[-1], block.shape[-2]), self.problem.dtype)
-        np.multiply(np.matrix_transpose(block), scale_in_base_2(self.problem), out=columns)
+        np.multiply(np.matrix_transpose(block), scale_in_base_2(self.problem), out=columns, dtype=self.problem.dtype)
         return columns
 
     def _head(self, name: tuple[int, int], key: Array, value: Array) -> Head:
