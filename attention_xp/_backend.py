@@ -27,6 +27,7 @@ __all__ = [
     "is_boolean",
     "is_floating",
     "is_integer",
+    "is_mapped",
     "library_name",
     "named_dtype",
     "on_host",
@@ -145,6 +146,12 @@ def same_device(xp: Namespace, a: Array, b: Array) -> bool:
 def on_host(xp: Namespace, array: Array) -> bool:
     """Whether the values of `array` can be read at once, by a caller who computes with NumPy."""
     return is_numpy_namespace(xp) and type(array).__module__ == "numpy"
+
+
+def is_mapped(array: Array) -> bool:
+    """Whether a torch tensor stands for a batch of tensors inside ``torch.func.vmap``."""
+    functorch = sys.modules["torch"]._C._functorch  # there is no public question
+    return not sys.modules["torch"].compiler.is_compiling() and bool(functorch.is_batchedtensor(array))
 
 
 def by_value(

@@ -58,7 +58,9 @@ def merge_attention(outputs: Sequence[Array], lses: Sequence[Array]) -> tuple[Ar
     """
     outputs, lses = list(outputs), list(lses)
     if len(outputs) == 0 or len(outputs) != len(lses):
-        raise ValueError(f"expected one lse for each of at least one output, got {len(outputs)} outputs, {len(lses)} lses")
+        raise ValueError(
+            f"expected one lse for each of at least one output, got {len(outputs)} outputs, {len(lses)} lses"
+        )
     named = {f"outputs[{i}]": a for i, a in enumerate(outputs)} | {f"lses[{i}]": a for i, a in enumerate(lses)}
     xp = common_namespace(**named)
     check_floating(xp, **named)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from attention_xp import create_causal_mask, create_padding_mask, flash_attention, scaled_dot_product_attention
-from tests._assertions import assert_close, assert_equal
+from tests._assertions import assert_close
 from tests._backends import to_numpy
 from tests._inputs import inputs, normal
 

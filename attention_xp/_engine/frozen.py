@@ -48,7 +48,7 @@ def thaw(template: Any, arrays: list[Array]) -> Any:
     items = [thaw(item, arrays) for item in template.items]
     if template.kind is tuple:
         return tuple(items)
-    thing = object.__new__(template.kind)
+    thing: Any = object.__new__(template.kind)
     for field, item in zip(dataclasses.fields(template.kind), items, strict=True):
         object.__setattr__(thing, field.name, item)
     return thing

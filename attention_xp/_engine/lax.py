@@ -38,7 +38,7 @@ def _differentiable(template: Any, arrays: list[Array]) -> tuple[Array, Array]:
 _compiled = jax.jit(_differentiable, static_argnums=0)
 
 
-@_differentiable.defjvp
+@_differentiable.defjvp  # type: ignore[untyped-decorator]
 def _derivative(template: Any, arrays: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
     """Differentiate through the dense kernel: loops of unknown length cannot be run backwards."""
 

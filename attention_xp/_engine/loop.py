@@ -60,4 +60,5 @@ def _tiles(problem: Problem, row: int, stop: int, columns: int) -> list[Tile]:
             span = Span(None, row, stop - 1, row + offset, stop - 1 + offset, first, last - 1, None, None)
             verdicts.append(rule.reach(span))
         answers.append((rule, [[possible for possible, _ in verdicts]], [[certain for _, certain in verdicts]]))
-    return plan([(row, stop)], strips, answers, columns)
+    # A block that sees nothing visits one tile all the same: its result must hang on the inputs for autograd.
+    return plan([(row, stop)], strips, answers, columns) or [Tile((row, stop), strips[0], (row, stop), problem.rules)]

@@ -56,7 +56,9 @@ def _fit(old: list[Tile], new: list[Tile], columns: int) -> bool:
     return (
         len(old) == len(new)
         and new[0].columns[1] - old[0].columns[0] <= columns
-        and all(a._replace(columns=b.columns) == b and a.columns[1] == b.columns[0] for a, b in zip(old, new, strict=True))
+        and all(
+            a._replace(columns=b.columns) == b and a.columns[1] == b.columns[0] for a, b in zip(old, new, strict=True)
+        )
     )
 
 

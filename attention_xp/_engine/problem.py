@@ -101,7 +101,7 @@ class Problem:
             if not is_boolean(xp, mask_array.dtype):
                 addends.append(mask_array)
                 mask_array = mask_array != -math.inf
-            rules.append(ArrayMask(mask_array, batch))
+            rules.append(ArrayMask(mask_array, batch, heads is not None))
         rate = check_rate(dropout_rate, name="dropout_rate")
         check_rng(o["rng"], xp)
         return cls(

@@ -112,4 +112,3 @@ class Region(NamedTuple):
     def _zero(self) -> Array:
         xp = self.problem.xp
         return xp.zeros((1, 1), dtype=xp.int32, device=device(self.problem.query))
-

@@ -17,6 +17,7 @@ class ArrayMask(Mask):
 
     array: Array
     batch: tuple[int, ...]
+    has_heads: bool
 
     def allowed(self, region: Region) -> Array:
         """Return the piece of the array that covers the region."""
@@ -34,10 +35,11 @@ class ArrayMask(Mask):
 
         if self.array.ndim < 2:
             return self.array.reshape(1, -1)
+        index = [*map(int, np.unravel_index(b, self.batch))] if self.batch else []
+        index += [h] if self.has_heads else []
         leading = self.array.shape[:-2]
-        index = (*np.unravel_index(b, self.batch), h)[: self.array.ndim - 2] if self.batch else (h,)
-        index = index[len(index) - len(leading) :] if leading else ()
-        return self.array[tuple(0 if n == 1 else int(i) for i, n in zip(index, leading, strict=True))]
+        index = index[len(index) - len(leading) :]
+        return self.array[tuple(0 if n == 1 else i for i, n in zip(index, leading, strict=True))]
 
 
 def _reduced(matrix: Array, span: Span) -> tuple[Array, Array]:

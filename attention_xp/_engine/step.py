@@ -63,7 +63,9 @@ def advance(
 ) -> Running:
     """Return the state after one more tile. `rules` are undecided on the `mixed` rows of it."""
     problem, xp, exclusive = ops.problem, ops.xp, len(rules) > 0
-    scores = modified(problem, ops, region, ops.query_key(query, key, exclusive=exclusive))  # (..., m, D) @ (..., D, n) -> (..., m, n)
+    scores = modified(
+        problem, ops, region, ops.query_key(query, key, exclusive=exclusive)
+    )  # (..., m, D) @ (..., D, n) -> (..., m, n)
     if not _is_product(problem):
         scores = ops.multiply(scores, LOG2_E)
     allowed = ops.allowed(rules, region.of_rows(*mixed))
@@ -77,7 +79,9 @@ def advance(
         fade = ops.exp2(running.peak - shift)
     weights = ops.powers(scores, shift, allowed, mixed)
     total = ops.row_sum(weights)
-    output = ops.weights_value(dropped(problem, region, weights), value, exclusive=exclusive)  # (..., m, n) @ (..., n, Dv) -> (..., m, Dv)
+    output = ops.weights_value(
+        dropped(problem, region, weights), value, exclusive=exclusive
+    )  # (..., m, n) @ (..., n, Dv) -> (..., m, Dv)
     if fade is None:
         return Running(None, ops.add(running.total, total), ops.add(running.output, output))
     return Running(

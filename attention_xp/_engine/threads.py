@@ -65,7 +65,9 @@ class _Worker:
         problem, ops = self.problem, self.ops
         b, h, (row, stop) = self.walk.jobs[job]
         region = self._region(b, h, row, stop)
-        at = tuple(slice(start, start + size) for start, size in zip(region.starts[:-1], region.sizes[:-1], strict=True))
+        at = tuple(
+            slice(start, start + size) for start, size in zip(region.starts[:-1], region.sizes[:-1], strict=True)
+        )
         query = self._query(at)  # (..., D, m)
         key, value = (_head(a, b, h // problem.group, problem) for a in (problem.key, problem.value))
         head = self._head((b, h // problem.group), key, value)
@@ -77,7 +79,6 @@ class _Worker:
         self.walk.output[at], self.walk.lse[at] = finish(problem, region, running)
 
     def _advance(self, region: Region, query: Array, key: Array, value: Array, running: Running, tile: Tile) -> None:
-        problem = self.problem
         (row, stop), (column, end) = tile.rows, tile.columns
         first = region.starts[-2]
         part = slice(row - first, stop - first)
@@ -122,7 +123,9 @@ class _Worker:
     def _tiles(self, b: int, h: int, row: int, stop: int) -> list[Tile]:
         problem, walk = self.problem, self.walk
         if len(problem.rules) == 0:
-            return [Tile((row, stop), columns, (row, row), ()) for columns in bounds(0, problem.key.shape[-2], walk.columns)]
+            return [
+                Tile((row, stop), columns, (row, row), ()) for columns in bounds(0, problem.key.shape[-2], walk.columns)
+            ]
         if not problem.shift_invariant(problem.rules):
             return self._plan(b, h, row, stop)
         if (row, stop) not in walk.plans:
@@ -137,8 +140,15 @@ class _Worker:
         (row_lo, row_hi), (k_lo, k_hi) = (np.asarray(pairs).reshape(-1, 2).T for pairs in (chunks, strips))
         offset = _per_batch(problem, problem.query_offset, b)
         span = Span(
-            np, row_lo[:, None], row_hi[:, None] - 1, row_lo[:, None] + offset, row_hi[:, None] - 1 + offset,
-            k_lo, k_hi - 1, b, h if walk.together == 1 else None,
+            np,
+            row_lo[:, None],
+            row_hi[:, None] - 1,
+            row_lo[:, None] + offset,
+            row_hi[:, None] - 1 + offset,
+            k_lo,
+            k_hi - 1,
+            b,
+            h if walk.together == 1 else None,
         )
         grid = (len(chunks), len(strips))
         answers = [

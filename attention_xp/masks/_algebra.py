@@ -336,6 +336,6 @@ def _opposite(answer: Any) -> Any:
 
 def _short(value: Any) -> str:
     """Name a field of a mask: arrays by dtype and shape, functions by name."""
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
+    if hasattr(value, "shape"):
         return f"{dtype_name(value.dtype)}{list(value.shape)}"
     return value.__name__ if hasattr(value, "__name__") else repr(value)

@@ -16,7 +16,7 @@ from attention_xp._engine.region import Region, Span
 from attention_xp._mask_arrays import _mask_of
 from attention_xp._typing import Array, Device, DType, Namespace
 from attention_xp.masks._algebra import Mask
-from attention_xp.masks._look_up import arrays_of
+from attention_xp.masks._look_up import arrays_of, is_numpy
 
 __all__ = ["Canvas", "density", "drawn", "to_array"]
 
@@ -61,7 +61,7 @@ def to_array(
 ) -> Array:
     """Evaluate a mask for all pairs; see `Mask.to_array`."""
     Sq, Sk, query_offset = _sizes(Sq, Sk, query_offset)
-    own = next((a for a in _arrays(mask) if library_name(common_namespace(array=a)) != "numpy"), None)
+    own = next((a for a in _arrays(mask) if not is_numpy(a)), None)
     library = creation_namespace(None) if own is None else common_namespace(array=own)
     xp = library if xp is None else creation_namespace(xp)
     if device is None and own is not None and xp is library:

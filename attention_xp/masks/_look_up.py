@@ -20,6 +20,7 @@ __all__ = [
     "check_counts",
     "clipped",
     "fetched",
+    "is_numpy",
     "item_of",
     "items",
     "least_and_most",
@@ -42,14 +43,9 @@ def check_counts(name: str, given: Any) -> int | Array:
 def check_arrays(mask: Any, xp: Namespace, query: Array, batch: tuple[int, ...], heads: int | None) -> None:
     """Check that the arrays of a rule suit a query: library, device and leading axes."""
     for name, array in arrays_of(mask):
-        owner = common_namespace(**{name: array})
-        if owner is xp:
+        if not is_numpy(array):
+            _check_library(xp, name, array)
             check_placement(xp, query, **{name: array})
-        elif library_name(owner) != "numpy":
-            raise TypeError(
-                f"{name} is an array of {library_name(owner)}: expected NumPy or the library of the query, "
-                f"{library_name(xp)}"
-            )
         expected = (*batch, 1 if heads is None else heads)
         if not fits(mask.lead, expected):
             raise ValueError(
@@ -58,17 +54,33 @@ def check_arrays(mask: Any, xp: Namespace, query: Array, batch: tuple[int, ...],
             )
 
 
+def _check_library(xp: Namespace, name: str, array: Array) -> None:
+    owner = common_namespace(**{name: array})
+    if owner is not xp:
+        raise TypeError(
+            f"{name} is an array of {library_name(owner)}: expected NumPy or the library of the query, "
+            f"{library_name(xp)}"
+        )
+
+
+def is_numpy(array: Array) -> bool:
+    """Whether an array is one of NumPy; unlike `array_namespace`, this question can be compiled."""
+    return type(array).__module__ == "numpy"
+
+
 def arrays_of(mask: Any) -> Iterator[tuple[str, Array]]:
     """Yield the arrays that a rule itself holds, by name."""
     for name, value in vars(mask).items():
-        if not name.startswith("_") and hasattr(value, "dtype") and hasattr(value, "shape"):
+        if not name.startswith("_") and hasattr(value, "shape"):
             yield name, value
 
 
 def fetched(region: Region, array: Array) -> Array:
     """Return an array of a mask in the library and on the device of the query."""
     xp = region.problem.xp
-    return array if common_namespace(array=array) is xp else xp.asarray(array, device=device(region.problem.query))
+    if not is_numpy(array) or library_name(xp) == "numpy":
+        return array
+    return xp.asarray(array.copy(), device=device(region.problem.query))  # torch wants memory that it may write to
 
 
 def line_up(region: Region, counts: int | Array) -> int | Array:
@@ -107,11 +119,12 @@ def taken(xp: Namespace, flat: Array, index: Array) -> Array:
 
 def summable(span: Span, array: Array) -> Namespace | None:
     """Return the library in which an array can be summed up for rectangles, ``None`` where it cannot."""
-    owner = common_namespace(array=array)
-    if library_name(owner) == "numpy":
+    if is_numpy(array):
         # While torch compiles, also NumPy arrays are tensors without values.
         torch = sys.modules.get("torch")
-        return None if torch is not None and torch.compiler.is_compiling() else owner
+        is_compiling = torch is not None and torch.compiler.is_compiling()
+        return None if is_compiling else common_namespace(array=array)
+    owner = common_namespace(array=array)
     plain = all(isinstance(bound, int) for bound in span[1:7])
     return owner if not plain and library_name(owner) == library_name(span.xp) else None
 
@@ -127,7 +140,7 @@ def remembered(mask: Any, name: str, xp: Namespace, make: Callable[[], Any]) -> 
 
 def at(span: Span, table: Array, index: Any) -> Any:
     """Return the entries of a flat summary: a plain int for an int on the host, else an array of the span."""
-    on_host = type(table).__module__ == "numpy"
+    on_host = is_numpy(table)
     if not hasattr(index, "shape"):
         return int(table[index]) if on_host else table[index]
     return taken(span.xp, span.xp.asarray(table, device=device(index)) if on_host else table, index)

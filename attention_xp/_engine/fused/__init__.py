@@ -1,5 +1,7 @@
 """Guests: the kernels that the libraries bring, used only where they compute exactly the problem asked."""
 
+from types import ModuleType
+
 from attention_xp._backend import library_name
 from attention_xp._engine.fused import _torch
 from attention_xp._engine.problem import Problem
@@ -7,7 +9,7 @@ from attention_xp._engine.result import Attended, Wanted
 
 __all__ = ["attend", "is_worthwhile", "refusal"]
 
-_GUESTS = {"torch": _torch}
+_GUESTS: dict[str, ModuleType] = {"torch": _torch}
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:
@@ -17,15 +19,17 @@ def refusal(problem: Problem, wanted: Wanted) -> str | None:
         return f"there is no fused kernel for {library} arrays"
     if wanted.weights:
         return "a fused kernel does not give the weights"
-    return _GUESTS[library].refusal(problem, wanted)
+    reason: str | None = _GUESTS[library].refusal(problem, wanted)
+    return reason
 
 
 def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:
     """Return whether a guest is the best choice where it can."""
     guest = _GUESTS.get(library_name(problem.xp))
-    return guest is not None and not wanted.weights and guest.is_worthwhile(problem)
+    return guest is not None and not wanted.weights and bool(guest.is_worthwhile(problem))
 
 
 def attend(problem: Problem, wanted: Wanted) -> Attended:
     """Hand the problem to the guest."""
-    return _GUESTS[library_name(problem.xp)].attend(problem, wanted)
+    result: Attended = _GUESTS[library_name(problem.xp)].attend(problem, wanted)
+    return result

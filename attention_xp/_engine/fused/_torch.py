@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+from attention_xp._backend import is_mapped
 from attention_xp._engine.arithmetic import allowed_pairs
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
@@ -42,8 +43,12 @@ def _refused_mask(problem: Problem) -> str | None:
 
 
 def is_worthwhile(problem: Problem) -> bool:
-    """Return whether the kernel is faster than tiles: it falls back to the plain formula for ``Dv != D``."""
-    return bool(problem.query.shape[-1] == problem.value.shape[-1])
+    """Return whether the kernel is faster than tiles.
+
+    For ``Dv != D`` it falls back to the plain formula, and under `vmap` to a loop over the items.
+    """
+    mapped = any(is_mapped(a) for a in (problem.query, problem.key, problem.value))
+    return bool(problem.query.shape[-1] == problem.value.shape[-1]) and not mapped
 
 
 def attend(problem: Problem, wanted: Wanted) -> Attended:  # noqa: ARG001
