@@ -11,6 +11,8 @@ from tests._backends import Backend
 from tests._documents import documents
 
 pytest_collect_file = documents().pytest()
+# The one module that imports a library other than NumPy at its top.
+collect_ignore = [] if Backend.JAX.is_installed() else ["attention_xp/_engine/lax.py"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -16,6 +16,7 @@ from attention_xp._normalization import layer_normalization
 from attention_xp._positional import learned_positional_encoding, positional_encoding
 from attention_xp._random import dropout
 from attention_xp._softmax import softmax
+from attention_xp._varlen import varlen_attention
 from attention_xp._visualization import attention_score_visualization
 
 __version__ = "0.1.0"
@@ -58,4 +59,5 @@ __all__ = [
     "self_attention",
     "self_attn",
     "softmax",
+    "varlen_attention",
 ]

@@ -32,6 +32,7 @@ __all__ = [
     "named_dtype",
     "on_host",
     "same_device",
+    "values_on_host",
 ]
 
 _FLOATING = frozenset({"bfloat16", "float16", "float32", "float64"})
@@ -146,6 +147,20 @@ def same_device(xp: Namespace, a: Array, b: Array) -> bool:
 def on_host(xp: Namespace, array: Array) -> bool:
     """Whether the values of `array` can be read at once, by a caller who computes with NumPy."""
     return is_numpy_namespace(xp) and type(array).__module__ == "numpy"
+
+
+def values_on_host(xp: Namespace, integers: Array) -> list[int] | None:
+    """Return the values of a small integer array, or ``None`` where a trace hides them.
+
+    On a GPU this waits for them. JAX always says ``None``: what depends on values would be compiled
+    anew for each.
+    """
+    if is_jax_namespace(xp) or (is_torch_namespace(xp) and sys.modules["torch"].compiler.is_compiling()):
+        return None
+    try:
+        return [int(i) for i in integers]
+    except RuntimeError:  # a mapped tensor
+        return None
 
 
 def is_mapped(array: Array) -> bool:

@@ -31,6 +31,9 @@ SIGNATURES = {
     "flash_attention": (["query", "key", "value"], MASK, {"return_lse": False} | OPTIONS),
     "explain": (["query", "key", "value"], MASK, {"return_weights": False, "return_lse": False} | OPTIONS),
     "merge_attention": (["outputs", "lses"], {}, {}),
+    "varlen_attention": (
+        ["query", "key", "value", "cu_seqlens_q"], {"cu_seqlens_k": None}, {"mask": None, "dropout_rate": 0.0} | OPTIONS
+    ),
     "self_attention": (["x", "d_model"], MASK, WEIGHTS | OPTIONS),
     "cross_attention": (["query", "context", "d_model"], MASK, WEIGHTS | OPTIONS),
     "multi_head_attention": (["query", "key", "value", "num_heads", "d_model"], MASK, HEADS | OPTIONS),

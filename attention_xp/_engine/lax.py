@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from attention_xp._engine import dense
 from attention_xp._engine.arithmetic import Arithmetic
 from attention_xp._engine.frozen import freeze, thaw
+from attention_xp._engine.packing import PackedMask
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region, Span
 from attention_xp._engine.result import Wanted
@@ -62,7 +63,7 @@ class _FreshKeys(Mask):
     first: Array
 
     def allowed(self, region: Region) -> Array:
-        return region.kv_idx >= self.first
+        return region.column >= self.first
 
 
 class _Walk:
@@ -155,9 +156,10 @@ class _Walk:
         q = row + offset
         heads = whole.h if self.together == 1 else None
         span = Span(jnp, row, row + self.m - 1, q, q + self.m - 1, column, column + self.n - 1, whole.b, heads)
-        answers = [rule.reach(span) for rule in problem.rules]
+        answers = [rule.reach(span) for rule in problem.rules if _speaks_of_rows(rule, problem)]
+        certainly_unknown = len(answers) < len(problem.rules)
         possible = _all([a for a, _ in answers])
-        certain = _all([c for _, c in answers])
+        certain = _all([c for _, c in answers]) & (not certainly_unknown)
         if self.ragged:
             certain = certain & (jnp.arange(self.tiles) < self.tiles - 1)
         state = jnp.where(possible, jnp.where(certain, 0, 1), 2)
@@ -171,6 +173,12 @@ class _Walk:
         lead = table.shape[: table.ndim - axes - 1]
         starts = region.starts[len(region.starts) - 2 - len(lead) : -2]
         return table[(*(0 if n == 1 else i for i, n in zip(starts, lead, strict=True)), block)]
+
+
+def _speaks_of_rows(rule: Mask, problem: Problem) -> bool:
+    """Whether a rule can judge rectangles of rows and keys: where sequences are packed, few rules can."""
+    packing = problem.packing
+    return packing is None or isinstance(rule, PackedMask) or (packing.same and rule.shift_invariant)
 
 
 def _all(answers: list[Any]) -> Array:

@@ -54,7 +54,7 @@ def _tiles(problem: Problem, row: int, stop: int, columns: int) -> list[Tile]:
     for rule in problem.rules:
         verdicts = []
         for first, last in strips:
-            if offset is None:  # on a device: what is not known may be anything
+            if offset is None or problem.packing is not None:  # on a device: what is not known may be anything
                 verdicts.append((True, False))
                 continue
             span = Span(None, row, stop - 1, row + offset, stop - 1 + offset, first, last - 1, None, None)

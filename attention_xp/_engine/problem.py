@@ -17,6 +17,7 @@ from attention_xp._engine.numbers import (
     check_tile,
     check_window,
 )
+from attention_xp._engine.packing import PackedMask, Packing
 from attention_xp._engine.rules import ArrayMask, RowMask
 from attention_xp._options import AttentionOptions, complete
 from attention_xp._random import check_rate, check_rng, seed_words
@@ -50,6 +51,8 @@ class Problem:
     seed: tuple[Any, Any] | None  # None: no dropout
     impl: str
     tile: tuple[int, int] | None
+    first_item: int  # number of the first batch item, where a call is one of several
+    packing: Packing | None  # of sequences whose bounds only the device knows
 
     @property
     def ndim(self) -> int:
@@ -80,6 +83,9 @@ class Problem:
         mask: Array | Mask | None,
         dropout_rate: float,
         options: AttentionOptions,
+        *,
+        first_item: int = 0,
+        packing: Packing | None = None,
     ) -> "Problem":
         """Check a call and line everything up with the scores."""
         o = complete(options)
@@ -102,6 +108,8 @@ class Problem:
                 addends.append(mask_array)
                 mask_array = mask_array != -math.inf
             rules.append(ArrayMask(mask_array, batch, heads is not None))
+        if packing is not None:
+            rules.append(PackedMask(packing.q_item, packing.k_item))
         rate = check_rate(dropout_rate, name="dropout_rate")
         check_rng(o["rng"], xp)
         return cls(
@@ -125,6 +133,8 @@ class Problem:
             impl=check_impl(o["impl"]),
             tile=check_tile(o["tile"]),
             seed=seed_words(o["rng"], query, xp=xp) if rate else None,
+            first_item=first_item,
+            packing=packing,
         )
 
 

@@ -65,15 +65,23 @@ class Region(NamedTuple):
         return self._count(-2)
 
     @property
+    def column(self) -> Array:
+        """Key columns, counted from 0: ``(Sk,)``."""
+        return self._count(-1)
+
+    @property
     def q_idx(self) -> Array:
         """Query positions: rows plus the query offset."""
-        offset = self.problem.query_offset
+        packing, offset = self.problem.packing, self.problem.query_offset
+        if packing is not None:
+            return self.look_up(self.problem.xp.reshape(packing.q_position, (-1, 1)))
         return self.row if offset is None else self.row + self.per_batch(offset)
 
     @property
     def kv_idx(self) -> Array:
         """Key positions: ``(Sk,)``."""
-        return self._count(-1)
+        packing = self.problem.packing
+        return self.column if packing is None else self.look_up(packing.k_position)
 
     @property
     def h(self) -> Array:
@@ -82,11 +90,14 @@ class Region(NamedTuple):
 
     @property
     def b(self) -> Array:
-        """Flat index over the leading axes, with one axis for each of theirs."""
+        """Flat index over the leading axes, with one axis for each of theirs; packed, the sequence of a row."""
+        packing = self.problem.packing
+        if packing is not None:
+            return self.look_up(self.problem.xp.reshape(packing.q_item, (-1, 1)))
         flat = self._zero()
         for axis, length in enumerate(self.problem.batch):
             flat = flat * length + self._count(axis - self.problem.ndim)
-        return flat
+        return flat + self.problem.first_item
 
     def per_batch(self, values: int | Array) -> int | Array:
         """Line one value per batch item up with the scores; a plain int passes through."""

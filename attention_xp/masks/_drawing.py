@@ -34,6 +34,8 @@ class Canvas(NamedTuple):
     heads: int | None
     ndim: int
     query_offset: int
+    first_item: int = 0
+    packing: None = None
 
     @classmethod
     def of(cls, mask: Mask, offset: int, xp: Namespace, device: Device | None) -> "Canvas":

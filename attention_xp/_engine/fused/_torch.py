@@ -23,6 +23,7 @@ def refusal(problem: Problem, wanted: Wanted) -> str | None:
         "score_mod": problem.score_mod is not None,
         "sinks": problem.sinks is not None,
         "dropout with a reproducible draw": problem.seed is not None,
+        "packed sequences": problem.packing is not None,
         "empty axes": 0 in problem.query.shape or 0 in problem.key.shape or 0 in problem.value.shape,
     }
     for name, is_wanted in missing.items():

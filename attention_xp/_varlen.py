@@ -1,0 +1,197 @@
+"""Attention over packed sequences of different lengths."""
+
+from itertools import pairwise
+from numbers import Integral
+from typing import Any, Unpack
+
+from attention_xp._backend import common_namespace, device, dtype_name, is_integer, values_on_host
+from attention_xp._engine.checks import check_floating, shapes
+from attention_xp._engine.choose import attend
+from attention_xp._engine.packing import pack
+from attention_xp._engine.problem import Problem
+from attention_xp._engine.result import Wanted
+from attention_xp._options import AttentionOptions, with_options
+from attention_xp._typing import Array, Namespace
+from attention_xp.masks import Mask
+
+__all__ = ["varlen_attention"]
+
+
+@with_options
+def varlen_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    cu_seqlens_q: Array,
+    cu_seqlens_k: Array | None = None,
+    *,
+    mask: Mask | None = None,
+    dropout_rate: float = 0.0,
+    **options: Unpack[AttentionOptions],
+) -> Array:
+    r"""Attend within each of several sequences that are packed one after another.
+
+    .. math:: \mathrm{output}_{c_i : c_{i+1}} = \mathrm{attention}(Q_{c_i : c_{i+1}}, K_{c'_i : c'_{i+1}}, V_{c'_i : c'_{i+1}})
+
+    The cost follows the sum of the squares of the lengths. Positions, also those that rules and
+    `score_mod` see, count inside each sequence, and ``b`` is the number of the sequence.
+
+    Parameters
+    ----------
+    query : array
+        ``(T, H, D)``: all tokens of all sequences.
+    key : array
+        ``(Tk, Hkv, D)``.
+    value : array
+        ``(Tk, Hkv, Dv)``.
+    cu_seqlens_q : array
+        ``(N + 1,)`` integers, from 0 and not decreasing: sequence ``i`` is rows
+        ``cu_seqlens_q[i]:cu_seqlens_q[i + 1]``. Rows after the last come out as zeros.
+    cu_seqlens_k : array, optional
+        The same for keys and values. Default: `cu_seqlens_q`.
+    mask : Mask, optional
+        A rule; arrays are not accepted.
+    dropout_rate : float, default: 0.0
+        Probability of dropping a weight, ``0 <= dropout_rate < 1``.
+    {options}
+
+    Returns
+    -------
+    array
+        ``(T, H, Dv)``.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of the wrong kind, such as an array for `mask` or `bias`.
+    ValueError
+        If a shape or a value does not fit, if lengths are given, or if `is_causal` or `window` come
+        with `cu_seqlens_k` and without `query_offset`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp import varlen_attention
+    >>> x = np.ones((10, 8, 64))
+    >>> varlen_attention(x, x, x, np.asarray([0, 3, 10]), is_causal=True).shape
+    (10, 8, 64)
+    """
+    cu_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
+    xp = common_namespace(query=query, key=key, value=value, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_k)
+    _check_arrays(xp, query, key, value, cu_seqlens_q, cu_k)
+    options["query_offset"] = _check_options(xp, options, mask, cu_seqlens_q.shape[0] - 1, cu_seqlens_k is None)
+    packed = tuple(xp.permute_dims(a[None, ...], (0, 2, 1, 3)) for a in (query, key, value))  # -> (1, H, T, D)
+    bounds = [
+        _host_bounds(xp, *named) for named in (("cu_seqlens_q", cu_seqlens_q, query), ("cu_seqlens_k", cu_k, key))
+    ]
+    if None in bounds:
+        offset = options.pop("query_offset")
+        places = pack(
+            xp,
+            query.shape[0],
+            key.shape[0],
+            cu_seqlens_q,
+            cu_k,
+            0 if offset is None else offset,
+            same=cu_seqlens_k is None,
+        )
+        problem = Problem.of(
+            packed[0], packed[1], packed[2], mask, dropout_rate, {**options, "query_offset": 0}, packing=places
+        )
+        output = attend(problem, Wanted()).output
+    else:
+        output = _one_by_one(xp, packed, bounds, mask, dropout_rate, options)
+    return xp.permute_dims(output[0, ...], (1, 0, 2))  # (1, H, T, Dv) -> (T, H, Dv)
+
+
+def _one_by_one(
+    xp: Namespace,
+    packed: tuple[Array, ...],
+    bounds: list[Any],
+    mask: Mask | None,
+    dropout_rate: float,
+    options: AttentionOptions,
+) -> Array:
+    """Attend within one sequence after the other."""
+    offset, (query, key, value), outputs = options.get("query_offset"), packed, []
+    per_sequence = offset if isinstance(offset, list) else [offset] * len(bounds[0])
+    sequences = zip(pairwise(bounds[0]), pairwise(bounds[1]), strict=True)
+    for i, ((row, stop), (column, end)) in enumerate(sequences):
+        problem = Problem.of(
+            query[:, :, row:stop, :],
+            key[:, :, column:end, :],
+            value[:, :, column:end, :],
+            mask,
+            dropout_rate,
+            {**options, "query_offset": per_sequence[i]},
+            first_item=i,
+        )
+        outputs.append(attend(problem, Wanted()).output)
+    rest = (*query.shape[:2], query.shape[2] - bounds[0][-1], value.shape[-1])
+    outputs.append(xp.zeros(rest, dtype=query.dtype, device=device(query)))
+    return xp.concat(outputs, axis=2)
+
+
+def _check_arrays(xp: Namespace, query: Array, key: Array, value: Array, cu_q: Array, cu_k: Array) -> None:
+    check_floating(xp, query=query, key=key, value=value)
+    for name, a, letters in (
+        ("query", query, "(T, H, D)"),
+        ("key", key, "(Tk, Hkv, D)"),
+        ("value", value, "(Tk, Hkv, Dv)"),
+    ):
+        if a.ndim != 3:
+            raise ValueError(f"{name} must be packed: expected {name} {letters}, {shapes(**{name: a})}")
+    for name, a in (("cu_seqlens_q", cu_q), ("cu_seqlens_k", cu_k)):
+        if not is_integer(xp, a.dtype):
+            raise TypeError(f"{name} must be an integer array, got {dtype_name(a.dtype)}")
+        if a.ndim != 1 or a.shape[0] < 1:
+            raise ValueError(
+                f"{name} must hold the bounds of N sequences: expected {name} (N + 1,), {shapes(**{name: a})}"
+            )
+    if cu_k.shape != cu_q.shape:
+        raise ValueError(
+            "cu_seqlens_k must bound as many sequences as cu_seqlens_q: expected cu_seqlens_k (N + 1,), "
+            f"{shapes(cu_seqlens_q=cu_q, cu_seqlens_k=cu_k)}"
+        )
+
+
+def _check_options(xp: Namespace, options: AttentionOptions, mask: Any, count: int, same: bool) -> Any:
+    """Refuse what packed sequences cannot mean; return the query offset: one for all, or one each."""
+    if mask is not None and not isinstance(mask, Mask):
+        raise TypeError(f"mask must be a rule from attention_xp.masks for packed sequences, got {type(mask).__name__}")
+    if hasattr(options.get("bias"), "dtype"):
+        raise TypeError("bias must not be an array for packed sequences")
+    for name in ("query_lengths", "key_lengths"):
+        if options.get(name) is not None:
+            raise ValueError(f"{name} cannot be given for packed sequences: cu_seqlens_q and cu_seqlens_k say it")
+    offset = options.get("query_offset")
+    relative = options.get("is_causal") or options.get("window") is not None or (mask is not None and mask.relative)
+    if not same and relative and offset is None:
+        raise ValueError(
+            "query_offset is required with a causal or window mask where cu_seqlens_k is given: expected an int or (N,), "
+            "0 aligns each sequence top-left"
+        )
+    return _offsets(xp, offset, count)
+
+
+def _offsets(xp: Namespace, offset: Any, count: int) -> Any:
+    if not hasattr(offset, "dtype") or isinstance(offset, Integral):
+        return offset
+    if not is_integer(xp, offset.dtype):
+        raise TypeError(f"query_offset must be an int or an integer array, got {dtype_name(offset.dtype)}")
+    if tuple(offset.shape) != (count,):
+        raise ValueError(
+            f"query_offset must be an int or one per sequence: expected (N,) = ({count},), {shapes(query_offset=offset)}"
+        )
+    known = values_on_host(xp, offset)
+    return offset if known is None else known
+
+
+def _host_bounds(xp: Namespace, name: str, cu_seqlens: Array, packed: Array) -> list[int] | None:
+    """Return the bounds if they can be read, and then check them."""
+    bounds = values_on_host(xp, cu_seqlens)
+    if bounds is not None and (bounds[0] != 0 or bounds[-1] > packed.shape[0] or sorted(bounds) != bounds):
+        raise ValueError(
+            f"{name} must start at 0, not decrease and not exceed the {packed.shape[0]} packed rows, got {bounds}"
+        )
+    return bounds

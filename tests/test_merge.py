@@ -1,0 +1,61 @@
+"""Merging attention over parts of the keys."""
+
+import numpy as np
+import pytest
+
+from attention_xp import flash_attention, merge_attention
+from tests._assertions import assert_close
+from tests._backends import to_numpy
+from tests._inputs import inputs
+from tests.reference import attention
+
+PARTS = ((0, 2), (2, 3), (3, 7))
+
+
+def parts(make, query, key, value, **options):
+    return [
+        flash_attention(make(query), make(key[..., a:b, :]), make(value[..., a:b, :]), return_lse=True, **options)
+        for a, b in PARTS
+    ]
+
+
+def test_the_union_of_parts_is_the_whole(library, make):
+    query, key, value = inputs((2, 3, 7, 4))
+    output, lse = merge_attention(*zip(*parts(make, query, key, value), strict=True))
+    expected, _, expected_lse = attention(query, key, value)
+    assert_close(output, expected, library)
+    assert_close(lse, expected_lse, library)
+
+
+def test_merging_is_associative(library, make):
+    first, second, third = parts(make, *inputs((2, 3, 7, 4)))
+    left = merge_attention(*zip(merge_attention(*zip(first, second, strict=True)), third, strict=True))
+    right = merge_attention(*zip(first, merge_attention(*zip(second, third, strict=True)), strict=True))
+    for a, b in zip(left, right, strict=True):
+        assert_close(a, to_numpy(b), library)
+
+
+def test_parts_that_attend_nothing_add_nothing(library, make):
+    query, key, value = inputs((2, 3, 7, 4))
+    some = flash_attention(make(query), make(key), make(value), return_lse=True)
+    nothing = flash_attention(make(query), make(key), make(value), key_lengths=0, return_lse=True)
+    output, lse = merge_attention(*zip(some, nothing, strict=True))
+    assert_close(output, to_numpy(some[0]), library)
+    assert_close(lse, to_numpy(some[1]), library)
+    output, lse = merge_attention(*zip(nothing, nothing, strict=True))
+    assert_close(output, np.zeros(query.shape), library)
+    assert_close(lse, np.full(query.shape[:-1], -np.inf), library)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "lses", "text"),
+    [
+        ([], [], "at least one output"),
+        ([np.ones((2, 3))], [], "1 outputs, 0 lses"),
+        ([np.ones((2, 3))], [np.ones(3)], r"lse \(\.\.\., H, Sq\) = \(2,\)"),
+        ([np.ones((2, 3)), np.ones((2, 4))], [np.ones(2), np.ones(2)], r"outputs\[1\].*\(2, 3\).*got output \(2, 4\)"),
+    ],
+)
+def test_wrong_parts(outputs, lses, text):
+    with pytest.raises(ValueError, match=text):
+        merge_attention(outputs, lses)
