@@ -1,32 +1,100 @@
-"""``python -m benchmarks [NAME ...]``: run the comparisons and print a table."""
+"""``python -m benchmarks [SUITE ...]``: run comparisons in turns and print a table for each suite."""
 
 import argparse
+import sys
+from collections.abc import Iterable
 
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-from benchmarks import dense
+from benchmarks import curves, report
+from benchmarks.comparison import Row, with_means
+from benchmarks.duel import Pace
+from benchmarks.suites import DEFAULT, SUITES
+from benchmarks.worker import Workers
 
-SUITES = {"dense": dense.run}
+QUICK = Pace(rounds=2, turn=0.01)
+FIGURES = "curves"
+PROGRESS = Console(stderr=True)
+PICTURES = """\
+Full attention on `(1, 8, S, 64)` in float32. Contenders end where the scores of all heads would fill the memory.
+
+![Time against sequence length](_static/time.svg)
+
+![Peak extra memory against sequence length](_static/memory.svg)
+"""
 
 
-def main() -> None:
-    """Run the named suites, or all of them."""
+def main() -> int:
+    """Run what the command line asks for; 1 where a contender failed."""
+    arguments = _arguments()
+    output = Console(width=None if sys.stdout.isatty() else 200)
+    pace = QUICK if arguments.quick else Pace(arguments.rounds)
+    failed = False
+    for name in arguments.suite or [*DEFAULT, FIGURES]:
+        if name == FIGURES:
+            _figures(output, pace, quick=arguments.quick, write=arguments.write)
+            continue
+        rows = _rows(name, pace, quick=arguments.quick)
+        failed |= any(row.failed for row in rows)
+        output.print(report.table(name, rows))
+        if arguments.write:
+            lead = (SUITES[name].__doc__ or "").strip()
+            report.write_section(name, f"{lead}\n\n{report.markdown(rows)}\n\n{report.environment()}")
+    output.print(report.environment(), highlight=False)
+    return int(failed)
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("suite", nargs="*", choices=[[], *SUITES], help=f"one of {', '.join(SUITES)}; default: all")
-    names = parser.parse_args().suite or list(SUITES)
-    console = Console()
-    for name in names:
-        table = Table("shape", "contender", "ours", "formula", "ratio", title=f"{name}: medians of interleaved pairs")
-        for shape, contender, outcome in track(SUITES[name](), description=name, console=Console(stderr=True)):
-            table.add_row(shape, contender, _ms(outcome.ours), _ms(outcome.theirs), f"{outcome.ratio:.2f}")
-        console.print(table)
+    names = [*SUITES, FIGURES]
+    parser.add_argument("suite", nargs="*", metavar="SUITE", help=f"{', '.join(names)}; all but tiles by default")
+    parser.add_argument("--rounds", type=int, default=Pace().rounds, help="pairs of turns (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, two rounds: a smoke test")
+    parser.add_argument("--write", action="store_true", help="write the sections and figures of the documentation")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.suite) - set(names):
+        parser.error(f"no suite {', '.join(sorted(unknown))}, choose from {', '.join(names)}")
+    if arguments.rounds < 1:
+        parser.error(f"--rounds is at least 1, got {arguments.rounds}")
+    if arguments.quick and arguments.write:
+        parser.error("--quick measures nothing that is worth writing")
+    return arguments
 
 
-def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:.3f} ms"
+def _rows(name: str, pace: Pace, *, quick: bool) -> list[Row]:
+    comparisons = [each.smaller() if quick else each for each in SUITES[name]()]
+    with Workers() as workers:
+        return list(
+            with_means([each.run(workers, pace) for each in track(comparisons, description=name, console=PROGRESS)])
+        )
+
+
+def _figures(output: Console, pace: Pace, *, quick: bool, write: bool) -> None:
+    measured = []
+    with PROGRESS.status(FIGURES) as status:
+        for step in curves.measure(pace, curves.LENGTHS[:2] if quick else curves.LENGTHS):
+            if isinstance(step, str):
+                status.update(step)
+            else:
+                measured.append(step)
+    output.print(_curve_table(measured))
+    if write:
+        from benchmarks.plots import draw  # noqa: PLC0415  # matplotlib, for this alone
+
+        draw(measured)
+        report.write_section("Against sequence length", f"{PICTURES}\n{report.environment()}")
+
+
+def _curve_table(measured: Iterable[curves.Curve]) -> report.Table:
+    result = report.Table("contender", "S", "ms", "MiB", title=FIGURES, title_justify="left")
+    for curve in measured:
+        for length, time in curve.time.items():
+            result.add_row(curve.name, str(length), f"{time:.3f}", f"{curve.memory.get(length, 0):.1f}")
+        if curve.problem:
+            result.add_row(curve.name, "", curve.problem, "", style="dim")
+    return result
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

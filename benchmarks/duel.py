@@ -1,35 +1,78 @@
 """Two contenders in turns, A B A B: the ratio of each pair, and the median of the ratios.
 
-Absolute times drift with the machine; the ratio within a pair does not.
+Absolute times drift with the machine; the ratio within a pair does not. Foreign load slows a contender
+that splits its work statically more than one that hands it out job by job: the ratio of the processor
+times, which do not count waiting, tells both apart.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from statistics import median
-from time import perf_counter
-from typing import Any
+from statistics import geometric_mean, median
 
-__all__ = ["Duel", "duel"]
+__all__ = ["Duel", "Pace", "Turn", "duel", "geometric_mean"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Seconds per call in one turn: on the wall clock, and of all threads of the process."""
+
+    wall: float
+    cpu: float
 
 
 @dataclass(frozen=True)
 class Duel:
-    """The outcome: medians of the seconds per call and of the pairwise ratios."""
+    """The turns of both, in pairs."""
 
-    ours: float
-    theirs: float
-    ratio: float
+    pairs: tuple[tuple[Turn, Turn], ...]
+
+    @property
+    def ours(self) -> float:
+        """Median seconds per call."""
+        return median(a.wall for a, _ in self.pairs)
+
+    @property
+    def theirs(self) -> float:
+        """Median seconds per call."""
+        return median(b.wall for _, b in self.pairs)
+
+    @property
+    def ratio(self) -> float:
+        """Median of the pairwise ratios, ours to theirs."""
+        return median(a.wall / b.wall for a, b in self.pairs)
+
+    @property
+    def cpu_ratio(self) -> float:
+        """Median of the pairwise ratios of the processor times."""
+        return median(a.cpu / b.cpu if b.cpu else math.nan for a, b in self.pairs)
+
+    @property
+    def difference(self) -> float:
+        """Median of the pairwise differences in seconds."""
+        return median(a.wall - b.wall for a, b in self.pairs)
 
 
-def duel(ours: Callable[[], Any], theirs: Callable[[], Any], *, pairs: int = 15, calls: int = 1) -> Duel:
-    """Time `ours` against `theirs` in `pairs` turns of `calls` calls each, after one turn that does not count."""
-    _turn(ours, calls), _turn(theirs, calls)
-    times = [(_turn(ours, calls), _turn(theirs, calls)) for _ in range(pairs)]
-    return Duel(median(a for a, _ in times), median(b for _, b in times), median(a / b for a, b in times))
+@dataclass(frozen=True)
+class Pace:
+    """How long to measure: seconds a turn takes at least, seconds a duel may take, and the number of pairs."""
+
+    rounds: int = 11
+    turn: float = 0.15
+    limit: float = 90.0
+
+    def calls(self, seconds: float) -> int:
+        """Return the calls of one turn of a contender that takes so long for one."""
+        return min(max(1, round(self.turn / seconds)), 2000)
+
+    def pairs(self, seconds: Iterable[float]) -> int:
+        """Return the number of pairs: fewer than asked for, but three, where a call takes very long."""
+        pair = sum((self.calls(each) + 2) * each for each in seconds)
+        return min(self.rounds, max(3, int(self.limit / pair)))
 
 
-def _turn(call: Callable[[], Any], calls: int) -> float:
-    start = perf_counter()
-    for _ in range(calls):
-        call()
-    return (perf_counter() - start) / calls
+def duel(ours: Callable[[int], Turn], theirs: Callable[[int], Turn], pace: Pace) -> Duel:
+    """Let both take turns; each is a function of the number of calls. The first turn tells how many, and is not kept."""
+    first = ours(1).wall, theirs(1).wall
+    mine, yours = map(pace.calls, first)
+    return Duel(tuple((ours(mine), theirs(yours)) for _ in range(pace.pairs(first))))

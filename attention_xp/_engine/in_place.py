@@ -77,6 +77,8 @@ class InPlace(Arithmetic):
         poison = None
         if exclusive and not math.isfinite(self.head.norm):
             key, poison = quarantined_key(key)
+        if key.shape[1] < D:  # the last row of the query is a shift
+            key = np.concat([key, self._ones[:n]], axis=1)
         np.matmul(key, columns.reshape(D, rows), out=buffer)
         if poison is not None:
             buffer += poison[:, None]

@@ -17,7 +17,7 @@ from attention_xp._softmax import nonzero
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
 
-__all__ = ["Running", "advance", "finish", "scale_in_base_2", "start"]
+__all__ = ["Running", "advance", "finish", "is_product", "scale_in_base_2", "start"]
 
 
 class Running(NamedTuple):
@@ -30,10 +30,10 @@ class Running(NamedTuple):
 
 def scale_in_base_2(problem: Problem) -> float:
     """Return the factor of the query."""
-    return query_factor(problem) * (LOG2_E if _is_product(problem) else 1.0)
+    return query_factor(problem) * (LOG2_E if is_product(problem) else 1.0)
 
 
-def _is_product(problem: Problem) -> bool:
+def is_product(problem: Problem) -> bool:
     """Whether the score is the scaled product and nothing more."""
     return problem.softcap is None and problem.score_mod is None and len(problem.addends) == 0
 
@@ -66,7 +66,7 @@ def advance(
     scores = modified(
         problem, ops, region, ops.query_key(query, key, exclusive=exclusive)
     )  # (..., m, D) @ (..., D, n) -> (..., m, n)
-    if not _is_product(problem):
+    if not is_product(problem):
         scores = ops.multiply(scores, LOG2_E)
     allowed = ops.allowed(rules, region.of_rows(*mixed))
     if allowed is not None:

@@ -12,12 +12,13 @@ from attention_xp._engine.plan import Bounds, Tile, bounds, plan
 from attention_xp._engine.pool import run_jobs
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region, Span
-from attention_xp._engine.step import Running, advance, finish, scale_in_base_2, start
+from attention_xp._engine.step import Running, advance, finish, is_product, scale_in_base_2, start
 from attention_xp._engine.tile_sizes import STRIP, tile_sizes
 from attention_xp._typing import Array
 
 __all__ = ["walk"]
 
+_LARGEST_SUM = 2.0**120  # of weights, in float32
 _FOLD = 64  # rows up to which the query heads of a group share one product
 
 
@@ -72,11 +73,44 @@ class _Worker:
         key, value = (_head(a, b, h // problem.group, problem) for a in (problem.key, problem.value))
         head = self._head((b, h // problem.group), key, value)
         ops.prepare(head, self.walk.ceiling(_norm(query, axis=-2) * head.norm))
-        sums = np.zeros((*region.sizes[:-1], value.shape[-1]), problem.dtype)
-        running = start(problem, region, sums, bounded=ops.bounded)
-        for tile in self._tiles(b, h, row, stop):
-            self._advance(region, query, key, value, running, tile)
+        tiles = self._tiles(b, h, row, stop)
+        running = self._fold_large(region, query, key, value, tiles) if self._may_guess(region, tiles) else None
+        if running is None:
+            running = self._fold(region, query, key, value, tiles, self._start(region, value))
         self.walk.output[at], self.walk.lse[at] = finish(problem, region, running)
+
+    def _start(self, region: Region, value: Array) -> Running:
+        sums = np.zeros((*region.sizes[:-1], value.shape[-1]), self.problem.dtype)
+        return start(self.problem, region, sums, bounded=self.ops.bounded)
+
+    def _fold(
+        self, region: Region, query: Array, key: Array, value: Array, tiles: list[Tile], running: Running
+    ) -> Running:
+        for tile in tiles:
+            self._advance(region, query, key, value, running, tile)
+        return running
+
+    def _may_guess(self, region: Region, tiles: list[Tile]) -> bool:
+        """Whether scores are large, finite and the product alone, and the first tile is one of several and has all rows."""
+        rows = (region.starts[-2], region.starts[-2] + region.sizes[-2])
+        is_large = self.ops.clip and not self.ops.bounded and is_product(self.problem)
+        return is_large and len(tiles) > 1 and tiles[0].rows == rows
+
+    def _fold_large(self, region: Region, query: Array, key: Array, value: Array, tiles: list[Tile]) -> Running | None:
+        """Visit all tiles with the shift that the first one asks for, ``None`` where that proves too small.
+
+        A shift need not be the largest score: within about 100 of it, in base 2, the digits are the
+        same. Known beforehand it costs nothing: it rides in the product, ``[key, 1] @ [query; -shift]``.
+        """
+        first = self._fold(region, query, key, value, tiles[:1], self._start(region, value))
+        if first.peak is None or not np.all(np.isfinite(first.peak)):
+            return None
+        shifted = np.concat([query, -np.matrix_transpose(first.peak)], axis=-2)  # (..., D + 1, m)
+        self.ops.bounded = True
+        with np.errstate(over="ignore", invalid="ignore"):
+            running = self._fold(region, shifted, key, value, tiles[1:], first._replace(peak=None))
+        self.ops.bounded = False
+        return running._replace(peak=first.peak) if running.total.max() < _LARGEST_SUM else None
 
     def _advance(self, region: Region, query: Array, key: Array, value: Array, running: Running, tile: Tile) -> None:
         (row, stop), (column, end) = tile.rows, tile.columns

@@ -1,0 +1,77 @@
+"""The contenders of attention_xp: the same call on the arrays of each library."""
+
+from functools import partial
+from typing import Any
+
+from attention_xp import flash_attention, scaled_dot_product_attention
+from benchmarks.case import Case
+from benchmarks.contenders import Call, contender
+
+__all__ = ["compiled_bytes", "recompile"]
+
+
+@contender("ours, NumPy")
+def _numpy(case: Case) -> Call:
+    return partial(flash_attention, *case.inputs(), **case.options())
+
+
+@contender("ours, NumPy, dense")
+def _dense(case: Case) -> Call:
+    return partial(flash_attention, *case.inputs(), **case.options(), impl="dense")
+
+
+@contender("ours, NumPy, with weights")
+def _weights(case: Case) -> Call:
+    return partial(scaled_dot_product_attention, *case.inputs(), **case.options(), impl="dense")
+
+
+@contender("ours, torch", "torch")
+def _torch(case: Case, torch: Any) -> Call:
+    return partial(flash_attention, *map(torch.from_numpy, case.inputs()), **case.options())
+
+
+@contender("ours, torch, tiled", "torch")
+def _torch_tiled(case: Case, torch: Any) -> Call:
+    return partial(flash_attention, *map(torch.from_numpy, case.inputs()), **case.options(), impl="tiled")
+
+
+def _jitted(case: Case, jax: Any) -> tuple[Any, list[Any]]:
+    return jax.jit(partial(flash_attention, **case.options())), [jax.numpy.asarray(x) for x in case.inputs()]
+
+
+def compiled_bytes(function: Any, arrays: list[Any]) -> int:
+    """Return the bytes of output and temporaries of a jitted function, as its compiler counts them."""
+    analysis = function.lower(*arrays).compile().memory_analysis()
+    return int(analysis.temp_size_in_bytes + analysis.output_size_in_bytes)
+
+
+def recompile(jax: Any, function: Any, arrays: list[Any]) -> Call:
+    """Return a call that traces and compiles the jitted function as if for the first time."""
+
+    def compile_again() -> None:
+        jax.clear_caches()
+        function.lower(*arrays).compile()
+
+    return compile_again
+
+
+@contender("ours, JAX", "jax", memory=lambda case, jax: compiled_bytes(*_jitted(case, jax)))
+def _jax(case: Case, jax: Any) -> Call:
+    function, arrays = _jitted(case, jax)
+    return lambda: function(*arrays).block_until_ready()
+
+
+@contender("ours, JAX, compiling", "jax")
+def _jax_compiling(case: Case, jax: Any) -> Call:
+    return recompile(jax, *_jitted(case, jax))
+
+
+@contender("ours, CuPy", "cupy")
+def _cupy(case: Case, cupy: Any) -> Call:
+    arrays = [cupy.asarray(x) for x in case.inputs()]
+
+    def attend() -> None:
+        flash_attention(*arrays, **case.options())
+        cupy.cuda.get_current_stream().synchronize()
+
+    return attend

@@ -1,0 +1,80 @@
+"""Rows as a table: in the terminal, and as a section of docs/benchmarks.md."""
+
+import os
+import platform
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+
+from rich.table import Table
+
+from benchmarks.comparison import Row
+
+__all__ = ["COLUMNS", "cells", "environment", "markdown", "table", "write_section"]
+
+COLUMNS = ["case", "ours", "theirs", "ratio", "processor", "target", "met", "ours ms", "theirs ms"]
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+PACKAGES = ["numpy", "torch", "jax", "cupy", "onnxruntime", "keras"]
+
+
+def cells(row: Row) -> list[str]:
+    """Return the texts of a row, one for each column."""
+    name = [row.case, row.ours, row.theirs]
+    if row.problem:
+        return [*name, row.problem, *[""] * (len(COLUMNS) - 4)]
+    target = None if row.group else row.target
+    met = {None: "", True: "yes", False: "no"}[row.met]
+    times = [_number(1e3 * t, "", 3) for t in row.seconds] if row.seconds else ["", ""]
+    return [*name, _number(row.value, row.unit), _number(row.cpu_ratio), _number(target, row.unit), met, *times]
+
+
+def _number(value: float | None, unit: str = "", digits: int = 2) -> str:
+    if value is None:
+        return ""
+    places = digits if abs(value) < 10 else 1
+    return f"{value:.{places}f} {unit}".strip()
+
+
+def table(name: str, rows: Iterable[Row]) -> Table:
+    """Return the table of a suite for the terminal."""
+    result = Table(title=name, title_justify="left")
+    for column in COLUMNS:
+        result.add_column(column, justify="left" if column in COLUMNS[:3] else "right", overflow="fold")
+    for row in rows:
+        style = "bold red" if row.met is False or row.failed else "bold" if row.met else "dim" if row.problem else ""
+        result.add_row(*cells(row), style=style)
+    return result
+
+
+def markdown(rows: Iterable[Row]) -> str:
+    """Return the table of a suite as Markdown."""
+    lines = [COLUMNS, ["---"] * 3 + ["---:"] * (len(COLUMNS) - 3), *map(cells, rows)]
+    return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)
+
+
+def environment() -> str:
+    """Return one line about versions and machine."""
+    installed = packages_distributions()
+    versions = ", ".join(f"{name} {version(installed[name][0])}" for name in PACKAGES if name in installed)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    day = datetime.now(UTC).date()
+    return f"{day}; {_processor()}, {cores} cores; Python {platform.python_version()}, {versions}."
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text("utf-8")) if info.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def write_section(title: str, body: str, page: Path = PAGE) -> None:
+    """Replace the section of that title, or append it."""
+    text = page.read_text("utf-8")
+    section = f"## {title}\n\n{body.strip()}\n"
+    pattern = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+    text, found = pattern.subn(lambda _: section + "\n", text)
+    if not found:
+        text = f"{text.rstrip()}\n\n{section}"
+    page.write_text(text.rstrip() + "\n", "utf-8")

@@ -1,0 +1,129 @@
+"""What is compared, and the targets: declarations only."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from benchmarks.case import Case
+from benchmarks.comparison import Comparison, Memory
+from benchmarks.duel import Duel
+
+__all__ = ["DEFAULT", "SUITES"]
+
+SHAPES = [Case((1, 8, 2048, 64)), Case((4, 12, 512, 64)), Case((1, 4, 4096, 64)), Case((1, 8, 1024, 128))]
+LARGE = 30.0  # standard deviation of large scores, by which the query is multiplied
+TINY, USUAL, LONG = Case((2, 4, 16, 32)), Case((1, 8, 2048, 64)), Case((1, 8, 4096, 64))
+
+
+def _four(ours: str, theirs: str, target: float, group: str, *, causal: bool, factor: float = 1) -> list[Comparison]:
+    cases = [replace(case, causal=causal, factor=factor) for case in SHAPES]
+    return [Comparison(case, ours, theirs, target, group=group) for case in cases]
+
+
+def numpy_full() -> list[Comparison]:
+    """Full attention on NumPy arrays against those who compute the same."""
+    return [
+        *_four("ours, NumPy", "torch SDPA", 1.00, "full", causal=False),
+        *_four("ours, NumPy", "torch SDPA", 1.12, "large scores", causal=False, factor=LARGE),
+        *_four("ours, NumPy", "onnxruntime Attention", 1.08, "full", causal=False),
+        *_four("ours, NumPy", "usual formula", 0.36, "full", causal=False),
+        *_four("ours, NumPy", "Keras on NumPy", 0.10, "full", causal=False),
+    ]
+
+
+def numpy_causal() -> list[Comparison]:
+    """Causal attention on NumPy arrays against those who compute the same."""
+    return [
+        *_four("ours, NumPy", "torch SDPA", 0.92, "causal", causal=True),
+        *_four("ours, NumPy", "torch SDPA", 1.12, "causal, large scores", causal=True, factor=LARGE),
+        *_four("ours, NumPy", "onnxruntime Attention", 0.70, "causal", causal=True),
+        *_four("ours, NumPy", "usual formula", 0.36, "causal", causal=True),
+    ]
+
+
+def window() -> list[Comparison]:
+    """Cost follows the allowed area: windows, blocks, global positions."""
+    local = replace(LONG, causal=True, window=256)
+    masks = [replace(LONG, option="blocks", block_size=size) for size in (256, 128)]
+    masks.append(replace(LONG, option="longformer"))
+    return [
+        Comparison(local, "ours, NumPy", "torch flex_attention, compiled", 1.0),
+        Comparison(
+            *(local.at(16384), "ours, NumPy", "ours, NumPy", 1.10, local.at(2048)),
+            value=lambda outcome, case: math.log(outcome.ratio, 8),
+            label=": exponent of S, from an eighth of it",
+        ),
+        *map(_per_area, masks),
+    ]
+
+
+def _per_area(case: Case) -> Comparison:
+    """Return the comparison of the time per allowed score with that of full attention."""
+    return Comparison(
+        *(case, "ours, NumPy", "ours, NumPy", 1.15, replace(case, option=None)),
+        value=lambda outcome, case: outcome.ratio / case.density(),
+        label=" / (density x plain)",
+    )
+
+
+def memory() -> list[Memory]:
+    """Peak memory beyond the input, output included."""
+    case = Case((1, 8, 16384, 64))
+    return [Memory(case, name, 48) for name in ("ours, NumPy", "ours, torch, tiled", "ours, JAX")]
+
+
+def jax() -> list[Comparison]:
+    """Jitted, on JAX arrays."""
+    return [
+        *_four("ours, JAX", "jax.nn", 0.32, "full", causal=False),
+        *_four("ours, JAX", "jax.nn", 0.32, "causal", causal=True),
+        Comparison(Case((1, 8, 8192, 64)), "ours, JAX, compiling", "jax.nn, compiling", 2.5, label=": compiling"),
+    ]
+
+
+def _microseconds(outcome: Duel, _case: Case) -> float:
+    return 1e6 * outcome.difference
+
+
+def torch() -> list[Comparison]:
+    """What a call costs on top of the kernel of torch, which it ends in."""
+    tiny = Comparison(TINY, "ours, torch", "torch SDPA", 12, value=_microseconds, unit="µs")
+    return [tiny, Comparison(USUAL, "ours, torch", "torch SDPA", 1.02)]
+
+
+def decode() -> list[Comparison]:
+    """One query on a long cache of keys and values, 32 heads on 8."""
+    return [Comparison(Case((1, 32, 1, 128), kv_heads=8, kv_length=8192), "ours, NumPy", "torch SDPA", 0.7)]
+
+
+def tiny() -> list[Comparison]:
+    """The overhead of a call on tiny arrays, and the dense kernel on large ones."""
+    return [
+        *(Comparison(TINY, name, "usual formula", 2.5) for name in ("ours, NumPy", "ours, NumPy, with weights")),
+        *(Comparison(USUAL, f"ours, NumPy, {kind}", "usual formula", 1.0) for kind in ("dense", "with weights")),
+    ]
+
+
+def options() -> list[Comparison]:
+    """Each option against the plain call."""
+    names = ["softcap", "float bias", "boolean mask", "sinks"]
+    cases = [replace(USUAL, option=name) for name in names]
+    return [Comparison(case, "ours, NumPy", "ours, NumPy", 1.6, USUAL, label=" / plain") for case in cases]
+
+
+def tiles() -> list[Comparison]:
+    """Other tile sizes against the chosen one; runs only when named."""
+    sizes = {"ours, NumPy": [(384, 1024), (512, 512), (1024, 512)], "ours, JAX": [(256, 512), (256, 1024), (512, 1024)]}
+    plain = [(name, replace(USUAL, causal=causal)) for name in sizes for causal in (False, True)]
+    return [
+        Comparison(replace(case, tile=tile), name, name, their_case=case)
+        for name, case in plain
+        for tile in sizes[name]
+    ]
+
+
+SUITES: dict[str, Callable[[], list[Comparison] | list[Memory]]] = {
+    suite.__name__: suite
+    for suite in (numpy_full, numpy_causal, window, memory, jax, torch, decode, tiny, options, tiles)
+}
+DEFAULT = [name for name in SUITES if name != "tiles"]
