@@ -171,6 +171,8 @@ def test_score_mod_sees_integer_indices_that_broadcast(library, make, xp, impl, 
         seen.append([np.unique(to_numpy(index)).tolist() for index in indices])
         return score
 
+    if library.like("jax") and impl == "tiled":
+        pytest.skip("the indices are traced: their values cannot be seen")
     q, k, v = (make(x) for x in inputs(shape))
     flash_attention(q, k, v, score_mod=score_mod, query_offset=10, impl=impl)
     b, h, q_idx, kv_idx = ({i for tile in seen for i in tile[n]} for n in range(4))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -52,8 +53,13 @@ def _derivative(template: Any, arrays: tuple[Any], tangents: tuple[Any]) -> tupl
     return _compiled(template, *arrays), derivative
 
 
+def _fold(first: Any, last: Any, step: Callable[[Array, Any], Any], state: Any) -> Any:
+    """Loop with an int32 index, also where JAX counts in int64."""
+    return jax.lax.fori_loop(jnp.int32(first), jnp.int32(last), step, state)
+
+
 def _dynamic_cut(array: Array, starts: list[Any], sizes: list[int]) -> Array:
-    return jax.lax.dynamic_slice(array, starts, sizes)
+    return jax.lax.dynamic_slice(array, [jnp.int32(start) for start in starts], sizes)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,7 +93,7 @@ class _Walk:
         lead, dtype = self.problem.lead, self.problem.dtype
         output = jnp.zeros((*lead, self.Sq, self.problem.value.shape[-1]), dtype)
         lse = jnp.zeros((*lead, self.Sq), dtype)
-        output, lse = jax.lax.fori_loop(0, math.prod(self.grid), self._job, (output, lse))
+        output, lse = _fold(0, math.prod(self.grid), self._job, (output, lse))
         return output, lse
 
     def _job(self, job: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -98,9 +104,9 @@ class _Walk:
         ones = [1] * len(self.problem.batch) + ([] if self.problem.heads is None else [self.together])
         region = Region(self.problem, (*lead, row, 0), (*ones, self.m, self.Sk), _dynamic_cut)
         output, lse = self._attend(region, block)
-        at = (*lead, row)
+        at = tuple(map(jnp.int32, (*lead, row)))
         return (
-            jax.lax.dynamic_update_slice(results[0], output, (*at, 0)),
+            jax.lax.dynamic_update_slice(results[0], output, (*at, jnp.int32(0))),
             jax.lax.dynamic_update_slice(results[1], lse, at),
         )
 
@@ -111,17 +117,16 @@ class _Walk:
         query = query.astype(problem.dtype) * scale_in_base_2(problem)
         sums = jnp.zeros((*region.sizes[:-1], problem.value.shape[-1]), problem.dtype)
         running = start(problem, region, sums, bounded=False)
-        fold = jax.lax.fori_loop
         if not problem.rules:
             whole = self.tiles - self.ragged
-            running = fold(0, whole, lambda t, r: self._tile(region, query, r, t, ()), running)
+            running = _fold(0, whole, lambda t, r: self._tile(region, query, r, t, ()), running)
             if self.ragged:
                 running = self._tile(region, query, running, whole, (self._fresh(whole),))
             return finish(problem, region, running)
         order = self._of_block(self.order, 1, region, block)
         full, some = (self._of_block(table, 0, region, block) for table in (self.full, self.some))
-        running = fold(0, full, lambda t, r: self._tile(region, query, r, order[t], ()), running)
-        running = fold(full, some, lambda t, r: self._mixed_tile(region, query, r, order[t]), running)
+        running = _fold(0, full, lambda t, r: self._tile(region, query, r, order[t], ()), running)
+        running = _fold(full, some, lambda t, r: self._mixed_tile(region, query, r, order[t]), running)
         return finish(problem, region, running)
 
     def _mixed_tile(self, region: Region, query: Array, running: Running, tile: Array) -> Running:
