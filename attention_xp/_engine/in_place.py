@@ -1,8 +1,9 @@
 """NumPy's primitives for the tile step, in the buffers of one thread.
 
-The answers are those of `Arithmetic`. The scores are laid out keys x queries behind a transposed view:
-neither product needs a transposed copy, and every operation along the keys runs down the first axis,
-which NumPy vectorises well.
+The answers are those of `Arithmetic`. Scores that are the product alone, or meet arrays that vary along
+one axis, are laid out keys x queries behind a transposed view: neither product needs a transposed copy,
+and every operation along the keys runs down the first axis, which NumPy vectorises well. Where they meet
+arrays of (Sq, Sk), whose transposition would cost more than it brings, they lie as those do.
 """
 
 import math
@@ -15,12 +16,14 @@ from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.products import quarantined_key, quarantined_outputs
 from attention_xp._engine.region import Region
+from attention_xp._engine.rules import ArrayMask, RowMask
 from attention_xp._typing import Array
-from attention_xp.masks import Mask
+from attention_xp.masks import LengthMask, Mask, PrefixMask
 
 __all__ = ["Head", "InPlace"]
 
 _SMALL = 90.0  # powers of two up to here are summed in float32 without a shift
+_NEVER = 3e38  # nearly the largest float32: taken off a score, it is no maximum and makes no NaN
 _SAFE = 126.0  # float32 exp2 is fast for -126 ... 126, and up to two hundred times slower outside
 
 
@@ -42,6 +45,7 @@ class InPlace(Arithmetic):
         self._ones = np.ones((columns, 1), dtype)
         self._keep: dict[object, Array] = {}
         self.head = Head(0.0, finite=True)
+        self._by_keys = _meets_lines_only(problem)
 
     def prepare(self, head: "Head", limit: float) -> None:
         """Get ready for a block of rows of a head whose scores cannot exceed a limit."""
@@ -65,25 +69,32 @@ class InPlace(Arithmetic):
 
     def replace(self, old: Array, new: Array) -> Array:
         """Return `new` in the memory of `old`, which may be a part of a larger array."""
-        np.copyto(old, new)
+        if new is not old:
+            np.copyto(old, new)
         return old
 
     def query_key(self, query: Array, key: Array, *, exclusive: bool) -> Array:
-        """(..., D, m) and (n, D) -> a view (..., m, n) of the product (n, m)."""
+        """(..., D, m) and (n, D) -> (..., m, n)."""
         *lead, D, m = query.shape
         n, rows = key.shape[0], m * math.prod(lead)
-        columns = query if len(lead) == 0 else np.moveaxis(query, -2, 0)  # (..., D, m) -> (D, ..., m)
-        buffer = self._scores[: n * rows].reshape(n, rows)
+        columns = query.reshape(D, m) if rows == m else np.moveaxis(query, -2, 0).reshape(D, rows)
         poison = None
         if exclusive and not math.isfinite(self.head.norm):
             key, poison = quarantined_key(key)
         if key.shape[1] < D:  # the last row of the query is a shift
             key = np.concat([key, self._ones[:n]], axis=1)
-        np.matmul(key, columns.reshape(D, rows), out=buffer)
+        scores = self._product(columns, key)
         if poison is not None:
-            buffer += poison[:, None]
-        scores = buffer.reshape(n, *lead, m)
-        return scores.transpose(*range(1, scores.ndim), 0)
+            scores += poison
+        return scores.reshape(*lead, m, n)
+
+    def _product(self, columns: Array, key: Array) -> Array:
+        """(D, m) and (n, D) -> (m, n), in the memory order of the tile."""
+        m, n = columns.shape[1], key.shape[0]
+        buffer = self._scores[: n * m]
+        if self._by_keys:
+            return np.matmul(key, columns, out=buffer.reshape(n, m)).T
+        return np.matmul(columns.T, key.T, out=buffer.reshape(m, n))
 
     def weights_value(self, weights: Array, value: Array, *, exclusive: bool) -> Array:
         """(..., m, n) @ (n, Dv) -> (..., m, Dv)."""
@@ -102,28 +113,25 @@ class InPlace(Arithmetic):
         return (weights.reshape(-1, n) @ self._ones[:n]).reshape(*lead, 1)
 
     def allowed(self, rules: tuple[Mask, ...], region: Region) -> Array | None:
-        """Return 1.0 where all rules agree and 0.0 elsewhere, in the layout of the scores.
+        """Return where all rules agree, in the layout of the scores.
 
         The triangle of a causal mask is the same all along the diagonal: made once, kept.
         """
-        if len(rules) == 0:
-            return None
-        if not self.problem.shift_invariant(rules):
-            return self._floats(allowed_pairs(rules, region))
-        name = (rules, region.starts[-2] - region.starts[-1], region.sizes[-2:])
+        if len(rules) == 0 or not self.problem.shift_invariant(rules):
+            return allowed_pairs(rules, region)
+        name = (*map(id, rules), region.starts[-2] - region.starts[-1], region.sizes[-2:])
         if name not in self._keep:
-            self._keep[name] = self._floats(allowed_pairs(rules, region))
+            allowed = np.asarray(allowed_pairs(rules, region), self._scores.dtype)
+            self._keep[name] = np.asarray(allowed, order="F" if self._by_keys else "C")
         return self._keep[name]
-
-    def _floats(self, allowed: Array) -> Array:
-        keep = np.empty(allowed.shape[::-1], self._scores.dtype).T
-        keep[...] = allowed
-        return keep
 
     def exclude(self, scores: Array, allowed: Array, mixed: Bounds) -> Array:
         """Keep what is not allowed out of the maximum."""
-        if not self.bounded:
-            np.copyto(scores[..., slice(*mixed), :], -math.inf, where=allowed == 0.0)
+        part = scores[..., slice(*mixed), :]
+        if not math.isfinite(self.head.norm):
+            np.copyto(part, -math.inf, where=allowed == 0)
+        elif not self.bounded:
+            np.subtract(part, np.multiply(allowed == 0, _NEVER, dtype=scores.dtype), out=part)
         return scores
 
     def powers(self, scores: Array, shift: Array | None, allowed: Array | None, mixed: Bounds) -> Array:
@@ -137,3 +145,22 @@ class InPlace(Arithmetic):
             part = scores[..., slice(*mixed), :]
             np.multiply(part, allowed, out=part)
         return scores
+
+
+def _meets_lines_only(problem: Problem) -> bool:
+    """Whether nothing of (Sq, Sk) is combined with the scores but triangles, which are kept in any layout."""
+    is_uniform = problem.score_mod is None and problem.seed is None
+    return (
+        is_uniform
+        and all(map(_is_line, problem.addends))
+        and all(
+            rule.shift_invariant
+            or isinstance(rule, LengthMask | PrefixMask | RowMask)
+            or (isinstance(rule, ArrayMask) and _is_line(rule.array))
+            for rule in problem.rules
+        )
+    )
+
+
+def _is_line(array: Array) -> bool:
+    return array.ndim < 2 or 1 in array.shape[-2:]

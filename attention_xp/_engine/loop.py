@@ -29,7 +29,7 @@ def _attend(ops: Arithmetic, row: int, stop: int, columns: int) -> tuple[Array, 
     sums = xp.zeros((*region.sizes[:-1], problem.value.shape[-1]), dtype=problem.dtype, device=device(problem.query))
     running = start(problem, region, sums, bounded=False)
     for tile in _tiles(problem, row, stop, columns):
-        first, last = tile.columns
+        ((first, last),) = tile.columns
         running = advance(
             ops,
             region._replace(starts=(*region.starts[:-1], first), sizes=(*region.sizes[:-1], last - first)),
@@ -61,4 +61,6 @@ def _tiles(problem: Problem, row: int, stop: int, columns: int) -> list[Tile]:
             verdicts.append(rule.reach(span))
         answers.append((rule, [[possible for possible, _ in verdicts]], [[certain for _, certain in verdicts]]))
     # A block that sees nothing visits one tile all the same: its result must hang on the inputs for autograd.
-    return plan([(row, stop)], strips, answers, columns) or [Tile((row, stop), strips[0], (row, stop), problem.rules)]
+    return plan([(row, stop)], strips, answers, columns) or [
+        Tile((row, stop), (strips[0],), (row, stop), problem.rules)
+    ]

@@ -12,10 +12,10 @@ Grid = Sequence[Sequence[bool]]
 
 
 class Tile(NamedTuple):
-    """A rectangle of scores: half-open row and column bounds, and what is undecided inside."""
+    """A rectangle of scores, by half-open bounds, and what is undecided inside."""
 
     rows: Bounds
-    columns: Bounds
+    columns: tuple[Bounds, ...]  # one stretch of keys, or several that are visited as one
     mixed: Bounds  # rows on which some rule is undecided
     rules: tuple[Mask, ...]  # these rules
 
@@ -30,36 +30,32 @@ def plan(
     strips: Sequence[Bounds],
     answers: Sequence[tuple[Mask, Grid, Grid]],
     columns: int,
+    *,
+    may_skip: bool = False,
 ) -> list[Tile]:
     """Return the tiles that are not empty, joined to at most `columns` keys where they are alike.
 
     `answers` holds for each rule whether it possibly, and whether it certainly, allows the pairs of
-    each chunk of rows and each strip of keys.
+    each chunk of rows and each strip of keys. With `may_skip`, full tiles are joined over gaps.
     """
-    done: list[Tile] = []
-    pending: list[Tile] = []
+    kinds: dict[Tile, list[list[Bounds]]] = {}
     for j, strip in enumerate(strips):
-        tiles = [
-            _tile(chunks, run, strip, j, answers)
-            for run in _runs([all(possible[i][j] for _, possible, _ in answers) for i in range(len(chunks))])
-        ]
-        if pending and _fit(pending, tiles, columns):
-            pending = [old._replace(columns=(old.columns[0], strip[1])) for old in pending]
-        else:
-            done += pending
-            pending = tiles
-    return done + pending
+        for run in _runs([all(possible[i][j] for _, possible, _ in answers) for i in range(len(chunks))]):
+            kind = _kind(chunks, run, j, answers)
+            _join(kinds.setdefault(kind, []), strip, columns, may_skip=may_skip and not kind.rules)
+    return [kind._replace(columns=tuple(stretches)) for kind, tiles in kinds.items() for stretches in tiles]
 
 
-def _fit(old: list[Tile], new: list[Tile], columns: int) -> bool:
-    """Whether the tiles of a strip continue those before it and may join them."""
-    return (
-        len(old) == len(new)
-        and new[0].columns[1] - old[0].columns[0] <= columns
-        and all(
-            a._replace(columns=b.columns) == b and a.columns[1] == b.columns[0] for a, b in zip(old, new, strict=True)
-        )
-    )
+def _join(tiles: list[list[Bounds]], strip: Bounds, columns: int, *, may_skip: bool) -> None:
+    """Append a strip to the last tile where it fits, else begin a new one."""
+    last = tiles[-1] if tiles else []
+    follows = bool(last) and last[-1][1] == strip[0]
+    if sum(end - start for start, end in [*last, strip]) > columns or not (follows or (last and may_skip)):
+        tiles.append([strip])
+    elif follows:
+        last[-1] = (last[-1][0], strip[1])
+    else:
+        last.append(strip)
 
 
 def _runs(flags: Sequence[bool]) -> list[Bounds]:
@@ -73,13 +69,12 @@ def _runs(flags: Sequence[bool]) -> list[Bounds]:
     return runs
 
 
-def _tile(
-    chunks: Sequence[Bounds], run: Bounds, strip: Bounds, j: int, answers: Sequence[tuple[Mask, Grid, Grid]]
-) -> Tile:
+def _kind(chunks: Sequence[Bounds], run: Bounds, j: int, answers: Sequence[tuple[Mask, Grid, Grid]]) -> Tile:
+    """Return rows, mixed rows and undecided rules of a run of chunks under strip j; the columns are left open."""
     undecided = {i: [rule for rule, _, certain in answers if not certain[i][j]] for i in range(*run)}
     mixed = [i for i, rules in undecided.items() if rules]
-    rules = tuple(rule for rule, _, _ in answers if any(rule in some for some in undecided.values()))
     rows = (chunks[run[0]][0], chunks[run[1] - 1][1])
     if not mixed:
-        return Tile(rows, strip, (0, 0), ())
-    return Tile(rows, strip, (chunks[mixed[0]][0], chunks[mixed[-1]][1]), rules)
+        return Tile(rows, (), (0, 0), ())
+    rules = tuple(rule for rule, _, _ in answers if any(rule is some for rules in undecided.values() for some in rules))
+    return Tile(rows, (), (chunks[mixed[0]][0], chunks[mixed[-1]][1]), rules)

@@ -19,6 +19,11 @@ class ArrayMask(Mask):
     batch: tuple[int, ...]
     has_heads: bool
 
+    @property
+    def lead(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The leading axes of the array."""
+        return tuple(self.array.shape[:-2])
+
     def allowed(self, region: Region) -> Array:
         """Return the piece of the array that covers the region."""
         return region.look_up(self.array)
@@ -62,6 +67,11 @@ class RowMask(Mask):
     """Query rows before ``lengths[b]``, counted from the first row whatever its position."""
 
     lengths: int | Array
+
+    @property
+    def lead(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The batch shape of the limits."""
+        return () if isinstance(self.lengths, int) else tuple(self.lengths.shape)
 
     def allowed(self, region: Region) -> Array:
         """Return True for the rows that are no padding."""

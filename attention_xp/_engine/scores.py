@@ -21,7 +21,8 @@ def modified(problem: Problem, ops: Arithmetic, region: Region, scores: Array) -
     if problem.softcap is not None:
         scores = ops.multiply(ops.tanh(scores), problem.softcap)
     if problem.score_mod is not None:
-        scores = problem.score_mod(scores, region.b, region.h, region.q_idx, region.kv_idx)
+        changed = problem.score_mod(scores, region.b, region.h, region.q_idx, region.kv_idx)
+        scores = ops.replace(scores, problem.xp.astype(changed, problem.dtype, copy=False))
     for addend in problem.addends:
         scores = ops.add(scores, region.look_up(addend))
     return scores

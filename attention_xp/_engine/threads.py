@@ -8,7 +8,7 @@ import numpy as np
 
 from attention_xp._engine.arithmetic import LOG2_E
 from attention_xp._engine.in_place import Head, InPlace
-from attention_xp._engine.plan import Bounds, Tile, bounds, plan
+from attention_xp._engine.plan import Tile, bounds, plan
 from attention_xp._engine.pool import run_jobs
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region, Span
@@ -47,7 +47,9 @@ class _Walk:
         ]
         self.ceiling = _ceiling(problem)
         self.heads: dict[tuple[int, int], Head] = {}
-        self.plans: dict[Bounds, list[Tile]] = {}
+        self.plans: dict[tuple[int, ...], list[Tile]] = {}
+        has_one_offset = problem.query_offset is None or isinstance(problem.query_offset, int)
+        self.is_uniform = has_one_offset and all(math.prod(rule.lead) == 1 for rule in problem.rules)
 
     def run(self) -> tuple[Array, Array]:
         run_jobs(len(self.jobs), lambda: _Worker(self).attend)
@@ -113,22 +115,27 @@ class _Worker:
         return running._replace(peak=first.peak) if running.total.max() < _LARGEST_SUM else None
 
     def _advance(self, region: Region, query: Array, key: Array, value: Array, running: Running, tile: Tile) -> None:
-        (row, stop), (column, end) = tile.rows, tile.columns
+        row, stop = tile.rows
+        size = sum(end - start for start, end in tile.columns)
         first = region.starts[-2]
         part = slice(row - first, stop - first)
         whole = stop - row == region.sizes[-2]
         advance(
             self.ops,
             region._replace(
-                starts=(*region.starts[:-2], row, column), sizes=(*region.sizes[:-2], stop - row, end - column)
+                starts=(*region.starts[:-2], row, tile.columns[0][0]), sizes=(*region.sizes[:-2], stop - row, size)
             ),
             query if whole else query[..., part],
-            self._cast(key[column:end]),
-            self._cast(value[column:end]),
+            self._stretches(key, tile),
+            self._stretches(value, tile),
             running if whole else Running(*(None if x is None else x[..., part, :] for x in running)),
             rules=tile.rules,
             mixed=(tile.mixed[0] - row, tile.mixed[1] - row),
         )
+
+    def _stretches(self, x: Array, tile: Tile) -> Array:
+        parts = [x[start:end] for start, end in tile.columns]
+        return self._cast(parts[0] if len(parts) == 1 else np.concat(parts))
 
     def _cast(self, x: Array) -> Array:
         return x.astype(self.problem.dtype, copy=False)
@@ -158,13 +165,13 @@ class _Worker:
         problem, walk = self.problem, self.walk
         if len(problem.rules) == 0:
             return [
-                Tile((row, stop), columns, (row, row), ()) for columns in bounds(0, problem.key.shape[-2], walk.columns)
+                Tile((row, stop), (columns,), (row, row), ())
+                for columns in bounds(0, problem.key.shape[-2], walk.columns)
             ]
-        if not problem.shift_invariant(problem.rules):
-            return self._plan(b, h, row, stop)
-        if (row, stop) not in walk.plans:
-            walk.plans[row, stop] = self._plan(b, h, row, stop)
-        return walk.plans[row, stop]
+        name = (row, stop) if walk.is_uniform else (row, stop, b, h)
+        if name not in walk.plans:
+            walk.plans[name] = self._plan(b, h, row, stop)
+        return walk.plans[name]
 
     def _plan(self, b: int, h: int, row: int, stop: int) -> list[Tile]:
         problem, walk = self.problem, self.walk
@@ -188,7 +195,7 @@ class _Worker:
         answers = [
             (rule, *(np.broadcast_to(answer, grid).tolist() for answer in rule.reach(span))) for rule in problem.rules
         ]
-        return plan(chunks, strips, answers, walk.columns)
+        return plan(chunks, strips, answers, walk.columns, may_skip=is_product(problem) and problem.seed is None)
 
 
 def _head(array: Array, b: int, h: int, problem: Problem) -> Array:

@@ -4,16 +4,18 @@ The figures are those of ``python -m benchmarks tiles``.
 """
 
 import math
+import sys
 
 from attention_xp._backend import library_name
 from attention_xp._engine.problem import Problem
-from attention_xp.masks import WindowMask
+from attention_xp.masks import BlockMask, Mask, WindowMask
 
 __all__ = ["STRIP", "tile_sizes"]
 
 STRIP = 128  # keys of a strip along an edge of the allowed area, and rows of a chunk: NumPy
 _SIZES = {"numpy": (704, 512), "jax": (512, 512), "torch": (128, 512), "cupy": (512, 1024), "strict": (64, 64)}
 _WINDOW_ROWS = 256  # of a tile under a narrow window
+_FEWEST_ROWS = 64
 
 
 def tile_sizes(problem: Problem) -> tuple[int, int]:
@@ -23,9 +25,19 @@ def tile_sizes(problem: Problem) -> tuple[int, int]:
         rows, columns = problem.tile
         return min(rows, max(Sq, 1)), min(columns, max(Sk, 1))
     rows, columns = _SIZES.get(library_name(problem.xp), (128, 512))
-    if any(isinstance(rule, WindowMask) and rule.left is not None and rule.left < rows for rule in problem.rules):
-        rows = min(rows, _WINDOW_ROWS)
+    finest = min((_grain(rule) for rule in problem.rules), default=rows)
+    if finest < rows:  # fewer rows and more keys: what a rule leaves out shows, and a tile stays as large
+        rows, columns = finest, columns * (rows // finest)
     return _equal_parts(Sq, rows), _equal_parts(Sk, columns)
+
+
+def _grain(rule: Mask) -> int:
+    """Return up to how many rows of a tile a rule leaves out much of it."""
+    if isinstance(rule, BlockMask):
+        return max(rule.block_size[0], _FEWEST_ROWS)
+    if isinstance(rule, WindowMask) and rule.left is not None:
+        return max(rule.left, _WINDOW_ROWS)
+    return sys.maxsize
 
 
 def _equal_parts(length: int, size: int) -> int:
