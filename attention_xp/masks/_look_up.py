@@ -168,7 +168,7 @@ def least_and_most(span: Span, counts: Array, item: Any) -> tuple[Any, Any] | No
     xp = summable(span, counts)
     if xp is None or 0 in counts.shape:
         return None
-    flat = xp.reshape(counts, (-1,))
+    flat = xp.astype(xp.reshape(counts, (-1,)), xp.int32)  # as the bounds of a span
     if item is not None:
         count = at(span, flat, item)
         return count, count
