@@ -26,8 +26,8 @@ class FunctionMask(Mask):
         ``mask_mod(b, h, q_idx, kv_idx)`` returns a boolean array. The arguments are integer arrays that broadcast
         against the scores: flat batch index, head, query position and key position.
     batch, heads : int, default: 1
-        How many batch items and heads `to_array`, `density` and ``str`` show of a function that depends on them;
-        attention goes by its query. `density` and ``str`` call the function with NumPy arrays.
+        How many batch items and heads ``to_array``, ``density`` and ``str`` show of a function that depends on them;
+        attention goes by its query. ``density`` and ``str`` call the function with NumPy arrays.
 
     Raises
     ------
