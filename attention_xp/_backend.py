@@ -7,8 +7,6 @@ from typing import Any
 from array_api_compat import (
     array_namespace,
     device,
-    is_array_api_strict_namespace,
-    is_cupy_namespace,
     is_jax_namespace,
     is_numpy_namespace,
     is_torch_namespace,
@@ -35,6 +33,13 @@ __all__ = [
     "values_on_host",
 ]
 
+_LIBRARIES = {
+    "array_api_compat.numpy": "numpy",
+    "array_api_compat.torch": "torch",
+    "array_api_compat.cupy": "cupy",
+    "array_api_strict": "strict",
+    "jax.numpy": "jax",
+}
 _FLOATING = frozenset({"bfloat16", "float16", "float32", "float64"})
 
 
@@ -80,14 +85,8 @@ def creation_namespace(module: Namespace | None) -> Namespace:
 
 def library_name(xp: Namespace) -> str:
     """Return the short name of the library behind a namespace."""
-    tests = {
-        "numpy": is_numpy_namespace,
-        "torch": is_torch_namespace,
-        "jax": is_jax_namespace,
-        "cupy": is_cupy_namespace,
-        "strict": is_array_api_strict_namespace,
-    }
-    return next((name for name, test in tests.items() if test(xp)), str(xp.__name__))
+    name: str = xp.__name__
+    return _LIBRARIES.get(name, name)
 
 
 def dtype_name(dtype: DType) -> str:
@@ -141,7 +140,7 @@ def computation_dtype(xp: Namespace, dtype: DType) -> DType:
 
 def same_device(xp: Namespace, a: Array, b: Array) -> bool:
     """Whether two arrays of `xp` live together; JAX places its arrays itself."""
-    return is_numpy_namespace(xp) or is_jax_namespace(xp) or bool(device(a) == device(b))
+    return is_numpy_namespace(xp) or is_jax_namespace(xp) or bool(a.device == b.device)
 
 
 def on_host(xp: Namespace, array: Array) -> bool:
