@@ -1,34 +1,38 @@
-"""Attention mechanisms as plain functions on any array: NumPy, CuPy, PyTorch and JAX."""
+"""Attention mechanisms as plain functions on any array: NumPy, CuPy, PyTorch and JAX.
 
-from attention_xp import masks
-from attention_xp._attention import (
-    cross_attention,
-    flash_attention,
-    scaled_dot_product_attention,
-    self_attention,
-)
-from attention_xp._explain import explain
-from attention_xp._mask_arrays import create_causal_mask, create_look_ahead_mask, create_padding_mask
-from attention_xp._merge import merge_attention
-from attention_xp._multi_head import multi_head_attention, multi_head_self_attention
-from attention_xp._multi_head_params import MultiHeadParams, init_multi_head_params
-from attention_xp._normalization import layer_normalization
-from attention_xp._positional import learned_positional_encoding, positional_encoding
-from attention_xp._random import dropout
-from attention_xp._softmax import softmax
-from attention_xp._varlen import varlen_attention
-from attention_xp._visualization import attention_score_visualization
+A module is loaded when a name of it is first used, so that the import of the package takes no time;
+`__init__.pyi` tells type checkers what is here.
+"""
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
-# The seven short names.
-sdp_attention = scaled_dot_product_attention
-mha = multi_head_attention
-self_attn = self_attention
-cross_attn = cross_attention
-pos_encoding = positional_encoding
-causal_mask = create_causal_mask
-padding_mask = create_padding_mask
+_MODULES = {
+    "_attention": ("cross_attention", "flash_attention", "scaled_dot_product_attention", "self_attention"),
+    "_explain": ("explain",),
+    "_mask_arrays": ("create_causal_mask", "create_look_ahead_mask", "create_padding_mask"),
+    "_merge": ("merge_attention",),
+    "_multi_head": ("multi_head_attention", "multi_head_self_attention"),
+    "_multi_head_params": ("MultiHeadParams", "init_multi_head_params"),
+    "_normalization": ("layer_normalization",),
+    "_positional": ("learned_positional_encoding", "positional_encoding"),
+    "_random": ("dropout",),
+    "_softmax": ("softmax",),
+    "_varlen": ("varlen_attention",),
+    "_visualization": ("attention_score_visualization",),
+}
+_SHORT_NAMES = {
+    "sdp_attention": "scaled_dot_product_attention",
+    "mha": "multi_head_attention",
+    "self_attn": "self_attention",
+    "cross_attn": "cross_attention",
+    "pos_encoding": "positional_encoding",
+    "causal_mask": "create_causal_mask",
+    "padding_mask": "create_padding_mask",
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "MultiHeadParams",
@@ -61,3 +65,17 @@ __all__ = [
     "softmax",
     "varlen_attention",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "masks":
+        return importlib.import_module("attention_xp.masks")
+    full = _SHORT_NAMES.get(name, name)
+    if full not in _HOMES:
+        raise AttributeError(f"module 'attention_xp' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"attention_xp.{_HOMES[full]}"), full)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,60 @@
+from attention_xp import masks as masks
+from attention_xp._attention import (
+    cross_attention,
+    flash_attention,
+    scaled_dot_product_attention,
+    self_attention,
+)
+from attention_xp._explain import explain
+from attention_xp._mask_arrays import create_causal_mask, create_look_ahead_mask, create_padding_mask
+from attention_xp._merge import merge_attention
+from attention_xp._multi_head import multi_head_attention, multi_head_self_attention
+from attention_xp._multi_head_params import MultiHeadParams, init_multi_head_params
+from attention_xp._normalization import layer_normalization
+from attention_xp._positional import learned_positional_encoding, positional_encoding
+from attention_xp._random import dropout
+from attention_xp._softmax import softmax
+from attention_xp._varlen import varlen_attention
+from attention_xp._visualization import attention_score_visualization
+
+__version__: str
+
+sdp_attention = scaled_dot_product_attention
+mha = multi_head_attention
+self_attn = self_attention
+cross_attn = cross_attention
+pos_encoding = positional_encoding
+causal_mask = create_causal_mask
+padding_mask = create_padding_mask
+
+__all__ = [
+    "MultiHeadParams",
+    "__version__",
+    "attention_score_visualization",
+    "causal_mask",
+    "create_causal_mask",
+    "create_look_ahead_mask",
+    "create_padding_mask",
+    "cross_attention",
+    "cross_attn",
+    "dropout",
+    "explain",
+    "flash_attention",
+    "init_multi_head_params",
+    "layer_normalization",
+    "learned_positional_encoding",
+    "masks",
+    "merge_attention",
+    "mha",
+    "multi_head_attention",
+    "multi_head_self_attention",
+    "padding_mask",
+    "pos_encoding",
+    "positional_encoding",
+    "scaled_dot_product_attention",
+    "sdp_attention",
+    "self_attention",
+    "self_attn",
+    "softmax",
+    "varlen_attention",
+]
