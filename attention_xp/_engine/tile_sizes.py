@@ -16,6 +16,7 @@ STRIP = 128  # keys of a strip along an edge of the allowed area, and rows of a 
 _SIZES = {"numpy": (704, 512), "jax": (512, 1024), "torch": (128, 512), "cupy": (512, 1024), "strict": (64, 64)}
 _WINDOW_ROWS = 256  # of a tile under a narrow window
 _FEWEST_ROWS = 64
+_MOST_KEYS = 8192
 
 
 def tile_sizes(problem: Problem) -> tuple[int, int]:
@@ -25,9 +26,9 @@ def tile_sizes(problem: Problem) -> tuple[int, int]:
         rows, columns = problem.tile
         return min(rows, max(Sq, 1)), min(columns, max(Sk, 1))
     rows, columns = _SIZES.get(library_name(problem.xp), (128, 512))
-    finest = min([rows, *[_grain(rule) for rule in problem.rules]])
+    finest = min([rows, max(Sq, 1), *[_grain(rule) for rule in problem.rules]])
     if finest < rows:  # fewer rows and more keys: what a rule leaves out shows, and a tile stays as large
-        rows, columns = finest, columns * (rows // finest)
+        rows, columns = finest, min(columns * (rows // finest), _MOST_KEYS)
     return _equal_parts(Sq, rows), _equal_parts(Sk, columns)
 
 
