@@ -177,12 +177,10 @@ def by_value(
 ) -> Any:
     """Return ``quick(*operands)`` where the values allow it, else ``careful(*operands)``.
 
-    This is the one place where array values steer the work: a host `if` on NumPy and on torch's CPU,
-    `lax.cond` on JAX. Elsewhere asking would stall a GPU or break a graph, so the careful way is
-    always taken. Pass functions of module level, which JAX recognises from call to call.
+    This is the one place where array values steer the work: a host `if` on NumPy and on torch's CPU.
+    Elsewhere asking would stall a GPU or break a graph, so the careful way is always taken; also on
+    JAX, whose `cond` cannot be differentiated and mapped at once.
     """
-    if is_jax_namespace(xp):
-        return sys.modules["jax"].lax.cond(quick_is_right(), quick, careful, *operands)
     return (quick if _known_on_host(xp, quick_is_right, operands[0]) else careful)(*operands)
 
 

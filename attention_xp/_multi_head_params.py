@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from attention_xp._backend import computation_dtype, creation_namespace, dtype_name, floating_dtype
-from attention_xp._engine.checks import check_floating, shapes
+from attention_xp._engine.checks import check_floating, check_placement, shapes
 from attention_xp._engine.numbers import check_count
 from attention_xp._random import check_rng, uniform
 from attention_xp._typing import Array, Device, DType, Namespace
@@ -135,6 +135,7 @@ def check_widths(
 ) -> None:
     """Check the widths that the projections, or without them the splitting into heads, rely on."""
     check_floating(xp, **arrays, **params)
+    check_placement(xp, arrays["query"], **params)
     for name, a in arrays.items():
         if a.ndim < 2:
             raise ValueError(f"{name} needs at least 2 axes: expected {name} (B, S, d_model), {shapes(**{name: a})}")

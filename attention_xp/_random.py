@@ -11,6 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 from attention_xp._backend import (
@@ -103,8 +104,8 @@ def check_rng(rng: Any, xp: Namespace) -> None:
     """Refuse what is no source of randomness for arrays of `xp`."""
     if rng is None:
         return
-    if isinstance(rng, int) and not isinstance(rng, bool):
-        if not 0 <= rng < 2**64:
+    if isinstance(rng, int | Integral) and rng is not True and rng is not False:
+        if not 0 <= int(rng) < 2**64:
             raise ValueError(f"rng must satisfy 0 <= seed < 2**64, got {rng}")
         return
     library = _generator_library(rng)
@@ -140,7 +141,7 @@ def seed_words(rng: Any, like: Array, *, xp: Namespace) -> tuple[Any, Any]:
     They are plain ints where the seed is known to Python, and int32 arrays of shape ``(1,)`` where a
     generator on a device, or a traced key, holds it.
     """
-    return _words(rng, library_name(xp), device(like))
+    return _words(int(rng) if isinstance(rng, Integral) else rng, library_name(xp), device(like))
 
 
 def _words(rng: Any, library: str, device: Device) -> tuple[Any, Any]:
@@ -222,14 +223,19 @@ def _keep(bits: Array, rate: float) -> Array:
 def uniform(rng: Any, shape: tuple[int, ...], *, xp: Namespace, dtype: DType, device: Device) -> Array:
     """Draw from the uniform distribution on ``[0, 1)``, 24 bits each."""
     like = xp.zeros((), dtype=dtype, device=device)
-    key = seed_words(rng, like, xp=xp)
-    bits = random_bits(key, math.prod(shape), xp=xp, device=device)
-    wide = computation_dtype(xp, like.dtype)
-    return xp.reshape(xp.astype((bits >> 8) & 0xFFFFFF, wide) * 2.0**-24, shape)
+    return xp.astype(_uniform(rng, shape, like, xp=xp), like.dtype, copy=False)
 
 
 def normal(rng: Any, shape: tuple[int, ...], *, xp: Namespace, dtype: DType, device: Device) -> Array:
     """Draw from the standard normal distribution (Box and Muller, 1958)."""
-    pair = uniform(rng, (2, *shape), xp=xp, dtype=dtype, device=device)
+    like = xp.zeros((), dtype=dtype, device=device)
+    pair = _uniform(rng, (2, *shape), like, xp=xp)
     radius = xp.sqrt(-2.0 * xp.log1p(-pair[0, ...]))
-    return radius * xp.cos(2.0 * math.pi * pair[1, ...])
+    return xp.astype(radius * xp.cos(2.0 * math.pi * pair[1, ...]), like.dtype, copy=False)
+
+
+def _uniform(rng: Any, shape: tuple[int, ...], like: Array, *, xp: Namespace) -> Array:
+    """Draw in at least float32."""
+    bits = random_bits(seed_words(rng, like, xp=xp), math.prod(shape), xp=xp, device=device(like))
+    wide = computation_dtype(xp, like.dtype)
+    return xp.reshape(xp.astype((bits >> 8) & 0xFFFFFF, wide) * 2.0**-24, shape)

@@ -5,7 +5,7 @@ from numbers import Integral
 from typing import Any, Unpack
 
 from attention_xp._backend import common_namespace, device, dtype_name, is_integer, values_on_host
-from attention_xp._engine.checks import check_floating, shapes
+from attention_xp._engine.checks import check_floating, check_placement, shapes
 from attention_xp._engine.choose import attend
 from attention_xp._engine.packing import pack
 from attention_xp._engine.problem import Problem
@@ -141,6 +141,12 @@ def _check_arrays(xp: Namespace, query: Array, key: Array, value: Array, cu_q: A
     ):
         if a.ndim != 3:
             raise ValueError(f"{name} must be packed: expected {name} {letters}, {shapes(**{name: a})}")
+    if value.shape[0] != key.shape[0]:
+        raise ValueError(
+            f"value has {value.shape[0]} packed rows but key has {key.shape[0]}: expected value (Tk, Hkv, Dv), "
+            f"{shapes(key=key, value=value)}"
+        )
+    check_placement(xp, query, key=key, value=value, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k)
     for name, a in (("cu_seqlens_q", cu_q), ("cu_seqlens_k", cu_k)):
         if not is_integer(xp, a.dtype):
             raise TypeError(f"{name} must be an integer array, got {dtype_name(a.dtype)}")
@@ -175,8 +181,10 @@ def _check_options(xp: Namespace, options: AttentionOptions, mask: Any, count: i
 
 
 def _offsets(xp: Namespace, offset: Any, count: int) -> Any:
-    if not hasattr(offset, "dtype") or isinstance(offset, Integral):
+    if offset is None or isinstance(offset, Integral):
         return offset
+    if not hasattr(offset, "dtype"):
+        raise TypeError(f"query_offset must be an int or an integer array, got {type(offset).__name__}")
     if not is_integer(xp, offset.dtype):
         raise TypeError(f"query_offset must be an int or an integer array, got {dtype_name(offset.dtype)}")
     if tuple(offset.shape) != (count,):

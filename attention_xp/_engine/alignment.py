@@ -62,7 +62,7 @@ class Alignment(NamedTuple):
         """Return a plain int, in ``[0, high]`` if there is a limit, or an int32 array of the batch shape."""
         if given is None:
             return None
-        if isinstance(given, Integral):
+        if isinstance(given, int | Integral):
             return _within(name, check_count(name, given, low=-(2**31)), high)
         if not hasattr(given, "dtype") or not is_integer(self.xp, given.dtype):
             kind = dtype_name(given.dtype) if hasattr(given, "dtype") else type(given).__name__

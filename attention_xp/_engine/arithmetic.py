@@ -40,6 +40,13 @@ class Arithmetic:
         """Return x * y."""
         return x * y
 
+    def in_base_2(self, scores: Array) -> Array:
+        """Return ``scores * log2(e)``; a mask may have made them the smallest number, which must not overflow."""
+        if len(self.problem.addends) == 0:
+            return scores * LOG2_E
+        smallest = -0.5 * float(self.xp.finfo(scores.dtype).max)
+        return self.xp.where(scores == -math.inf, scores, self.xp.clip(scores, smallest, None) * LOG2_E)
+
     def tanh(self, x: Array) -> Array:
         """Return the hyperbolic tangent."""
         return self.xp.tanh(x)

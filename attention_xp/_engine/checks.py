@@ -106,7 +106,7 @@ def _check_heads(query: Array, key: Array, value: Array) -> None:
             f"value has {value_heads} heads but key has {kv_heads}: "
             f"expected {_letters('value', 4)}, {shapes(key=key, value=value)}"
         )
-    if heads != kv_heads and (kv_heads == 0 or heads % kv_heads):
+    if heads != kv_heads and (0 in (heads, kv_heads) or heads % kv_heads):
         raise ValueError(
             f"query has {heads} heads, which is not divisible by the {kv_heads} heads of key: "
             f"expected {_letters('query', 4)} with H a multiple of Hkv, {shapes(query=query, key=key)}"

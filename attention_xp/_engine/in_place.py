@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from attention_xp._engine.arithmetic import Arithmetic, allowed_pairs
+from attention_xp._engine.arithmetic import LOG2_E, Arithmetic, allowed_pairs
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.products import quarantined_key, quarantined_outputs
@@ -22,8 +22,8 @@ from attention_xp.masks import LengthMask, Mask, PrefixMask
 
 __all__ = ["Head", "InPlace"]
 
-_SMALL = 90.0  # powers of two up to here are summed in float32 without a shift
-_NEVER = 3e38  # nearly the largest float32: taken off a score, it is no maximum and makes no NaN
+_SMALL = 40.0  # powers of two up to here, times values, are summed in float32 without a shift
+_NEVER = 0.9  # of the largest number: taken off a score, it is no maximum and makes no NaN
 _SAFE = 126.0  # float32 exp2 is fast for -126 ... 126, and up to two hundred times slower outside
 
 
@@ -50,6 +50,9 @@ class InPlace(Arithmetic):
     def prepare(self, head: "Head", limit: float) -> None:
         """Get ready for a block of rows of a head whose scores cannot exceed a limit."""
         self.head = head
+        self.excess = _NEVER * float(np.finfo(self.problem.dtype).max)
+        # Where a product may be near that, or NaN, only an assignment takes it out.
+        self.is_tame = limit < 0.05 * self.excess
         # Small scores need no shift, and no exclusion before the powers.
         self.bounded = limit < _SMALL
         # Beyond that, and where an addend may be -inf, they are kept in the range of fast powers.
@@ -62,6 +65,12 @@ class InPlace(Arithmetic):
     def multiply(self, x: Array, y: Array | float) -> Array:
         """Return x * y in x."""
         return np.multiply(x, y, out=x)
+
+    def in_base_2(self, scores: Array) -> Array:
+        """Multiply in place; what a rule does not exclude stays finite."""
+        if len(self.problem.addends) > 0:
+            np.clip(scores, -0.05 * self.excess, None, out=scores)
+        return np.multiply(scores, LOG2_E, out=scores)
 
     def tanh(self, x: Array) -> Array:
         """Return the hyperbolic tangent in x."""
@@ -128,10 +137,10 @@ class InPlace(Arithmetic):
     def exclude(self, scores: Array, allowed: Array, mixed: Bounds) -> Array:
         """Keep what is not allowed out of the maximum."""
         part = scores[..., slice(*mixed), :]
-        if not math.isfinite(self.head.norm):
+        if not self.is_tame:
             np.copyto(part, -math.inf, where=allowed == 0)
         elif not self.bounded:
-            np.subtract(part, np.multiply(allowed == 0, _NEVER, dtype=scores.dtype), out=part)
+            np.subtract(part, np.multiply(allowed == 0, self.excess, dtype=scores.dtype), out=part)
         return scores
 
     def powers(self, scores: Array, shift: Array | None, allowed: Array | None, mixed: Bounds) -> Array:

@@ -28,6 +28,8 @@ _FOLD = 64  # rows up to which the query heads of a group share one product
 
 def walk(problem: Problem) -> tuple[Array, Array]:
     """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq)."""
+    if problem.has_foreign_code():  # it may capture what is traced, or what changes: nothing can be kept
+        return _Walk(problem).run()
     template, arrays = freeze(problem)
     return _compiled(template, arrays)  # type: ignore[no-any-return]
 

@@ -47,7 +47,7 @@ def check_count(name: str, given: Any, *, low: int = 1) -> int:
     """Return a size or count as a plain int."""
     if not _is_int(given):
         raise TypeError(f"{name} must be an int, got {type(given).__name__}")
-    count = index(given)
+    count = given if isinstance(given, int) else index(given)
     if count < low:
         raise ValueError(f"{name} must be at least {low}, got {count}")
     return count
@@ -93,4 +93,5 @@ def check_impl(impl: Any) -> str:
 
 
 def _is_int(given: Any) -> bool:
-    return hasattr(given, "__index__") and not isinstance(given, bool)
+    # int first: a size that torch traces is one, but answers no further question.
+    return not isinstance(given, bool) and (isinstance(given, int) or hasattr(given, "__index__"))

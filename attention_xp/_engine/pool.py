@@ -4,7 +4,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,6 +69,13 @@ class _Pool:
             self.executor, self.size = ThreadPoolExecutor(size, thread_name_prefix="attention_xp"), size
         return self.executor
 
+    def submit(self, task: Callable[[], None], times: int) -> list[Future[None]]:
+        """Start a task on several threads; on none while the interpreter shuts down."""
+        try:
+            return [self.of(times).submit(task) for _ in range(times)]
+        except RuntimeError:
+            return []
+
     def forget(self) -> None:
         self.executor = None
 
@@ -106,7 +113,7 @@ def run_jobs(jobs: int, worker: Callable[[], Callable[[int], None]]) -> None:
                 raise
 
         helpers = min(threads, jobs) - 1
-        futures = [_POOL.of(helpers).submit(drain) for _ in range(helpers)]
+        futures = _POOL.submit(drain, helpers)
         try:
             drain()
         finally:

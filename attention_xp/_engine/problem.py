@@ -22,7 +22,7 @@ from attention_xp._engine.rules import ArrayMask, RowMask
 from attention_xp._options import AttentionOptions, complete
 from attention_xp._random import check_rate, check_rng, seed_words
 from attention_xp._typing import Array, DType, Namespace, ScoreMod
-from attention_xp.masks import CausalMask, LengthMask, Mask, WindowMask
+from attention_xp.masks import CausalMask, FunctionMask, LengthMask, Mask, WindowMask
 
 __all__ = ["Problem"]
 
@@ -63,6 +63,10 @@ class Problem:
     def lead(self) -> tuple[int, ...]:
         """Leading axes of the result: batch, then heads where there are heads."""
         return self.batch if self.heads is None else (*self.batch, self.heads)
+
+    def has_foreign_code(self) -> bool:
+        """Whether the call brings functions of its own, or rules of its own classes."""
+        return self.score_mod is not None or any(map(_is_foreign, self.rules))
 
     def shift_invariant(self, rules: tuple[Mask, ...]) -> bool:
         """Whether what these rules exclude depends on the difference of row and key alone."""
@@ -138,11 +142,17 @@ class Problem:
         )
 
 
+def _is_foreign(rule: Mask) -> bool:
+    if isinstance(rule, FunctionMask) or not type(rule).__module__.startswith("attention_xp."):
+        return True
+    return any(_is_foreign(part) for part in vars(rule).values() if isinstance(part, Mask))
+
+
 def _array_options(mask: Any, o: AttentionOptions) -> dict[str, Any]:
     """Return the options that are arrays and must belong to the library of the query."""
     given = {"mask": mask, "bias": o["bias"], "sinks": o["sinks"]}
     for name in ("query_offset", "query_lengths", "key_lengths"):
-        if hasattr(o[name], "dtype") and not isinstance(o[name], Integral):
+        if not isinstance(o[name], int) and hasattr(o[name], "dtype") and not isinstance(o[name], Integral):
             given[name] = o[name]
     return {name: a for name, a in given.items() if a is not None}
 

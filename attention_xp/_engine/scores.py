@@ -22,7 +22,10 @@ def modified(problem: Problem, ops: Arithmetic, region: Region, scores: Array) -
         scores = ops.multiply(ops.tanh(scores), problem.softcap)
     if problem.score_mod is not None:
         changed = problem.score_mod(scores, region.b, region.h, region.q_idx, region.kv_idx)
-        scores = ops.replace(scores, problem.xp.astype(changed, problem.dtype, copy=False))
+        changed = problem.xp.astype(changed, problem.dtype, copy=False)
+        if changed.shape != scores.shape:
+            changed = problem.xp.broadcast_to(changed, scores.shape)
+        scores = ops.replace(scores, changed)
     for addend in problem.addends:
         scores = ops.add(scores, region.look_up(addend))
     return scores

@@ -47,7 +47,7 @@ def start(problem: Problem, region: Region, empty: Array, *, bounded: bool) -> R
     sink = total + region.look_up(problem.sinks) * LOG2_E
     if bounded:
         return Running(None, xp.exp(sink * math.log(2.0)), empty)
-    return Running(sink, total + 1.0, empty)
+    return Running(sink, xp.where(sink == -math.inf, total, total + 1.0), empty)
 
 
 def advance(
@@ -67,7 +67,7 @@ def advance(
         problem, ops, region, ops.query_key(query, key, exclusive=exclusive)
     )  # (..., m, D) @ (..., D, n) -> (..., m, n)
     if not is_product(problem):
-        scores = ops.multiply(scores, LOG2_E)
+        scores = ops.in_base_2(scores)
     allowed = ops.allowed(rules, region.of_rows(*mixed))
     if allowed is not None:
         scores = ops.exclude(scores, allowed, mixed)

@@ -1,5 +1,6 @@
 """NumPy's walker: jobs of one head and one block of rows, handed out to threads."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from attention_xp._engine.plan import Tile, bounds, plan
 from attention_xp._engine.pool import run_jobs
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region, Span
+from attention_xp._engine.rules import ArrayMask
 from attention_xp._engine.step import Running, advance, finish, is_product, scale_in_base_2, start
 from attention_xp._engine.tile_sizes import STRIP, tile_sizes
 from attention_xp._typing import Array
@@ -24,7 +26,17 @@ _FOLD = 64  # rows up to which the query heads of a group share one product
 
 def walk(problem: Problem) -> tuple[Array, Array]:
     """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq)."""
-    return _Walk(problem).run()
+    return _Walk(_without_infinite_bias(problem)).run()
+
+
+def _without_infinite_bias(problem: Problem) -> Problem:
+    """Make a rule of every addend that excludes: minus infinity does not survive in the range of fast powers."""
+    rules = [
+        ArrayMask(addend != -math.inf, problem.batch, problem.heads is not None)
+        for addend in problem.addends
+        if np.any(addend == -math.inf)
+    ]
+    return dataclasses.replace(problem, rules=(*problem.rules, *rules)) if rules else problem
 
 
 class _Walk:
@@ -79,6 +91,9 @@ class _Worker:
         running = self._fold_large(region, query, key, value, tiles) if self._may_guess(region, tiles) else None
         if running is None:
             running = self._fold(region, query, key, value, tiles, self._start(region, value))
+        if ops.bounded and not np.all(np.isfinite(running.output)):  # a large value times a large power
+            ops.bounded, ops.clip = False, True
+            running = self._fold(region, query, key, value, tiles, self._start(region, value))
         self.walk.output[at], self.walk.lse[at] = finish(problem, region, running)
 
     def _start(self, region: Region, value: Array) -> Running:
@@ -112,7 +127,8 @@ class _Worker:
         with np.errstate(over="ignore", invalid="ignore"):
             running = self._fold(region, shifted, key, value, tiles[1:], first._replace(peak=None))
         self.ops.bounded = False
-        return running._replace(peak=first.peak) if running.total.max() < _LARGEST_SUM else None
+        is_good = running.total.max() < _LARGEST_SUM and np.all(np.isfinite(running.output))
+        return running._replace(peak=first.peak) if is_good else None
 
     def _advance(self, region: Region, query: Array, key: Array, value: Array, running: Running, tile: Tile) -> None:
         row, stop = tile.rows

@@ -23,8 +23,8 @@ def refusal(problem: Problem, wanted: Wanted) -> str | None:  # noqa: ARG001
 def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:
     """Return whether tiles pay: not for few scores, nor where the weights are materialised anyway."""
     scores = math.prod(problem.lead) * problem.query.shape[-2] * problem.key.shape[-2]
-    if library_name(problem.xp) == "jax" and problem.score_mod is not None:
-        return False  # dense is differentiable in what score_mod captures
+    if library_name(problem.xp) == "jax" and problem.has_foreign_code():
+        return False  # dense is differentiable in what it captures
     return not wanted.weights and scores > _FEW
 
 

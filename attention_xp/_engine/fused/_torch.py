@@ -23,6 +23,7 @@ def refusal(problem: Problem, wanted: Wanted) -> str | None:
         "score_mod": problem.score_mod is not None,
         "sinks": problem.sinks is not None,
         "dropout with a reproducible draw": problem.seed is not None,
+        "additions in more than 16 bits": len(problem.addends) > 0 and problem.query.dtype != problem.dtype,
         "packed sequences": problem.packing is not None,
         "empty axes": 0 in problem.query.shape or 0 in problem.key.shape or 0 in problem.value.shape,
     }
@@ -35,12 +36,16 @@ def refusal(problem: Problem, wanted: Wanted) -> str | None:
 def _refused_mask(problem: Problem) -> str | None:
     rules = _column_rules(problem)
     if any(isinstance(rule, CausalMask) for rule in rules):
-        if len(rules) > 1 or len(problem.addends) > 0 or problem.query_offset not in (None, 0):
+        if len(rules) > 1 or len(problem.addends) > 0 or not _starts_at_0(problem):
             return "torch's scaled_dot_product_attention takes is_causal alone: no offset, and no other mask or bias"
         return None
     if not all(isinstance(rule, ArrayMask | LengthMask) for rule in rules):
         return "torch's scaled_dot_product_attention would need this mask as an array of (Sq, Sk)"
     return None
+
+
+def _starts_at_0(problem: Problem) -> bool:
+    return problem.query_offset is None or (isinstance(problem.query_offset, int) and problem.query_offset == 0)
 
 
 def is_worthwhile(problem: Problem) -> bool:
@@ -58,8 +63,9 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:  # noqa: ARG001
     rules = _column_rules(problem)
     causal = any(isinstance(rule, CausalMask) for rule in rules)
     mask = None if causal else _mask(problem, rules)
+    key, value = (_without_padding_keys(problem, rules, a) for a in (problem.key, problem.value))
     output = torch.nn.functional.scaled_dot_product_attention(
-        *(_four_axes(problem, a) for a in (problem.query, problem.key, problem.value)),
+        *(_four_axes(problem, a) for a in (problem.query, key, value)),
         attn_mask=None if mask is None else _four_axes(problem, mask),
         is_causal=causal,
         scale=problem.scale,
@@ -87,12 +93,22 @@ def _mask(problem: Problem, rules: tuple[Mask, ...]) -> Array | None:
 
 def _four_axes(problem: Problem, a: Array) -> Array:
     """Return (B, H, S, D), with the leading axes broadcast and joined."""
+    a = a.reshape((1,) * (2 - a.ndim) + tuple(a.shape)) if a.ndim < 2 else a
     lead = problem.batch if problem.heads is None else (*problem.batch, a.shape[-3] if a.ndim > 2 else 1)
     if len(lead) == 2 and a.ndim == 4:
         return a
     heads = lead[-1] if problem.heads is not None else 1
     spread = a.expand(*lead, *a.shape[-2:])
     return spread.reshape(-1, heads, *a.shape[-2:])
+
+
+def _without_padding_keys(problem: Problem, rules: tuple[Mask, ...], a: Array) -> Array:
+    """Return keys or values with zeros for the padding, whose NaN a weight of 0 would not silence."""
+    for rule in rules:
+        if isinstance(rule, LengthMask):
+            real = rule.allowed(Region.whole(problem))  # (Sk,) or (..., 1, Sk)
+            a = problem.xp.where(problem.xp.expand_dims(real[..., 0, :] if real.ndim > 1 else real, axis=-1), a, 0.0)
+    return a
 
 
 def _without_padding(problem: Problem, output: Array) -> Array:
