@@ -64,8 +64,17 @@ def made(library, options):
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_output_and_weights(library, impl, options):
-    options = made(library, options)
-    check(library, lambda q, k, v: sdpa(q, k, v, impl=impl, **options), Q, K, V)
+    given = made(library, options)
+
+    def attend(q, k, v):
+        return sdpa(q, k, v, impl=impl, **given)
+
+    if library.like("jax") and impl == "tiled" and "score_mod" in options:
+        # What the function captures would be lost: an error is better than a derivative of zero.
+        with pytest.raises(ValueError, match="Reverse-mode differentiation does not work"):
+            check(library, attend, Q, K, V)
+        return
+    check(library, attend, Q, K, V)
 
 
 def test_log_sum_exp(library, impl):
