@@ -74,6 +74,30 @@ class _FreshKeys(Mask):
         return region.column >= self.first
 
 
+class _Guarded(Arithmetic):
+    """Primitives that take the careful way inside the program, and only where a tile is not finite.
+
+    They are never differentiated: the derivative of a walk is that of the dense kernel.
+    """
+
+    def query_key(self, query: Array, key: Array, *, exclusive: bool) -> Array:
+        """(..., H, m, D) @ (..., Hkv, n, D)^T -> (..., H, m, n)."""
+        return _guarded(super().query_key, query, key, exclusive=exclusive)
+
+    def weights_value(self, weights: Array, value: Array, *, exclusive: bool) -> Array:
+        """(..., H, m, n) @ (..., Hkv, n, Dv) -> (..., H, m, Dv)."""
+        return _guarded(super().weights_value, weights, value, exclusive=exclusive)
+
+
+def _guarded(product: Callable[..., Array], rows: Array, tile: Array, *, exclusive: bool) -> Array:
+    if not exclusive:
+        return product(rows, tile, exclusive=False)
+    is_finite = jnp.all(jnp.isfinite(tile))
+    return jax.lax.cond(
+        is_finite, lambda: product(rows, tile, exclusive=False), lambda: product(rows, tile, exclusive=True)
+    )
+
+
 class _Walk:
     """The loops of one call: over (batch item, head, block of rows), and over tiles of keys."""
 
@@ -83,7 +107,7 @@ class _Walk:
         self.together = problem.group if self.Sq <= _FOLD else 1  # query heads of a job
         self.group = problem.group
         self.problem = dataclasses.replace(problem, group=self.together)
-        self.ops = Arithmetic(self.problem)
+        self.ops = _Guarded(self.problem)
         self.blocks, self.tiles = math.ceil(self.Sq / self.m), math.ceil(self.Sk / self.n)
         self.ragged = self.tiles * self.n != self.Sk
         heads = () if problem.heads is None else (problem.heads // self.together,)

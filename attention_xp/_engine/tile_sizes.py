@@ -13,7 +13,7 @@ from attention_xp.masks import BlockMask, Mask, WindowMask
 __all__ = ["STRIP", "tile_sizes"]
 
 STRIP = 128  # keys of a strip along an edge of the allowed area, and rows of a chunk: NumPy
-_SIZES = {"numpy": (704, 512), "jax": (512, 1024), "torch": (128, 512), "cupy": (512, 1024), "strict": (64, 64)}
+_SIZES = {"numpy": (704, 512), "jax": (512, 512), "torch": (128, 512), "cupy": (512, 1024), "strict": (64, 64)}
 _WINDOW_ROWS = 256  # of a tile under a narrow window
 _FEWEST_ROWS = 64
 _MOST_KEYS = 8192
