@@ -17,13 +17,11 @@ from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region, Span
 from attention_xp._engine.result import Wanted
 from attention_xp._engine.step import Running, advance, finish, scale_in_base_2, start
-from attention_xp._engine.tile_sizes import tile_sizes
+from attention_xp._engine.tile_sizes import FOLD, tile_sizes
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
 
 __all__ = ["walk"]
-
-_FOLD = 64  # rows up to which the query heads of a group share one product
 
 
 def walk(problem: Problem) -> tuple[Array, Array]:
@@ -104,7 +102,7 @@ class _Walk:
     def __init__(self, problem: Problem) -> None:
         self.m, self.n = tile_sizes(problem)
         self.Sq, self.Sk = problem.query.shape[-2], problem.key.shape[-2]
-        self.together = problem.group if self.Sq <= _FOLD else 1  # query heads of a job
+        self.together = problem.group if self.Sq <= FOLD else 1  # query heads of a job
         self.group = problem.group
         self.problem = dataclasses.replace(problem, group=self.together)
         self.ops = _Guarded(self.problem)

@@ -68,10 +68,14 @@ class Problem:
         """Whether the call brings functions of its own, or rules of its own classes."""
         return self.score_mod is not None or any(map(_is_foreign, self.rules))
 
+    @property
+    def has_one_offset(self) -> bool:
+        """Whether all batch items begin at one position that Python knows."""
+        return self.query_offset is None or isinstance(self.query_offset, int)
+
     def shift_invariant(self, rules: tuple[Mask, ...]) -> bool:
         """Whether what these rules exclude depends on the difference of row and key alone."""
-        same_offset = self.query_offset is None or isinstance(self.query_offset, int)
-        return same_offset and all(rule.shift_invariant for rule in rules)
+        return self.has_one_offset and all(rule.shift_invariant for rule in rules)
 
     @property
     def never_empty(self) -> bool:

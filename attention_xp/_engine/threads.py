@@ -15,13 +15,12 @@ from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region, Span
 from attention_xp._engine.rules import ArrayMask
 from attention_xp._engine.step import Running, advance, finish, is_product, scale_in_base_2, start
-from attention_xp._engine.tile_sizes import STRIP, tile_sizes
+from attention_xp._engine.tile_sizes import FOLD, STRIP, tile_sizes
 from attention_xp._typing import Array
 
 __all__ = ["walk"]
 
 _LARGEST_SUM = 2.0**120  # of weights, in float32
-_FOLD = 64  # rows up to which the query heads of a group share one product
 
 
 def walk(problem: Problem) -> tuple[Array, Array]:
@@ -48,7 +47,7 @@ class _Walk:
         Sq, lead = problem.query.shape[-2], problem.lead
         self.output = np.empty((*lead, Sq, problem.value.shape[-1]), problem.dtype)
         self.lse = np.empty((*lead, Sq), problem.dtype)
-        self.together = problem.group if Sq <= _FOLD else 1  # query heads of a job
+        self.together = problem.group if Sq <= FOLD else 1  # query heads of a job
         heads = problem.heads or 1
         self.blocks = bounds(0, Sq, self.rows)
         self.jobs = [
@@ -60,8 +59,7 @@ class _Walk:
         self.ceiling = _ceiling(problem)
         self.heads: dict[tuple[int, int], Head] = {}
         self.plans: dict[tuple[int, ...], list[Tile]] = {}
-        has_one_offset = problem.query_offset is None or isinstance(problem.query_offset, int)
-        self.is_uniform = has_one_offset and all(math.prod(rule.lead) == 1 for rule in problem.rules)
+        self.is_uniform = problem.has_one_offset and all(math.prod(rule.lead) == 1 for rule in problem.rules)
 
     def run(self) -> tuple[Array, Array]:
         run_jobs(len(self.jobs), lambda: _Worker(self).attend)

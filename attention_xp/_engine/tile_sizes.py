@@ -10,8 +10,9 @@ from attention_xp._backend import library_name
 from attention_xp._engine.problem import Problem
 from attention_xp.masks import BlockMask, Mask, WindowMask
 
-__all__ = ["STRIP", "tile_sizes"]
+__all__ = ["FOLD", "STRIP", "tile_sizes"]
 
+FOLD = 64  # rows up to which the query heads of a group share one product: NumPy and JAX
 STRIP = 128  # keys of a strip along an edge of the allowed area, and rows of a chunk: NumPy
 _SIZES = {"numpy": (704, 512), "jax": (512, 512), "torch": (128, 512), "cupy": (512, 1024), "strict": (64, 64)}
 _WINDOW_ROWS = 256  # of a tile under a narrow window
