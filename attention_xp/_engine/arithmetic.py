@@ -40,6 +40,10 @@ class Arithmetic:
         """Return x * y."""
         return x * y
 
+    def divide(self, x: Array, y: Array) -> Array:
+        """Return x / y."""
+        return x / y
+
     def in_base_2(self, scores: Array) -> Array:
         """Return ``scores * log2(e)``; a mask may have made them the smallest number, which must not overflow."""
         if len(self.problem.addends) == 0:

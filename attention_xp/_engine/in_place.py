@@ -12,51 +12,48 @@ from typing import NamedTuple
 import numpy as np
 
 from attention_xp._engine.arithmetic import LOG2_E, Arithmetic, allowed_pairs
+from attention_xp._engine.heads import Range
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.products import quarantined_key, quarantined_outputs
 from attention_xp._engine.region import Region
 from attention_xp._engine.rules import ArrayMask, RowMask
+from attention_xp._engine.tile_sizes import TileShape
 from attention_xp._typing import Array
 from attention_xp.masks import LengthMask, Mask, PrefixMask
 
-__all__ = ["Head", "InPlace"]
+__all__ = ["InPlace"]
 
-_SMALL = 40.0  # powers of two up to here, times values, are summed in float32 without a shift
 _NEVER = 0.9  # of the largest number: taken off a score, it is no maximum and makes no NaN
 _SAFE = 126.0  # float32 exp2 is fast for -126 ... 126, and up to two hundred times slower outside
 
 
-class Head(NamedTuple):
-    """What is known of the keys and values of a head."""
+class _Views(NamedTuple):
+    """A tile in the buffers, G heads stacked or folded."""
 
-    norm: float  # of the longest key; not finite where a key is not
-    finite: bool  # the values
+    product: Array  # as the product writes it
+    rows: Array  # (G, m, n), or (1, G * m, n)
+    scores: Array  # (..., G, m, n)
+    output_rows: Array  # (G, m, Dv), or (1, G * m, Dv)
+    output: Array  # (..., G, m, Dv)
+    ones: Array  # (n, 1)
 
 
 class InPlace(Arithmetic):
     """Primitives that allocate nothing of the size of a tile."""
 
-    def __init__(self, problem: Problem, rows: int, columns: int) -> None:
+    def __init__(self, problem: Problem, shape: TileShape) -> None:
         super().__init__(problem)
-        dtype = problem.dtype
-        self._scores = np.empty(rows * columns, dtype)
+        dtype, rows = problem.dtype, shape.heads * shape.rows
+        self._shape, self._lead = shape, (1,) * (len(problem.lead) - 1)
+        self._scores = np.empty(rows * shape.columns, dtype)
         self._output = np.empty(rows * problem.value.shape[-1], dtype)
-        self._ones = np.ones((columns, 1), dtype)
+        self._ones = np.ones((shape.columns, 1), dtype)
+        self._views: dict[tuple[int, int], _Views] = {}
         self._keep: dict[object, Array] = {}
-        self.head = Head(0.0, finite=True)
         self._by_keys = _meets_lines_only(problem)
-
-    def prepare(self, head: "Head", limit: float) -> None:
-        """Get ready for a block of rows of a head whose scores cannot exceed a limit."""
-        self.head = head
-        self.excess = _NEVER * float(np.finfo(self.problem.dtype).max)
-        # Where a product may be near that, or NaN, only an assignment takes it out.
-        self.is_tame = limit < 0.05 * self.excess
-        # Small scores need no shift, and no exclusion before the powers.
-        self.bounded = limit < _SMALL
-        # Beyond that, and where an addend may be -inf, they are kept in the range of fast powers.
-        self.clip = math.isfinite(limit) and (not self.bounded or len(self.problem.addends) > 0)
+        self._excess = _NEVER * float(np.finfo(dtype).max)
+        self.range = Range(bounded=False, clip=False, tame=False, keys=False, values=False)  # of the heads at hand
 
     def add(self, x: Array, y: Array) -> Array:
         """Return x + y in x."""
@@ -66,10 +63,14 @@ class InPlace(Arithmetic):
         """Return x * y in x."""
         return np.multiply(x, y, out=x)
 
+    def divide(self, x: Array, y: Array) -> Array:
+        """Return x / y in x."""
+        return np.divide(x, y, out=x)
+
     def in_base_2(self, scores: Array) -> Array:
         """Multiply in place; what a rule does not exclude stays finite."""
         if len(self.problem.addends) > 0:
-            np.clip(scores, -0.05 * self.excess, None, out=scores)
+            np.clip(scores, -0.05 * self._excess, None, out=scores)
         return np.multiply(scores, LOG2_E, out=scores)
 
     def tanh(self, x: Array) -> Array:
@@ -83,43 +84,54 @@ class InPlace(Arithmetic):
         return old
 
     def query_key(self, query: Array, key: Array, *, exclusive: bool) -> Array:
-        """(..., D, m) and (n, D) -> (..., m, n)."""
-        *lead, D, m = query.shape
-        n, rows = key.shape[0], m * math.prod(lead)
-        columns = query.reshape(D, m) if rows == m else np.moveaxis(query, -2, 0).reshape(D, rows)
+        """(G, D, m) and (G, n, D) -> (..., G, m, n), or (1, D, G * m) and (1, n, D) where rows are folded."""
         poison = None
-        if exclusive and not math.isfinite(self.head.norm):
+        if exclusive and not self.range.keys:
             key, poison = quarantined_key(key)
-        if key.shape[1] < D:  # the last row of the query is a shift
-            key = np.concat([key, self._ones[:n]], axis=1)
-        scores = self._product(columns, key)
-        if poison is not None:
-            scores += poison
-        return scores.reshape(*lead, m, n)
-
-    def _product(self, columns: Array, key: Array) -> Array:
-        """(D, m) and (n, D) -> (m, n), in the memory order of the tile."""
-        m, n = columns.shape[1], key.shape[0]
-        buffer = self._scores[: n * m]
+        if key.shape[-1] < query.shape[-2]:  # the last row of the query is a shift
+            key = np.concat([key, np.ones_like(key[..., :1])], axis=-1)
+        views = self._tile(query.shape[-1] // (self._shape.heads if self._shape.folded else 1), key.shape[-2])
         if self._by_keys:
-            return np.matmul(key, columns, out=buffer.reshape(n, m)).T
-        return np.matmul(columns.T, key.T, out=buffer.reshape(m, n))
+            np.matmul(key, query, out=views.product)
+        else:
+            np.matmul(query.transpose(0, 2, 1), key.transpose(0, 2, 1), out=views.product)
+        if poison is not None:
+            np.add(views.rows, poison[..., None, :], out=views.rows)
+        return views.scores
+
+    def _tile(self, m: int, n: int) -> _Views:
+        known = self._views.get((m, n))
+        if known is None:
+            known = self._views[m, n] = self._viewed(m, n)
+        return known
+
+    def _viewed(self, m: int, n: int) -> _Views:
+        """Lay a tile of m rows and n keys out in the buffers."""
+        heads, width = self._shape.heads, self.problem.value.shape[-1]
+        stacked = 1 if self._shape.folded else heads
+        rows = heads // stacked * m
+        product = self._scores[: stacked * rows * n].reshape(
+            (stacked, n, rows) if self._by_keys else (stacked, rows, n)
+        )
+        by_rows = product.transpose(0, 2, 1) if self._by_keys else product
+        output = self._output[: heads * m * width].reshape(stacked, rows, width)
+        lead = (*self._lead, heads) if self.problem.lead else ()
+        return _Views(
+            product, by_rows, by_rows.reshape(*lead, m, n), output, output.reshape(*lead, m, width), self._ones[:n]
+        )
 
     def weights_value(self, weights: Array, value: Array, *, exclusive: bool) -> Array:
-        """(..., m, n) @ (n, Dv) -> (..., m, Dv)."""
-        *lead, n = weights.shape
-        rows, width = math.prod(lead), value.shape[1]
-        weights = weights.reshape(rows, n)
-        if exclusive and not self.head.finite:
-            return quarantined_outputs(weights, value).reshape(*lead, width)
-        buffer = self._output[: rows * width].reshape(rows, width)
-        np.matmul(weights, value, out=buffer)
-        return buffer.reshape(*lead, width)
+        """(..., G, m, n) @ (G, n, Dv) -> (..., G, m, Dv)."""
+        views = self._tile(*weights.shape[-2:])
+        weights = weights.reshape(views.rows.shape)
+        if exclusive and not self.range.values:
+            return quarantined_outputs(weights, value).reshape(views.output.shape)
+        np.matmul(weights, value, out=views.output_rows)
+        return views.output
 
     def row_sum(self, weights: Array) -> Array:
         """(..., m, n) @ (n, 1) -> (..., m, 1): a product is twice as fast as a sum."""
-        *lead, n = weights.shape
-        return (weights.reshape(-1, n) @ self._ones[:n]).reshape(*lead, 1)
+        return np.matmul(weights, self._tile(*weights.shape[-2:]).ones)
 
     def allowed(self, rules: tuple[Mask, ...], region: Region) -> Array | None:
         """Return where all rules agree, in the layout of the scores.
@@ -137,17 +149,17 @@ class InPlace(Arithmetic):
     def exclude(self, scores: Array, allowed: Array, mixed: Bounds) -> Array:
         """Keep what is not allowed out of the maximum."""
         part = scores[..., slice(*mixed), :]
-        if not self.is_tame:
+        if not self.range.tame:
             np.copyto(part, -math.inf, where=allowed == 0)
-        elif not self.bounded:
-            np.subtract(part, np.multiply(allowed == 0, self.excess, dtype=scores.dtype), out=part)
+        elif not self.range.bounded:
+            np.subtract(part, np.multiply(allowed == 0, self._excess, dtype=scores.dtype), out=part)
         return scores
 
     def powers(self, scores: Array, shift: Array | None, allowed: Array | None, mixed: Bounds) -> Array:
         """Raise in place, inside the range that is fast, and multiply by 0 what is not allowed."""
         if shift is not None:
             np.subtract(scores, shift, out=scores)
-        if self.clip:
+        if self.range.clip:
             np.clip(scores, -_SAFE, _SAFE, out=scores)
         np.exp2(scores, out=scores)
         if allowed is not None:

@@ -146,12 +146,12 @@ class _Walk:
             running = _fold(0, whole, lambda t, r: self._tile(region, query, r, t, ()), running)
             if self.ragged:
                 running = self._tile(region, query, running, whole, (self._fresh(whole),))
-            return finish(problem, region, running)
+            return finish(self.ops, region, running)
         order = self._of_block(self.order, 1, region, block)
         full, some = (self._of_block(table, 0, region, block) for table in (self.full, self.some))
         running = _fold(0, full, lambda t, r: self._tile(region, query, r, order[t], ()), running)
         running = _fold(full, some, lambda t, r: self._mixed_tile(region, query, r, order[t]), running)
-        return finish(problem, region, running)
+        return finish(self.ops, region, running)
 
     def _mixed_tile(self, region: Region, query: Array, running: Running, tile: Array) -> Running:
         fresh = (self._fresh(tile),) if self.ragged else ()

@@ -40,7 +40,7 @@ def _attend(ops: Arithmetic, row: int, stop: int, columns: int) -> tuple[Array, 
             rules=tile.rules,
             mixed=(0, stop - row),
         )
-    return finish(problem, region, running)
+    return finish(ops, region, running)
 
 
 def _cast(problem: Problem, x: Array) -> Array:

@@ -1,6 +1,6 @@
 """Which tiles a block of query rows has to visit, and which rules it must evaluate on each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from attention_xp.masks import Mask
@@ -8,7 +8,8 @@ from attention_xp.masks import Mask
 __all__ = ["Tile", "bounds", "plan"]
 
 Bounds = tuple[int, int]
-Grid = Sequence[Sequence[bool]]
+Grid = Sequence[Sequence[bool]]  # by chunk, by strip
+Verdict = tuple[tuple[bool, ...], tuple[bool, ...]]  # possible and certain, by chunk
 
 
 class Tile(NamedTuple):
@@ -38,12 +39,35 @@ def plan(
     `answers` holds for each rule whether it possibly, and whether it certainly, allows the pairs of
     each chunk of rows and each strip of keys. With `may_skip`, full tiles are joined over gaps.
     """
+    rules = [rule for rule, _, _ in answers]
+    by_strip = [
+        (list(zip(*possible, strict=True)), list(zip(*certain, strict=True))) for _, possible, certain in answers
+    ]
+    known: dict[tuple[Verdict, ...], list[Tile]] = {}
     kinds: dict[Tile, list[list[Bounds]]] = {}
     for j, strip in enumerate(strips):
-        for run in _runs([all(possible[i][j] for _, possible, _ in answers) for i in range(len(chunks))]):
-            kind = _kind(chunks, run, j, answers)
+        verdicts = tuple((possible[j], certain[j]) for possible, certain in by_strip)
+        if verdicts not in known:
+            known[verdicts] = list(_kinds(chunks, rules, verdicts))
+        for kind in known[verdicts]:
             _join(kinds.setdefault(kind, []), strip, columns, may_skip=may_skip and not kind.rules)
     return [kind._replace(columns=tuple(stretches)) for kind, tiles in kinds.items() for stretches in tiles]
+
+
+def _kinds(chunks: Sequence[Bounds], rules: list[Mask], verdicts: tuple[Verdict, ...]) -> Iterator[Tile]:
+    """Return rows, mixed rows and undecided rules of each run of chunks under a strip; the columns are left open."""
+    for first, end in _runs([all(possible[i] for possible, _ in verdicts) for i in range(len(chunks))]):
+        undecided = {
+            i: [rule for rule, (_, certain) in zip(rules, verdicts, strict=True) if not certain[i]]
+            for i in range(first, end)
+        }
+        mixed = [i for i, some in undecided.items() if some]
+        rows = (chunks[first][0], chunks[end - 1][1])
+        if mixed:
+            here = tuple(rule for rule in rules if any(rule is other for some in undecided.values() for other in some))
+            yield Tile(rows, (), (chunks[mixed[0]][0], chunks[mixed[-1]][1]), here)
+        else:
+            yield Tile(rows, (), (0, 0), ())
 
 
 def _join(tiles: list[list[Bounds]], strip: Bounds, columns: int, *, may_skip: bool) -> None:
@@ -67,14 +91,3 @@ def _runs(flags: Sequence[bool]) -> list[Bounds]:
         elif flag:
             runs.append((i, i + 1))
     return runs
-
-
-def _kind(chunks: Sequence[Bounds], run: Bounds, j: int, answers: Sequence[tuple[Mask, Grid, Grid]]) -> Tile:
-    """Return rows, mixed rows and undecided rules of a run of chunks under strip j; the columns are left open."""
-    undecided = {i: [rule for rule, _, certain in answers if not certain[i][j]] for i in range(*run)}
-    mixed = [i for i, rules in undecided.items() if rules]
-    rows = (chunks[run[0]][0], chunks[run[1] - 1][1])
-    if not mixed:
-        return Tile(rows, (), (0, 0), ())
-    rules = tuple(rule for rule, _, _ in answers if any(rule is some for rules in undecided.values() for some in rules))
-    return Tile(rows, (), (chunks[mixed[0]][0], chunks[mixed[-1]][1]), rules)

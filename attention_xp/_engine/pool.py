@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["run_jobs"]
+__all__ = ["blas_held_to_one", "run_jobs"]
 
 
 class _Blas:
@@ -83,6 +83,8 @@ class _Pool:
 _BLAS = _Blas()
 _POOL = _Pool()
 
+blas_held_to_one = _BLAS.held_to_one
+
 
 def _after_fork() -> None:
     _POOL.forget()
@@ -93,33 +95,31 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def run_jobs(jobs: int, worker: Callable[[], Callable[[int], None]]) -> None:
-    """Call ``worker()(i)`` for each job i, on as many threads as BLAS may use, the caller's among them.
+def run_jobs(jobs: int, worker: Callable[[], Callable[[int], None]], threads: int) -> None:
+    """Call ``worker()(i)`` for each job i, on some threads, the caller's among them.
 
     `worker` is called once on each thread, for its buffers. The first exception of a job stops the
     hand-out and reaches the caller.
     """
-    with _BLAS.held_to_one() as threads:
-        counter = itertools.count()  # its next is atomic
-        stopped = threading.Event()
+    counter = itertools.count()  # its next is atomic
+    stopped = threading.Event()
 
-        def drain() -> None:
-            job = worker()
-            try:
-                while not stopped.is_set() and (i := next(counter)) < jobs:
-                    job(i)
-            except BaseException:
-                stopped.set()
-                raise
-
-        helpers = min(threads, jobs) - 1
-        futures = _POOL.submit(drain, helpers)
+    def drain() -> None:
+        job = worker()
         try:
-            drain()
-        finally:
-            for future in futures:
-                if not future.cancel():
-                    future.exception()
+            while not stopped.is_set() and (i := next(counter)) < jobs:
+                job(i)
+        except BaseException:
+            stopped.set()
+            raise
+
+    futures = _POOL.submit(drain, min(threads, jobs) - 1)
+    try:
+        drain()
+    finally:
         for future in futures:
-            if not future.cancelled():
-                future.result()
+            if not future.cancel():
+                future.exception()
+    for future in futures:
+        if not future.cancelled():
+            future.result()

@@ -68,7 +68,7 @@ def advance(
     )  # (..., m, D) @ (..., D, n) -> (..., m, n)
     if not is_product(problem):
         scores = ops.in_base_2(scores)
-    allowed = ops.allowed(rules, region.of_rows(*mixed))
+    allowed = ops.allowed(rules, region.of_rows(*mixed)) if exclusive else None
     if allowed is not None:
         scores = ops.exclude(scores, allowed, mixed)
     if running.peak is None:
@@ -91,11 +91,11 @@ def advance(
     )
 
 
-def finish(problem: Problem, region: Region, running: Running) -> tuple[Array, Array]:
+def finish(ops: Arithmetic, region: Region, running: Running) -> tuple[Array, Array]:
     """Return the output (..., m, Dv) and the log-sum-exp (..., m) of a block of rows."""
-    xp, total = problem.xp, running.total
-    output = running.output / nonzero(total, xp=xp)
-    power = xp.log2(nonzero(total, xp=xp))
+    problem, xp, total = ops.problem, ops.xp, running.total
+    divisor = nonzero(total, xp=xp)
+    output, power = ops.divide(running.output, divisor), xp.log2(divisor)
     if running.peak is not None:
         power = power + xp.where(xp.isfinite(running.peak), running.peak, 0.0)
     lse = of_real_rows(problem, region, xp.where(total == 0.0, -math.inf, power / LOG2_E))

@@ -5,12 +5,13 @@ The figures are those of ``python -m benchmarks tiles``.
 
 import math
 import sys
+from typing import NamedTuple
 
 from attention_xp._backend import library_name
 from attention_xp._engine.problem import Problem
 from attention_xp.masks import BlockMask, Mask, WindowMask
 
-__all__ = ["FOLD", "STRIP", "tile_sizes"]
+__all__ = ["FOLD", "STRIP", "TileShape", "tile_shape", "tile_sizes"]
 
 FOLD = 64  # rows up to which the query heads of a group share one product: NumPy and JAX
 STRIP = 128  # keys of a strip along an edge of the allowed area, and rows of a chunk: NumPy
@@ -18,6 +19,38 @@ _SIZES = {"numpy": (704, 512), "jax": (512, 512), "torch": (128, 512), "cupy": (
 _WINDOW_ROWS = 256  # of a tile under a narrow window
 _FEWEST_ROWS = 64
 _MOST_KEYS = 8192
+
+
+class TileShape(NamedTuple):
+    """What one tile of NumPy's walker covers."""
+
+    heads: int
+    rows: int  # of each head
+    columns: int
+    folded: bool  # the rows of the heads, which share a key/value head, are those of one product
+
+
+def tile_shape(problem: Problem, threads: int) -> TileShape:
+    """Return the shape of a tile for NumPy: small heads together, so that it is about as large for all problems."""
+    rows, columns = tile_sizes(problem)
+    Sq, axis = problem.query.shape[-2], problem.lead[-1] if problem.lead else 1
+    if problem.group > 1 and Sq <= FOLD:
+        return TileShape(problem.group, rows, columns, folded=True)
+    if problem.tile is not None or not _is_uniform_along_heads(problem):
+        return TileShape(1, rows, columns, folded=False)
+    size = math.prod(_SIZES["numpy"])
+    narrow = min(columns, 2 * STRIP) if problem.rules else columns
+    most = max(1, min(size // (rows * narrow), math.prod(problem.lead) * math.ceil(Sq / rows) // (3 * threads)))
+    heads = max(n for n in range(1, most + 1) if (axis if problem.group == 1 else problem.group) % n == 0)
+    if heads * rows * columns > size:
+        columns = max(STRIP * (size // (heads * rows * STRIP)), STRIP)
+    return TileShape(heads, rows, columns, folded=False)
+
+
+def _is_uniform_along_heads(problem: Problem) -> bool:
+    """Whether the heads, or without such the last batch items, are masked alike."""
+    alike = all(rule.lead[-1:] in ((), (1,)) for rule in problem.rules)
+    return alike and (problem.heads is not None or problem.has_one_offset)
 
 
 def tile_sizes(problem: Problem) -> tuple[int, int]:

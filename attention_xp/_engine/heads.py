@@ -1,0 +1,96 @@
+"""What NumPy's walker knows of the heads of a job before it visits a tile: their arrays, and how large scores can be."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from attention_xp._engine.arithmetic import LOG2_E
+from attention_xp._engine.problem import Problem
+from attention_xp._typing import Array
+
+__all__ = ["Ceiling", "Heads", "Range", "ceiling"]
+
+_SMALL = 40.0  # powers of two up to here, times values, are summed without a shift
+
+Ceiling = Callable[[float], float]
+
+
+class Range(NamedTuple):
+    """What the size of keys, values and scores allows."""
+
+    bounded: bool  # scores are small: they need no shift, and no exclusion before the powers
+    clip: bool  # they may leave the range of fast powers
+    tame: bool  # none is near the largest number: a subtraction excludes as well as an assignment
+    keys: bool  # are finite
+    values: bool  # are finite
+
+    @classmethod
+    def of(cls, problem: Problem, *, limit: float, keys: bool, value: float) -> "Range":
+        """Judge scores that cannot exceed a limit, and values of at most some magnitude."""
+        largest = float(np.finfo(problem.dtype).max)
+        bounded = limit < _SMALL and value * problem.key.shape[-2] < largest / 2.0**_SMALL
+        # An addend may be -inf where scores are small.
+        clip = math.isfinite(limit) and (not bounded or len(problem.addends) > 0)
+        return cls(bounded, clip, limit < 0.04 * largest, keys, math.isfinite(value))
+
+
+class Heads(NamedTuple):
+    """The query heads of a job.
+
+    They are stacked, each with its key/value head or all with one; or, where few rows share a key/value
+    head, folded into the rows of a single product.
+    """
+
+    starts: tuple[int, ...]  # of their region, rows and keys aside
+    sizes: tuple[int, ...]
+    query: Array  # (..., G, Sq, D)
+    key: Array  # (G or 1, Sk, D)
+    value: Array  # (G or 1, Sk, Dv)
+    range: Range
+
+    @classmethod
+    def of(cls, problem: Problem, ceiling: Ceiling, starts: tuple[int, ...], sizes: tuple[int, ...]) -> "Heads":
+        """Look at some heads."""
+        at = tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
+        query, key, value = problem.query[at], _shared(problem, problem.key, at), _shared(problem, problem.value, at)
+        norm = _longest(problem, key)
+        limit = ceiling(abs(problem.scale) * LOG2_E * norm * _longest(problem, query))
+        largest = float(max(value.max(), -value.min()))
+        return cls(
+            starts, sizes, query, key, value, Range.of(problem, limit=limit, keys=math.isfinite(norm), value=largest)
+        )
+
+
+def _shared(problem: Problem, array: Array, at: tuple[slice, ...]) -> Array:
+    """Return the keys or values of some query heads, (G or 1, Sk, D)."""
+    if problem.heads is not None:
+        first, group = at[-1].start // problem.group, problem.group
+        at = (*at[:-1], slice(first, (at[-1].stop - 1) // group + 1))
+    part = array[tuple(slice(0, 1) if n == 1 else part for part, n in zip(at, array.shape[:-2], strict=True))]
+    return part.reshape(-1, *part.shape[-2:])
+
+
+def _longest(problem: Problem, vectors: Array) -> float:
+    """Return the largest length of a vector (..., D)."""
+    vectors = vectors.astype(problem.dtype, copy=False)
+    return math.sqrt(np.vecdot(vectors, vectors).max())
+
+
+def ceiling(problem: Problem) -> Ceiling:
+    """Return a function from a bound on the scaled products to one on the scores, all in base 2."""
+    if problem.score_mod is not None:
+        return lambda product: math.inf if math.isfinite(product) else product
+    extra = sum(LOG2_E * _largest(addend) for addend in problem.addends)
+    sink = 0.0 if problem.sinks is None else LOG2_E * _largest(problem.sinks)
+    if problem.softcap is not None:
+        cap = LOG2_E * problem.softcap
+        return lambda product: max(cap + extra, sink) if math.isfinite(product) else product
+    return lambda product: max(product + extra, sink)
+
+
+def _largest(array: Any) -> float:
+    """Return the largest magnitude, -inf aside: that excludes."""
+    finite = np.where(array == -math.inf, 0.0, array)
+    return float(np.max(np.abs(finite), initial=0.0))
