@@ -49,8 +49,9 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
 def _current_stream(query: Array) -> AbstractContextManager[Any]:
     """Make CuPy's current stream that of torch, so that neither has to wait for the other."""
     torch, cupy = sys.modules["torch"], sys.modules["cupy"]
-    stream = cupy.cuda.get_current_stream().ptr
-    return torch.cuda.stream(torch.cuda.ExternalStream(stream, device=query.device.id))
+    stream = torch.cuda.ExternalStream(cupy.cuda.get_current_stream().ptr, device=query.device.id)
+    current: AbstractContextManager[Any] = torch.cuda.stream(stream)
+    return current
 
 
 def _for_torch(problem: Problem) -> Problem:
@@ -59,8 +60,8 @@ def _for_torch(problem: Problem) -> Problem:
     template, arrays = freeze(problem)
     kind = type(problem.query)
     tensors = [_tensor(xp, a) if isinstance(a, kind) else a for a in arrays]
-    dtype = getattr(xp, dtype_name(problem.dtype))
-    return dataclasses.replace(thaw(template, tensors), xp=xp, dtype=dtype)
+    converted: Problem = thaw(template, tensors)
+    return dataclasses.replace(converted, xp=xp, dtype=getattr(xp, dtype_name(problem.dtype)))
 
 
 def _tensor(xp: Any, array: Array) -> Array:
