@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from attention_xp._backend import creation_namespace, dtype_name
+from attention_xp._engine.borders import sdpa_is_faster
 from attention_xp._engine.frozen import freeze, thaw
 from attention_xp._engine.fused import _torch
 from attention_xp._engine.problem import Problem
@@ -30,7 +31,7 @@ def refusal(problem: Problem, wanted: Wanted) -> str | None:
 
 def is_worthwhile(problem: Problem) -> bool:
     """Return whether the kernel is faster than tiles: as for tensors, and the first question imports torch."""
-    return _torch.is_fast(problem) and _has_torch()
+    return sdpa_is_faster(problem) and _has_torch()
 
 
 @cache

@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from attention_xp._backend import is_mapped
+from attention_xp._engine.borders import sdpa_is_faster
 from attention_xp._engine.fused._translation import (
     added,
     allowed,
@@ -21,7 +22,7 @@ from attention_xp._engine.rules import ArrayMask
 from attention_xp._typing import Array
 from attention_xp.masks import CausalMask, LengthMask, Mask
 
-__all__ = ["attend", "is_fast", "is_worthwhile", "refusal"]
+__all__ = ["attend", "is_worthwhile", "refusal"]
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:
@@ -42,13 +43,8 @@ def _refused_mask(problem: Problem) -> str | None:
 
 
 def is_worthwhile(problem: Problem) -> bool:
-    """Return whether the kernel is faster than tiles: under `vmap` it falls back to a loop over the items."""
-    return is_fast(problem) and not any(map(is_mapped, (problem.query, problem.key, problem.value)))
-
-
-def is_fast(problem: Problem) -> bool:
-    """Return whether torch has a kernel for these widths: for ``Dv != D`` it falls back to the plain formula."""
-    return bool(problem.query.shape[-1] == problem.value.shape[-1])
+    """Return whether the kernel is the fastest: under `vmap` it falls back to a loop over the items."""
+    return sdpa_is_faster(problem) and not any(map(is_mapped, (problem.query, problem.key, problem.value)))
 
 
 def attend(problem: Problem, wanted: Wanted) -> Attended:  # noqa: ARG001
