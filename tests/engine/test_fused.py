@@ -31,7 +31,7 @@ CALLS = {
     "causal": {"is_causal": True},
     "causal window": {"is_causal": True, "window": (2, 3)},
     "window to the left": {"window": (3, 0)},
-    "two windows": {"window": (3, 0), "is_causal": True},
+    "causal window without an end": {"is_causal": True, "window": (1, None)},
     "boolean mask": {"mask": normal(2, 1, 6, 6) > 0.3},
     "mask of a row": {"mask": normal(6) > 0.0},
     "nothing allowed": {"mask": np.zeros((6, 6), dtype=bool)},
