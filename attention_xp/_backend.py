@@ -7,18 +7,20 @@ from typing import Any
 from array_api_compat import (
     array_namespace,
     device,
+    is_jax_array,
     is_jax_namespace,
     is_numpy_namespace,
     is_torch_namespace,
 )
 
-from attention_xp._typing import Array, DType, Namespace
+from attention_xp._typing import Array, Device, DType, Namespace
 
 __all__ = [
     "by_value",
     "common_namespace",
     "computation_dtype",
     "creation_namespace",
+    "cuda_device",
     "device",
     "dtype_name",
     "floating_dtype",
@@ -163,9 +165,20 @@ def values_on_host(xp: Namespace, integers: Array) -> list[int] | None:
 
 
 def is_mapped(array: Array) -> bool:
-    """Whether a torch tensor stands for a batch of tensors inside ``torch.func.vmap``."""
+    """Whether an array of torch or JAX stands for a batch of arrays inside `vmap`."""
+    if is_jax_array(array):
+        return type(array).__name__ == "BatchTracer"  # there is no public question
     functorch = sys.modules["torch"]._C._functorch  # there is no public question
     return not sys.modules["torch"].compiler.is_compiling() and bool(functorch.is_batchedtensor(array))
+
+
+def cuda_device(array: Array) -> Device | None:
+    """Return the CUDA device of an array of JAX, in a trace the default one, ``None`` where there is none."""
+    jax = sys.modules["jax"]
+    place = device(array)
+    place = place if hasattr(place, "platform") else jax.config.jax_default_device or jax.local_devices()[0]
+    is_cuda = place.platform == "gpu" and "cuda" in place.client.platform_version
+    return place if is_cuda else None
 
 
 def by_value(

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import curves, report
+from benchmarks import borders, curves, report
+from benchmarks.borders import BORDERS
 from benchmarks.comparison import Row, with_means
 from benchmarks.duel import Pace
 from benchmarks.suites import DEFAULT, SUITES
@@ -15,6 +16,7 @@ from benchmarks.worker import Workers
 
 QUICK = Pace(rounds=2, turn=0.01)
 FIGURES = "curves"
+CLEAR = 1.1  # how much slower than the fastest kernel a choice is printed in bold
 PROGRESS = Console(stderr=True)
 PICTURES = """\
 Full attention on `(1, 8, S, 64)` in float32. Contenders end where the scores of all heads would fill the memory.
@@ -35,6 +37,9 @@ def main() -> int:
         if name == FIGURES:
             _figures(output, pace, quick=arguments.quick, write=arguments.write)
             continue
+        if name in BORDERS:
+            failed |= _borders(output, name, pace, quick=arguments.quick, write=arguments.write)
+            continue
         rows = _rows(name, pace, quick=arguments.quick)
         failed |= any(row.failed for row in rows)
         output.print(report.table(name, rows))
@@ -47,8 +52,9 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    names = [*SUITES, FIGURES]
-    parser.add_argument("suite", nargs="*", metavar="SUITE", help=f"{', '.join(names)}; all but tiles by default")
+    names = [*SUITES, FIGURES, *BORDERS]
+    rare = f"all but tiles and {', '.join(BORDERS)} by default"
+    parser.add_argument("suite", nargs="*", metavar="SUITE", help=f"{', '.join(names)}; {rare}")
     parser.add_argument("--rounds", type=int, default=Pace().rounds, help="pairs of turns (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="small sizes, two rounds: a smoke test")
     parser.add_argument("--write", action="store_true", help="write the sections and figures of the documentation")
@@ -68,6 +74,21 @@ def _rows(name: str, pace: Pace, *, quick: bool) -> list[Row]:
         return list(
             with_means([each.run(workers, pace) for each in track(comparisons, description=name, console=PROGRESS)])
         )
+
+
+def _borders(output: Console, name: str, pace: Pace, *, quick: bool, write: bool) -> bool:
+    """Print and write which kernel is the fastest; return whether one failed."""
+    with PROGRESS.status(name):
+        lines = list(borders.measure(name, pace, quick=quick))
+    result = report.grid(name, borders.COLUMNS)
+    for line in lines:
+        result.add_row(*borders.cells(line), style="dim" if line.problem else "bold" if line.loss > CLEAR else "")
+    output.print(result)
+    if write:
+        lead = (BORDERS[name].__doc__ or "").strip()
+        body = report.markdown_grid(borders.COLUMNS, map(borders.cells, lines))
+        report.write_section(name, f"{lead}\n\n{body}\n\n{report.environment()}")
+    return any(line.problem and not line.problem.startswith("not installed") for line in lines)
 
 
 def _figures(output: Console, pace: Pace, *, quick: bool, write: bool) -> None:

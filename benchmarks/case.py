@@ -1,6 +1,7 @@
 """What is computed: shapes and options, as plain values that travel to another process as JSON."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
@@ -32,6 +33,7 @@ class Case:
     option: str | None = None
     block_size: int = 128
     tile: tuple[int, int] | None = None
+    value_width: int | None = None
 
     @property
     def kv_shape(self) -> tuple[int, int, int, int]:
@@ -41,13 +43,15 @@ class Case:
     def inputs(self) -> list[NDArray[np.float32]]:
         """Return query, key and value, always the same."""
         rng = np.random.default_rng(0)
-        arrays = [rng.standard_normal(shape, dtype=np.float32) for shape in (self.shape, self.kv_shape, self.kv_shape)]
+        shapes = self.shape, self.kv_shape, (*self.kv_shape[:-1], self.value_width or self.shape[-1])
+        arrays = [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
         arrays[0] *= np.float32(self.factor)
         return arrays
 
-    def options(self) -> dict[str, Any]:
-        """Return the keywords of `flash_attention`."""
+    def options(self, convert: Callable[[Any], Any] = np.asarray) -> dict[str, Any]:
+        """Return the keywords of `flash_attention`, arrays converted."""
         chosen: dict[str, Any] = dict(OPTIONS[self.option](self)) if self.option else {}
+        chosen = {name: convert(x) if isinstance(x, np.ndarray) else x for name, x in chosen.items()}
         if self.causal:
             chosen["is_causal"] = True
         if self.window is not None:
@@ -93,6 +97,7 @@ class Case:
         words += [f"scores x {self.factor:g}"] * (self.factor != 1)
         words += [self.option or ""] * (self.option is not None)
         words += [f"of {self.block_size}"] * (self.option == "blocks")
+        words += [f"values {self.value_width} wide"] * (self.value_width is not None)
         words += [f"tile {self.tile[0]} x {self.tile[1]}"] if self.tile else []
         return " ".join(words)
 

@@ -15,9 +15,11 @@ def _numpy(case: Case) -> Call:
     return partial(flash_attention, *case.inputs(), **case.options())
 
 
-@contender("ours, NumPy, dense")
-def _dense(case: Case) -> Call:
-    return partial(flash_attention, *case.inputs(), **case.options(), impl="dense")
+for kernel in ("dense", "tiled"):
+
+    @contender(f"ours, NumPy, {kernel}")
+    def _numpy_by(case: Case, kernel: str = kernel) -> Call:
+        return partial(flash_attention, *case.inputs(), **case.options(), impl=kernel)
 
 
 @contender("ours, NumPy, with weights")
@@ -27,16 +29,32 @@ def _weights(case: Case) -> Call:
 
 @contender("ours, torch", "torch")
 def _torch(case: Case, torch: Any) -> Call:
-    return partial(flash_attention, *map(torch.from_numpy, case.inputs()), **case.options())
+    return _on_tensors(case, torch)
 
 
-@contender("ours, torch, tiled", "torch")
-def _torch_tiled(case: Case, torch: Any) -> Call:
-    return partial(flash_attention, *map(torch.from_numpy, case.inputs()), **case.options(), impl="tiled")
+for kernel in ("dense", "tiled", "fused"):
+
+    @contender(f"ours, torch, {kernel}", "torch")
+    def _torch_by(case: Case, torch: Any, kernel: str = kernel) -> Call:
+        return _on_tensors(case, torch, impl=kernel)
 
 
-def _jitted(case: Case, jax: Any) -> tuple[Any, list[Any]]:
-    return jax.jit(partial(flash_attention, **case.options())), [jax.numpy.asarray(x) for x in case.inputs()]
+def _on_tensors(case: Case, torch: Any, **how: Any) -> Call:
+    options = case.options(torch.from_numpy) | how
+    return partial(flash_attention, *map(torch.from_numpy, case.inputs()), **options)
+
+
+def _jitted(case: Case, jax: Any, **how: Any) -> tuple[Any, list[Any]]:
+    options = case.options(jax.numpy.asarray) | how
+    return jax.jit(partial(flash_attention, **options)), [jax.numpy.asarray(x) for x in case.inputs()]
+
+
+for kernel in ("dense", "tiled"):
+
+    @contender(f"ours, JAX, {kernel}", "jax")
+    def _jax_by(case: Case, jax: Any, kernel: str = kernel) -> Call:
+        function, arrays = _jitted(case, jax, impl=kernel)
+        return lambda: function(*arrays).block_until_ready()
 
 
 def compiled_bytes(function: Any, arrays: list[Any]) -> int:

@@ -12,9 +12,10 @@ from rich.table import Table
 
 from benchmarks.comparison import Row
 
-__all__ = ["COLUMNS", "cells", "environment", "markdown", "table", "write_section"]
+__all__ = ["COLUMNS", "cells", "environment", "grid", "markdown", "markdown_grid", "table", "write_section"]
 
 COLUMNS = ["case", "ours", "theirs", "ratio", "processor", "target", "met", "ours ms", "theirs ms"]
+TEXTS = {"case", "ours", "theirs", "fastest", "auto"}  # columns that hold no numbers
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 PACKAGES = ["numpy", "torch", "jax", "cupy", "onnxruntime", "keras"]
 
@@ -37,11 +38,17 @@ def _number(value: float | None, unit: str = "", digits: int = 2) -> str:
     return f"{value:.{places}f} {unit}".strip()
 
 
+def grid(name: str, columns: list[str]) -> Table:
+    """Return an empty table for the terminal."""
+    result = Table(title=name, title_justify="left")
+    for column in columns:
+        result.add_column(column, justify="left" if column in TEXTS else "right", overflow="fold")
+    return result
+
+
 def table(name: str, rows: Iterable[Row]) -> Table:
     """Return the table of a suite for the terminal."""
-    result = Table(title=name, title_justify="left")
-    for column in COLUMNS:
-        result.add_column(column, justify="left" if column in COLUMNS[:3] else "right", overflow="fold")
+    result = grid(name, COLUMNS)
     for row in rows:
         style = "bold red" if row.met is False or row.failed else "bold" if row.met else "dim" if row.problem else ""
         result.add_row(*cells(row), style=style)
@@ -50,7 +57,12 @@ def table(name: str, rows: Iterable[Row]) -> Table:
 
 def markdown(rows: Iterable[Row]) -> str:
     """Return the table of a suite as Markdown."""
-    lines = [COLUMNS, ["---"] * 3 + ["---:"] * (len(COLUMNS) - 3), *map(cells, rows)]
+    return markdown_grid(COLUMNS, map(cells, rows))
+
+
+def markdown_grid(columns: list[str], rows: Iterable[list[str]]) -> str:
+    """Return any table as Markdown."""
+    lines = [columns, ["---" if column in TEXTS else "---:" for column in columns], *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from attention_xp import flash_attention
+from benchmarks import borders
 from benchmarks.case import OPTIONS, Case
 from benchmarks.comparison import Comparison, Memory, Row, with_means
 from benchmarks.contenders import absent, contender, contenders, find
@@ -15,7 +16,7 @@ from benchmarks.formula import usual_attention
 from benchmarks.memory import extra_memory, peak_memory
 from benchmarks.plots import draw
 from benchmarks.report import COLUMNS, cells, environment, markdown, table, write_section
-from benchmarks.suites import DEFAULT, SUITES
+from benchmarks.suites import DEFAULT, SUITES, USUAL
 from benchmarks.worker import ContenderError, Workers, take_turn
 
 MIB = 2**20
@@ -66,6 +67,48 @@ def test_suites_name_contenders(suite):
 def test_curves_name_contenders():
     assert set(LONGEST) <= set(contenders())
     assert "tiles" not in DEFAULT
+
+
+@pytest.mark.parametrize("suite", borders.BORDERS)
+def test_borders_name_contenders_and_reach_their_number_of_scores(suite):
+    library, families = borders.BORDERS[suite]()
+    assert {f"ours, {library}, {kernel}" for kernel in borders.KERNELS[library]} <= set(contenders())
+    for family in families:
+        for exponent in borders.EXPONENTS:
+            case = family(2**exponent)
+            scores = np.prod(case.shape[:3]) * case.kv_shape[2]
+            assert scores == pytest.approx(2**exponent, rel=0.1)
+            assert Case.from_json(case.to_json()) == case
+
+
+def test_a_line_of_borders():
+    line = borders.Line(SMALL, 2**9, {"dense": 0.002, "tiled": 0.001}, auto="dense")
+    assert (line.fastest, line.loss) == ("tiled", 2)
+    assert borders.cells(line) == ["(1,2,16,8)", "2^9", "2.000", "1.000", "", "tiled", "dense", "2.00"]
+    reason = borders.cells(borders.Line(SMALL, 2**9, {}, problem="not installed: nobody_has_it"))
+    assert len(reason) == len(borders.COLUMNS)
+    assert "not installed" in reason[2]
+
+
+def test_borders_ask_for_the_choice():
+    assert borders.chosen("NumPy", SMALL) == "dense"
+    assert borders.chosen("NumPy", USUAL) == "tiled"
+
+
+def test_wide_values():
+    case = Case((1, 2, 16, 8), value_width=4)
+    assert [x.shape for x in case.inputs()] == [(1, 2, 16, 8), (1, 2, 16, 8), (1, 2, 16, 4)]
+    assert str(case) == "(1,2,16,8) values 4 wide"
+    assert Case.from_json(case.to_json()) == case
+
+
+def test_options_are_converted():
+    class Foreign:
+        def __init__(self, array):
+            self.array = array
+
+    assert isinstance(Case((1, 2, 16, 8), option="boolean mask").options(Foreign)["mask"], Foreign)
+    assert Case(causal=True).options(Foreign) == {"is_causal": True}
 
 
 def test_a_name_is_taken_once():

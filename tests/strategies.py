@@ -1,4 +1,4 @@
-"""Random calls of attention: any subset of the options, at any broadcastable shape."""
+"""Random calls of attention: any subset of the options, at any broadcastable shape and any size of a tile."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,10 +6,17 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from attention_xp import flash_attention
 from tests._backends import Backend, to_numpy
+from tests.masks._cases import Case as Rule
+from tests.rule_strategies import rules
 from tests.score_mods import distance_penalty
 
 _LEADING = st.sampled_from([1, 1, 2, 2, 2, 0])
+# Nothing, one, prime lengths, and one more than a tile or two.
+_QUERIES = st.sampled_from([0, 1, 3, 4, 5, 7])
+_KEYS = st.sampled_from([0, 1, 2, 5, 6, 7, 11, 13])
+_TILES = st.sampled_from([None, (1, 1), (3, 5), (2, 4), (4, 1), (64, 64)])
 
 
 @dataclass(frozen=True)
@@ -19,7 +26,7 @@ class Case:
     query: np.ndarray
     key: np.ndarray
     value: np.ndarray
-    mask: np.ndarray | None
+    mask: np.ndarray | Rule | None
     options: dict[str, Any]
     dtype: str
 
@@ -31,6 +38,8 @@ class Case:
         """The mask and the options as keyword arguments under test."""
         made = {"mask": self.mask} | self.options
         made = {name: library.array(x) if isinstance(x, np.ndarray) else x for name, x in made.items()}
+        if isinstance(self.mask, Rule):
+            made["mask"] = self.mask.build(library.array)
         if self.options.get("score_mod"):
             made["score_mod"] = distance_penalty(library.namespace())
         return made
@@ -41,18 +50,45 @@ class Case:
             name: x.astype(np.float32) if isinstance(x, np.ndarray) and x.dtype == np.float64 else x
             for name, x in ({"mask": self.mask} | self.options).items()
         }
+        if isinstance(self.mask, Rule):
+            options["mask"] = self.table(self.mask)
         return tuple(to_numpy(x) for x in self.inputs(library)), options
+
+    def by_guest(self, library: Backend) -> Any:
+        """The output of the kernel that the library brings, or the reason why it gives none."""
+        try:
+            return flash_attention(*self.inputs(library), **self.keywords(library), impl="fused")
+        except ValueError as error:
+            return str(error)
+
+    def scores(self) -> tuple[int, ...]:
+        """The shape ``(..., H, Sq, Sk)``, without heads where there are none."""
+        return _scores(self.query, self.key, self.value)
+
+    def table(self, rule: Rule) -> np.ndarray:
+        """What a rule says of every pair, in the shape of the scores."""
+        *lead, queries, keys = self.scores()
+        batch, heads = (tuple(lead[:-1]), lead[-1]) if self.query.ndim > 3 else (tuple(lead), 1)
+        offset = self.options["query_offset"]
+        offsets = np.broadcast_to(0 if offset is None else offset, batch).ravel()
+        tables = [
+            rule.table(b + 1, heads, range(o, o + queries), range(keys))[b] for b, o in enumerate(offsets.tolist())
+        ]
+        return np.asarray(tables, dtype=bool).reshape(self.scores())
 
 
 @st.composite
-def cases(draw: st.DrawFn, dtypes: tuple[str, ...]) -> Case:
-    """Draw a call: shapes first, then every option with even odds to be absent."""
+def cases(draw: st.DrawFn, dtypes: tuple[str, ...], *, common: bool = False) -> Case:
+    """Draw a call: shapes first, then every option with even odds to be absent.
+
+    With `common`, only options are drawn that the kernels of other libraries have as well.
+    """
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     ndim = draw(st.integers(2, 5))
-    batch = tuple(draw(_LEADING) for _ in range({2: 0, 3: 1, 4: 1, 5: 2}[ndim]))
+    batch = tuple(draw(_LEADING.filter(bool) if common else _LEADING) for _ in range({2: 0, 3: 1, 4: 1, 5: 2}[ndim]))
     kv_heads = draw(st.integers(1, 2))
     heads = kv_heads * draw(st.integers(1, 2))
-    queries, keys = draw(st.sampled_from([0, 1, 3, 5])), draw(st.sampled_from([0, 1, 5, 5, 6]))
+    queries, keys = (draw(sizes.filter(bool) if common else sizes) for sizes in (_QUERIES, _KEYS))
     width, value_width = draw(st.sampled_from([1, 4])), draw(st.sampled_from([1, 4, 3]))
 
     def tensor(head_axis: int, length: int, size: int) -> np.ndarray:
@@ -62,36 +98,61 @@ def cases(draw: st.DrawFn, dtypes: tuple[str, ...]) -> Case:
 
     query = tensor(heads, queries, width)
     key, value = tensor(kv_heads, keys, width), tensor(kv_heads, keys, value_width)
-    batch = np.broadcast_shapes(*(x.shape[: len(batch)] for x in (query, key, value)))
-    scores = (*batch, *((heads,) if ndim > 3 else ()), queries, keys)
-    options = draw(_options(rng, batch, scores))
-    return Case(query, key, value, draw(_masks(rng, scores)), options, draw(st.sampled_from(dtypes)))
+    scores = _scores(query, key, value)
+    batch, heads = scores[: len(batch)], heads if ndim > 3 else 1
+    options = draw(_options(rng, batch, scores, common=common))
+    mask = draw(_masks(rng, scores) | (rules(rng, batch, heads, ("length",)) if common else rules(rng, batch, heads)))
+    if isinstance(mask, Rule) and queries != keys and options["query_offset"] is None:
+        options["query_offset"] = draw(st.sampled_from([0, keys - queries]))
+    return Case(query, key, value, mask, options, draw(st.sampled_from(dtypes)))
+
+
+def _scores(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> tuple[int, ...]:
+    """The shape of the scores."""
+    has_heads = query.ndim > 3
+    batch = np.broadcast_shapes(*(x.shape[: x.ndim - 2 - has_heads] for x in (query, key, value)))
+    return (*batch, *query.shape[-3:-2][:has_heads], query.shape[-2], key.shape[-2])
 
 
 @st.composite
-def _options(draw: st.DrawFn, rng: np.random.Generator, batch: tuple[int, ...], scores: tuple[int, ...]) -> dict:
+def _options(
+    draw: st.DrawFn, rng: np.random.Generator, batch: tuple[int, ...], scores: tuple[int, ...], *, common: bool
+) -> dict:
     """Draw all options but the mask."""
     queries, keys = scores[-2:]
     left, right = (st.none() | st.integers(0, 4) for _ in range(2))
     options = {
-        "is_causal": draw(st.booleans()),
-        "window": draw(st.none() | st.integers(0, 3) | st.tuples(left, right)),
+        "is_causal": draw(st.booleans()) and not (common and draw(st.booleans())),
         "query_lengths": draw(st.none() | _integers(rng, batch, 0, queries)),
         "key_lengths": draw(st.none() | _integers(rng, batch, 0, keys)),
         "scale": draw(st.sampled_from([None, 0.3, -1.0])),
-        "softcap": draw(st.sampled_from([None, 2.0])),
-        "score_mod": distance_penalty(np) if draw(st.booleans()) else None,
-        "bias": rng.standard_normal(draw(_broadcastable(scores))) if draw(st.booleans()) else None,
-        "sinks": rng.standard_normal(scores[-3:-2] if len(scores) > 3 else ()) if draw(st.booleans()) else None,
-        "query_offset": draw(st.none() | _integers(rng, batch, -2, 4)),
+        "bias": draw(_biases(rng, scores)) if draw(st.booleans()) and not (common and draw(st.booleans())) else None,
+        "query_offset": draw(st.sampled_from([None, 0]) if common else st.none() | _integers(rng, batch, -2, 4)),
+        "tile": draw(_TILES),
     }
-    if draw(st.booleans()):
-        options |= {"dropout_rate": 0.5, "rng": draw(st.integers(0, 2**64 - 1))}
-    options["sinks"] = None if options["sinks"] is None else np.asarray(options["sinks"])
-    is_relative = options["is_causal"] or options["window"] is not None
+    if not common:
+        options |= {
+            "window": draw(st.none() | st.integers(0, 3) | st.tuples(left, right)),
+            "softcap": draw(st.sampled_from([None, 2.0])),
+            "score_mod": distance_penalty(np) if draw(st.booleans()) else None,
+            "sinks": rng.standard_normal(scores[-3:-2] if len(scores) > 3 else ()) if draw(st.booleans()) else None,
+        }
+        options["sinks"] = None if options["sinks"] is None else np.asarray(options["sinks"])
+        if draw(st.booleans()):
+            options |= {"dropout_rate": 0.5, "rng": draw(st.integers(0, 2**64 - 1))}
+    is_relative = options["is_causal"] or options.get("window") is not None
     if is_relative and queries != keys and options["query_offset"] is None:
-        options["query_offset"] = draw(st.sampled_from([0, keys - queries]))
+        options["query_offset"] = 0 if common else draw(st.sampled_from([0, keys - queries]))
     return options
+
+
+@st.composite
+def _biases(draw: st.DrawFn, rng: np.random.Generator, scores: tuple[int, ...]) -> np.ndarray:
+    """Draw a bias, at times one that excludes as a mask does."""
+    bias = np.asarray(rng.standard_normal(draw(_broadcastable(scores))))
+    return (
+        np.where(rng.random(bias.shape) < 0.2, -np.inf, bias) if draw(st.sampled_from([False] * 4 + [True])) else bias
+    )
 
 
 def _integers(rng: np.random.Generator, batch: tuple[int, ...], low: int, high: int) -> st.SearchStrategy[Any]:

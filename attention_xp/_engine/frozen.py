@@ -1,9 +1,12 @@
-"""Split nested tuples and dataclasses into arrays and a hashable rest, so that JAX can cache by the rest."""
+"""Split nested tuples and dataclasses into arrays and a hashable rest.
+
+JAX caches by the rest, and the arrays can be exchanged for those of another library.
+"""
 
 import dataclasses
 from typing import Any
 
-from array_api_compat import is_jax_array, is_numpy_array
+from array_api_compat import is_cupy_array, is_jax_array, is_numpy_array
 
 from attention_xp._typing import Array
 
@@ -17,7 +20,7 @@ def freeze(thing: Any) -> tuple[Any, list[Array]]:
 
 
 def _freeze(thing: Any, arrays: list[Array]) -> Any:
-    if is_jax_array(thing) or is_numpy_array(thing):
+    if is_jax_array(thing) or is_numpy_array(thing) or is_cupy_array(thing):
         arrays.append(thing)
         return _Hole(len(arrays) - 1)
     if isinstance(thing, tuple):

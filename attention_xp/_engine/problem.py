@@ -43,6 +43,7 @@ class Problem:
     softcap: float | None
     score_mod: ScoreMod | None
     addends: tuple[Array, ...]  # bias and floating mask
+    narrow_addends: bool  # whether these came in the dtype of the query
     rules: tuple[Mask, ...]  # a pair is allowed where all of them allow it
     sinks: Array | None  # (H, 1, 1), or (1, 1)
     query_offset: int | Array | None
@@ -109,6 +110,7 @@ class Problem:
         rules = _rules(o, mask if isinstance(mask, Mask) else None, rows, columns)
         if offset is None and query.shape[-2] != key.shape[-2]:
             _refuse_to_guess(rules, query, key)
+        narrow = all(a is None or a.dtype in (xp.bool, query.dtype) for a in (o["bias"], mask_array))
         addends = [] if o["bias"] is None else [line_up.addend("bias", o["bias"])]
         if mask_array is not None:
             mask_array = line_up.mask(mask_array)
@@ -133,6 +135,7 @@ class Problem:
             softcap=None if o["softcap"] is None else check_positive("softcap", o["softcap"]),
             score_mod=check_callable("score_mod", o["score_mod"], "f(score, b, h, q_idx, kv_idx)"),
             addends=tuple(addends),
+            narrow_addends=narrow,
             rules=tuple(rules),
             sinks=None if o["sinks"] is None else line_up.sinks(o["sinks"]),
             query_offset=offset,

@@ -1,9 +1,8 @@
 """The online softmax over tiles: memory linear in the lengths, every option."""
 
-import math
-
 from attention_xp._backend import library_name
 from attention_xp._engine import dense
+from attention_xp._engine.borders import formula_is_faster
 from attention_xp._engine.plan import bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Attended, Wanted
@@ -11,8 +10,6 @@ from attention_xp._engine.tile_sizes import tile_sizes
 from attention_xp._typing import Array
 
 __all__ = ["attend", "is_worthwhile", "refusal"]
-
-_FEW = 2**16  # scores up to which one formula is faster than any loop
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:  # noqa: ARG001
@@ -22,10 +19,9 @@ def refusal(problem: Problem, wanted: Wanted) -> str | None:  # noqa: ARG001
 
 def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:
     """Return whether tiles pay: not for few scores, nor where the weights are materialised anyway."""
-    scores = math.prod(problem.lead) * problem.query.shape[-2] * problem.key.shape[-2]
     if library_name(problem.xp) == "jax" and problem.has_foreign_code():
         return False  # dense is differentiable in what it captures
-    return not wanted.weights and scores > _FEW
+    return not wanted.weights and not formula_is_faster(problem)
 
 
 def attend(problem: Problem, wanted: Wanted) -> Attended:

@@ -3,13 +3,13 @@
 from types import ModuleType
 
 from attention_xp._backend import library_name
-from attention_xp._engine.fused import _torch
+from attention_xp._engine.fused import _cupy, _jax, _torch
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Attended, Wanted
 
 __all__ = ["attend", "is_worthwhile", "refusal"]
 
-_GUESTS: dict[str, ModuleType] = {"torch": _torch}
+_GUESTS: dict[str, ModuleType] = {"torch": _torch, "jax": _jax, "cupy": _cupy}
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:

@@ -1,0 +1,173 @@
+"""cuDNN's attention on CUDA, through JAX's ``dot_product_attention``.
+
+What it takes is written in ``check_layout`` and ``check_is_flash_attention`` of JAX, and tried there
+in its own tests: a bias and a mask with causal order or lengths, a window with causal order alone.
+"""
+
+import sys
+from typing import Any
+
+from attention_xp._backend import cuda_device, dtype_name, is_mapped
+from attention_xp._engine.fused._translation import (
+    added,
+    allowed,
+    column_rules,
+    four_axes,
+    starts_at_0,
+    unknown_option,
+    with_zero_keys,
+    with_zero_rows,
+)
+from attention_xp._engine.problem import Problem
+from attention_xp._engine.result import Attended, Wanted
+from attention_xp._engine.rules import ArrayMask
+from attention_xp._typing import Array, Device
+from attention_xp.masks import CausalMask, LengthMask, Mask, WindowMask
+
+__all__ = ["attend", "is_worthwhile", "refusal"]
+
+_IMPLEMENTATION = "cudnn"  # "xla" computes the same on any device, dtype and width, for the tests
+_STEP = 8  # every head dimension is a multiple of it
+
+
+def refusal(problem: Problem, wanted: Wanted) -> str | None:
+    """Return what cuDNN's kernel has no word for."""
+    return _refused_device(problem) or _refused_option(problem, wanted) or _refused_mask(problem)
+
+
+def _refused_device(problem: Problem) -> str | None:
+    """Return what is wrong with device, dtype or widths."""
+    D, Dv = problem.query.shape[-1], problem.value.shape[-1]
+    if Dv != D:
+        return f"JAX's dot_product_attention needs values as wide as the keys: D is {D} but Dv is {Dv}"
+    if _IMPLEMENTATION != "cudnn":
+        return None
+    device = cuda_device(problem.query)
+    if device is None:
+        return "cuDNN, JAX's fused kernel, needs a CUDA device"
+    if problem.query.dtype == problem.dtype:
+        return f"cuDNN's attention computes in 16 bits (float16 or bfloat16), not in {dtype_name(problem.dtype)}"
+    widest = _widest(device)
+    if widest < D or D % _STEP:
+        return f"cuDNN's attention needs a head dimension D that is a multiple of {_STEP} up to {widest}, not {D}"
+    return None
+
+
+def _widest(device: Device) -> int:
+    """Return the largest head dimension: Hopper and later have twice that of their predecessors."""
+    return 256 if float(device.compute_capability) >= 9.0 else 128
+
+
+def _refused_option(problem: Problem, wanted: Wanted) -> str | None:
+    unknown = unknown_option(problem, wanted)
+    return None if unknown is None else f"cuDNN's attention knows no {unknown}"
+
+
+def _refused_mask(problem: Problem) -> str | None:
+    rules, lengths = column_rules(problem), (problem.query.shape[-2], problem.key.shape[-2])
+    if not all(isinstance(rule, ArrayMask | CausalMask | LengthMask | WindowMask) for rule in rules):
+        return "cuDNN's attention would need this mask as an array of (Sq, Sk)"
+    if _is_causal(rules) and not starts_at_0(problem):
+        return "cuDNN's attention knows no query_offset under a causal mask"
+    if any(isinstance(rule, WindowMask) for rule in rules):
+        return _refused_window(problem, rules)
+    has_array = len(problem.addends) > 0 or any(isinstance(rule, ArrayMask) for rule in rules)
+    if has_array and any(length % 2 for length in lengths):
+        return "cuDNN's attention is differentiable under a mask or bias of even lengths Sq and Sk only"
+    return None
+
+
+def _refused_window(problem: Problem, rules: tuple[Mask, ...]) -> str | None:
+    if not _is_causal(rules):
+        return "cuDNN's attention knows a window under a causal mask only: window=(left, 0)"
+    is_alone = len(problem.addends) == 0 and all(isinstance(rule, CausalMask | WindowMask) for rule in rules)
+    if not is_alone or problem.query.shape[-2] != problem.key.shape[-2]:
+        return "cuDNN's attention takes a window with Sq == Sk only, and with no mask, bias or lengths"
+    return None
+
+
+def _is_causal(rules: tuple[Mask, ...]) -> bool:
+    """Whether nobody sees what comes later."""
+    return any(isinstance(rule, CausalMask) or (isinstance(rule, WindowMask) and rule.right == 0) for rule in rules)
+
+
+def is_worthwhile(problem: Problem) -> bool:
+    """Return whether the kernel is faster than tiles: on a GPU. Its rule for `vmap` maps all arrays or none."""
+    mapped = any(is_mapped(a) for a in (problem.query, problem.key, problem.value))
+    return not mapped and cuda_device(problem.query) is not None
+
+
+def attend(problem: Problem, wanted: Wanted) -> Attended:  # noqa: ARG001
+    """Call the kernel with (B, S, H, D)."""
+    jax: Any = sys.modules["jax"]
+    xp, rules = problem.xp, column_rules(problem)
+    key, value = (with_zero_keys(problem, rules, a) for a in (problem.key, problem.value))
+    bias, keep = _bias_and_mask(problem, rules)
+    q_lengths, k_lengths = _lengths(problem, rules)
+    output = jax.nn.dot_product_attention(
+        *(xp.permute_dims(four_axes(problem, a), (0, 2, 1, 3)) for a in (problem.query, key, value)),
+        bias=bias,
+        mask=keep,
+        scale=problem.scale,
+        is_causal=_is_causal(rules),
+        query_seq_lengths=q_lengths,
+        key_value_seq_lengths=k_lengths,
+        local_window_size=_window(rules),
+        implementation=_IMPLEMENTATION,
+    )
+    output = xp.permute_dims(output, (0, 2, 1, 3))  # (B, Sq, H, D) -> (B, H, Sq, D)
+    output = _with_zero_empty_rows(problem, rules, output)
+    return Attended(with_zero_rows(problem, xp.reshape(output, (*problem.lead, *output.shape[-2:]))), None, None)
+
+
+def _bias_and_mask(problem: Problem, rules: tuple[Mask, ...]) -> tuple[Array | None, Array | None]:
+    """Return additions and exclusions, each (B or 1, H or 1, Sq, Sk): what adds minus infinity excludes."""
+    xp = problem.xp
+    keep = allowed(problem, tuple(rule for rule in rules if isinstance(rule, ArrayMask)))
+    total = added(problem)
+    if total is not None:
+        finite = total != -xp.inf
+        keep = finite if keep is None else keep & finite
+        total = _spread(problem, xp.astype(xp.where(finite, total, 0.0), problem.query.dtype))
+    return total, None if keep is None else _spread(problem, keep)
+
+
+def _spread(problem: Problem, a: Array) -> Array:
+    """Return an array that broadcasts to the scores with all of Sq and Sk."""
+    a = four_axes(problem, a)
+    return problem.xp.broadcast_to(a, (*a.shape[:2], problem.query.shape[-2], problem.key.shape[-2]))
+
+
+def _lengths(problem: Problem, rules: tuple[Mask, ...]) -> tuple[Array | None, Array | None]:
+    """Return how many rows and how many keys of each batch item are no padding, (B,) int32."""
+    xp = problem.xp
+    Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
+    rows = None if problem.query_lengths is None else _per_item(problem, problem.query_lengths, Sq)
+    columns = [_per_item(problem, rule.lengths, Sk) for rule in rules if isinstance(rule, LengthMask)]
+    return rows, xp.min(xp.stack(columns), axis=0) if columns else None
+
+
+def _per_item(problem: Problem, lengths: int | Array, most: int) -> Array:
+    xp = problem.xp
+    lengths = xp.clip(xp.astype(xp.asarray(lengths), xp.int32), 0, most)
+    return xp.reshape(xp.broadcast_to(lengths, problem.batch), (-1,))
+
+
+def _window(rules: tuple[Mask, ...]) -> tuple[int, int] | None:
+    """Return how far a query sees to the left, where that is limited, and nothing to the right."""
+    sides = [rule.left for rule in rules if isinstance(rule, WindowMask) and rule.left is not None]
+    return (min(sides), 0) if sides else None
+
+
+def _with_zero_empty_rows(problem: Problem, rules: tuple[Mask, ...], output: Array) -> Array:
+    """Return the output (B, H, Sq, D) with zeros where a row may attend nothing: the kernel averages there."""
+    xp, total = problem.xp, added(problem)
+    if total is None and not any(isinstance(rule, ArrayMask) for rule in rules):  # others leave key 0, or nothing
+        rules = tuple(rule for rule in rules if isinstance(rule, LengthMask))
+    keep = allowed(problem, rules)
+    if total is not None:
+        keep = total != -xp.inf if keep is None else keep & (total != -xp.inf)
+    if keep is None:
+        return output
+    keep = xp.reshape(keep, (1,) * (2 - keep.ndim) + tuple(keep.shape)) if keep.ndim < 2 else keep
+    return xp.where(four_axes(problem, xp.any(keep, axis=-1, keepdims=True)), output, 0.0)

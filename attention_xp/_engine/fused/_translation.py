@@ -1,0 +1,95 @@
+"""What the kernels of all libraries need: rules and additions in their words, and padding made harmless."""
+
+from attention_xp._engine.arithmetic import allowed_pairs
+from attention_xp._engine.problem import Problem
+from attention_xp._engine.region import Region
+from attention_xp._engine.result import Wanted
+from attention_xp._engine.rules import RowMask
+from attention_xp._typing import Array
+from attention_xp.masks import LengthMask, Mask
+
+__all__ = [
+    "added",
+    "allowed",
+    "column_rules",
+    "four_axes",
+    "starts_at_0",
+    "unknown_option",
+    "with_zero_keys",
+    "with_zero_rows",
+]
+
+
+def unknown_option(problem: Problem, wanted: Wanted) -> str | None:
+    """Return the name of an option that no library's kernel has a word for."""
+    if problem.softcap is not None:
+        return "softcap"
+    if problem.score_mod is not None:
+        return "score_mod"
+    if problem.sinks is not None:
+        return "sinks"
+    if problem.seed is not None:
+        return "dropout with a reproducible draw"
+    if problem.packing is not None:
+        return "packed sequences"
+    if 0 in problem.query.shape or 0 in problem.key.shape or 0 in problem.value.shape:
+        return "empty axes"
+    if not _fit(problem):
+        return "additions in more than 16 bits"
+    return "a log-sum-exp in 32 bits" if wanted.lse else None
+
+
+def _fit(problem: Problem) -> bool:
+    """Whether the additions can be made in the dtype of the query without rounding them."""
+    is_wide = problem.query.dtype == problem.dtype
+    return is_wide or len(problem.addends) == 0 or (len(problem.addends) == 1 and problem.narrow_addends)
+
+
+def column_rules(problem: Problem) -> tuple[Mask, ...]:
+    """Return the rules but those on rows, which are zeroed afterwards."""
+    return tuple(rule for rule in problem.rules if not isinstance(rule, RowMask))
+
+
+def starts_at_0(problem: Problem) -> bool:
+    """Whether the first query of every batch item stands beside the first key."""
+    return problem.query_offset is None or (isinstance(problem.query_offset, int) and problem.query_offset == 0)
+
+
+def allowed(problem: Problem, rules: tuple[Mask, ...]) -> Array | None:
+    """Return where all rules agree, as an array that broadcasts to the scores."""
+    return allowed_pairs(rules, Region.whole(problem))
+
+
+def added(problem: Problem) -> Array | None:
+    """Return the sum of bias and floating mask, ``None`` without either."""
+    if len(problem.addends) == 0:
+        return None
+    return sum(problem.addends[1:], start=problem.addends[0])
+
+
+def four_axes(problem: Problem, a: Array) -> Array:
+    """Return (B, H, S, D) of what broadcasts to the scores, or of keys and values, leading axes joined."""
+    xp = problem.xp
+    a = xp.reshape(a, (1,) * (2 - a.ndim) + tuple(a.shape)) if a.ndim < 2 else a
+    lead = problem.batch if problem.heads is None else (*problem.batch, a.shape[-3] if a.ndim > 2 else 1)
+    if len(lead) == 2 and a.ndim == 4:
+        return a
+    heads = lead[-1] if problem.heads is not None else 1
+    return xp.reshape(xp.broadcast_to(a, (*lead, *a.shape[-2:])), (-1, heads, *a.shape[-2:]))
+
+
+def with_zero_keys(problem: Problem, rules: tuple[Mask, ...], a: Array) -> Array:
+    """Return keys or values with zeros for the padding, whose NaN a weight of 0 would not silence."""
+    for rule in rules:
+        if isinstance(rule, LengthMask):
+            real = rule.allowed(Region.whole(problem))  # (Sk,) or (..., 1, Sk)
+            a = problem.xp.where(problem.xp.expand_dims(real[..., 0, :] if real.ndim > 1 else real, axis=-1), a, 0.0)
+    return a
+
+
+def with_zero_rows(problem: Problem, output: Array) -> Array:
+    """Return the output with zeros for the rows of padding."""
+    if problem.query_lengths is None:
+        return output
+    region = Region.whole(problem)
+    return problem.xp.where(region.row < region.per_batch(problem.query_lengths), output, 0.0)

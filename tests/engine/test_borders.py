@@ -1,0 +1,59 @@
+"""Where the choice goes from one kernel to another; the figures behind it are in the benchmarks."""
+
+import pytest
+
+from attention_xp._engine import fused, tiled
+from attention_xp._engine.choose import choose
+from attention_xp._engine.problem import Problem
+from attention_xp._engine.result import Wanted
+
+SMALL_HEADS = ((64, 12, 32, 32), (64, 12, 32, 32))
+LONG = ((1, 8, 1024, 8), (1, 8, 1024, 8))
+DECODING = ((1, 16, 1, 8), (1, 16, 20000, 8))
+GROUPED_DECODING = ((1, 32, 1, 8), (1, 8, 20000, 8))
+
+CHOICES = [
+    ("numpy", SMALL_HEADS, "dense"),
+    ("numpy", LONG, "tiled"),
+    ("numpy", DECODING, "dense"),
+    ("numpy", GROUPED_DECODING, "tiled"),
+    ("torch", SMALL_HEADS, "dense"),
+    ("torch", LONG, "tiled"),
+    ("torch", ((1, 8, 300, 8), (1, 8, 300, 8)), "dense"),
+    ("jax", SMALL_HEADS, "dense"),
+    ("jax", LONG, "tiled"),
+    ("jax", DECODING, "tiled"),
+    ("strict", ((2, 4, 64, 8), (2, 4, 64, 8)), "dense"),
+    ("strict", LONG, "tiled"),
+]
+
+
+def problem(library, query, key, value=None, **options):
+    """A call of which nothing but the shapes matters."""
+    xp = library.namespace()
+    arrays = [xp.zeros(shape, dtype=xp.float32, device=library.device()) for shape in (query, key, value or key)]
+    return Problem.of(*arrays, None, 0.0, options)
+
+
+@pytest.mark.parametrize(("name", "shapes", "kernel"), CHOICES)
+def test_tiles_or_the_formula(library, name, shapes, kernel):
+    if library.library != name:
+        pytest.skip(f"this is about {name}")
+    assert choose(problem(library, *shapes, softcap=2.0), Wanted()) == kernel  # no guest has a soft cap
+    assert choose(problem(library, *shapes, softcap=2.0), Wanted(weights=True)) == "dense"
+
+
+def test_the_formula_never_needs_much_more_memory_than_the_input(library):
+    """What is materialised grows with the length, not with its square."""
+    for length in (2**11, 2**13):
+        assert tiled.is_worthwhile(problem(library, (1, 1, length, 1), (1, 1, length, 1)), Wanted())
+
+
+@pytest.mark.backends("torch")
+@pytest.mark.parametrize(
+    ("length", "width", "is_guest"), [(16, 8, True), (16, 4, True), (512, 8, True), (512, 4, False)]
+)
+def test_torch_has_no_kernel_for_unequal_widths(library, length, width, is_guest):
+    shapes = (1, 8, length, 8), (1, 8, length, 8), (1, 8, length, width)
+    assert fused.is_worthwhile(problem(library, *shapes), Wanted()) is is_guest
+    assert (choose(problem(library, *shapes), Wanted()) == "fused") is is_guest

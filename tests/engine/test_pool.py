@@ -1,0 +1,198 @@
+"""NumPy's threads: safe from everywhere, gone when BLAS may use but one, and BLAS is left as it was found."""
+
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from attention_xp import flash_attention
+from tests import reference
+from tests._inputs import inputs
+
+ROOT = Path(__file__).parents[2]
+SHAPE = (2, 4, 64, 8)
+TILE = (16, 16)  # 32 jobs
+PATIENCE = 30.0  # seconds that threads wait for each other at most
+
+pytestmark = pytest.mark.skipif(
+    not any(library["user_api"] == "blas" for library in threadpool_info()),
+    reason="threadpoolctl finds no BLAS whose threads it could count",
+)
+
+
+def attend(seed, **options):
+    """Attention on numbers of their own for every seed, tile by tile."""
+    arrays = [x + 0.1 * seed for x in inputs(SHAPE)]
+    return flash_attention(*arrays, is_causal=True, impl="tiled", tile=TILE, **options)
+
+
+def blas_threads():
+    """How many threads each BLAS may use now."""
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+
+class Crowd:
+    """A score_mod that notes which threads call it, and has each wait until so many have come."""
+
+    def __init__(self, expected=1):
+        self.threads = set()
+        self.meeting = threading.Barrier(expected)
+        self.limits = []
+
+    def __call__(self, score, b, h, q_idx, kv_idx):
+        if threading.get_ident() not in self.threads:
+            self.threads.add(threading.get_ident())
+            self.limits += blas_threads()
+            self.meeting.wait(PATIENCE)
+        return score
+
+
+@pytest.mark.parametrize("allowed", [1, 2, 3])
+def test_as_many_threads_as_blas_may_use(allowed):
+    crowd = Crowd(allowed)
+    with threadpool_limits(allowed, user_api="blas"):
+        attend(0, score_mod=crowd)
+        assert set(blas_threads()) == {allowed}
+    assert len(crowd.threads) == allowed
+    assert threading.get_ident() in crowd.threads
+    assert set(crowd.limits) == {1}  # BLAS itself has one thread meanwhile
+
+
+def test_one_thread_starts_none(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a thread was asked for")
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", refuse)
+    with threadpool_limits(1, user_api="blas"):
+        attend(0)
+    with threadpool_limits(2, user_api="blas"), pytest.raises(AssertionError, match="a thread was asked for"):
+        attend(0)
+
+
+class ModError(Exception):
+    """What a score_mod of the tests raises."""
+
+
+@pytest.mark.parametrize("where", ["helper", "caller"])
+def test_an_exception_reaches_the_caller_and_blas_is_restored(where):
+    meeting = threading.Barrier(2)
+    seen = set()
+    caller = threading.get_ident()
+
+    def fail(score, *_):
+        if threading.get_ident() not in seen:
+            seen.add(threading.get_ident())
+            meeting.wait(PATIENCE)
+        if (threading.get_ident() == caller) == (where == "caller"):
+            raise ModError(where)
+        return score
+
+    before = blas_threads()
+    with threadpool_limits(2, user_api="blas"):
+        with pytest.raises(ModError, match=where):
+            attend(0, score_mod=fail)
+        assert set(blas_threads()) == {2}
+        np.testing.assert_allclose(attend(0), expected(0), rtol=1e-10, atol=1e-12)  # and the next call works
+    assert blas_threads() == before
+
+
+def expected(seed):
+    """What the formula gives."""
+    return reference.attention(*(x + 0.1 * seed for x in inputs(SHAPE)), is_causal=True).output
+
+
+def test_several_threads_of_the_user_at_once():
+    count = 6
+    together = threading.Barrier(count)
+
+    def call(seed):
+        together.wait(PATIENCE)
+        return [attend(seed) for _ in range(5)]
+
+    before = blas_threads()
+    with threadpool_limits(3, user_api="blas"), ThreadPoolExecutor(count) as threads:
+        results = list(threads.map(call, range(count)))
+        assert set(blas_threads()) == {3}
+    assert blas_threads() == before
+    for seed, outputs in enumerate(results):
+        for output in outputs:
+            np.testing.assert_allclose(output, expected(seed), rtol=1e-10, atol=1e-12)
+
+
+def test_attention_inside_attention():
+    inner = []
+
+    def nested(score, *_):
+        inner.append(attend(1))
+        return score
+
+    with threadpool_limits(2, user_api="blas"):
+        np.testing.assert_allclose(attend(0, score_mod=nested), expected(0), rtol=1e-10, atol=1e-12)
+        assert set(blas_threads()) == {2}
+    for output in inner:
+        np.testing.assert_allclose(output, expected(1), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["loky", "threading"])
+def test_inside_workers_of_joblib(backend):
+    joblib = pytest.importorskip("joblib")
+    before = blas_threads()
+    attend(0)  # the pool of this process exists
+    with joblib.parallel_config(backend, n_jobs=2):
+        results = joblib.Parallel()(joblib.delayed(attend)(seed) for seed in range(6))
+    for seed, output in enumerate(results):
+        np.testing.assert_allclose(output, expected(seed), rtol=1e-10, atol=1e-12)
+    assert blas_threads() == before
+
+
+FORK = """
+import os, sys, threading
+import numpy as np
+from threadpoolctl import threadpool_limits
+from tests.engine.test_pool import Crowd, attend, blas_threads, expected
+
+def answer():
+    crowd = Crowd(2)
+    np.testing.assert_allclose(attend(3, score_mod=crowd), expected(3), rtol=1e-10, atol=1e-12)
+    assert len(crowd.threads) == 2, crowd.threads
+    assert set(blas_threads()) == {2}, blas_threads()
+
+with threadpool_limits(2, user_api="blas"):
+    answer()
+    inside, leave = threading.Event(), threading.Event()
+    def linger(score, *_):
+        inside.set(), leave.wait(30)
+        return score
+    busy = threading.Thread(target=attend, args=(0,), kwargs={"score_mod": linger}) if MEANWHILE else None
+    if busy:
+        busy.start(), inside.wait(30)
+    child = os.fork()
+    if child == 0:
+        try:
+            answer()
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    leave.set()
+    if busy:
+        busy.join()
+    answer()
+    sys.exit(status)
+"""
+
+
+@pytest.mark.skipif(not hasattr(sys.modules["os"], "fork"), reason="there is no fork on this system")
+@pytest.mark.parametrize("meanwhile", [False, True], ids=["idle", "while another thread attends"])
+def test_a_forked_child_has_threads_of_its_own(meanwhile):
+    script = FORK.replace("MEANWHILE", str(meanwhile))
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT, timeout=90
+    )
+    assert done.returncode == 0, done.stderr
