@@ -10,6 +10,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _MODULES = {
+    "_alibi": ("alibi_slopes",),
     "_attention": ("cross_attention", "flash_attention", "scaled_dot_product_attention", "self_attention"),
     "_explain": ("explain",),
     "_mask_arrays": ("create_causal_mask", "create_look_ahead_mask", "create_padding_mask"),
@@ -19,6 +20,17 @@ _MODULES = {
     "_normalization": ("layer_normalization",),
     "_positional": ("learned_positional_encoding", "positional_encoding"),
     "_random": ("dropout",),
+    "_rotary": ("axial_rotary_embedding", "rotary_embedding"),
+    "_rotary_cache": ("RotaryCache", "rotary_cache"),
+    "_rotary_scaling": (
+        "DynamicNTKScaling",
+        "LinearScaling",
+        "Llama3Scaling",
+        "LongRopeScaling",
+        "NTKScaling",
+        "YarnScaling",
+    ),
+    "_rotary_weights": ("permute_rotary_weights",),
     "_softmax": ("softmax",),
     "_varlen": ("varlen_attention",),
     "_visualization": ("attention_score_visualization",),
@@ -35,9 +47,18 @@ _SHORT_NAMES = {
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "DynamicNTKScaling",
+    "LinearScaling",
+    "Llama3Scaling",
+    "LongRopeScaling",
     "MultiHeadParams",
+    "NTKScaling",
+    "RotaryCache",
+    "YarnScaling",
     "__version__",
+    "alibi_slopes",
     "attention_score_visualization",
+    "axial_rotary_embedding",
     "causal_mask",
     "create_causal_mask",
     "create_look_ahead_mask",
@@ -56,8 +77,11 @@ __all__ = [
     "multi_head_attention",
     "multi_head_self_attention",
     "padding_mask",
+    "permute_rotary_weights",
     "pos_encoding",
     "positional_encoding",
+    "rotary_cache",
+    "rotary_embedding",
     "scaled_dot_product_attention",
     "sdp_attention",
     "self_attention",
