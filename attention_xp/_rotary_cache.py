@@ -3,7 +3,13 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from attention_xp._backend import common_namespace, computation_dtype, creation_namespace, floating_dtype
+from attention_xp._backend import (
+    common_namespace,
+    computation_dtype,
+    creation_namespace,
+    device as device_of,
+    floating_dtype,
+)
 from attention_xp._engine.checks import check_floating, check_placement, shapes
 from attention_xp._engine.numbers import check_count
 from attention_xp._rotary_scaling import RotaryScaling
@@ -130,5 +136,6 @@ def looked_up(xp: Namespace, table: Array, columns: Array) -> Array:
     shape = (*columns.shape[:-1], table.shape[-1])
     if columns.shape[-1] == 1:
         return xp.reshape(xp.take(table, xp.reshape(columns, (-1,)), axis=0), shape)
-    index = xp.reshape(columns, (-1, table.shape[-1]))
-    return xp.reshape(xp.take_along_axis(table, index, axis=0), shape)
+    pair = xp.arange(table.shape[-1], dtype=columns.dtype, device=device_of(columns))
+    index = xp.reshape(columns * table.shape[-1] + pair, (-1,))
+    return xp.reshape(xp.take(xp.reshape(table, (-1,)), index, axis=0), shape)
