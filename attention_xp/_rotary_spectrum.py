@@ -40,7 +40,8 @@ class Spectrum(NamedTuple):
             return xp.expand_dims(positions, axis=-1)
         axes = [i % positions.shape[0] for i, n in enumerate(self.sections) for _ in range(n)]
         index = xp.asarray(axes, dtype=xp.int32, device=device_of(positions))
-        return xp.moveaxis(xp.take(positions, index, axis=0), 0, -1)  # (axes, ..., S) -> (..., S, R / 2)
+        rows = xp.take(positions, index, axis=0)  # (axes, ..., S) -> (R / 2, ..., S)
+        return xp.permute_dims(rows, (*range(1, rows.ndim), 0))
 
     def _tables(self, points: Points) -> tuple[Array, Array]:
         dims = [2 * n for n in self.sections or ()] if self.axial else [self.rotary_dim]
