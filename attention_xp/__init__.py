@@ -59,6 +59,7 @@ __all__ = [
     "alibi_slopes",
     "attention_score_visualization",
     "axial_rotary_embedding",
+    "biases",
     "causal_mask",
     "create_causal_mask",
     "create_look_ahead_mask",
@@ -92,8 +93,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "masks":
-        return importlib.import_module("attention_xp.masks")
+    if name in {"biases", "masks"}:
+        return importlib.import_module(f"attention_xp.{name}")
     full = _SHORT_NAMES.get(name, name)
     if full not in _HOMES:
         raise AttributeError(f"module 'attention_xp' has no attribute {name!r}")

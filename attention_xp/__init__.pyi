@@ -1,4 +1,4 @@
-from attention_xp import masks as masks
+from attention_xp import biases as biases, masks as masks
 from attention_xp._alibi import alibi_slopes
 from attention_xp._attention import (
     cross_attention,
@@ -52,6 +52,7 @@ __all__ = [
     "alibi_slopes",
     "attention_score_visualization",
     "axial_rotary_embedding",
+    "biases",
     "causal_mask",
     "create_causal_mask",
     "create_look_ahead_mask",

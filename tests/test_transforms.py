@@ -188,7 +188,7 @@ def test_errors_come_while_tracing(library):
 
 
 @pytest.mark.backends("torch")
-@pytest.mark.parametrize("name", ["positional_encoding", "create_causal_mask"])
+@pytest.mark.parametrize("name", ["positional_encoding", "create_causal_mask", "alibi_slopes"])
 def test_creation_inside_torch_compile(library, name):
     torch, sizes = importlib.import_module("torch"), (5, 8) if name == "positional_encoding" else (5,)
 
