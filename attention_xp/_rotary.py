@@ -88,7 +88,9 @@ def rotary_embedding(
     split so that their product keeps its digits at distant positions, too.
 
     `DynamicNTKScaling` and `LongRopeScaling` look at the length of the sequence. It is ``S`` where positions are
-    implied, and one more than the largest of all given positions, which is compared inside the array library.
+    implied, and one more than the largest of all given positions, which is compared inside the array library. The
+    frequencies of `DynamicNTKScaling` are then arrays, and cannot be split beforehand: in float32, angles of distant
+    positions are as coarse as the product is. A table from `rotary_cache` for a length has no such limit.
 
     The inverse rotation is the one with the sines reversed, ``RotaryCache(cache.cos, -cache.sin)``, or at negative
     positions. The same applied to the gradient of the output gives the gradient of `x`.

@@ -1,5 +1,7 @@
 """Rotary position embeddings: pairings, positions, partial width, dtypes, distant positions."""
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -165,3 +167,18 @@ def test_permuting_there_and_back_and_along_another_axis(library, make):
     assert dtype_name(there.dtype) == "float32"
     assert_equal(there, to_numpy(w)[[0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]], library, dtype="float32")
     assert_equal(permute_rotary_weights(there, 2, to="interleaved", axis=0), to_numpy(w), library, dtype="float32")
+
+
+@pytest.mark.backends("torch")
+def test_one_compiled_program_for_many_lengths(library, make):
+    torch = importlib.import_module("torch")
+    torch.compiler.reset()
+    turn = torch.compile(
+        lambda x, positions: (rotary_embedding(x), rotary_embedding(x, positions)),
+        fullgraph=True, backend="eager", dynamic=True,
+    )  # fmt: skip
+    for length in (5, 7, 12):
+        x, positions = make(normal(2, 3, length, 8)), make(np.arange(length) * 3)
+        implied, given = turn(x, positions)
+        assert_close(implied, to_numpy(rotary_embedding(x)), library)
+        assert_close(given, to_numpy(rotary_embedding(x, positions)), library)
