@@ -14,16 +14,11 @@ from attention_xp._multi_head_params import MultiHeadParams, init_multi_head_par
 from attention_xp._normalization import layer_normalization
 from attention_xp._positional import learned_positional_encoding, positional_encoding
 from attention_xp._random import dropout
-from attention_xp._rotary import axial_rotary_embedding, rotary_embedding
+from attention_xp._rotary import rotary_embedding
+from attention_xp._rotary_axial import axial_rotary_embedding
 from attention_xp._rotary_cache import RotaryCache, rotary_cache
-from attention_xp._rotary_scaling import (
-    DynamicNTKScaling,
-    LinearScaling,
-    Llama3Scaling,
-    LongRopeScaling,
-    NTKScaling,
-    YarnScaling,
-)
+from attention_xp._rotary_long import Llama3Scaling, LongRopeScaling, YarnScaling
+from attention_xp._rotary_scaling import DynamicNTKScaling, LinearScaling, NTKScaling
 from attention_xp._rotary_weights import permute_rotary_weights
 from attention_xp._softmax import softmax
 from attention_xp._varlen import varlen_attention

@@ -30,7 +30,7 @@ def check_number(name: str, number: Any) -> float:
     """Return a finite real number as a float."""
     if isinstance(number, bool) or not isinstance(number, Real):
         raise TypeError(f"{name} must be a real number, got {type(number).__name__}")
-    if not -math.inf < number < math.inf:  # a comparison, which torch traces where the number is a symbol
+    if not abs(number) < math.inf:  # a comparison, which torch traces where the number is a symbol
         raise ValueError(f"{name} must be finite, got {number}")
     return float(number)
 
