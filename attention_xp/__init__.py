@@ -10,6 +10,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _MODULES = {
+    "_alibi": ("alibi_slopes",),
     "_attention": ("cross_attention", "flash_attention", "scaled_dot_product_attention", "self_attention"),
     "_explain": ("explain",),
     "_mask_arrays": ("create_causal_mask", "create_look_ahead_mask", "create_padding_mask"),
@@ -19,6 +20,12 @@ _MODULES = {
     "_normalization": ("layer_normalization",),
     "_positional": ("learned_positional_encoding", "positional_encoding"),
     "_random": ("dropout",),
+    "_rotary": ("rotary_embedding",),
+    "_rotary_axial": ("axial_rotary_embedding",),
+    "_rotary_cache": ("RotaryCache", "rotary_cache"),
+    "_rotary_long": ("Llama3Scaling", "LongRopeScaling", "YarnScaling"),
+    "_rotary_scaling": ("DynamicNTKScaling", "LinearScaling", "NTKScaling"),
+    "_rotary_weights": ("permute_rotary_weights",),
     "_softmax": ("softmax",),
     "_varlen": ("varlen_attention",),
     "_visualization": ("attention_score_visualization",),
@@ -35,9 +42,19 @@ _SHORT_NAMES = {
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "DynamicNTKScaling",
+    "LinearScaling",
+    "Llama3Scaling",
+    "LongRopeScaling",
     "MultiHeadParams",
+    "NTKScaling",
+    "RotaryCache",
+    "YarnScaling",
     "__version__",
+    "alibi_slopes",
     "attention_score_visualization",
+    "axial_rotary_embedding",
+    "biases",
     "causal_mask",
     "create_causal_mask",
     "create_look_ahead_mask",
@@ -56,8 +73,11 @@ __all__ = [
     "multi_head_attention",
     "multi_head_self_attention",
     "padding_mask",
+    "permute_rotary_weights",
     "pos_encoding",
     "positional_encoding",
+    "rotary_cache",
+    "rotary_embedding",
     "scaled_dot_product_attention",
     "sdp_attention",
     "self_attention",
@@ -68,8 +88,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "masks":
-        return importlib.import_module("attention_xp.masks")
+    if name in {"biases", "masks"}:
+        return importlib.import_module(f"attention_xp.{name}")
     full = _SHORT_NAMES.get(name, name)
     if full not in _HOMES:
         raise AttributeError(f"module 'attention_xp' has no attribute {name!r}")

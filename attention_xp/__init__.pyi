@@ -1,4 +1,5 @@
-from attention_xp import masks as masks
+from attention_xp import biases as biases, masks as masks
+from attention_xp._alibi import alibi_slopes
 from attention_xp._attention import (
     cross_attention,
     flash_attention,
@@ -13,6 +14,12 @@ from attention_xp._multi_head_params import MultiHeadParams, init_multi_head_par
 from attention_xp._normalization import layer_normalization
 from attention_xp._positional import learned_positional_encoding, positional_encoding
 from attention_xp._random import dropout
+from attention_xp._rotary import rotary_embedding
+from attention_xp._rotary_axial import axial_rotary_embedding
+from attention_xp._rotary_cache import RotaryCache, rotary_cache
+from attention_xp._rotary_long import Llama3Scaling, LongRopeScaling, YarnScaling
+from attention_xp._rotary_scaling import DynamicNTKScaling, LinearScaling, NTKScaling
+from attention_xp._rotary_weights import permute_rotary_weights
 from attention_xp._softmax import softmax
 from attention_xp._varlen import varlen_attention
 from attention_xp._visualization import attention_score_visualization
@@ -28,9 +35,19 @@ causal_mask = create_causal_mask
 padding_mask = create_padding_mask
 
 __all__ = [
+    "DynamicNTKScaling",
+    "LinearScaling",
+    "Llama3Scaling",
+    "LongRopeScaling",
     "MultiHeadParams",
+    "NTKScaling",
+    "RotaryCache",
+    "YarnScaling",
     "__version__",
+    "alibi_slopes",
     "attention_score_visualization",
+    "axial_rotary_embedding",
+    "biases",
     "causal_mask",
     "create_causal_mask",
     "create_look_ahead_mask",
@@ -49,8 +66,11 @@ __all__ = [
     "multi_head_attention",
     "multi_head_self_attention",
     "padding_mask",
+    "permute_rotary_weights",
     "pos_encoding",
     "positional_encoding",
+    "rotary_cache",
+    "rotary_embedding",
     "scaled_dot_product_attention",
     "sdp_attention",
     "self_attention",

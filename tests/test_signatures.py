@@ -25,6 +25,8 @@ MASK = {"mask": None, "dropout_rate": 0.0}
 WEIGHTS = {"return_weights": True}
 HEADS = {"params": None, "num_kv_heads": None} | WEIGHTS
 WHERE = {"xp": None, "dtype": None, "device": None}
+ROTARY = {"base": 10000.0, "rotary_dim": None, "interleaved": False, "scaling": None}
+REQUIRED = inspect.Parameter.empty
 
 SIGNATURES = {
     "scaled_dot_product_attention": (["query", "key", "value"], MASK, WEIGHTS | OPTIONS),
@@ -45,6 +47,17 @@ SIGNATURES = {
     "create_causal_mask": (["seq_len"], {}, WHERE),
     "positional_encoding": (["seq_len", "d_model"], {"n": 10000}, WHERE),
     "learned_positional_encoding": (["seq_len", "d_model"], {}, {"rng": None} | WHERE),
+    "rotary_embedding": (
+        ["x"], {"positions": None},
+        ROTARY | {"sections": None, "axial": False, "cache": None},
+    ),
+    "axial_rotary_embedding": (["x", "height", "width"], {}, ROTARY),
+    "rotary_cache": (
+        ["positions", "rotary_dim"], {},
+        {"base": 10000.0, "scaling": None, "sections": None, "axial": False} | WHERE,
+    ),
+    "permute_rotary_weights": (["w", "num_heads"], {}, {"to": REQUIRED, "rotary_dim": None, "axis": -1}),
+    "alibi_slopes": (["num_heads"], {}, WHERE),
     "softmax": (["x"], {"axis": -1}, {}),
     "dropout": (["x", "rate"], {}, {"rng": None}),
     "layer_normalization": (["x", "gamma", "beta"], {"epsilon": 1e-5}, {}),

@@ -12,6 +12,7 @@ from tests._inputs import inputs, normal
 QKV = inputs((2, 4, 5, 8), (2, 2, 7, 8))
 X = normal(2, 5, 8)
 KEEP = normal(2, 1, 5, 7) > -0.5
+POSITIONS = np.random.default_rng(0).integers(0, 60, (2, 2, 5))
 
 
 def every_option(q, k, v, mask, bias, sinks, lengths):
@@ -26,6 +27,23 @@ def every_option(q, k, v, mask, bias, sinks, lengths):
 def with_params(x, *params):
     """Multi-head attention with projections and biases."""
     return ax.multi_head_self_attention(x, 2, 8, params=ax.MultiHeadParams(*params))
+
+
+def every_rotary_option(x, positions):
+    """Rotary positions of two axes, scaled."""
+    return ax.rotary_embedding(x, positions, base=100.0, sections=(2, 2), axial=True, scaling=ax.YarnScaling(4.0, 16))
+
+
+def rotary_scaling(x, positions):
+    """Rotary positions under the scalings that look at the largest."""
+    dynamic = ax.rotary_embedding(x, positions, scaling=ax.DynamicNTKScaling(2.0, 16))
+    return dynamic, ax.rotary_embedding(x, positions, scaling=ax.LongRopeScaling([1.0] * 4, [4.0] * 4, 16))
+
+
+def rotary_rows(x, positions, table):
+    """Rotary positions with cosines and sines from a table."""
+    cache = ax.RotaryCache(table, 0.5 * table)
+    return ax.rotary_embedding(x, positions, sections=(1, 3), cache=cache), ax.rotary_embedding(x, cache=cache)
 
 
 CALLS = {
@@ -45,6 +63,12 @@ CALLS = {
     "softmax": (ax.softmax, (X,)),
     "layer_normalization": (ax.layer_normalization, (X, normal(8), normal(8, seed=1))),
     "dropout": (lambda x: ax.dropout(x, 0.5, rng=3), (X,)),
+    "rotary_embedding": (lambda x: ax.rotary_embedding(x, interleaved=True, rotary_dim=6), (X,)),
+    "rotary positions": (every_rotary_option, (normal(2, 3, 5, 8), POSITIONS)),
+    "rotary scaling": (rotary_scaling, (X, POSITIONS[0])),
+    "rotary cache": (rotary_rows, (normal(2, 3, 5, 8), POSITIONS, normal(60, 4))),
+    "axial_rotary_embedding": (lambda x: ax.axial_rotary_embedding(x, 1, 5), (X,)),
+    "permute_rotary_weights": (lambda w: ax.permute_rotary_weights(w, 2, to="half"), (X,)),
     "create_padding_mask": (lambda t: ax.create_padding_mask(t, dtype="float32"), (np.asarray([[1, 0], [2, 3]]),)),
 }
 
@@ -164,7 +188,7 @@ def test_errors_come_while_tracing(library):
 
 
 @pytest.mark.backends("torch")
-@pytest.mark.parametrize("name", ["positional_encoding", "create_causal_mask"])
+@pytest.mark.parametrize("name", ["positional_encoding", "create_causal_mask", "alibi_slopes"])
 def test_creation_inside_torch_compile(library, name):
     torch, sizes = importlib.import_module("torch"), (5, 8) if name == "positional_encoding" else (5,)
 

@@ -30,7 +30,8 @@ def check_number(name: str, number: Any) -> float:
     """Return a finite real number as a float."""
     if isinstance(number, bool) or not isinstance(number, Real):
         raise TypeError(f"{name} must be a real number, got {type(number).__name__}")
-    if not math.isfinite(number):
+    # A comparison, which torch traces where the number is a symbol; Real does not promise it to type checkers.
+    if not abs(number) < math.inf:  # type: ignore[operator]
         raise ValueError(f"{name} must be finite, got {number}")
     return float(number)
 

@@ -1,0 +1,141 @@
+"""Cosines and sines of rotary position embeddings, computed once and used by many calls."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from attention_xp._backend import (
+    common_namespace,
+    computation_dtype,
+    creation_namespace,
+    device as device_of,
+    floating_dtype,
+)
+from attention_xp._engine.checks import check_floating, check_placement, shapes
+from attention_xp._engine.numbers import check_count
+from attention_xp._rotary_scaling import RotaryScaling
+from attention_xp._rotary_spectrum import check_positions, spectrum
+from attention_xp._typing import Array, Device, DType, Namespace
+
+__all__ = ["RotaryCache", "check_cache", "check_rotary_dim", "looked_up", "rotary_cache"]
+
+
+class RotaryCache(NamedTuple):
+    """Cosines and sines of the angles, ``(..., S, rotary_dim // 2)`` each; being a named tuple, a pytree to JAX.
+
+    Row ``p`` of a table without leading axes is position ``p``.
+    """
+
+    cos: Array
+    sin: Array
+
+
+def rotary_cache(
+    positions: int | Array,
+    rotary_dim: int,
+    *,
+    base: float = 10000.0,
+    scaling: RotaryScaling | None = None,
+    sections: Sequence[int] | None = None,
+    axial: bool = False,
+    xp: Namespace | None = None,
+    dtype: DType | str | None = None,
+    device: Device | None = None,
+) -> RotaryCache:
+    r"""Compute the cosines and sines that `rotary_embedding` needs, to be handed to it as `cache`.
+
+    .. math::
+
+        \cos(p\,\theta_i), \quad \sin(p\,\theta_i), \qquad \theta_i = b^{-2i/R}, \quad 0 \le i < R/2
+
+    with :math:`R` for `rotary_dim`, :math:`b` for `base`; a scaling changes the frequencies :math:`\theta_i`.
+
+    Parameters
+    ----------
+    positions : int or array
+        A length ``S``, for the positions 0 to ``S - 1``, or an integer array ``(..., S)`` of positions below
+        ``2**31`` in magnitude, with a leading axis more where there are `sections`.
+    rotary_dim : int
+        Number of features that are rotated; even.
+    base : float, default: 10000.0
+        Base of the frequencies.
+    scaling : scaling, optional
+        Changes the frequencies for longer sequences; see `rotary_embedding`.
+    sections : sequence of int, optional
+        How many pairs follow each axis of `positions`; see `rotary_embedding`.
+    axial : bool, default: False
+        Whether every section has a spectrum of its own; see `rotary_embedding`.
+    xp : module, optional
+        The array library, such as ``cupy``, ``torch`` or ``jax.numpy``, where `positions` is a length.
+        Default: NumPy.
+    dtype : dtype or str, optional
+        A floating dtype of the library or its name. Default: float32. Angles are computed in float64 for float64
+        and in float32 for all others.
+    device : device, optional
+        Where to place the arrays, where `positions` is a length. Default: the default device of `xp`.
+
+    Returns
+    -------
+    RotaryCache
+        `cos` and `sin`, each ``(S, rotary_dim // 2)`` or ``(..., S, rotary_dim // 2)``.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of the wrong kind.
+    ValueError
+        If `rotary_dim` is odd, or an option does not fit it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp import rotary_cache, rotary_embedding
+    >>> cache = rotary_cache(4096, 64)
+    >>> query = np.ones((2, 8, 1, 64), dtype=np.float32)
+    >>> rotary_embedding(query, np.asarray([[100], [7]]), cache=cache).shape
+    (2, 8, 1, 64)
+    """
+    rotary_dim = check_rotary_dim(rotary_dim)
+    chosen = spectrum(rotary_dim, base, scaling, sections, axial)
+    if getattr(positions, "ndim", 0) > 0:
+        if xp is not None or device is not None:
+            raise ValueError("xp and device are those of positions where positions is an array: leave them out")
+        xp = common_namespace(positions=positions)
+        check_positions(xp, positions, chosen.sections)
+        dtype = floating_dtype(xp, "float32" if dtype is None else dtype)
+        tables = chosen.given(xp, positions, computation_dtype(xp, dtype))
+    else:
+        length = check_count("positions", positions, low=0)
+        if chosen.sections is not None:
+            raise ValueError(f"sections need positions (axes, ..., S) as an array, got positions {length}")
+        xp = creation_namespace(xp)
+        dtype = floating_dtype(xp, "float32" if dtype is None else dtype)
+        tables = chosen.implied(xp, length, computation_dtype(xp, dtype), device)
+    return RotaryCache(*(xp.astype(table, dtype, copy=False) for table in tables))
+
+
+def check_rotary_dim(rotary_dim: Any) -> int:
+    """Return an even number of features."""
+    features = check_count("rotary_dim", rotary_dim, low=2)
+    if features % 2:
+        raise ValueError(f"rotary_dim must be even, for features are rotated in pairs, got {features}")
+    return features
+
+
+def check_cache(xp: Namespace, cache: RotaryCache, x: Array) -> None:
+    """Check kinds and placement of a cache, and that cosines and sines have one shape."""
+    arrays = {"cache.cos": cache.cos, "cache.sin": cache.sin}
+    check_floating(xp, **arrays)
+    check_placement(xp, x, **arrays)
+    cos, sin = (tuple(a.shape) for a in arrays.values())
+    if len(cos) < 2 or cos != sin or cos[-1] == 0:
+        raise ValueError(f"cache must hold cos and sin (..., S, rotary_dim // 2) of one shape, {shapes(**arrays)}")
+
+
+def looked_up(xp: Namespace, table: Array, columns: Array) -> Array:
+    """Return the rows of a table ``(L, R / 2)`` at positions ``(..., S, 1)`` or ``(..., S, R / 2)``."""
+    shape = (*columns.shape[:-1], table.shape[-1])
+    if columns.shape[-1] == 1:
+        return xp.reshape(xp.take(table, xp.reshape(columns, (-1,)), axis=0), shape)
+    pair = xp.arange(table.shape[-1], dtype=columns.dtype, device=device_of(columns))
+    index = xp.reshape(columns * table.shape[-1] + pair, (-1,))
+    return xp.reshape(xp.take(xp.reshape(table, (-1,)), index, axis=0), shape)
