@@ -40,7 +40,7 @@ class Setting(NamedTuple):
     feature_map: RowMap | None
     scale: float
     normalize: bool
-    triangles: dict[int, Triangle]  # by the number of rows, where a rule needs them
+    triangles: dict[int, Triangle]  # by the number of rows
 
 
 class Chunk:
@@ -52,7 +52,7 @@ class Chunk:
         self.rows = tuple(None if a is None else xp.astype(a, setting.dtype, copy=False) for a in rows)
         query, key, value, g, beta = self.rows
         self.query, self.key, self.value, self.beta = self._features(query), self._features(key), value, beta
-        parts = setting.triangles.get(key.shape[-2])
+        parts = self.parts = setting.triangles[key.shape[-2]]
         self.decay = decay_of(g, parts, xp)
         self.written = value  # (..., C, Dv): what the keys are told to remember
         if beta is not None:
@@ -62,6 +62,9 @@ class Chunk:
             self.news = value - xp.matmul(self.faded_key, carry.memory)
             self.written = xp.matmul(self.inverse, beta * self.news)
         self.last_key = self.decay.to_end(self.key)
+        self.key_sums = None  # up to each row
+        if carry.key_sum is not None:
+            self.key_sums = xp.matmul(parts.whole(key.shape[-2]), self.key) + carry.key_sum
 
     def _features(self, x: Array) -> Array:
         return x if self.setting.feature_map is None else self.setting.feature_map(x)
@@ -74,11 +77,8 @@ class Chunk:
         said = xp.matmul(faded_query, self.found.memory) + xp.matmul(scores, self.written)
         return said, self._divisor(), faded_query, scores
 
-    def _key_sums(self) -> Array:
-        return self.xp.cumulative_sum(self.key, axis=-2) + self.found.key_sum
-
     def _divisor(self) -> Array | None:
-        return weights_sum(self.query, self._key_sums(), self.xp) if self.setting.normalize else None
+        return weights_sum(self.query, self.key_sums, self.xp) if self.setting.normalize else None
 
     def output(self) -> Array:
         """Return the output, (..., C, Dv)."""
@@ -89,9 +89,7 @@ class Chunk:
         """Return what the chunk leaves behind."""
         xp = self.xp
         memory = self.decay.whole(self.found.memory) + xp.matmul(xp.matrix_transpose(self.last_key), self.written)
-        if self.found.key_sum is None:
-            return Carry(memory, None)
-        return Carry(memory, self.found.key_sum + xp.sum(self.key, axis=-2, keepdims=True))
+        return Carry(memory, None if self.key_sums is None else self.key_sums[..., -1:, :])
 
     def reverse(self, grad: Array, left: Carry) -> tuple[Carry, tuple[Array | None, ...]]:
         """Return the gradients of what the chunk found, and of its rows.
@@ -120,7 +118,7 @@ class Chunk:
     def _reverse_key_sum(self, sums: "_Sums", of_divisor: Array | None, left: Array) -> None:
         if of_divisor is not None:
             of_sums = of_divisor * self.query
-            sums.add(query=of_divisor * self._key_sums(), key=sum_ahead(of_sums, self.xp))
+            sums.add(query=of_divisor * self.key_sums, key=sum_ahead(of_sums, self.xp))
             sums.add(key_sum=self.xp.sum(of_sums, axis=-2, keepdims=True))
         sums.add(key=left, key_sum=left)
 
@@ -143,7 +141,7 @@ class Chunk:
 
 def weights_sum(query: Array, key_sums: Array, xp: Namespace) -> Array:
     """Return the products of queries and sums of keys, (..., S, 1)."""
-    return xp.sum(query * key_sums, axis=-1, keepdims=True)
+    return xp.expand_dims(xp.vecdot(query, key_sums), axis=-1)
 
 
 def answer(said: Array, divisor: Array | None, scale: float, xp: Namespace) -> Array:

@@ -13,7 +13,7 @@ from attention_xp._typing import Array
 from attention_xp.linear._chunk import Carry, Chunk, Setting, answer, answer_vjp, reduced, weights_sum
 from attention_xp.linear._problem import LinearProblem
 from attention_xp.linear._scan import scan
-from attention_xp.linear._triangles import power_of_two, triangle
+from attention_xp.linear._triangles import triangle
 
 __all__ = ["Rows", "backward", "forward", "forward_keeping", "run"]
 
@@ -39,10 +39,10 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _setting(problem: LinearProblem) -> Setting:
     xp, S, size = problem.xp, problem.key.shape[-2], problem.size
-    needed = problem.beta is not None or (problem.decay is not None and problem.decay.shape[-1] != 1)
-    lengths = {min(size, S), S % size} - {0} if needed and problem.causal else set()
+    lengths = {min(size, S), S % size} - {0} if problem.causal else set()
+    split = problem.decay is not None or problem.beta is not None
     where = device(problem.query)
-    parts = {n: triangle(power_of_two(n), xp=xp, dtype=problem.dtype, device=where) for n in sorted(lengths)}
+    parts = {C: triangle(C, split=split, xp=xp, dtype=problem.dtype, device=where) for C in sorted(lengths)}
     return Setting(xp, problem.dtype, problem.feature_map, problem.scale, problem.normalize, parts)
 
 

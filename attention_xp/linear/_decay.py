@@ -1,9 +1,8 @@
 r"""How memory fades within a chunk, and the products of rows that fade in between.
 
-With log-decays :math:`g_t`, what was written at row s has by row t faded by
-:math:`\exp(g_{s+1} + \dots + g_t)`. Only sums of that kind are taken, never a difference of two sums from the
-start: where nothing grows, no exponent is positive, nothing overflows, and a strong decay costs the rows
-after it no digits.
+With log-decays :math:`g_t`, what was written at row s has by row t faded by :math:`e^{g_{s+1}} \cdots e^{g_t}`.
+Only products of that kind are taken, by halves, and never a quotient of two products from the start: where
+nothing grows no factor exceeds 1, nothing overflows, and a strong decay costs the rows after it no digits.
 """
 
 from collections.abc import Callable
@@ -14,11 +13,6 @@ from attention_xp.linear._triangles import Triangle, power_of_two
 __all__ = ["ChannelDecay", "HeadDecay", "NoDecay", "decay_of", "sum_ahead"]
 
 
-def sum_up_to(x: Array, xp: Namespace) -> Array:
-    """Return the sums of the rows up to each, itself included."""
-    return xp.cumulative_sum(x, axis=-2)
-
-
 def sum_ahead(x: Array, xp: Namespace) -> Array:
     """Return the sums of the rows from each on, itself included."""
     return xp.flip(xp.cumulative_sum(xp.flip(x, axis=-2), axis=-2), axis=-2)
@@ -26,19 +20,14 @@ def sum_ahead(x: Array, xp: Namespace) -> Array:
 
 def sum_before(x: Array, xp: Namespace) -> Array:
     """Return the sums of the rows before each."""
-    return xp.concat([xp.zeros_like(x[..., :1, :]), sum_up_to(x, xp)[..., :-1, :]], axis=-2)
-
-
-def sum_after(x: Array, xp: Namespace) -> Array:
-    """Return the sums of the rows after each."""
-    return xp.concat([sum_ahead(x, xp)[..., 1:, :], xp.zeros_like(x[..., :1, :])], axis=-2)
+    return xp.concat([xp.zeros_like(x[..., :1, :]), xp.cumulative_sum(x, axis=-2)[..., :-1, :]], axis=-2)
 
 
 class NoDecay:
     """Memory that stays; x and y are (..., C, D) and memory is (..., D, Dv)."""
 
-    def __init__(self, xp: Namespace) -> None:
-        self.xp = xp
+    def __init__(self, parts: Triangle, xp: Namespace) -> None:
+        self.parts, self.xp = parts, xp
 
     def from_start(self, x: Array) -> Array:
         """Return each row faded by what happens from the start of the chunk up to it."""
@@ -54,7 +43,7 @@ class NoDecay:
 
     def scores(self, x: Array, y: Array) -> Array:
         """Return the products of row t of x and row s of y, faded from s to t; 0 where s > t."""
-        return self.xp.tril(self.xp.matmul(x, self.xp.matrix_transpose(y)))
+        return self.xp.matmul(x, self.xp.matrix_transpose(y)) * self.parts.whole(x.shape[-2])
 
     def from_start_vjp(self, x: Array, grad: Array) -> tuple[Array, Array | None]:
         """Return the gradients of x and of the log-decays."""
@@ -71,17 +60,32 @@ class NoDecay:
     def scores_vjp(self, x: Array, y: Array, grad: Array) -> tuple[Array, Array, Array | None]:
         """Return the gradients of x, of y and of the log-decays."""
         xp = self.xp
-        grad = xp.tril(grad)
+        grad = grad * self.parts.whole(x.shape[-2])
         return xp.matmul(grad, y), xp.matmul(xp.matrix_transpose(grad), x), None
 
 
 class _Fading(NoDecay):
-    """What decays of both widths share; g is (..., C, 1) or (..., C, D)."""
+    """What decays of both widths share; g is (..., C, 1) or (..., C, D).
 
-    def __init__(self, g: Array, xp: Namespace) -> None:
-        super().__init__(xp)
-        self.g = g
-        self._start, self._end = xp.exp(sum_up_to(g, xp)), xp.exp(sum_after(g, xp))
+    In each square of the triangle there is a border, where its columns end and its rows begin: what is
+    written fades on to the border, and from there on to where it is read.
+    """
+
+    def __init__(self, g: Array, parts: Triangle, xp: Namespace) -> None:
+        super().__init__(parts, xp)
+        C, self._is_shared = g.shape[-2], g.shape[-1] == 1
+        to_row = xp.exp(self._padded(g))  # from the start of its block up to a row
+        to_border = xp.ones_like(to_row)  # from a row to the end of its block
+        self._squares = []
+        for h, mask in parts.squares:
+            self._squares.append((h, mask, to_row, to_border))
+            to_row, to_border = _doubled(to_row, to_border, h, xp)
+        self._start, self._end = to_row[..., :C, :], to_border[..., :C, :]
+
+    def _padded(self, x: Array) -> Array:
+        """Append rows of zeros up to a power of two, so that blocks of all scales fit."""
+        missing = self.parts.diagonal.shape[0] - x.shape[-2]
+        return x if missing == 0 else self.xp.concat([x, *[self.xp.zeros_like(x[..., :1, :])] * missing], axis=-2)
 
     def from_start(self, x: Array) -> Array:
         return x * self._start
@@ -107,17 +111,18 @@ class _Fading(NoDecay):
 
     def _of_logs(self, slope: Array) -> Array:
         """Sum over the channels that share a decay."""
-        return self.xp.sum(slope, axis=-1, keepdims=True) if self.g.shape[-1] == 1 else slope
+        return self.xp.sum(slope, axis=-1, keepdims=True) if self._is_shared else slope
 
 
 class HeadDecay(_Fading):
     """One decay for all channels of a head, g (..., C, 1): the products fade as a whole."""
 
-    def __init__(self, g: Array, xp: Namespace) -> None:
-        super().__init__(g, xp)
-        # Column s sums the decays of the rows after s alone.
-        after = xp.tril(xp.broadcast_to(g, (*g.shape[:-1], g.shape[-2])), k=-1)
-        self._fading = xp.tril(xp.exp(sum_up_to(after, xp)))  # (..., C, C)
+    def __init__(self, g: Array, parts: Triangle, xp: Namespace) -> None:
+        super().__init__(g, parts, xp)
+        C, fading = g.shape[-2], parts.diagonal
+        for _, mask, to_row, to_border in self._squares:
+            fading = fading + to_row * xp.matrix_transpose(to_border) * mask
+        self._fading = fading[..., :C, :C]
 
     def scores(self, x: Array, y: Array) -> Array:
         """Return the products of row t of x and row s of y, faded from s to t; 0 where s > t."""
@@ -133,30 +138,13 @@ class HeadDecay(_Fading):
 
 
 class ChannelDecay(_Fading):
-    """A decay for each channel, g (..., C, D): x fades back, and y on, to a border between the two.
-
-    In each square of the triangle, the border is where its columns end and its rows begin.
-    """
-
-    def __init__(self, g: Array, parts: Triangle, xp: Namespace) -> None:
-        super().__init__(g, xp)
-        self._diagonal = parts.diagonal
-        g = self._padded(g)
-        self._squares = [
-            (h, mask, xp.exp(_in_blocks(sum_up_to, g, h, xp)), xp.exp(_in_blocks(sum_after, g, h, xp)))
-            for h, mask in parts.squares
-        ]
-
-    def _padded(self, x: Array) -> Array:
-        """Append rows of zeros up to a power of two, so that blocks of all scales fit."""
-        missing = self._diagonal.shape[0] - x.shape[-2]
-        return x if missing == 0 else self.xp.concat([x, *[self.xp.zeros_like(x[..., :1, :])] * missing], axis=-2)
+    """A decay for each channel, g (..., C, D): each square of the triangle is a product of faded rows."""
 
     def scores(self, x: Array, y: Array) -> Array:
         """Return the products of row t of x and row s of y, faded from s to t; 0 where s > t."""
         xp, C = self.xp, x.shape[-2]
         x, y = self._padded(x), self._padded(y)
-        total = xp.sum(x * y, axis=-1, keepdims=True) * self._diagonal
+        total = xp.sum(x * y, axis=-1, keepdims=True) * self.parts.diagonal
         for _, mask, to_row, to_border in self._squares:
             total = total + xp.matmul(x * to_row, xp.matrix_transpose(y * to_border)) * mask
         return total[..., :C, :C]
@@ -165,7 +153,7 @@ class ChannelDecay(_Fading):
         """Return the gradients of x, of y and of the log-decays."""
         xp, C = self.xp, x.shape[-2]
         x, y, grad = self._padded(x), self._padded(y), self._padded_square(grad)
-        own = xp.sum(grad * self._diagonal, axis=-1, keepdims=True)
+        own = xp.sum(grad * self.parts.diagonal, axis=-1, keepdims=True)
         of_x, of_y, of_logs = own * y, own * x, 0.0
         for h, mask, to_row, to_border in self._squares:
             part = grad * mask
@@ -181,14 +169,28 @@ class ChannelDecay(_Fading):
         return self._padded(self.xp.matrix_transpose(self._padded(self.xp.matrix_transpose(grad))))
 
 
+def _doubled(to_row: Array, to_border: Array, h: int, xp: Namespace) -> tuple[Array, Array]:
+    """Return the products from the start, and to the end, of blocks twice as long."""
+    (first, second), (before, after) = _halves(to_row, h, xp), _halves(to_border, h, xp)
+    to_row_ = xp.concat([first, second * first[..., -1:, :]], axis=-2)
+    to_border_ = xp.concat([before * second[..., -1:, :], after], axis=-2)
+    return xp.reshape(to_row_, to_row.shape), xp.reshape(to_border_, to_border.shape)
+
+
+def _halves(x: Array, h: int, xp: Namespace) -> tuple[Array, Array]:
+    """Return the first and the second half of each block of 2 h rows."""
+    blocks = xp.reshape(x, (*x.shape[:-2], x.shape[-2] // (2 * h), 2, h, x.shape[-1]))
+    return blocks[..., 0, :, :], blocks[..., 1, :, :]
+
+
 def _in_blocks(sums: Callable[[Array, Namespace], Array], x: Array, h: int, xp: Namespace) -> Array:
     """Return sums of rows within blocks of h rows."""
     blocks = xp.reshape(x, (*x.shape[:-2], x.shape[-2] // h, h, x.shape[-1]))
     return xp.reshape(sums(blocks, xp), x.shape)
 
 
-def decay_of(g: Array | None, parts: Triangle | None, xp: Namespace) -> NoDecay:
+def decay_of(g: Array | None, parts: Triangle, xp: Namespace) -> NoDecay:
     """Return the decay that log-decays (..., C, 1 or D) stand for."""
     if g is None:
-        return NoDecay(xp)
-    return HeadDecay(g, xp) if g.shape[-1] == 1 else ChannelDecay(g, parts, xp)
+        return NoDecay(parts, xp)
+    return (HeadDecay if g.shape[-1] == 1 else ChannelDecay)(g, parts, xp)

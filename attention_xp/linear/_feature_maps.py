@@ -6,8 +6,8 @@ from typing import Protocol
 
 from array_api_compat import array_namespace, is_jax_namespace, is_torch_namespace
 
-from attention_xp._backend import library_name
-from attention_xp._typing import Array
+from attention_xp._backend import device, library_name
+from attention_xp._typing import Array, Namespace
 
 __all__ = ["NAMED", "FeatureMap", "RowMap", "differentiated"]
 
@@ -32,15 +32,20 @@ class _Elu:
 
     def __call__(self, x: Array) -> Array:
         xp = array_namespace(x)
-        above = x > 0.0
-        return xp.where(above, x + 1.0, xp.exp(xp.where(above, 0.0, x)))
+        above = _positive(x, xp)
+        return xp.exp(x - above) + above  # whatever the slope of `above` is called at 0, this has slope 1
 
     def width(self, D: int) -> int:
         return D
 
     def pull(self, x: Array, grad: Array) -> Array:
         xp = array_namespace(x)
-        return grad * xp.exp(xp.where(x > 0.0, 0.0, x))
+        return grad * xp.exp(x - _positive(x, xp))
+
+
+def _positive(x: Array, xp: Namespace) -> Array:
+    """Return ``max(x, 0)``; on NumPy an order of magnitude faster than `where`."""
+    return xp.maximum(x, xp.zeros((), dtype=x.dtype, device=device(x)))
 
 
 class _Relu:

@@ -13,10 +13,15 @@ __all__ = ["Triangle", "power_of_two", "triangle", "unit_lower_inverse"]
 
 
 class Triangle(NamedTuple):
-    """Where the parts of the lower triangle of n rows lie, as numbers 0 and 1."""
+    """The parts of the lower triangle of n rows, as numbers 0 and 1; n is a power of two."""
 
+    lower: Array  # (n, n), all of it
     diagonal: Array  # (n, n)
     squares: tuple[tuple[int, Array], ...]  # of each scale h, (n, n)
+
+    def whole(self, C: int) -> Array:
+        """Return the triangle of the first `C` rows."""
+        return self.lower[:C, :C]
 
 
 def power_of_two(n: int) -> int:
@@ -24,16 +29,18 @@ def power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def triangle(n: int, *, xp: Namespace, dtype: DType, device: Device) -> Triangle:
-    """Return the parts of a triangle of `n` rows: its diagonal, and below it the scales 1, 2, 4, ... < n."""
+def triangle(C: int, *, split: bool, xp: Namespace, dtype: DType, device: Device) -> Triangle:
+    """Return the triangle of at least `C` rows; with `split` its squares, of the scales 1, 2, 4, ..."""
+    n = power_of_two(C)
     index = xp.arange(n, dtype=xp.int32, device=device)
     row, column = xp.expand_dims(index, axis=1), xp.expand_dims(index, axis=0)
 
     def squares(h: int) -> Array:
         return xp.astype((row // (2 * h) == column // (2 * h)) & (row // h > column // h), dtype)
 
-    levels = [1 << i for i in range(max(n - 1, 0).bit_length())]
-    return Triangle(xp.astype(row == column, dtype), tuple((h, squares(h)) for h in levels))
+    scales = [1 << i for i in range(n.bit_length() - 1)] if split else []
+    lower, diagonal = xp.astype(row >= column, dtype), xp.astype(row == column, dtype)
+    return Triangle(lower, diagonal, tuple((h, squares(h)) for h in scales))
 
 
 def unit_lower_inverse(lower: Array, parts: Triangle, *, xp: Namespace) -> Array:
