@@ -103,9 +103,11 @@ class Chunk:
         of_row, of_column, log_2 = decay.scores_vjp(self.query, self.key, xp.matmul(grad, T(self.written)))
         of_memory, log_3 = decay.whole_vjp(self.found.memory, left.memory)
         of_last, log_4 = decay.to_end_vjp(self.key, xp.matmul(self.written, T(left.memory)))
-        of_written = xp.matmul(T(scores), grad) + xp.matmul(self.last_key, left.memory)
+        # All queries that share a value first: a sum over those must not count what follows more than once.
+        of_written = reduced(xp, xp.matmul(T(scores), grad), (*self.found.memory.shape[:-2], *self.value.shape[-2:]))
+        of_written = of_written + xp.matmul(self.last_key, left.memory)
         sums = _Sums(xp, self.rows, self.found)
-        sums.add(query=of_query + of_row, key=of_column + of_last, memory=of_memory)
+        sums.add(query=(of_query, of_row), key=(of_column, of_last), memory=of_memory)
         sums.add(memory=xp.matmul(T(faded_query), grad), decay=(log_1, log_2, log_3, log_4))
         if self.found.key_sum is not None:
             self._reverse_key_sum(sums, of_divisor, left.key_sum)
@@ -130,7 +132,7 @@ class Chunk:
         of_news = self.beta * of_right
         of_row, of_column, log_1 = self.decay.scores_vjp(self.key, self.key, self.beta * of_lower)
         of_key, log_2 = self.decay.from_start_vjp(self.key, -xp.matmul(of_news, T(self.found.memory)))
-        sums.add(value=of_news, key=of_row + of_column + of_key, decay=(log_1, log_2))
+        sums.add(value=of_news, key=(of_row, of_column, of_key), decay=(log_1, log_2))
         sums.add(memory=-xp.matmul(T(self.faded_key), of_news))
         sums.add(beta=xp.sum(of_lower * self.overlap, axis=-1, keepdims=True))
         sums.add(beta=xp.sum(of_right * self.news, axis=-1, keepdims=True))
@@ -173,10 +175,12 @@ class _Sums:
         self.sums: dict[str, Any] = {}
 
     def add(self, **terms: Any) -> None:
-        """Add gradients; features may be wider than the rows they come from."""
+        """Add gradients, each summed first over the axes along which its array was broadcast."""
         for name, given in terms.items():
             for term in given if isinstance(given, tuple) else (given,):
                 if term is not None:
+                    shape = (*self.of[name].shape[:-1], term.shape[-1])  # features may be wider than rows
+                    term = reduced(self.xp, term, shape)
                     self.sums[name] = term if name not in self.sums else self.sums[name] + term
 
     def carry(self) -> Carry:
@@ -190,13 +194,10 @@ class _Sums:
         return tuple(None if self.of[n] is None else self._like(n, mapped.get(n)) for n in names)
 
     def _like(self, name: str, pull: Any = None) -> Array:
-        target = self.of[name]
         total = self.sums.get(name)
         if total is None:
-            return self.xp.zeros_like(target)
-        if pull is None:
-            return reduced(self.xp, total, tuple(target.shape))
-        return pull(target, reduced(self.xp, total, (*target.shape[:-1], total.shape[-1])))
+            return self.xp.zeros_like(self.of[name])
+        return total if pull is None else pull(self.of[name], total)
 
 
 def reduced(xp: Namespace, grad: Array, shape: tuple[int, ...]) -> Array:

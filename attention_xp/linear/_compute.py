@@ -153,15 +153,19 @@ def _backward_at_once(problem: LinearProblem, grad: Array, left: Carry) -> tuple
     grad = xp.astype(grad, problem.dtype, copy=False)
     grad, of_divisor = answer_vjp(said, divisor, grad, problem.scale, xp)
     of_memory = reduced(xp, xp.matmul(T(query), grad), tuple(carry.memory.shape)) + left.memory
-    of_query, of_key = xp.matmul(grad, T(carry.memory)), xp.matmul(value, T(of_memory))
+    of_query = xp.matmul(grad, T(carry.memory))
+    of_key = reduced(xp, xp.matmul(value, T(of_memory)), tuple(key.shape))
     if of_divisor is not None:
         of_query = of_query + of_divisor * carry.key_sum
         of_sum = reduced(xp, xp.sum(of_divisor * query, axis=-2, keepdims=True), tuple(carry.key_sum.shape))
         of_key = of_key + of_sum + left.key_sum
-    pulled = []
-    for x, of_features in ((problem.query, of_query), (problem.key, of_key)):
-        of_features = reduced(xp, of_features, (*x.shape[:-1], of_features.shape[-1]))
-        wide = xp.astype(x, problem.dtype, copy=False)
-        pulled.append(of_features if problem.feature_map is None else problem.feature_map.pull(wide, of_features))
+    mapped = ((problem.query, reduced(xp, of_query, tuple(query.shape))), (problem.key, of_key))
+    pulled = (_pulled(problem, x, of_features) for x, of_features in mapped)
     of_value = reduced(xp, xp.matmul(key, of_memory), tuple(value.shape))
     return left, (*pulled, of_value, None, None)
+
+
+def _pulled(problem: LinearProblem, x: Array, grad: Array) -> Array:
+    if problem.feature_map is not None:
+        grad = problem.feature_map.pull(problem.xp.astype(x, problem.dtype, copy=False), grad)
+    return problem.xp.astype(grad, x.dtype, copy=False)
