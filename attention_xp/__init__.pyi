@@ -1,4 +1,4 @@
-from attention_xp import masks as masks
+from attention_xp import linear as linear, masks as masks
 from attention_xp._attention import (
     cross_attention,
     flash_attention,
@@ -43,6 +43,7 @@ __all__ = [
     "init_multi_head_params",
     "layer_normalization",
     "learned_positional_encoding",
+    "linear",
     "masks",
     "merge_attention",
     "mha",

@@ -89,7 +89,7 @@ class Companions(NamedTuple):
     def check(self, D: int, given: dict[str, Array]) -> None:
         """Check the shapes of what is given, where keys have `D` features."""
         S, Dv = self.key.shape[-2], self.value.shape[-1]
-        expected = {
+        expected: dict[str, tuple[str, list[tuple[int, ...]]]] = {
             "decay": ("S, 1 or D", [(S, 1), (S, D)]),
             "beta": ("S, 1", [(S, 1)]),
             "state.memory": ("D, Dv", [(D, Dv)]),

@@ -16,10 +16,12 @@ Yang, Kautz and Hatamizadeh, "Gated delta networks", ICLR 2025).
 
 from typing import Any, NamedTuple
 
+from attention_xp._backend import device
 from attention_xp._softmax import nonzero
 from attention_xp._typing import Array, DType, Namespace
 from attention_xp.linear._decay import decay_of, sum_ahead
 from attention_xp.linear._feature_maps import RowMap
+from attention_xp.linear._scan import Rows
 from attention_xp.linear._triangles import Triangle, unit_lower_inverse
 
 __all__ = ["Carry", "Chunk", "Setting", "answer", "answer_vjp", "reduced", "weights_sum"]
@@ -29,7 +31,7 @@ class Carry(NamedTuple):
     """What passes from chunk to chunk."""
 
     memory: Array  # (..., D, Dv)
-    key_sum: Array | None  # (..., 1, D), where it is asked for
+    key_sum: Any  # (..., 1, D), or None where nobody asks for it
 
 
 class Setting(NamedTuple):
@@ -46,10 +48,10 @@ class Setting(NamedTuple):
 class Chunk:
     """The arrays of one chunk, (..., C, width) each; heads that share keys and values lie along an axis of their own."""
 
-    def __init__(self, setting: Setting, carry: Carry, rows: tuple[Array | None, ...]) -> None:
+    def __init__(self, setting: Setting, carry: Carry, rows: Rows) -> None:
         xp = self.xp = setting.xp
         self.setting, self.found = setting, carry
-        self.rows = tuple(None if a is None else xp.astype(a, setting.dtype, copy=False) for a in rows)
+        self.rows: Rows = tuple(None if a is None else xp.astype(a, setting.dtype, copy=False) for a in rows)
         query, key, value, g, beta = self.rows
         self.query, self.key, self.value, self.beta = self._features(query), self._features(key), value, beta
         parts = self.parts = setting.triangles[key.shape[-2]]
@@ -91,7 +93,7 @@ class Chunk:
         memory = self.decay.whole(self.found.memory) + xp.matmul(xp.matrix_transpose(self.last_key), self.written)
         return Carry(memory, None if self.key_sums is None else self.key_sums[..., -1:, :])
 
-    def reverse(self, grad: Array, left: Carry) -> tuple[Carry, tuple[Array | None, ...]]:
+    def reverse(self, grad: Array, left: Carry) -> tuple[Carry, Rows]:
         """Return the gradients of what the chunk found, and of its rows.
 
         `grad` is the gradient of the output and `left` that of what the chunk leaves behind.
@@ -143,7 +145,9 @@ class Chunk:
 
 def weights_sum(query: Array, key_sums: Array, xp: Namespace) -> Array:
     """Return the products of queries and sums of keys, (..., S, 1)."""
-    return xp.expand_dims(xp.vecdot(query, key_sums), axis=-1)
+    products = query * key_sums
+    ones = xp.ones((products.shape[-1], 1), dtype=products.dtype, device=device(products))
+    return xp.matmul(products, ones)  # faster than a sum, and mapped by torch, which `vecdot` is not
 
 
 def answer(said: Array, divisor: Array | None, scale: float, xp: Namespace) -> Array:
@@ -169,7 +173,7 @@ def answer_vjp(
 class _Sums:
     """Gradients as they come together, each in the shape of its array."""
 
-    def __init__(self, xp: Namespace, rows: tuple[Array | None, ...], found: Carry) -> None:
+    def __init__(self, xp: Namespace, rows: Rows, found: Carry) -> None:
         self.xp, self.of = xp, dict(zip(("query", "key", "value", "decay", "beta"), rows, strict=True))
         self.of |= {"memory": found.memory, "key_sum": found.key_sum}
         self.sums: dict[str, Any] = {}
@@ -180,14 +184,14 @@ class _Sums:
             for term in given if isinstance(given, tuple) else (given,):
                 if term is not None:
                     shape = (*self.of[name].shape[:-1], term.shape[-1])  # features may be wider than rows
-                    term = reduced(self.xp, term, shape)
-                    self.sums[name] = term if name not in self.sums else self.sums[name] + term
+                    added = reduced(self.xp, term, shape)
+                    self.sums[name] = added if name not in self.sums else self.sums[name] + added
 
     def carry(self) -> Carry:
         """Return the gradients of what the chunk found."""
         return Carry(*(None if self.of[name] is None else self._like(name) for name in ("memory", "key_sum")))
 
-    def rows(self, pull: Any) -> tuple[Array | None, ...]:
+    def rows(self, pull: Any) -> Rows:
         """Return the gradients of the rows; those of features are pulled back."""
         names = ("query", "key", "value", "decay", "beta")
         mapped = {"query": pull, "key": pull}

@@ -12,12 +12,10 @@ from attention_xp._engine.frozen import freeze, thaw
 from attention_xp._typing import Array
 from attention_xp.linear._chunk import Carry, Chunk, Setting, answer, answer_vjp, reduced, weights_sum
 from attention_xp.linear._problem import LinearProblem
-from attention_xp.linear._scan import scan
+from attention_xp.linear._scan import Rows, Stepped, scan
 from attention_xp.linear._triangles import triangle
 
-__all__ = ["Rows", "backward", "forward", "forward_keeping", "run"]
-
-Rows = tuple[Array | None, ...]
+__all__ = ["backward", "forward", "forward_keeping", "run"]
 
 
 def run(function: Callable[..., Any], problem: LinearProblem, *operands: Any) -> Any:
@@ -51,7 +49,7 @@ def _start(problem: LinearProblem) -> Carry:
     xp, dtype, where = problem.xp, problem.dtype, device(problem.query)
     D, Dv = problem.features, problem.value.shape[-1]
 
-    def filled(given: Array | None, shape: tuple[int, ...]) -> Array:
+    def filled(given: Any, shape: Any) -> Array:
         if given is None:
             return xp.zeros(shape, dtype=dtype, device=where)
         return xp.broadcast_to(xp.astype(given, dtype, copy=False), shape)
@@ -81,7 +79,7 @@ def _forward(problem: LinearProblem, *, keep: bool) -> tuple[Array, Carry, Rows]
     xp, setting, start = problem.xp, _setting(problem), _start(problem)
     out_dtype = problem.value.dtype
 
-    def step(carry: Carry, rows: Rows, _: Rows) -> tuple[Carry, Rows]:
+    def step(carry: Carry, rows: Rows, _: Rows) -> Stepped:
         chunk = Chunk(setting, carry, rows)
         output = xp.astype(chunk.output(), out_dtype, copy=False)
         return chunk.carry(), (output, *(_flat(carry, problem) if keep else ()))
@@ -112,11 +110,11 @@ def backward(problem: LinearProblem, kept: Rows, grad: Array, left: Carry) -> tu
     rows = _rows(problem)
     dtypes = tuple(None if a is None else a.dtype for a in rows)
 
-    def step(left: Carry, rows: Rows, kept: Rows) -> tuple[Carry, Rows]:
+    def step(left: Carry, rows: Rows, kept: Rows) -> Stepped:
         memory, key_sum = kept
         found = Carry(xp.reshape(memory, (*problem.lead, D, Dv)), key_sum)
-        *rows, grad = rows
-        left, grads = Chunk(setting, found, tuple(rows)).reverse(xp.astype(grad, problem.dtype, copy=False), left)
+        grad = rows[-1]
+        left, grads = Chunk(setting, found, rows[:-1]).reverse(xp.astype(grad, problem.dtype, copy=False), left)
         cast = (g if g is None else xp.astype(g, dtype, copy=False) for g, dtype in zip(grads, dtypes, strict=True))
         return left, tuple(cast)
 

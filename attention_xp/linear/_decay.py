@@ -8,7 +8,7 @@ nothing grows no factor exceeds 1, nothing overflows, and a strong decay costs t
 from collections.abc import Callable
 
 from attention_xp._typing import Array, Namespace
-from attention_xp.linear._triangles import Triangle, power_of_two
+from attention_xp.linear._triangles import Triangle
 
 __all__ = ["ChannelDecay", "HeadDecay", "NoDecay", "decay_of", "sum_ahead"]
 
@@ -45,15 +45,15 @@ class NoDecay:
         """Return the products of row t of x and row s of y, faded from s to t; 0 where s > t."""
         return self.xp.matmul(x, self.xp.matrix_transpose(y)) * self.parts.whole(x.shape[-2])
 
-    def from_start_vjp(self, x: Array, grad: Array) -> tuple[Array, Array | None]:
+    def from_start_vjp(self, x: Array, grad: Array) -> tuple[Array, Array | None]:  # noqa: ARG002  # of no decay
         """Return the gradients of x and of the log-decays."""
         return grad, None
 
-    def to_end_vjp(self, x: Array, grad: Array) -> tuple[Array, Array | None]:
+    def to_end_vjp(self, x: Array, grad: Array) -> tuple[Array, Array | None]:  # noqa: ARG002  # of no decay
         """Return the gradients of x and of the log-decays."""
         return grad, None
 
-    def whole_vjp(self, memory: Array, grad: Array) -> tuple[Array, Array | None]:
+    def whole_vjp(self, memory: Array, grad: Array) -> tuple[Array, Array | None]:  # noqa: ARG002  # of no decay
         """Return the gradients of the memory and of the log-decays."""
         return grad, None
 
@@ -154,7 +154,7 @@ class ChannelDecay(_Fading):
         xp, C = self.xp, x.shape[-2]
         x, y, grad = self._padded(x), self._padded(y), self._padded_square(grad)
         own = xp.sum(grad * self.parts.diagonal, axis=-1, keepdims=True)
-        of_x, of_y, of_logs = own * y, own * x, 0.0
+        of_x, of_y, of_logs = own * y, own * x, xp.zeros_like(x)
         for h, mask, to_row, to_border in self._squares:
             part = grad * mask
             late = xp.matmul(part, y * to_border) * to_row
@@ -162,8 +162,7 @@ class ChannelDecay(_Fading):
             of_x, of_y = of_x + late, of_y + early
             rows, columns = late * x, early * y
             of_logs = of_logs + _in_blocks(sum_ahead, rows, h, xp) + _in_blocks(sum_before, columns, h, xp)
-        of_logs = of_logs if len(self._squares) else None
-        return of_x[..., :C, :], of_y[..., :C, :], None if of_logs is None else of_logs[..., :C, :]
+        return of_x[..., :C, :], of_y[..., :C, :], of_logs[..., :C, :]
 
     def _padded_square(self, grad: Array) -> Array:
         return self._padded(self.xp.matrix_transpose(self._padded(self.xp.matrix_transpose(grad))))

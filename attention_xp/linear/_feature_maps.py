@@ -85,4 +85,3 @@ def differentiated(feature_map: FeatureMap, x: Array) -> tuple[Array, Callable[[
             "callable with a method vjp(x) that returns the features and the function from their gradient to that of x"
         )
     return features, lambda grad: pull(grad)[0]
-

@@ -1,5 +1,6 @@
 """Gradients of linear attention by formula, chunk by chunk: on every backend, in memory linear in the length."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -71,7 +72,7 @@ def linear_attention_vjp(
     """
     _check_options(options)
     return_state = check_flag("return_state", options.get("return_state", False))
-    pulls: list[Callable[[Array], Array]] = []
+    pulls: list[Any] = []
 
     def apply(feature_map: FeatureMap, x: Array) -> Array:
         features, pull = differentiated(feature_map, x)
@@ -83,21 +84,26 @@ def linear_attention_vjp(
     grouped, carry, kept = run(forward_keeping, problem)
     output = problem.grouping.join(grouped)
 
-    def vjp(grad_output: Array, grad_state: LinearState | None = None) -> LinearGradients:
+    def vjp(grad_output: Array, grad_state: Any = None) -> LinearGradients:
         _check_gradient(problem.xp, output, grad_output)
         left = _end(problem, carry, grad_state)
         found, rows = run(backward, problem, kept, problem.grouping.split(grad_output), left)
-        mapped = [
-            _unmapped(problem, grad, x, pulls[i] if pulls else None)
-            for i, (grad, x) in enumerate(zip(rows[:2], (query, key), strict=True))
-        ]
-        others = [
+        pull = pulls or [None, None]
+        of_query, of_key = (_unmapped(problem, rows[i], x, pull[i]) for i, x in enumerate((query, key)))
+        of_value, of_decay, of_beta = (
             _like(problem, grad, x)
             for grad, x in zip(rows[2:], (value, options.get("decay"), options.get("beta")), strict=True)
-        ]
-        return LinearGradients(*mapped, *others, _of_state(problem, found, options.get("state")))
+        )
+        of_state = _of_state(problem, found, options.get("state"))
+        return LinearGradients(of_query, of_key, of_value, of_decay, of_beta, of_state)
 
     return ((output, problem.state(carry)) if return_state else output), vjp
+
+
+# The options are spelled out once, where they are documented.
+linear_attention_vjp.__signature__ = inspect.signature(linear_attention).replace(  # type: ignore[attr-defined]
+    return_annotation=tuple[Any, Callable[..., LinearGradients]]
+)
 
 
 def _check_options(options: dict[str, Any]) -> None:
@@ -153,8 +159,8 @@ def _like(problem: LinearProblem, grad: Array | None, given: Array | None) -> Ar
 def _of_state(problem: LinearProblem, found: Carry, state: LinearState | None) -> LinearState | None:
     if state is None:
         return None
-    memory = _like(problem, found.memory, state.memory)
+    memory: Array = _like(problem, found.memory, state.memory)
     if state.normalizer is None:
         return LinearState(memory, None)
-    of_row = _like(problem, found.key_sum, problem.xp.expand_dims(state.normalizer, axis=-2))
+    of_row: Array = _like(problem, found.key_sum, problem.xp.expand_dims(state.normalizer, axis=-2))
     return LinearState(memory, of_row[..., 0, :])

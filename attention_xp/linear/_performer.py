@@ -33,7 +33,7 @@ class PerformerFeatures:
 
     def width(self, D: int) -> int:
         """Return the number of features."""
-        if D != self.projection.shape[0]:
+        if self.projection.shape[0] != D:
             raise ValueError(
                 f"feature_map was made for width {self.projection.shape[0]}: expected query (..., H, S, D) and key "
                 f"(..., Hkv, S, D) with D = {self.projection.shape[0]}, got width {D}"

@@ -9,8 +9,8 @@ from attention_xp._backend import common_namespace, computation_dtype
 from attention_xp._engine.checks import check_floating, check_inputs, check_placement
 from attention_xp._engine.numbers import check_flag, check_number
 from attention_xp._typing import Array, DType, Namespace
-from attention_xp.linear._chunk import Carry
 from attention_xp.linear._checks import Companions, check_features, check_lengths, check_rule, check_size, row_map
+from attention_xp.linear._chunk import Carry
 from attention_xp.linear._feature_maps import FeatureMap, RowMap
 
 __all__ = ["Grouping", "LinearProblem", "LinearState"]
@@ -101,7 +101,9 @@ class LinearProblem:
         memory, key_sum = (a if a is None or self.grouping.group == 1 else xp.squeeze(a, axis=-3) for a in carry)
         lead = self.batch if self.kv_heads is None else (*self.batch, self.kv_heads)
         memory = xp.broadcast_to(memory, (*lead, *memory.shape[-2:]))
-        return LinearState(memory, None if key_sum is None else xp.broadcast_to(key_sum, (*lead, *key_sum.shape[-2:]))[..., 0, :])
+        return LinearState(
+            memory, None if key_sum is None else xp.broadcast_to(key_sum, (*lead, *key_sum.shape[-2:]))[..., 0, :]
+        )
 
     @classmethod
     def of(
@@ -138,8 +140,10 @@ class LinearProblem:
         scale = _default_scale(query, feature_map) if scale is None else check_number("scale", scale)
         normalize = feature_map is not None if normalize is None else check_flag("normalize", normalize)
         _check_normalizer(state, normalize)
-        if ours is None and feature_map is not None:
-            mapped = [apply(feature_map, xp.astype(x, computation_dtype(xp, x.dtype), copy=False)) for x in (query, key)]
+        if ours is None and callable(feature_map):
+            mapped = [
+                apply(feature_map, xp.astype(x, computation_dtype(xp, x.dtype), copy=False)) for x in (query, key)
+            ]
             check_features(query, key, *mapped)
             query, key = mapped
         fit.check(key.shape[-1] if ours is None else ours.width(key.shape[-1]), given)

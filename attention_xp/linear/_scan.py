@@ -2,16 +2,18 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from array_api_compat import is_jax_namespace
 
 from attention_xp._typing import Array, Namespace
 
-__all__ = ["Step", "scan"]
+__all__ = ["Rows", "Step", "Stepped", "scan"]
 
-Rows = tuple[Array | None, ...]
-Step = Callable[[Any, Rows, Rows], tuple[Any, Rows]]
+# Names, because Dynamo cannot make such types while it traces the definition of a step.
+Rows: TypeAlias = tuple[Any, ...]  # arrays, or None where there is none
+Stepped: TypeAlias = tuple[Any, Rows]
+Step: TypeAlias = Callable[[Any, Rows, Rows], Stepped]
 """``step(carry, rows, marks) -> (carry, results)``."""
 
 
@@ -31,7 +33,7 @@ def scan(
     arrays (..., chunks, width) with one row for each chunk. Entries of ``None`` are handed through.
     """
     S = next(a.shape[-2] for a in rows if a is not None)
-    if is_jax_namespace(xp) and S >= 2 * size:
+    if is_jax_namespace(xp) and 2 * size <= S:
         return _scan_in_program(step, carry, tuple(rows), tuple(marks), S, size, xp, reverse)
     starts = range(0, S, size)
     results: list[Rows] = []

@@ -53,8 +53,6 @@ def unit_lower_inverse(lower: Array, parts: Triangle, *, xp: Namespace) -> Array
     inverse = parts.diagonal[:n, :n]
     for h, mask in parts.squares:
         square = lower * mask[:n, :n]
-        if h == 1:  # the blocks are still those of the identity
-            inverse = inverse - square
-        else:
-            inverse = inverse - xp.matmul(inverse, xp.matmul(square, inverse))
+        # The blocks of scale 1 are those of the identity.
+        inverse = inverse - (square if h == 1 else xp.matmul(inverse, xp.matmul(square, inverse)))
     return inverse

@@ -109,9 +109,7 @@ def test_hardly_any_positions(library, rule, S):
     compare(library, inputs(rule, S=S) | {"state": state(), "normalize": True})
 
 
-@pytest.mark.parametrize(
-    ("lead", "heads"), [((), (3, 3)), ((3, 2), (4, 1)), ((2,), (6, 2)), ((0,), (2, 2))], ids=str
-)
+@pytest.mark.parametrize(("lead", "heads"), [((), (3, 3)), ((3, 2), (4, 1)), ((2,), (6, 2)), ((0,), (2, 2))], ids=str)
 def test_heads_and_leading_axes(library, lead, heads):
     compare(library, inputs("gated_delta", lead=lead, heads=heads, S=9) | {"feature_map": None}, chunk_size=4)
 

@@ -42,8 +42,8 @@ def with_positions(library, given):
 
 def assert_same(actual, expected):
     for one, other in zip(actual, expected, strict=True):
-        one, other = to_numpy(one), to_numpy(other)
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * (1.0 + np.max(np.abs(other))))
+        desired = to_numpy(other)
+        np.testing.assert_allclose(to_numpy(one), desired, rtol=1e-4, atol=1e-4 * (1.0 + np.max(np.abs(desired))))
 
 
 def versions(library, arrays):
