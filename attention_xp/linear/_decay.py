@@ -10,7 +10,7 @@ from collections.abc import Callable
 from attention_xp._typing import Array, Namespace
 from attention_xp.linear._triangles import Triangle
 
-__all__ = ["ChannelDecay", "HeadDecay", "NoDecay", "decay_of", "sum_ahead"]
+__all__ = ["ChannelDecay", "HeadDecay", "NoDecay", "decay_of", "sum_ahead", "sum_before"]
 
 
 def sum_ahead(x: Array, xp: Namespace) -> Array:
