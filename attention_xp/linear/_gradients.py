@@ -4,10 +4,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from attention_xp._backend import common_namespace
-from attention_xp._engine.checks import check_floating, check_placement, shapes
+from attention_xp._backend import common_namespace, same_device
+from attention_xp._engine.checks import check_floating, shapes
 from attention_xp._engine.numbers import check_flag
-from attention_xp._typing import Array, Namespace
+from attention_xp._typing import Array
 from attention_xp.linear._attention import linear_attention
 from attention_xp.linear._chunk import Carry, reduced
 from attention_xp.linear._compute import backward, forward_keeping, run
@@ -85,7 +85,7 @@ def linear_attention_vjp(
     output = problem.grouping.join(grouped)
 
     def vjp(grad_output: Array, grad_state: Any = None) -> LinearGradients:
-        _check_gradient(problem.xp, output, grad_output)
+        _check_like("output", output, "grad_output", grad_output)
         left = _end(problem, carry, grad_state)
         found, rows = run(backward, problem, kept, problem.grouping.split(grad_output), left)
         pull = pulls or [None, None]
@@ -113,12 +113,16 @@ def _check_options(options: dict[str, Any]) -> None:
             raise TypeError(f"unexpected option {name!r}: expected one of {', '.join(known)}")
 
 
-def _check_gradient(xp: Namespace, output: Array, grad: Array) -> None:
-    common_namespace(output=output, grad_output=grad)
-    check_floating(xp, grad_output=grad)
-    check_placement(xp, output, grad_output=grad)
-    if tuple(grad.shape) != tuple(output.shape):
-        raise ValueError(f"grad_output must have the shape of the output, {shapes(output=output, grad_output=grad)}")
+def _check_like(name: str, expected: Array, of_gradient: str, grad: Array) -> None:
+    """Check that a gradient fits what it is the gradient of."""
+    xp = common_namespace(**{name: expected, of_gradient: grad})
+    check_floating(xp, **{of_gradient: grad})
+    if not same_device(xp, expected, grad):
+        raise ValueError(f"{of_gradient} is on {grad.device} but {name} is on {expected.device}: expected one device")
+    if tuple(grad.shape) != tuple(expected.shape):
+        raise ValueError(
+            f"{of_gradient} must have the shape of the {name}, {shapes(**{name: expected, of_gradient: grad})}"
+        )
 
 
 def _end(problem: LinearProblem, carry: Carry, grad: LinearState | None) -> Carry:
@@ -129,8 +133,18 @@ def _end(problem: LinearProblem, carry: Carry, grad: LinearState | None) -> Carr
         return zeros
     if not isinstance(grad, LinearState):
         raise TypeError(f"grad_state must be a LinearState, got {type(grad).__name__}")
+    _check_state_gradient(problem.state(carry), grad)
     rows = Carry(grad.memory, None if grad.normalizer is None else xp.expand_dims(grad.normalizer, axis=-2))
     return Carry(*(_of_end(problem, zero, row) for zero, row in zip(zeros, rows, strict=True)))
+
+
+def _check_state_gradient(state: LinearState, grad: LinearState) -> None:
+    for name, a in state._asdict().items():
+        given = getattr(grad, name)
+        if given is not None and a is None:
+            raise ValueError(f"grad_state.{name} must be None, as that of the state is")
+        if given is not None:
+            _check_like("state", a, f"grad_state.{name}", given)
 
 
 def _of_end(problem: LinearProblem, zero: Array | None, grad: Array | None) -> Array | None:
@@ -152,6 +166,7 @@ def _like(problem: LinearProblem, grad: Array | None, given: Array | None) -> Ar
     if given is None or grad is None:
         return None
     xp = problem.xp
+    grad = xp.astype(grad, problem.dtype, copy=False)
     grad = reduced(xp, grad, tuple(problem.grouping.shared(given).shape))
     return xp.astype(xp.reshape(grad, tuple(given.shape)), given.dtype, copy=False)
 

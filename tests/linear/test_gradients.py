@@ -216,6 +216,21 @@ def test_formula_and_automatic_differentiation_agree(library, rule, feature_map)
         assert_close(one / size, to_numpy(other) / size, library, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("rule", ["gated", "gated by head", "gated_delta", "gated_delta by head"])
+def test_gradients_where_everything_is_erased(library, rule):
+    given = inputs(rule, S=9) | {"feature_map": None, "chunk_size": 4}
+    given["decay"][..., 6, :] = -np.inf
+    output, vjp = linear_attention_vjp(**made(library, given))
+    grad = np.ones(output.shape)
+    grad[..., :6, :] = 0.0
+    gradients = vjp(library.array(grad))
+    for name in ("query", "key", "value", "decay"):
+        found = to_numpy(getattr(gradients, name))
+        assert np.all(np.isfinite(found))
+        assert not found[..., :6, :].any()
+    assert to_numpy(gradients.key)[..., 6:, :].any()
+
+
 def test_16_bit_gradients(library):
     if "float16" not in library.dtypes():
         pytest.skip("the backend has no float16")
@@ -230,6 +245,11 @@ def test_the_wrong_gradient_is_refused(library):
     _, vjp = linear_attention_vjp(**given)
     with pytest.raises(ValueError, match=r"grad_output .* output \(2, 4, 9, 5\), grad_output \(2, 4, 9, 4\)"):
         vjp(library.array(np.ones((2, 4, 9, 4))))
+    ones = library.array(np.ones((2, 4, 9, 5)))
+    with pytest.raises(
+        ValueError, match=r"grad_state.memory .* state \(2, 2, 8, 5\), grad_state.memory \(2, 2, 5, 8\)"
+    ):
+        vjp(ones, LinearState(library.array(np.ones((2, 2, 5, 8)))))
     with pytest.raises(TypeError, match="grad_state must be a LinearState"):
         vjp(library.array(np.ones((2, 4, 9, 5))), 3)
 
