@@ -39,6 +39,7 @@ _SHORT_NAMES = {
     "causal_mask": "create_causal_mask",
     "padding_mask": "create_padding_mask",
 }
+_SUBMODULES = frozenset({"biases", "linear", "masks"})
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "init_multi_head_params",
     "layer_normalization",
     "learned_positional_encoding",
+    "linear",
     "masks",
     "merge_attention",
     "mha",
@@ -88,7 +90,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"biases", "masks"}:
+    if name in _SUBMODULES:
         return importlib.import_module(f"attention_xp.{name}")
     full = _SHORT_NAMES.get(name, name)
     if full not in _HOMES:

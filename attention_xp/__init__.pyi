@@ -1,4 +1,4 @@
-from attention_xp import biases as biases, masks as masks
+from attention_xp import biases as biases, linear as linear, masks as masks
 from attention_xp._alibi import alibi_slopes
 from attention_xp._attention import (
     cross_attention,
@@ -60,6 +60,7 @@ __all__ = [
     "init_multi_head_params",
     "layer_normalization",
     "learned_positional_encoding",
+    "linear",
     "masks",
     "merge_attention",
     "mha",

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 from attention_xp import flash_attention, scaled_dot_product_attention
+from attention_xp.linear import linear_attention
 from benchmarks.case import Case
 from benchmarks.contenders import Call, contender
 
@@ -25,6 +26,11 @@ for kernel in ("dense", "tiled"):
 @contender("ours, NumPy, with weights")
 def _weights(case: Case) -> Call:
     return partial(scaled_dot_product_attention, *case.inputs(), **case.options(), impl="dense")
+
+
+@contender("ours, NumPy, linear")
+def _linear(case: Case) -> Call:
+    return partial(linear_attention, *case.inputs(), is_causal=case.causal)
 
 
 @contender("ours, torch", "torch")

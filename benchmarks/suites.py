@@ -48,13 +48,27 @@ def window() -> list[Comparison]:
     masks.append(replace(LONG, option="longformer"))
     return [
         Comparison(local, "ours, NumPy", "torch flex_attention, compiled", 1.0),
-        Comparison(
-            *(local.at(16384), "ours, NumPy", "ours, NumPy", 1.10, local.at(2048)),
-            value=lambda outcome, case: math.log(outcome.ratio, 8),
-            label=": exponent of S, from an eighth of it",
-        ),
+        _exponent(local.at(16384), "ours, NumPy"),
         *map(_per_area, masks),
     ]
+
+
+def linear() -> list[Comparison]:
+    """Linear attention against attention, and its growth with the length."""
+    case = Case((1, 8, 16384, 64), causal=True)
+    return [
+        Comparison(case, "ours, NumPy, linear", "ours, NumPy", 0.1),
+        _exponent(case, "ours, NumPy, linear"),
+    ]
+
+
+def _exponent(case: Case, name: str) -> Comparison:
+    """Return the comparison of a case with an eighth of its length, as the exponent with which time grows."""
+    return Comparison(
+        *(case, name, name, 1.10, case.at(case.shape[-2] // 8)),
+        value=lambda outcome, _: math.log(outcome.ratio, 8),
+        label=": exponent of S, from an eighth of it",
+    )
 
 
 def _per_area(case: Case) -> Comparison:
@@ -124,6 +138,6 @@ def tiles() -> list[Comparison]:
 
 SUITES: dict[str, Callable[[], list[Comparison] | list[Memory]]] = {
     suite.__name__: suite
-    for suite in (numpy_full, numpy_causal, window, memory, jax, torch, decode, tiny, options, tiles)
+    for suite in (numpy_full, numpy_causal, window, linear, memory, jax, torch, decode, tiny, options, tiles)
 }
 DEFAULT = [name for name in SUITES if name != "tiles"]

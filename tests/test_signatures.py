@@ -64,11 +64,40 @@ SIGNATURES = {
     "attention_score_visualization": (["attention_weights"], {"tokens": None}, {}),
 }  # fmt: skip
 
+LINEAR = {
+    "feature_map": "elu",
+    "normalize": None,
+    "is_causal": False,
+    "update_rule": "linear",
+    "decay": None,
+    "beta": None,
+    "scale": None,
+    "state": None,
+    "return_state": False,
+    "chunk_size": 64,
+    "impl": "auto",
+}
+LINEAR_SIGNATURES = {
+    "linear_attention": (["query", "key", "value"], {}, LINEAR),
+    "linear_attention_vjp": (["query", "key", "value"], {}, LINEAR),
+    "performer_features": (
+        ["width"], {"num_features": None}, {"scale": None, "orthogonal": True, "rng": None} | WHERE
+    ),
+}  # fmt: skip
+
 
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_signature(name):
-    required, optional, keyword_only = SIGNATURES[name]
-    parameters = inspect.signature(getattr(attention_xp, name)).parameters
+    check(getattr(attention_xp, name), *SIGNATURES[name])
+
+
+@pytest.mark.parametrize("name", LINEAR_SIGNATURES)
+def test_signature_of_linear_attention(name):
+    check(getattr(attention_xp.linear, name), *LINEAR_SIGNATURES[name])
+
+
+def check(function, required, optional, keyword_only):
+    parameters = inspect.signature(function).parameters
     positional = {n: p.default for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD}
     assert list(positional) == [*required, *optional]
     assert {n: default for n, default in positional.items() if n in optional} == optional
@@ -78,3 +107,5 @@ def test_signature(name):
 def test_every_public_function_is_listed_here():
     functions = {f for n in attention_xp.__all__ if inspect.isfunction(f := getattr(attention_xp, n))}
     assert {f.__name__ for f in functions} == set(SIGNATURES)
+    functions = {f for n in attention_xp.linear.__all__ if inspect.isfunction(f := getattr(attention_xp.linear, n))}
+    assert {f.__name__ for f in functions} == set(LINEAR_SIGNATURES)

@@ -1,0 +1,169 @@
+"""Forward and in reverse over the chunks of a call, on every backend."""
+
+import sys
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from array_api_compat import is_jax_namespace
+
+from attention_xp._backend import device
+from attention_xp._engine.frozen import freeze, thaw
+from attention_xp._typing import Array
+from attention_xp.linear._chunk import Carry, Chunk, Setting, answer, answer_vjp, reduced, weights_sum
+from attention_xp.linear._problem import LinearProblem
+from attention_xp.linear._scan import Rows, Stepped, scan
+from attention_xp.linear._triangles import triangle
+
+__all__ = ["backward", "forward", "forward_keeping", "run"]
+
+
+def run(function: Callable[..., Any], problem: LinearProblem, *operands: Any) -> Any:
+    """Call ``function(problem, *operands)``; on JAX as one program that is compiled once for each kind of call."""
+    if not is_jax_namespace(problem.xp):
+        return function(problem, *operands)
+    template, arrays = freeze(problem)
+    return _compiled(function)(template, arrays, *operands)
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    def program(template: Any, arrays: list[Array], *operands: Any) -> Any:
+        return function(thaw(template, arrays), *operands)
+
+    jitted: Callable[..., Any] = sys.modules["jax"].jit(program, static_argnums=0)
+    return jitted
+
+
+def _setting(problem: LinearProblem) -> Setting:
+    xp, S, size = problem.xp, problem.key.shape[-2], problem.size
+    lengths = {min(size, S), S % size} - {0} if problem.causal else set()
+    split = problem.decay is not None or problem.beta is not None
+    where = device(problem.query)
+    parts = {C: triangle(C, split=split, xp=xp, dtype=problem.dtype, device=where) for C in sorted(lengths)}
+    return Setting(xp, problem.dtype, problem.feature_map, problem.scale, problem.normalize, parts)
+
+
+def _start(problem: LinearProblem) -> Carry:
+    """Return what is remembered at first, in the shape that it keeps."""
+    xp, dtype, where = problem.xp, problem.dtype, device(problem.query)
+    D, Dv = problem.features, problem.value.shape[-1]
+
+    def filled(given: Any, shape: Any) -> Array:
+        if given is None:
+            return xp.zeros(shape, dtype=dtype, device=where)
+        return xp.broadcast_to(xp.astype(given, dtype, copy=False), shape)
+
+    tracked = problem.normalize or problem.key_sum is not None
+    memory = filled(problem.memory, (*problem.lead, D, Dv))
+    return Carry(memory, filled(problem.key_sum, (*problem.lead, 1, D)) if tracked else None)
+
+
+def _rows(problem: LinearProblem) -> Rows:
+    return problem.query, problem.key, problem.value, problem.decay, problem.beta
+
+
+def forward(problem: LinearProblem) -> tuple[Array, Carry]:
+    """Return the output, and what is remembered in the end."""
+    return _forward(problem, keep=False)[:2]
+
+
+def forward_keeping(problem: LinearProblem) -> tuple[Array, Carry, Rows]:
+    """Return what `forward` does, and what each chunk found, for the way back."""
+    return _forward(problem, keep=True)
+
+
+def _forward(problem: LinearProblem, *, keep: bool) -> tuple[Array, Carry, Rows]:
+    if not problem.causal:
+        return _forward_at_once(problem)
+    xp, setting, start = problem.xp, _setting(problem), _start(problem)
+    out_dtype = problem.value.dtype
+
+    def step(carry: Carry, rows: Rows, _: Rows) -> Stepped:
+        chunk = Chunk(setting, carry, rows)
+        output = xp.astype(chunk.output(), out_dtype, copy=False)
+        return chunk.carry(), (output, *(_flat(carry, problem) if keep else ()))
+
+    if problem.key.shape[-2] == 0:
+        shape = (*_joint_lead(problem), 0, problem.value.shape[-1])
+        return xp.zeros(shape, dtype=out_dtype, device=device(problem.query)), start, ()
+    carry, (output, *kept) = scan(step, start, _rows(problem), size=problem.size, xp=xp)
+    return output, carry, tuple(kept)
+
+
+def _joint_lead(problem: LinearProblem) -> tuple[int, ...]:
+    return tuple(n if m == 1 else m for n, m in zip(problem.query.shape[:-2], problem.lead, strict=True))
+
+
+def _flat(carry: Carry, problem: LinearProblem) -> Rows:
+    """Return what is remembered as one row for each array."""
+    lead = problem.lead
+    return tuple(None if a is None else problem.xp.reshape(a, (*lead, 1, a.shape[-2] * a.shape[-1])) for a in carry)
+
+
+def backward(problem: LinearProblem, kept: Rows, grad: Array, left: Carry) -> tuple[Carry, Rows]:
+    """Return the gradients of what was remembered at first, and of query, key, value, decay and beta."""
+    if not problem.causal:
+        return _backward_at_once(problem, grad, left)
+    xp, setting = problem.xp, _setting(problem)
+    D, Dv = problem.features, problem.value.shape[-1]
+    rows = _rows(problem)
+    dtypes = tuple(None if a is None else a.dtype for a in rows)
+
+    def step(left: Carry, rows: Rows, kept: Rows) -> Stepped:
+        memory, key_sum = kept
+        found = Carry(xp.reshape(memory, (*problem.lead, D, Dv)), key_sum)
+        grad = rows[-1]
+        left, grads = Chunk(setting, found, rows[:-1]).reverse(xp.astype(grad, problem.dtype, copy=False), left)
+        cast = (g if g is None else xp.astype(g, dtype, copy=False) for g, dtype in zip(grads, dtypes, strict=True))
+        return left, tuple(cast)
+
+    if problem.key.shape[-2] == 0:
+        return left, tuple(None if a is None else xp.zeros_like(a) for a in rows)
+    return scan(step, left, (*rows, grad), kept, size=problem.size, xp=xp, reverse=True)
+
+
+def _at_once(problem: LinearProblem) -> tuple[Array, Array, Array, Carry]:
+    """Return mapped queries and keys, values, and the memory of all keys."""
+    xp = problem.xp
+    rows = [xp.astype(a, problem.dtype, copy=False) for a in (problem.query, problem.key, problem.value)]
+    query, key = (x if problem.feature_map is None else problem.feature_map(x) for x in rows[:2])
+    key_sum = xp.sum(key, axis=-2, keepdims=True) if problem.normalize else None
+    return query, key, rows[2], Carry(xp.matmul(xp.matrix_transpose(key), rows[2]), key_sum)
+
+
+def _said_at_once(problem: LinearProblem, query: Array, carry: Carry) -> tuple[Array, Array | None]:
+    divisor = weights_sum(query, carry.key_sum, problem.xp) if problem.normalize else None
+    return problem.xp.matmul(query, carry.memory), divisor
+
+
+def _forward_at_once(problem: LinearProblem) -> tuple[Array, Carry, Rows]:
+    """Let every query see all keys."""
+    query, _, _, carry = _at_once(problem)
+    output = answer(*_said_at_once(problem, query, carry), problem.scale, problem.xp)
+    return problem.xp.astype(output, problem.value.dtype, copy=False), carry, ()
+
+
+def _backward_at_once(problem: LinearProblem, grad: Array, left: Carry) -> tuple[Carry, Rows]:
+    xp, T = problem.xp, problem.xp.matrix_transpose
+    query, key, value, carry = _at_once(problem)
+    said, divisor = _said_at_once(problem, query, carry)
+    grad = xp.astype(grad, problem.dtype, copy=False)
+    grad, of_divisor = answer_vjp(said, divisor, grad, problem.scale, xp)
+    of_memory = reduced(xp, xp.matmul(T(query), grad), tuple(carry.memory.shape)) + left.memory
+    of_query = xp.matmul(grad, T(carry.memory))
+    of_key = reduced(xp, xp.matmul(value, T(of_memory)), tuple(key.shape))
+    if of_divisor is not None:
+        of_query = of_query + of_divisor * carry.key_sum
+        of_sum = reduced(xp, xp.sum(of_divisor * query, axis=-2, keepdims=True), tuple(carry.key_sum.shape))
+        of_key = of_key + of_sum + left.key_sum
+    mapped = ((problem.query, reduced(xp, of_query, tuple(query.shape))), (problem.key, of_key))
+    pulled = (_pulled(problem, x, of_features) for x, of_features in mapped)
+    of_value = reduced(xp, xp.matmul(key, of_memory), tuple(value.shape))
+    return left, (*pulled, of_value, None, None)
+
+
+def _pulled(problem: LinearProblem, x: Array, grad: Array) -> Array:
+    if problem.feature_map is not None:
+        grad = problem.feature_map.pull(problem.xp.astype(x, problem.dtype, copy=False), grad)
+    return problem.xp.astype(grad, x.dtype, copy=False)

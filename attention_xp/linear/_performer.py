@@ -1,0 +1,145 @@
+"""Positive random features of the softmax kernel (FAVOR+)."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from array_api_compat import array_namespace
+
+from attention_xp._backend import computation_dtype, creation_namespace, floating_dtype
+from attention_xp._engine.numbers import check_count, check_flag, check_positive
+from attention_xp._random import check_rng, normal
+from attention_xp._typing import Array, Device, DType, Namespace
+
+__all__ = ["PerformerFeatures", "performer_features"]
+
+
+@dataclass(frozen=True, eq=False)
+class PerformerFeatures:
+    """A random feature map; made by `performer_features`, called on arrays ``(..., S, D)``."""
+
+    projection: Array
+    """``(D, m)``: one direction in each column."""
+    scale: float
+    """The kernel is ``exp(scale * x.y)``."""
+
+    def __call__(self, x: Array) -> Array:
+        """Return the features ``(..., S, m)``, all positive."""
+        xp = array_namespace(x)
+        x = x * math.sqrt(self.scale)
+        projected = xp.matmul(x, xp.astype(self.projection, x.dtype, copy=False))
+        half = 0.5 * xp.sum(x * x, axis=-1, keepdims=True)
+        return xp.exp(projected - (half + 0.5 * math.log(self.projection.shape[-1])))
+
+    def width(self, D: int) -> int:
+        """Return the number of features."""
+        if self.projection.shape[0] != D:
+            raise ValueError(
+                f"feature_map was made for width {self.projection.shape[0]}: expected query (..., H, S, D) and key "
+                f"(..., Hkv, S, D) with D = {self.projection.shape[0]}, got width {D}"
+            )
+        return int(self.projection.shape[-1])
+
+    def pull(self, x: Array, grad: Array) -> Array:
+        """Return the gradient of rows whose features have the gradient `grad`."""
+        xp = array_namespace(x)
+        grad = grad * self(x)
+        projection = xp.matrix_transpose(xp.astype(self.projection, x.dtype, copy=False))
+        along = xp.matmul(grad, projection) * math.sqrt(self.scale)
+        return along - x * (self.scale * xp.sum(grad, axis=-1, keepdims=True))
+
+
+def performer_features(
+    width: int,
+    num_features: int | None = None,
+    *,
+    scale: float | None = None,
+    orthogonal: bool = True,
+    rng: Any = None,
+    xp: Namespace | None = None,
+    dtype: DType | str | None = None,
+    device: Device | None = None,
+) -> PerformerFeatures:
+    r"""Draw positive random features whose products estimate the softmax kernel without bias.
+
+    .. math::
+
+        \phi(x) = \frac{1}{\sqrt{m}} \exp\left(\sqrt{c}\, W^T x - \tfrac{c}{2} |x|^2\right), \qquad
+        \mathrm{E}[\phi(x) \cdot \phi(y)] = e^{c\, x \cdot y}
+
+    The columns of W are standard normal. Within each group of D columns they are orthogonal, which
+    lowers the variance.
+
+    Parameters
+    ----------
+    width : int
+        ``D``, the width of queries and keys.
+    num_features : int, optional
+        ``m``. Default: ``D log(D)``, rounded.
+    scale : float, optional
+        ``c``, positive. Default: ``1 / sqrt(D)``, that of attention.
+    orthogonal : bool, default: True
+        Whether directions are orthogonal in groups of ``D``, or independent.
+    rng : int, random generator or JAX key, optional
+        A seed (same features on every backend, to rounding), or a generator of the library `xp`.
+        Default: fresh entropy; required with JAX.
+    xp : module, optional
+        The array library, such as ``cupy``, ``torch`` or ``jax.numpy``. Default: NumPy.
+    dtype : dtype or str, optional
+        A dtype of `xp` or its name. Default: the default floating dtype of `xp`.
+    device : device, optional
+        Where to place the directions. Default: the default device of `xp`.
+
+    Returns
+    -------
+    PerformerFeatures
+        A feature map for `linear_attention`, and by itself a function of arrays ``(..., S, D)``.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of the wrong kind.
+    ValueError
+        If a number is out of range, or `rng` is missing with JAX.
+
+    References
+    ----------
+    Choromanski et al., "Rethinking attention with performers", ICLR 2021.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp.linear import performer_features
+    >>> phi = performer_features(4, 4096, scale=1.0, rng=0)
+    >>> x, y = np.asarray([[0.5, 0.0, -0.5, 0.2]]), np.asarray([[0.3, 0.6, -0.1, 0.0]])
+    >>> bool(abs((phi(x) @ phi(y).T) / np.exp(x @ y.T) - 1.0) < 0.05)
+    True
+    """
+    D = check_count("width", width)
+    m = max(1, round(D * math.log(D))) if num_features is None else check_count("num_features", num_features)
+    c = 1.0 / math.sqrt(D) if scale is None else check_positive("scale", scale)
+    check_flag("orthogonal", orthogonal)
+    xp = creation_namespace(xp)
+    dtype = floating_dtype(xp, dtype)
+    check_rng(rng, xp)
+    like = xp.zeros((), dtype=dtype, device=device)
+    groups = -(-m // D)
+    wide = computation_dtype(xp, like.dtype)
+    draws = normal(rng, (2, groups, D, D), xp=xp, dtype=wide, device=device)
+    directions = draws[0, ...]
+    if orthogonal:
+        directions = _orthogonal(directions, device, xp) * _lengths(draws[1, ...], xp)
+    columns = xp.reshape(xp.permute_dims(directions, (1, 0, 2)), (D, groups * D))[:, :m]
+    return PerformerFeatures(xp.astype(columns, like.dtype, copy=False), c)
+
+
+def _orthogonal(directions: Array, where: Device, xp: Namespace) -> Array:
+    """Return orthonormal columns, uniformly distributed because the signs follow those of the factor R."""
+    q, r = xp.linalg.qr(directions)
+    diagonal = xp.sum(r * xp.eye(r.shape[-1], dtype=r.dtype, device=where), axis=-2, keepdims=True)
+    return xp.where(diagonal < 0.0, -q, q)
+
+
+def _lengths(draws: Array, xp: Namespace) -> Array:
+    """Return lengths as normal vectors have them, (groups, 1, D), independent of the directions."""
+    return xp.sqrt(xp.sum(draws * draws, axis=-2, keepdims=True))
