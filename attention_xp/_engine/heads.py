@@ -57,9 +57,13 @@ class Heads(NamedTuple):
         query, key, value = problem.query[at], _shared(problem, problem.key, at), _shared(problem, problem.value, at)
         norm = _longest(problem, key)
         limit = ceiling(abs(problem.scale) * LOG2_E * norm * _longest(problem, query))
-        largest = float(max(value.max(), -value.min()))
         return cls(
-            starts, sizes, query, key, value, Range.of(problem, limit=limit, keys=math.isfinite(norm), value=largest)
+            starts,
+            sizes,
+            query,
+            key,
+            value,
+            Range.of(problem, limit=limit, keys=math.isfinite(norm), value=_length(problem, value)),
         )
 
 
@@ -76,6 +80,12 @@ def _longest(problem: Problem, vectors: Array) -> float:
     """Return the largest length of a vector (..., D)."""
     vectors = vectors.astype(problem.dtype, copy=False)
     return math.sqrt(np.vecdot(vectors, vectors).max())
+
+
+def _length(problem: Problem, values: Array) -> float:
+    """Return the length of all values as one vector, which no single one exceeds."""
+    values = values.astype(problem.dtype, copy=False)
+    return math.sqrt(np.vdot(values, values))
 
 
 def ceiling(problem: Problem) -> Ceiling:

@@ -54,8 +54,8 @@ class _Walk:
         self.lse = np.empty((*lead, Sq), problem.dtype)
         self.jobs = [
             (starts, rows)
-            for rows in reversed(bounds(0, Sq, self.shape.rows))  # under a causal mask the longest first
             for starts in self._starts(lead)
+            for rows in reversed(bounds(0, Sq, self.shape.rows))  # under a causal mask the longest first
         ]
         self.ceiling = ceiling(problem)
         self.heads: dict[tuple[int, ...], Heads] = {}
