@@ -52,6 +52,7 @@ CALLS = {
     "flash_attention": (ax.flash_attention, QKV),
     "log-sum-exp": (lambda q, k, v: ax.flash_attention(q, k, v, return_lse=True), QKV),
     "causal": (lambda q, k, v: ax.flash_attention(q, k, v, is_causal=True, query_offset=2), QKV),
+    "tiles": (lambda q, k, v: ax.flash_attention(q, k, v, impl="tiled", tile=(2, 3), return_lse=True), QKV),
     "boolean mask": (ax.scaled_dot_product_attention, (*QKV, KEEP)),
     "float mask": (ax.scaled_dot_product_attention, (*QKV, np.where(KEEP, 0.5, -np.inf))),
     "dropout on weights": (lambda q, k, v: ax.flash_attention(q, k, v, None, 0.5, rng=3), QKV),
