@@ -124,6 +124,19 @@ def test_torch_compile(library, function, arguments):
 
 
 @pytest.mark.backends("torch")
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"softcap": 2.0}], ids=str)
+def test_torch_compile_with_sizes_that_change(library, options):
+    torch = importlib.import_module("torch")
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda x: ax.flash_attention(x, x, x, **options), fullgraph=True, backend="eager", dynamic=True
+    )
+    for length in (5, 9, 4):
+        x = library.array(normal(2, 4, length, 8))
+        assert_same(compiled(x), ax.flash_attention(x, x, x, **options))
+
+
+@pytest.mark.backends("torch")
 @calls
 def test_torch_vmap(library, function, arguments):
     vmap, stacked = importlib.import_module("torch").func.vmap, mapped(library, arguments)
