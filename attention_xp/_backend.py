@@ -26,8 +26,10 @@ __all__ = [
     "floating_dtype",
     "is_boolean",
     "is_floating",
+    "is_followed",
     "is_integer",
     "is_mapped",
+    "is_traced",
     "library_name",
     "named_dtype",
     "on_host",
@@ -50,12 +52,14 @@ def common_namespace(**arrays: Array) -> Namespace:
     for name, a in arrays.items():  # the standard's own question passes over None and plain numbers
         if not hasattr(a, "dtype"):
             raise TypeError(f"{name} must be an array, got {_kind(a)}")
+    first, *others = arrays.values()
     try:
-        xp = array_namespace(*arrays.values())
+        # Arrays of one type are of one library: each that is asked costs a microsecond.
+        xp = array_namespace(first, *[a for a in others if type(a) is not type(first)])
     except TypeError:
         kinds = ", ".join(f"{name} {_kind(a)}" for name, a in arrays.items())
         raise TypeError(f"all arrays must belong to one array library, got {kinds}") from None
-    if is_numpy_namespace(xp):
+    if library_name(xp) == "numpy":
         _reject_numpy_subclasses(arrays)
     return xp
 
@@ -145,6 +149,19 @@ def same_device(xp: Namespace, a: Array, b: Array) -> bool:
     return is_numpy_namespace(xp) or is_jax_namespace(xp) or bool(a.device == b.device)
 
 
+def is_traced() -> bool:
+    """Whether torch is compiling, mapping or differentiating: sizes may be none, and a tensor may stand for others."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(
+        torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def is_followed(xp: Namespace, result: Array) -> bool:
+    """Whether torch follows what becomes of a result, so that it must not be written into another array."""
+    return is_torch_namespace(xp) and (bool(result.requires_grad) or is_traced())
+
+
 def on_host(xp: Namespace, array: Array) -> bool:
     """Whether the values of `array` can be read at once, by a caller who computes with NumPy."""
     return is_numpy_namespace(xp) and type(array).__module__ == "numpy"
@@ -164,12 +181,15 @@ def values_on_host(xp: Namespace, integers: Array) -> list[int] | None:
         return None
 
 
-def is_mapped(array: Array) -> bool:
-    """Whether an array of torch or JAX stands for a batch of arrays inside `vmap`."""
-    if is_jax_array(array):
-        return type(array).__name__ == "BatchTracer"  # there is no public question
-    functorch = sys.modules["torch"]._C._functorch  # there is no public question
-    return not sys.modules["torch"].compiler.is_compiling() and bool(functorch.is_batchedtensor(array))
+def is_mapped(*arrays: Array) -> bool:
+    """Whether one of some arrays of torch or JAX stands for a batch of arrays inside `vmap`."""
+    if is_jax_array(arrays[0]):
+        return any(type(a).__name__ == "BatchTracer" for a in arrays)  # there is no public question
+    torch = sys.modules["torch"]
+    functorch = torch._C._functorch  # nor is there here
+    if torch.compiler.is_compiling() or functorch.peek_interpreter_stack() is None:
+        return False
+    return any(map(functorch.is_batchedtensor, arrays))
 
 
 def cuda_device(array: Array) -> Device | None:

@@ -127,7 +127,10 @@ def options() -> list[Comparison]:
 
 def tiles() -> list[Comparison]:
     """Other tile sizes against the chosen one; runs only when named."""
-    sizes = {"ours, NumPy": [(384, 1024), (512, 512), (1024, 512)], "ours, JAX": [(256, 512), (256, 1024), (512, 1024)]}
+    sizes = {
+        "ours, NumPy": [(384, 1024), (512, 512), (1024, 512)],
+        "ours, JAX": [(512, 512), (512, 1024), (1024, 1024)],
+    }
     plain = [(name, replace(USUAL, causal=causal)) for name in sizes for causal in (False, True)]
     return [
         Comparison(replace(case, tile=tile), name, name, their_case=case)

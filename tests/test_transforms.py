@@ -52,6 +52,7 @@ CALLS = {
     "flash_attention": (ax.flash_attention, QKV),
     "log-sum-exp": (lambda q, k, v: ax.flash_attention(q, k, v, return_lse=True), QKV),
     "causal": (lambda q, k, v: ax.flash_attention(q, k, v, is_causal=True, query_offset=2), QKV),
+    "tiles": (lambda q, k, v: ax.flash_attention(q, k, v, impl="tiled", tile=(2, 3), return_lse=True), QKV),
     "boolean mask": (ax.scaled_dot_product_attention, (*QKV, KEEP)),
     "float mask": (ax.scaled_dot_product_attention, (*QKV, np.where(KEEP, 0.5, -np.inf))),
     "dropout on weights": (lambda q, k, v: ax.flash_attention(q, k, v, None, 0.5, rng=3), QKV),
@@ -120,6 +121,19 @@ def test_torch_compile(library, function, arguments):
     torch.compiler.reset()
     compiled = torch.compile(function, fullgraph=True, backend="eager")
     assert_same(compiled(*made), function(*made))
+
+
+@pytest.mark.backends("torch")
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"softcap": 2.0}], ids=str)
+def test_torch_compile_with_sizes_that_change(library, options):
+    torch = importlib.import_module("torch")
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda x: ax.flash_attention(x, x, x, **options), fullgraph=True, backend="eager", dynamic=True
+    )
+    for length in (5, 9, 4):
+        x = library.array(normal(2, 4, length, 8))
+        assert_same(compiled(x), ax.flash_attention(x, x, x, **options))
 
 
 @pytest.mark.backends("torch")

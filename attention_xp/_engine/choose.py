@@ -19,11 +19,9 @@ def answers(problem: Problem, wanted: Wanted) -> dict[str, str | None]:
 def choose(problem: Problem, wanted: Wanted) -> str:
     """Return the name of the kernel asked for, or of the best that can; `ValueError` says why one cannot."""
     if problem.impl == "auto":
-        return next(
-            name
-            for name, kernel in KERNELS.items()
-            if kernel.is_worthwhile(problem, wanted) and kernel.refusal(problem, wanted) is None
-        )
+        for name, kernel in KERNELS.items():
+            if kernel.is_worthwhile(problem, wanted) and kernel.refusal(problem, wanted) is None:
+                return name
     reason = KERNELS[problem.impl].refusal(problem, wanted)
     if reason is not None:
         raise ValueError(f"impl={problem.impl!r} cannot compute this call: {reason}")

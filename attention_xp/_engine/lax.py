@@ -14,6 +14,7 @@ from attention_xp._engine.arithmetic import Arithmetic
 from attention_xp._engine.frozen import freeze, thaw
 from attention_xp._engine.packing import PackedMask
 from attention_xp._engine.problem import Problem
+from attention_xp._engine.products import query_key
 from attention_xp._engine.region import Region, Span
 from attention_xp._engine.result import Wanted
 from attention_xp._engine.step import Running, advance, finish, scale_in_base_2, start
@@ -80,11 +81,16 @@ class _Guarded(Arithmetic):
 
     def query_key(self, query: Array, key: Array, *, exclusive: bool) -> Array:
         """(..., H, m, D) @ (..., Hkv, n, D)^T -> (..., H, m, n)."""
-        return _guarded(super().query_key, query, key, exclusive=exclusive)
+        return _guarded(partial(query_key, self.problem, product=_inner_products), query, key, exclusive=exclusive)
 
     def weights_value(self, weights: Array, value: Array, *, exclusive: bool) -> Array:
         """(..., H, m, n) @ (..., Hkv, n, Dv) -> (..., H, m, Dv)."""
         return _guarded(super().weights_value, weights, value, exclusive=exclusive)
+
+
+def _inner_products(query: Array, key: Array) -> Array:
+    """(..., m, D) x (..., n, D) -> (..., m, n): told as one contraction, XLA copies no transposed keys."""
+    return jnp.einsum("...md,...nd->...mn", query, key)
 
 
 def _guarded(product: Callable[..., Array], rows: Array, tile: Array, *, exclusive: bool) -> Array:

@@ -1,8 +1,11 @@
 """The walker of every library without one of its own: two Python loops, all heads in one tile."""
 
-from attention_xp._backend import device
+from collections.abc import Iterator
+from itertools import chain
+
+from attention_xp._backend import device, is_followed
 from attention_xp._engine.arithmetic import Arithmetic
-from attention_xp._engine.plan import Tile, bounds, plan
+from attention_xp._engine.plan import Bounds, Tile, bounds, plan
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region, Span
 from attention_xp._engine.step import advance, finish, scale_in_base_2, start
@@ -15,9 +18,26 @@ __all__ = ["walk"]
 def walk(problem: Problem) -> tuple[Array, Array]:
     """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq)."""
     ops, (rows, columns) = Arithmetic(problem), tile_sizes(problem)
-    blocks = [_attend(ops, row, stop, columns) for row, stop in bounds(0, problem.query.shape[-2], rows)]
-    outputs, lses = zip(*blocks, strict=True)
-    return problem.xp.concat(outputs, axis=-2), problem.xp.concat(lses, axis=-1)
+    blocks = bounds(0, problem.query.shape[-2], rows)
+    return _side_by_side(problem, blocks, (_attend(ops, *block, columns) for block in blocks))
+
+
+def _side_by_side(
+    problem: Problem, blocks: list[Bounds], results: Iterator[tuple[Array, Array]]
+) -> tuple[Array, Array]:
+    """Return the results of all blocks of rows as one."""
+    xp, first = problem.xp, next(results)
+    results = chain([first], results)
+    if is_followed(xp, first[0]):
+        outputs, lses = zip(*results, strict=True)
+        return xp.concat(outputs, axis=-2), xp.concat(lses, axis=-1)
+    # In place where that goes unseen: blocks that wait for the last one take the memory of another output.
+    shape = (*problem.lead, problem.query.shape[-2])
+    output = xp.empty((*shape, problem.value.shape[-1]), dtype=first[0].dtype, device=device(problem.query))
+    lse = xp.empty(shape, dtype=first[1].dtype, device=device(problem.query))
+    for (row, stop), part in zip(blocks, results, strict=True):
+        output[..., row:stop, :], lse[..., row:stop] = part
+    return output, lse
 
 
 def _attend(ops: Arithmetic, row: int, stop: int, columns: int) -> tuple[Array, Array]:

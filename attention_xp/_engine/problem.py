@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-from attention_xp._backend import common_namespace, is_boolean
+from attention_xp._backend import common_namespace, is_boolean, is_traced
 from attention_xp._engine.alignment import Alignment
 from attention_xp._engine.checks import check_inputs, shapes
 from attention_xp._engine.numbers import (
@@ -26,8 +26,12 @@ from attention_xp.masks import CausalMask, FunctionMask, LengthMask, Mask, Windo
 
 __all__ = ["Problem"]
 
+_PLAIN = frozenset({"is_causal", "scale", "softcap", "impl"})  # options that are plain values, and alike in most calls
+_KNOWN: dict[Any, dict[str, Any]] = {}  # the fields of plain calls that were found right
+_MOST = 512
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class Problem:
     """What is wanted, in the letters of the documentation; arrays are aligned with the scores."""
 
@@ -39,6 +43,7 @@ class Problem:
     batch: tuple[int, ...]
     heads: int | None
     group: int  # query heads per key/value head
+    is_empty: bool  # whether an axis of the inputs has length 0
     scale: float
     softcap: float | None
     score_mod: ScoreMod | None
@@ -97,6 +102,28 @@ class Problem:
         packing: Packing | None = None,
     ) -> "Problem":
         """Check a call and line everything up with the scores."""
+        name = _name(query, key, value, mask, dropout_rate, options) if packing is None and first_item == 0 else None
+        if name in _KNOWN:
+            problem = object.__new__(cls)  # to set the fields one by one takes as long as attention on small arrays
+            vars(problem).update(_KNOWN[name], query=query, key=key, value=value)
+            return problem
+        problem = cls._checked(query, key, value, mask, dropout_rate, options, first_item, packing)
+        if name is not None and problem.query is query:
+            _remember(name, problem)
+        return problem
+
+    @classmethod
+    def _checked(
+        cls,
+        query: Array,
+        key: Array,
+        value: Array,
+        mask: Array | Mask | None,
+        dropout_rate: float,
+        options: AttentionOptions,
+        first_item: int,
+        packing: Packing | None,
+    ) -> "Problem":
         o = complete(options)
         mask_array = None if isinstance(mask, Mask) else mask
         xp = common_namespace(query=query, key=key, value=value, **_array_options(mask_array, o))
@@ -131,6 +158,7 @@ class Problem:
             batch=batch,
             heads=heads,
             group=heads // kv_heads if heads and kv_heads else 1,
+            is_empty=0 in (*query.shape, *key.shape, *value.shape),
             scale=_default_scale(query) if o["scale"] is None else check_number("scale", o["scale"]),
             softcap=None if o["softcap"] is None else check_positive("softcap", o["softcap"]),
             score_mod=check_callable("score_mod", o["score_mod"], "f(score, b, h, q_idx, kv_idx)"),
@@ -147,6 +175,34 @@ class Problem:
             first_item=first_item,
             packing=packing,
         )
+
+
+def _name(
+    query: Array, key: Array, value: Array, mask: Any, dropout_rate: float, options: AttentionOptions
+) -> tuple[Any, ...] | None:
+    """Return all that the fields of a plain call depend on; ``None`` for a call with more arrays, or within a trace."""
+    if mask is not None or type(dropout_rate) is not float or dropout_rate or not options.keys() <= _PLAIN:
+        return None
+    if is_traced():
+        return None
+    try:
+        name = (
+            *(type(query), query.shape, query.dtype, query.device),
+            *(type(key), key.shape, key.dtype, key.device),
+            *(type(value), value.shape, value.dtype, value.device),
+            *options.items(),
+            *map(type, options.values()),  # True is no 1
+        )
+        hash(name)
+    except (AttributeError, TypeError):  # no array, one that JAX traces, or a size that cannot be told from another
+        return None
+    return name
+
+
+def _remember(name: tuple[Any, ...], problem: Problem) -> None:
+    if len(_KNOWN) >= _MOST:
+        _KNOWN.clear()
+    _KNOWN[name] = {**vars(problem), "query": None, "key": None, "value": None}
 
 
 def _is_foreign(rule: Mask) -> bool:

@@ -4,6 +4,7 @@ Query head ``h`` uses key/value head ``h // G`` with ``G = H // Hkv``. The group
 rows, ``(..., Hkv, G * Sq, D)``, so keys and values are never repeated.
 """
 
+from collections.abc import Callable
 from math import inf, nan
 
 from array_api_compat import array_namespace
@@ -15,15 +16,23 @@ from attention_xp._typing import Array
 __all__ = ["quarantined_key", "quarantined_outputs", "query_key", "weights_value"]
 
 
-def query_key(problem: Problem, query: Array, key: Array, *, exclusive: bool) -> Array:
+def query_key(
+    problem: Problem,
+    query: Array,
+    key: Array,
+    *,
+    exclusive: bool,
+    product: Callable[[Array, Array], Array] | None = None,
+) -> Array:
     """Return ``query @ key^T``: (..., H, Sq, D) @ (..., Hkv, D, Sk) -> (..., H, Sq, Sk).
 
     With `exclusive`, some pairs are about to be excluded: a key that is not finite then answers NaN
-    instead of touching the product, so that neither its values nor its gradients leak.
+    instead of touching the product, so that neither its values nor its gradients leak. A walker may know
+    a better `product` of (..., m, D) and (..., n, D) than the standard has.
     """
     folded = _fold(problem, query)
     if not exclusive:
-        return _unfold(problem, _scores(folded, key))
+        return _unfold(problem, (product or _scores)(folded, key))
     xp = problem.xp
     return _unfold(problem, by_value(xp, lambda: xp.all(xp.isfinite(key)), _scores, _quarantined_scores, folded, key))
 

@@ -16,6 +16,7 @@ __all__ = ["FOLD", "STRIP", "TileShape", "tile_shape", "tile_sizes"]
 FOLD = 64  # rows up to which the query heads of a group share one product: NumPy and JAX
 STRIP = 128  # keys of a strip along an edge of the allowed area, and rows of a chunk: NumPy
 _SIZES = {"numpy": (704, 512), "jax": (512, 512), "torch": (128, 512), "cupy": (512, 1024), "strict": (64, 64)}
+_WHOLE = {"jax": (1024, 1024)}  # where no rule leaves anything out: fewer and larger operations
 _WINDOW_ROWS = 256  # of a tile under a narrow window
 _FEWEST_ROWS = 64
 _MOST_KEYS = 8192
@@ -59,7 +60,8 @@ def tile_sizes(problem: Problem) -> tuple[int, int]:
     if problem.tile is not None:
         rows, columns = problem.tile
         return min(rows, max(Sq, 1)), min(columns, max(Sk, 1))
-    rows, columns = _SIZES.get(library_name(problem.xp), (128, 512))
+    sizes = _SIZES if problem.rules else _SIZES | _WHOLE
+    rows, columns = sizes.get(library_name(problem.xp), (128, 512))
     finest = min([rows, max(Sq, 1), *[_grain(rule) for rule in problem.rules]])
     if finest < rows:  # fewer rows and more keys: what a rule leaves out shows, and a tile stays as large
         rows, columns = finest, min(columns * (rows // finest), _MOST_KEYS)

@@ -26,7 +26,7 @@ def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:
 
 def attend(problem: Problem, wanted: Wanted) -> Attended:
     """Compute a problem tile by tile; wanted weights are assembled block by block of rows."""
-    if 0 in problem.query.shape or 0 in problem.key.shape or 0 in problem.value.shape:
+    if problem.is_empty:
         return dense.attend(problem, wanted)  # there is nothing to materialise
     output, lse = _walk(problem)
     return Attended(

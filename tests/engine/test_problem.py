@@ -94,3 +94,45 @@ def test_a_refused_call_draws_no_random_number(library, make, wrong):
         problem(make, dropout_rate=0.5, rng=rng, **wrong)
     drawn, expected = (problem(make, dropout_rate=0.5, rng=r).seed for r in (rng, twin))
     assert [int(word) for word in drawn] == [int(word) for word in expected]
+
+
+def test_what_is_known_of_a_call_is_not_what_another_needs(make):
+    """Calls of one kind are checked once: whatever the checks depend on tells calls apart."""
+    first = problem(make, is_causal=True, query_offset=None, shapes=((2, 4, 5, 8), (2, 2, 5, 8)))
+    assert [type(rule).__name__ for rule in first.rules] == ["CausalMask"]
+    plain = ((2, 4, 5, 8), (2, 2, 5, 8))
+    for _ in range(2):
+        again = problem(make, plain, is_causal=True)
+        assert (again.batch, again.heads, again.group, again.scale) == ((2,), 4, 2, first.scale)
+        assert problem(make, plain).rules == ()
+        assert problem(make, plain, scale=0.5).scale == 0.5
+        assert problem(make, ((2, 4, 5, 4), (2, 1, 3, 4))).group == 4
+        assert tuple(problem(make, ((1, 4, 5, 8), (2, 2, 5, 8))).query.shape) == (2, 4, 5, 8)
+        with pytest.raises(TypeError, match="is_causal must be a bool, got int"):
+            problem(make, plain, is_causal=1)
+        with pytest.raises(TypeError, match="softcap must be a real number, got bool"):
+            problem(make, plain, softcap=True)
+        with pytest.raises(TypeError, match="unexpected option 'causal'"):
+            problem(make, plain, causal=True)
+        with pytest.raises(TypeError, match="dropout_rate"):
+            problem(make, plain, dropout_rate=False)
+        with pytest.raises(ValueError, match="query_offset is required"):
+            problem(make, is_causal=True)
+        assert problem(make, plain, softcap=1).softcap == 1.0
+
+
+def test_a_known_call_has_its_own_arrays(make):
+    q, k, v = (make(x) for x in inputs((2, 4, 5, 8)))
+    for query, key, value in [(q, k, v), (v, q, k)]:
+        p = Problem.of(query, key, value, None, 0.0, {})
+        assert p.query is query
+        assert p.key is key
+        assert p.value is value
+
+
+@pytest.mark.backends("numpy")
+def test_masked_arrays_are_refused_after_plain_ones(make):
+    q, k, v = (make(x) for x in inputs((2, 4, 5, 8)))
+    Problem.of(q, k, v, None, 0.0, {})
+    with pytest.raises(TypeError, match="key must be a plain array"):
+        Problem.of(q, np.ma.masked_array(k), v, None, 0.0, {})

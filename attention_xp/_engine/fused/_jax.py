@@ -93,7 +93,7 @@ def _is_causal(rules: tuple[Mask, ...]) -> bool:
 
 def is_worthwhile(problem: Problem) -> bool:
     """Return whether the kernel is faster than tiles: on a GPU. Its rule for `vmap` maps all arrays or none."""
-    mapped = any(is_mapped(a) for a in (problem.query, problem.key, problem.value))
+    mapped = is_mapped(problem.query, problem.key, problem.value)
     return not mapped and cuda_device(problem.query) is not None
 
 

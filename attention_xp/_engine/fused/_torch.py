@@ -33,6 +33,8 @@ def refusal(problem: Problem, wanted: Wanted) -> str | None:
 
 def _refused_mask(problem: Problem) -> str | None:
     rules = column_rules(problem)
+    if len(rules) == 0:
+        return None
     if any(isinstance(rule, CausalMask) for rule in rules):
         if len(rules) > 1 or len(problem.addends) > 0 or not starts_at_0(problem):
             return "torch's scaled_dot_product_attention takes is_causal alone: no offset, and no other mask or bias"
@@ -44,24 +46,27 @@ def _refused_mask(problem: Problem) -> str | None:
 
 def is_worthwhile(problem: Problem) -> bool:
     """Return whether the kernel is the fastest: under `vmap` it falls back to a loop over the items."""
-    return sdpa_is_faster(problem) and not any(map(is_mapped, (problem.query, problem.key, problem.value)))
+    return sdpa_is_faster(problem) and not is_mapped(problem.query, problem.key, problem.value)
 
 
 def attend(problem: Problem, wanted: Wanted) -> Attended:  # noqa: ARG001
     """Call the kernel with four axes, as its fast paths want them."""
     torch: Any = sys.modules["torch"]
     rules = column_rules(problem)
-    causal = any(isinstance(rule, CausalMask) for rule in rules)
+    causal = len(rules) > 0 and any(isinstance(rule, CausalMask) for rule in rules)
     mask = None if causal else _mask(problem, rules)
-    key, value = (with_zero_keys(problem, rules, a) for a in (problem.key, problem.value))
+    grouped = {"enable_gqa": True} if problem.group > 1 else {}  # asked with `if`: a traced size answers with no bool
     output = torch.nn.functional.scaled_dot_product_attention(
-        *(four_axes(problem, a) for a in (problem.query, key, value)),
+        four_axes(problem, problem.query),
+        four_axes(problem, with_zero_keys(problem, rules, problem.key)),
+        four_axes(problem, with_zero_keys(problem, rules, problem.value)),
         attn_mask=None if mask is None else four_axes(problem, mask),
         is_causal=causal,
         scale=problem.scale,
-        enable_gqa=problem.group > 1,
+        **grouped,
     )
-    output = output.reshape(*problem.lead, *output.shape[-2:])
+    if problem.ndim != 4:
+        output = output.reshape(*problem.lead, *output.shape[-2:])
     return Attended(with_zero_rows(problem, output), None, None)
 
 

@@ -32,7 +32,7 @@ def unknown_option(problem: Problem, wanted: Wanted) -> str | None:
         return "dropout with a reproducible draw"
     if problem.packing is not None:
         return "packed sequences"
-    if 0 in problem.query.shape or 0 in problem.key.shape or 0 in problem.value.shape:
+    if problem.is_empty:
         return "empty axes"
     if not _fit(problem):
         return "additions in more than 16 bits"
@@ -47,7 +47,7 @@ def _fit(problem: Problem) -> bool:
 
 def column_rules(problem: Problem) -> tuple[Mask, ...]:
     """Return the rules but those on rows, which are zeroed afterwards."""
-    return tuple(rule for rule in problem.rules if not isinstance(rule, RowMask))
+    return tuple(rule for rule in problem.rules if not isinstance(rule, RowMask)) if problem.rules else ()
 
 
 def starts_at_0(problem: Problem) -> bool:
@@ -57,7 +57,7 @@ def starts_at_0(problem: Problem) -> bool:
 
 def allowed(problem: Problem, rules: tuple[Mask, ...]) -> Array | None:
     """Return where all rules agree, as an array that broadcasts to the scores."""
-    return allowed_pairs(rules, Region.whole(problem))
+    return allowed_pairs(rules, Region.whole(problem)) if rules else None
 
 
 def added(problem: Problem) -> Array | None:
@@ -69,11 +69,11 @@ def added(problem: Problem) -> Array | None:
 
 def four_axes(problem: Problem, a: Array) -> Array:
     """Return (B, H, S, D) of what broadcasts to the scores, or of keys and values, leading axes joined."""
+    if a.ndim == 4 == problem.ndim:
+        return a
     xp = problem.xp
     a = xp.reshape(a, (1,) * (2 - a.ndim) + tuple(a.shape)) if a.ndim < 2 else a
     lead = problem.batch if problem.heads is None else (*problem.batch, a.shape[-3] if a.ndim > 2 else 1)
-    if len(lead) == 2 and a.ndim == 4:
-        return a
     heads = lead[-1] if problem.heads is not None else 1
     return xp.reshape(xp.broadcast_to(a, (*lead, *a.shape[-2:])), (-1, heads, *a.shape[-2:]))
 
