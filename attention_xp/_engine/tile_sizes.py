@@ -20,6 +20,10 @@ _WHOLE = {"jax": (1024, 1024)}  # where no rule leaves anything out: fewer and l
 _WINDOW_ROWS = 256  # of a tile under a narrow window
 _FEWEST_ROWS = 64
 _MOST_KEYS = 8192
+_TALLEST = 1024  # rows of all heads of a tile: NumPy
+_STACKED = 256  # rows of a head where rules leave something out: fewer rows leave out more
+_LARGEST = 2**19  # scores of a tile
+_JOBS = 3  # for each thread, at least
 
 
 class TileShape(NamedTuple):
@@ -32,20 +36,21 @@ class TileShape(NamedTuple):
 
 
 def tile_shape(problem: Problem, threads: int) -> TileShape:
-    """Return the shape of a tile for NumPy: small heads together, so that it is about as large for all problems."""
+    """Return the shape of a tile for NumPy: short heads together, so that it is about as large for all problems."""
     rows, columns = tile_sizes(problem)
     Sq, axis = problem.query.shape[-2], problem.lead[-1] if problem.lead else 1
     if problem.group > 1 and Sq <= FOLD:
         return TileShape(problem.group, rows, columns, folded=True)
-    if problem.tile is not None or not _is_uniform_along_heads(problem):
+    if problem.tile is not None:
         return TileShape(1, rows, columns, folded=False)
-    size = math.prod(_SIZES["numpy"])
-    narrow = min(columns, 2 * STRIP) if problem.rules else columns
-    most = max(1, min(size // (rows * narrow), math.prod(problem.lead) * math.ceil(Sq / rows) // (3 * threads)))
-    heads = max(n for n in range(1, most + 1) if (axis if problem.group == 1 else problem.group) % n == 0)
-    if heads * rows * columns > size:
-        columns = max(STRIP * (size // (heads * rows * STRIP)), STRIP)
-    return TileShape(heads, rows, columns, folded=False)
+    height = min(_TALLEST, math.prod(problem.lead) * Sq // (_JOBS * threads))  # rows of all heads of a job
+    heads = 1
+    if _is_uniform_along_heads(problem):
+        least = min(rows, _STACKED) if problem.rules else rows
+        most = max(1, height // least)
+        heads = max(n for n in range(1, most + 1) if (axis if problem.group == 1 else problem.group) % n == 0)
+    rows = _equal_parts(Sq, min(rows, max(height // heads, _FEWEST_ROWS)))
+    return TileShape(heads, rows, min(columns, max(_LARGEST // (heads * rows), STRIP)), folded=False)
 
 
 def _is_uniform_along_heads(problem: Problem) -> bool:
