@@ -13,6 +13,7 @@ from attention_xp._typing import Array
 __all__ = ["Ceiling", "Heads", "Range", "ceiling"]
 
 _SMALL = 40.0  # powers of two up to here, times values, are summed without a shift
+_SAMPLE = 64  # vectors of a head
 
 Ceiling = Callable[[float], float]
 
@@ -25,15 +26,16 @@ class Range(NamedTuple):
     tame: bool  # none is near the largest number: a subtraction excludes as well as an assignment
     keys: bool  # are finite
     values: bool  # are finite
+    sure: bool  # not from a sample
 
     @classmethod
-    def of(cls, problem: Problem, *, limit: float, keys: bool, value: float) -> "Range":
-        """Judge scores that cannot exceed a limit, and values of at most some magnitude."""
+    def of(cls, problem: Problem, *, limit: float, keys: bool, value: float, sure: bool) -> "Range":
+        """Judge scores that do not exceed a limit, and values of at most some magnitude."""
         largest = float(np.finfo(problem.dtype).max)
         bounded = limit < _SMALL and value * problem.key.shape[-2] < largest / 2.0**_SMALL
         # An addend may be -inf where scores are small.
         clip = math.isfinite(limit) and (not bounded or len(problem.addends) > 0)
-        return cls(bounded, clip, limit < 0.04 * largest, keys, math.isfinite(value))
+        return cls(bounded, clip, limit < 0.04 * largest, keys, math.isfinite(value), sure)
 
 
 class Heads(NamedTuple):
@@ -52,19 +54,21 @@ class Heads(NamedTuple):
 
     @classmethod
     def of(cls, problem: Problem, ceiling: Ceiling, starts: tuple[int, ...], sizes: tuple[int, ...]) -> "Heads":
-        """Look at some heads."""
+        """Look at a sample of some heads, and at all of them only where it does not make small scores likely."""
         at = tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
-        query, key, value = problem.query[at], _shared(problem, problem.key, at), _shared(problem, problem.value, at)
-        norm = _longest(problem, key)
-        limit = ceiling(abs(problem.scale) * LOG2_E * norm * _longest(problem, query))
-        return cls(
-            starts,
-            sizes,
-            query,
-            key,
-            value,
-            Range.of(problem, limit=limit, keys=math.isfinite(norm), value=_length(problem, value)),
-        )
+        key, value = _shared(problem, problem.key, at), _shared(problem, problem.value, at)
+        unknown = Range(bounded=False, clip=False, tame=False, keys=False, values=False, sure=False)
+        heads = cls(starts, sizes, problem.query[at], key, value, unknown)
+        limit = ceiling(_product(problem, _sample(heads.query), _sample(key)))
+        likely = Range.of(problem, limit=limit, keys=True, value=1.0, sure=False)
+        return heads._replace(range=likely) if likely.bounded else heads.surely(problem, ceiling)
+
+    def surely(self, problem: Problem, ceiling: Ceiling) -> "Heads":
+        """Look at all keys, queries and values."""
+        limit, values = ceiling(_product(problem, self.query, self.key)), self.value.astype(problem.dtype, copy=False)
+        value = math.sqrt(np.vdot(values, values))  # as one vector, which no single one exceeds
+        keys = math.isfinite(_longest(problem, self.key))
+        return self._replace(range=Range.of(problem, limit=limit, keys=keys, value=value, sure=True))
 
 
 def _shared(problem: Problem, array: Array, at: tuple[slice, ...]) -> Array:
@@ -76,16 +80,19 @@ def _shared(problem: Problem, array: Array, at: tuple[slice, ...]) -> Array:
     return part.reshape(-1, *part.shape[-2:])
 
 
+def _sample(vectors: Array) -> Array:
+    return vectors[..., :: vectors.shape[-2] // _SAMPLE + 1, :]
+
+
+def _product(problem: Problem, query: Array, key: Array) -> float:
+    """Return a bound on the scaled products in base 2."""
+    return abs(problem.scale) * LOG2_E * _longest(problem, key) * _longest(problem, query)
+
+
 def _longest(problem: Problem, vectors: Array) -> float:
     """Return the largest length of a vector (..., D)."""
     vectors = vectors.astype(problem.dtype, copy=False)
     return math.sqrt(np.vecdot(vectors, vectors).max())
-
-
-def _length(problem: Problem, values: Array) -> float:
-    """Return the length of all values as one vector, which no single one exceeds."""
-    values = values.astype(problem.dtype, copy=False)
-    return math.sqrt(np.vdot(values, values))
 
 
 def ceiling(problem: Problem) -> Ceiling:

@@ -53,7 +53,7 @@ class InPlace(Arithmetic):
         self._keep: dict[object, Array] = {}
         self._by_keys = _meets_lines_only(problem)
         self._excess = _NEVER * float(np.finfo(dtype).max)
-        self.range = Range(bounded=False, clip=False, tame=False, keys=False, values=False)  # of the heads at hand
+        self.range: Range  # of the heads at hand
 
     def add(self, x: Array, y: Array) -> Array:
         """Return x + y in x."""

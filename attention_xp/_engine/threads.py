@@ -22,7 +22,9 @@ from attention_xp._typing import Array
 
 __all__ = ["walk"]
 
-_LARGEST_SUM = 2.0**120  # of weights, in float32
+_PROBE = 128  # keys that tell about how large the scores of a row are
+_HEADROOM = 60.0  # in base 2: by so much more may they be larger elsewhere
+_LARGEST_SUM, _SMALLEST_SUM = 2.0**120, 2.0**-60  # of weights, in float32
 
 
 def walk(problem: Problem) -> tuple[Array, Array]:
@@ -73,6 +75,13 @@ class _Walk:
         if known is None:
             sizes = (1,) * len(starts[:-1]) + (self.shape.heads,) * len(starts[-1:])
             known = self.heads[starts] = Heads.of(self.problem, self.ceiling, starts, sizes)
+        return known
+
+    def surely(self, heads: Heads) -> Heads:
+        """Look at the heads of a job once more, and wholly."""
+        known = self.heads[heads.starts]
+        if not known.range.sure:
+            known = self.heads[heads.starts] = heads.surely(self.problem, self.ceiling)
         return known
 
     def tiles_of(self, starts: tuple[int, ...], rows: Bounds) -> list[Tile]:
@@ -127,12 +136,21 @@ class _Worker:
             self._query(heads.query[..., row:stop, :]),
             self.walk.output[(*at, slice(row, stop))],
         )
-        self.ops.range = heads.range
         tiles = self.walk.tiles_of(starts, (row, stop))
-        running = self._fold_large(block, tiles) if self._may_guess(block, tiles) else None
-        if running is None:
-            running = self._fold(block, tiles, self._start(block))
+        running = self._computed(block, tiles)
+        if not heads.range.sure and not _is_sound(running):
+            block = block._replace(heads=self.walk.surely(heads))
+            if not block.heads.range.bounded:
+                running = self._computed(block, tiles)
         _, self.walk.lse[(*at, slice(row, stop))] = finish(self.ops, block.region, running)
+
+    def _computed(self, block: _Block, tiles: list[Tile]) -> Running:
+        allows = self.ops.range = block.heads.range
+        running = self._fold_large(block, tiles) if self._may_guess(tiles) else None
+        if running is not None:
+            return running
+        with np.errstate() if allows.sure else np.errstate(over="ignore", invalid="ignore"):
+            return self._fold(block, tiles, self._start(block))
 
     def _query(self, rows: Array) -> Array:
         """Return a block of the query, scaled and transposed once: (..., G, m, D) -> (G, D, m), or (1, D, G * m)."""
@@ -154,31 +172,33 @@ class _Worker:
             self._advance(block, running, tile)
         return running
 
-    def _may_guess(self, block: _Block, tiles: list[Tile]) -> bool:
-        """Whether scores are large, finite and the product alone, and the first tile is one of several and has all rows."""
+    def _may_guess(self, tiles: list[Tile]) -> bool:
+        """Whether scores are large, finite and the product alone, and there is enough to gain."""
         allows = self.ops.range
-        if allows.bounded or not allows.clip or len(tiles) < 2 or not is_product(self.problem):
-            return False
-        first, size = block.region.starts[-2], block.region.sizes[-2]
-        return tiles[0].rows == (first, first + size)
+        return allows.clip and not allows.bounded and is_product(self.problem) and _reach(tiles) > 2 * _PROBE
 
     def _fold_large(self, block: _Block, tiles: list[Tile]) -> Running | None:
-        """Visit all tiles with the shift that the first one asks for, ``None`` where that proves too small.
+        """Visit all tiles with the shift that the first keys ask for, ``None`` where that proves too small.
 
         A shift need not be the largest score: within about 100 of it, in base 2, the digits are the
         same. Known beforehand it costs nothing: it rides in the product, ``[key, 1] @ [query; -shift]``.
         """
-        first = self._fold(block, tiles[:1], self._start(block))
+        probe, *rest = _split(tiles, _PROBE)
+        if probe.rows != (block.region.starts[-2], block.region.starts[-2] + block.region.sizes[-2]):
+            return None
+        first = self._fold(block, [probe], self._start(block))
         if first.peak is None or not np.all(np.isfinite(first.peak)):
             return None
-        shift = -first.peak.reshape(block.query.shape[0], 1, -1)
-        shifted = np.concat([block.query, shift], axis=-2)  # (G, D + 1, m)
+        shift = first.peak + _HEADROOM
+        for sums in (first.total, first.output):
+            np.multiply(sums, 2.0**-_HEADROOM, out=sums)
+        shifted = np.concat([block.query, -shift.reshape(block.query.shape[0], 1, -1)], axis=-2)  # (G, D + 1, m)
         usual, self.ops.range = self.ops.range, self.ops.range._replace(bounded=True)
         with np.errstate(over="ignore", invalid="ignore"):
-            running = self._fold(block._replace(query=shifted), tiles[1:], first._replace(peak=None))
+            running = self._fold(block._replace(query=shifted), rest, first._replace(peak=None))
         self.ops.range = usual
         is_good = running.total.max() < _LARGEST_SUM and np.all(np.isfinite(running.output))
-        return running._replace(peak=first.peak) if is_good else None
+        return running._replace(peak=shift) if is_good else None
 
     def _advance(self, block: _Block, running: Running, tile: Tile) -> None:
         """Add a tile to the sums, in place."""
@@ -208,6 +228,31 @@ class _Worker:
         if more:
             stretch = np.concat([stretch, *(x[:, start:end] for start, end in more)], axis=1)
         return stretch if stretch.dtype == self.problem.dtype else stretch.astype(self.problem.dtype)
+
+
+def _reach(tiles: list[Tile]) -> int:
+    """Return how many keys the first tiles visit."""
+    return sum(end - start for tile in tiles[:4] for start, end in tile.columns)
+
+
+def _split(tiles: list[Tile], keys: int) -> list[Tile]:
+    """Cut the first keys off the first tile."""
+    first, *rest = tiles
+    (start, end), *more = first.columns
+    if end - start <= keys:
+        return [
+            first._replace(columns=((start, end),)),
+            *([first._replace(columns=tuple(more))] if more else []),
+            *rest,
+        ]
+    columns = ((start + keys, end), *more)
+    return [first._replace(columns=((start, start + keys),)), first._replace(columns=columns), *rest]
+
+
+def _is_sound(running: Running) -> bool:
+    """Whether sums of powers without a shift kept all digits, which larger scores than expected would cost."""
+    least, most = running.total.min(), running.total.max()
+    return bool(least > _SMALLEST_SUM and most < _LARGEST_SUM and np.isfinite(running.output).all())
 
 
 def _per_batch(problem: Problem, given: Any, b: int) -> int:
