@@ -1,7 +1,6 @@
 """What NumPy's walker knows of the heads of a job before it visits a tile: their arrays, and how large scores can be."""
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,12 +9,24 @@ from attention_xp._engine.arithmetic import LOG2_E
 from attention_xp._engine.problem import Problem
 from attention_xp._typing import Array
 
-__all__ = ["Ceiling", "Heads", "Range", "ceiling"]
+__all__ = ["Ceiling", "Heads", "Range", "ceiling", "excludes"]
 
 _SMALL = 40.0  # powers of two up to here, times values, are summed without a shift
 _SAMPLE = 64  # vectors of a head
 
-Ceiling = Callable[[float], float]
+
+class Ceiling(NamedTuple):
+    """How large scores can be, in base 2, where the products are not larger than some number."""
+
+    extra: float  # is added at most
+    sink: float
+    cap: float  # of the products
+    infinite: bool  # minus infinity is among the numbers that are added
+
+    def __call__(self, product: float) -> float:
+        """Return a bound on the scores; NaN and infinity are handed on."""
+        capped = min(product, self.cap) if math.isfinite(product) else product
+        return max(capped + self.extra, self.sink)
 
 
 class Range(NamedTuple):
@@ -26,15 +37,14 @@ class Range(NamedTuple):
     tame: bool  # none is near the largest number: a subtraction excludes as well as an assignment
     keys: bool  # are finite
     values: bool  # are finite
-    sure: bool  # not from a sample
+    sure: bool = True  # not from a sample
 
     @classmethod
-    def of(cls, problem: Problem, *, limit: float, keys: bool, value: float, sure: bool) -> "Range":
+    def of(cls, problem: Problem, *, limit: float, keys: bool, value: float, infinite: bool, sure: bool) -> "Range":
         """Judge scores that do not exceed a limit, and values of at most some magnitude."""
         largest = float(np.finfo(problem.dtype).max)
         bounded = limit < _SMALL and value * problem.key.shape[-2] < largest / 2.0**_SMALL
-        # An addend may be -inf where scores are small.
-        clip = math.isfinite(limit) and (not bounded or len(problem.addends) > 0)
+        clip = math.isfinite(limit) and (not bounded or infinite)
         return cls(bounded, clip, limit < 0.04 * largest, keys, math.isfinite(value), sure)
 
 
@@ -60,7 +70,7 @@ class Heads(NamedTuple):
         unknown = Range(bounded=False, clip=False, tame=False, keys=False, values=False, sure=False)
         heads = cls(starts, sizes, problem.query[at], key, value, unknown)
         limit = ceiling(_product(problem, _sample(heads.query), _sample(key)))
-        likely = Range.of(problem, limit=limit, keys=True, value=1.0, sure=False)
+        likely = Range.of(problem, limit=limit, keys=True, value=1.0, infinite=ceiling.infinite, sure=False)
         return heads._replace(range=likely) if likely.bounded else heads.surely(problem, ceiling)
 
     def surely(self, problem: Problem, ceiling: Ceiling) -> "Heads":
@@ -68,7 +78,9 @@ class Heads(NamedTuple):
         limit, values = ceiling(_product(problem, self.query, self.key)), self.value.astype(problem.dtype, copy=False)
         value = math.sqrt(np.vdot(values, values))  # as one vector, which no single one exceeds
         keys = math.isfinite(_longest(problem, self.key))
-        return self._replace(range=Range.of(problem, limit=limit, keys=keys, value=value, sure=True))
+        return self._replace(
+            range=Range.of(problem, limit=limit, keys=keys, value=value, infinite=ceiling.infinite, sure=True)
+        )
 
 
 def _shared(problem: Problem, array: Array, at: tuple[slice, ...]) -> Array:
@@ -96,18 +108,21 @@ def _longest(problem: Problem, vectors: Array) -> float:
 
 
 def ceiling(problem: Problem) -> Ceiling:
-    """Return a function from a bound on the scaled products to one on the scores, all in base 2."""
+    """Look at what is added to the products, or caps them."""
+    infinite = any(map(excludes, problem.addends))
     if problem.score_mod is not None:
-        return lambda product: math.inf if math.isfinite(product) else product
+        return Ceiling(math.inf, 0.0, math.inf, infinite)
     extra = sum(LOG2_E * _largest(addend) for addend in problem.addends)
     sink = 0.0 if problem.sinks is None else LOG2_E * _largest(problem.sinks)
-    if problem.softcap is not None:
-        cap = LOG2_E * problem.softcap
-        return lambda product: max(cap + extra, sink) if math.isfinite(product) else product
-    return lambda product: max(product + extra, sink)
+    return Ceiling(extra, sink, math.inf if problem.softcap is None else LOG2_E * problem.softcap, infinite)
+
+
+def excludes(addend: Array) -> bool:
+    """Whether minus infinity is among the numbers to be added."""
+    return bool(np.fmin.reduce(addend, axis=None) == -math.inf)
 
 
 def _largest(array: Any) -> float:
     """Return the largest magnitude, -inf aside: that excludes."""
-    finite = np.where(array == -math.inf, 0.0, array)
-    return float(np.max(np.abs(finite), initial=0.0))
+    finite = np.where(array == -math.inf, 0.0, array) if excludes(array) else array
+    return float(max(finite.max(), -finite.min()))

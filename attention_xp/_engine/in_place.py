@@ -69,7 +69,7 @@ class InPlace(Arithmetic):
 
     def in_base_2(self, scores: Array) -> Array:
         """Multiply in place; what a rule does not exclude stays finite."""
-        if len(self.problem.addends) > 0:
+        if len(self.problem.addends) > 0 and not self.range.bounded:
             np.clip(scores, -0.05 * self._excess, None, out=scores)
         return np.multiply(scores, LOG2_E, out=scores)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from attention_xp._engine.heads import Heads, ceiling
+from attention_xp._engine.heads import Heads, ceiling, excludes
 from attention_xp._engine.in_place import InPlace
 from attention_xp._engine.plan import Bounds, Tile, bounds
 from attention_xp._engine.pool import blas_held_to_one, run_jobs
@@ -40,7 +40,7 @@ def _without_infinite_bias(problem: Problem) -> Problem:
     rules = [
         ArrayMask(addend != -math.inf, problem.batch, problem.heads is not None)
         for addend in problem.addends
-        if np.any(addend == -math.inf)
+        if excludes(addend)
     ]
     return dataclasses.replace(problem, rules=(*problem.rules, *rules)) if rules else problem
 
