@@ -11,8 +11,14 @@ from tests._backends import Backend
 from tests._documents import documents
 
 pytest_collect_file = documents().pytest()
-# The one module that imports a library other than NumPy at its top.
-collect_ignore = [] if Backend.JAX.is_installed() else ["attention_xp/_engine/lax.py"]
+# The modules that import a library other than NumPy at their top.
+_BRIDGES = {Backend.JAX: ("lax", "lax_backward", "lax_derivatives"), Backend.TORCH: ("autograd",)}
+collect_ignore = [
+    f"attention_xp/_engine/{name}.py"
+    for backend, names in _BRIDGES.items()
+    if not backend.is_installed()
+    for name in names
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

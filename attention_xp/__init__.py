@@ -28,6 +28,7 @@ _MODULES = {
     "_rotary_weights": ("permute_rotary_weights",),
     "_softmax": ("softmax",),
     "_varlen": ("varlen_attention",),
+    "_vjp": ("AttentionGradients", "attention_vjp"),
     "_visualization": ("attention_score_visualization",),
 }
 _SHORT_NAMES = {
@@ -43,6 +44,7 @@ _SUBMODULES = frozenset({"biases", "linear", "masks"})
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "AttentionGradients",
     "DynamicNTKScaling",
     "LinearScaling",
     "Llama3Scaling",
@@ -54,6 +56,7 @@ __all__ = [
     "__version__",
     "alibi_slopes",
     "attention_score_visualization",
+    "attention_vjp",
     "axial_rotary_embedding",
     "biases",
     "causal_mask",

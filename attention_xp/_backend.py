@@ -17,6 +17,7 @@ from attention_xp._typing import Array, Device, DType, Namespace
 
 __all__ = [
     "by_value",
+    "can_differentiate",
     "common_namespace",
     "computation_dtype",
     "creation_namespace",
@@ -30,9 +31,11 @@ __all__ = [
     "is_integer",
     "is_mapped",
     "is_traced",
+    "is_transformed",
     "library_name",
     "named_dtype",
     "on_host",
+    "pullback",
     "same_device",
     "values_on_host",
 ]
@@ -152,9 +155,7 @@ def same_device(xp: Namespace, a: Array, b: Array) -> bool:
 def is_traced() -> bool:
     """Whether torch is compiling, mapping or differentiating: sizes may be none, and a tensor may stand for others."""
     torch = sys.modules.get("torch")
-    return torch is not None and bool(
-        torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
-    )
+    return torch is not None and (bool(torch.compiler.is_compiling()) or is_transformed())
 
 
 def is_followed(xp: Namespace, result: Array) -> bool:
@@ -199,6 +200,30 @@ def cuda_device(array: Array) -> Device | None:
     place = place if hasattr(place, "platform") else jax.config.jax_default_device or jax.local_devices()[0]
     is_cuda = place.platform == "gpu" and "cuda" in place.client.platform_version
     return place if is_cuda else None
+
+
+def is_transformed() -> bool:
+    """Whether one of the transformations of ``torch.func`` is at work."""
+    torch = sys.modules["torch"]
+    return not torch.compiler.is_compiling() and bool(torch._C._functorch.peek_interpreter_stack() is not None)
+
+
+def pullback(
+    xp: Namespace, function: Callable[[Array], Array], x: Array
+) -> tuple[Array, Callable[[Array], Array]] | None:
+    """Return ``function(x)`` and its transposed derivative, or ``None`` where the library has no derivatives."""
+    if is_torch_namespace(xp):
+        value, pull = sys.modules["torch"].func.vjp(function, x)
+    elif is_jax_namespace(xp):
+        value, pull = sys.modules["jax"].vjp(function, x)
+    else:
+        return None
+    return value, lambda slopes: pull(slopes)[0]
+
+
+def can_differentiate(xp: Namespace) -> bool:
+    """Whether the library has derivatives of its own."""
+    return bool(is_torch_namespace(xp) or is_jax_namespace(xp))
 
 
 def by_value(

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Literal, TypedDict, TypeVar
 
-from attention_xp._typing import Array, ScoreMod
+from attention_xp._typing import Array, ScoreMod, ScoreModAndDerivative
 
 __all__ = ["DEFAULTS", "AttentionOptions", "complete", "with_options"]
 
@@ -20,7 +20,7 @@ class AttentionOptions(TypedDict, total=False):
     key_lengths: int | Array | None
     scale: float | None
     softcap: float | None
-    score_mod: ScoreMod | None
+    score_mod: ScoreMod | ScoreModAndDerivative | None
     sinks: Array | None
     rng: Any
     impl: Literal["auto", "dense", "tiled", "fused"]
@@ -61,10 +61,11 @@ scale : float, optional
     Factor of the scores. Default: ``1 / sqrt(D)``.
 softcap : float, optional
     Replaces a score ``s`` by ``softcap * tanh(s / softcap)``.
-score_mod : callable, optional
+score_mod : callable or pair of callables, optional
     ``score_mod(score, b, h, q_idx, kv_idx) -> score`` on whole tiles. The index arguments are
     integer arrays that broadcast against ``score``; ``b`` is the flat index over the
-    leading axes.
+    leading axes. A pair ``(score_mod, derivative)`` brings the derivative by ``score``, a function
+    of the same arguments, to `attention_vjp` where the library cannot differentiate by itself.
 sinks : array, optional
     ``(H,)``, or ``()`` without a heads axis: one more logit per head that takes part in the
     softmax and has no value.

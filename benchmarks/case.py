@@ -48,6 +48,11 @@ class Case:
         arrays[0] *= np.float32(self.factor)
         return arrays
 
+    def inputs_and_gradient(self) -> list[NDArray[np.float32]]:
+        """Return query, key and value, and a gradient of the output."""
+        gradient = np.random.default_rng(1).standard_normal(self.shape, dtype=np.float32)
+        return [*self.inputs(), gradient]
+
     def options(self, convert: Callable[[Any], Any] = np.asarray) -> dict[str, Any]:
         """Return the keywords of `flash_attention`, arrays converted."""
         chosen: dict[str, Any] = dict(OPTIONS[self.option](self)) if self.option else {}

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from attention_xp import flash_attention, scaled_dot_product_attention
+from attention_xp import attention_vjp, flash_attention, scaled_dot_product_attention
 from attention_xp.linear import linear_attention
 from benchmarks.case import Case
 from benchmarks.contenders import Call, contender
@@ -31,6 +31,17 @@ def _weights(case: Case) -> Call:
 @contender("ours, NumPy, linear")
 def _linear(case: Case) -> Call:
     return partial(linear_attention, *case.inputs(), is_causal=case.causal)
+
+
+@contender("ours, NumPy, gradients")
+def _gradients(case: Case) -> Call:
+    query, key, value, gradient = case.inputs_and_gradient()
+
+    def differentiate() -> Any:
+        output, vjp = attention_vjp(query, key, value, **case.options())
+        return output, vjp(gradient)
+
+    return differentiate
 
 
 @contender("ours, torch", "torch")

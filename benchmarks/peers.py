@@ -30,6 +30,20 @@ def _torch(case: Case, torch: Any) -> Call:
     return partial(attend, *map(torch.from_numpy, case.inputs()), is_causal=case.causal, **options)
 
 
+@contender("torch SDPA, gradients", "torch")
+def _torch_gradients(case: Case, torch: Any) -> Call:
+    *arrays, gradient = map(torch.from_numpy, case.inputs_and_gradient())
+    arrays = [x.requires_grad_() for x in arrays]
+    attend = torch.nn.functional.scaled_dot_product_attention
+    options = {"enable_gqa": True} if case.kv_heads else {}
+
+    def differentiate() -> Any:
+        output = attend(*arrays, is_causal=case.causal, **options)
+        return output, torch.autograd.grad(output, arrays, gradient)
+
+    return differentiate
+
+
 @contender("torch flex_attention, compiled", "torch", "torch.nn.attention.flex_attention")
 def _flex(case: Case, torch: Any, flex: Any) -> Call:
     def allowed(_batch: Any, _head: Any, q: Any, k: Any) -> Any:

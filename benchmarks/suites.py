@@ -105,6 +105,17 @@ def torch() -> list[Comparison]:
     return [tiny, Comparison(USUAL, "ours, torch", "torch SDPA", 1.02)]
 
 
+def gradients() -> list[Comparison | Memory]:
+    """Forward and backward, and the peak memory beyond the input, output and gradients included."""
+    ours, theirs = "ours, NumPy, gradients", "torch SDPA, gradients"
+    return [
+        *_four(ours, theirs, 0.95, "full", causal=False),
+        *_four(ours, theirs, 0.95, "causal", causal=True),
+        *_four(ours, theirs, 1.10, "large scores", causal=False, factor=LARGE),
+        Memory(Case((1, 8, 8192, 64)), ours, 64 + 4 * 16),
+    ]
+
+
 def decode() -> list[Comparison]:
     """One query on a long cache of keys and values, 32 heads on 8."""
     return [Comparison(Case((1, 32, 1, 128), kv_heads=8, kv_length=8192), "ours, NumPy", "torch SDPA", 0.7)]
@@ -139,8 +150,8 @@ def tiles() -> list[Comparison]:
     ]
 
 
-SUITES: dict[str, Callable[[], list[Comparison] | list[Memory]]] = {
+SUITES: dict[str, Callable[[], list[Comparison] | list[Memory] | list[Comparison | Memory]]] = {
     suite.__name__: suite
-    for suite in (numpy_full, numpy_causal, window, linear, memory, jax, torch, decode, tiny, options, tiles)
+    for suite in (numpy_full, numpy_causal, window, linear, memory, jax, torch, gradients, decode, tiny, options, tiles)
 }
 DEFAULT = [name for name in SUITES if name != "tiles"]

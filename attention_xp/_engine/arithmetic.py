@@ -6,12 +6,12 @@ from operator import and_
 
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
-from attention_xp._engine.products import query_key, weights_value
+from attention_xp._engine.products import key_rows, query_key, slopes_key, weights_value
 from attention_xp._engine.region import Region
-from attention_xp._typing import Array
+from attention_xp._typing import Array, Namespace
 from attention_xp.masks import Mask
 
-__all__ = ["LOG2_E", "Arithmetic", "allowed_pairs"]
+__all__ = ["LOG2_E", "Arithmetic", "allowed_pairs", "summed_to"]
 
 LOG2_E = math.log2(math.e)
 
@@ -21,6 +21,15 @@ def allowed_pairs(rules: tuple[Mask, ...], region: Region) -> Array | None:
     if len(rules) == 0:
         return None
     return reduce(and_, (rule.allowed(region) for rule in rules))
+
+
+def summed_to(xp: Namespace, array: Array, shape: tuple[int, ...]) -> Array:
+    """Return the sum of an array over the axes along which a shape was broadcast to it."""
+    surplus = array.ndim - len(shape)
+    axes = tuple(i for i, n in enumerate(array.shape) if i < surplus or (shape[i - surplus] == 1 and n != 1))
+    if axes:
+        array = xp.sum(array, axis=axes, keepdims=True)
+    return xp.reshape(array, shape) if tuple(array.shape) != shape else array
 
 
 class Arithmetic:
@@ -82,3 +91,27 @@ class Arithmetic:
     def powers(self, scores: Array, shift: Array | None, allowed: Array | None, mixed: Bounds) -> Array:  # noqa: ARG002
         """Return ``2 ** (scores - shift)``, exactly 0 where not allowed."""
         return self.exp2(scores if shift is None else scores - shift)
+
+    def silence(self, slopes: Array, allowed: Array, mixed: Bounds) -> Array:  # noqa: ARG002
+        """Return the slopes with 0 where they are not allowed, whatever they were."""
+        return self.xp.where(allowed, slopes, 0.0)
+
+    def gradient_value(self, gradient: Array, value: Array, *, exclusive: bool) -> Array:
+        """(..., H, m, Dv) @ (..., Hkv, n, Dv)^T -> (..., H, m, n)."""
+        return query_key(self.problem, gradient, value, exclusive=exclusive)
+
+    def slopes_key(self, slopes: Array, key: Array, *, exclusive: bool) -> Array:
+        """(..., H, m, n) @ (..., Hkv, n, D) -> (..., H, m, D)."""
+        return slopes_key(self.problem, slopes, key, exclusive=exclusive)
+
+    def key_slopes(self, slopes: Array, query: Array) -> Array:
+        """(..., H, m, n)^T @ (..., H, m, D) -> (..., Hkv, n, D)."""
+        return key_rows(self.problem, slopes, query)
+
+    def value_slopes(self, weights: Array, gradient: Array) -> Array:
+        """(..., H, m, n)^T @ (..., H, m, Dv) -> (..., Hkv, n, Dv)."""
+        return key_rows(self.problem, weights, gradient)
+
+    def summed(self, slopes: Array, shape: tuple[int, ...]) -> Array:
+        """Return the slopes summed to a shape that broadcasts to theirs."""
+        return summed_to(self.xp, slopes, shape)

@@ -9,57 +9,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from attention_xp._engine import dense
 from attention_xp._engine.arithmetic import Arithmetic
-from attention_xp._engine.frozen import freeze, thaw
 from attention_xp._engine.packing import PackedMask
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.products import query_key
 from attention_xp._engine.region import Region, Span
-from attention_xp._engine.result import Wanted
 from attention_xp._engine.step import Running, advance, finish, scale_in_base_2, start
 from attention_xp._engine.tile_sizes import FOLD, tile_sizes
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
 
-__all__ = ["walk"]
+__all__ = ["Guarded", "Walk", "dynamic_cut", "fold", "guarded"]
 
 
-def walk(problem: Problem) -> tuple[Array, Array]:
-    """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq)."""
-    if problem.has_foreign_code():  # it may capture what is traced, or what changes: nothing can be kept
-        return _Walk(problem).run()
-    template, arrays = freeze(problem)
-    return _compiled(template, arrays)  # type: ignore[no-any-return]
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _differentiable(template: Any, arrays: list[Array]) -> tuple[Array, Array]:
-    return _Walk(thaw(template, arrays)).run()
-
-
-_compiled = jax.jit(_differentiable, static_argnums=0)
-
-
-@_differentiable.defjvp  # type: ignore[untyped-decorator]
-def _derivative(template: Any, arrays: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
-    """Differentiate through the dense kernel: loops of unknown length cannot be run backwards."""
-
-    def formula(arrays: list[Array]) -> tuple[Array, Array]:
-        problem = thaw(template, arrays)
-        result = dense.attend(problem, Wanted(lse=True))
-        return result.output.astype(problem.dtype), result.lse
-
-    _, derivative = jax.jvp(formula, arrays, tangents)
-    return _compiled(template, *arrays), derivative
-
-
-def _fold(first: Any, last: Any, step: Callable[[Array, Any], Any], state: Any) -> Any:
+def fold(first: Any, last: Any, step: Callable[[Array, Any], Any], state: Any) -> Any:
     """Loop with an int32 index, also where JAX counts in int64."""
     return jax.lax.fori_loop(jnp.int32(first), jnp.int32(last), step, state)
 
 
-def _dynamic_cut(array: Array, starts: list[Any], sizes: list[int]) -> Array:
+def dynamic_cut(array: Array, starts: list[Any], sizes: list[int]) -> Array:
+    """Return a piece of an array whose place is known inside the program."""
     return jax.lax.dynamic_slice(array, [jnp.int32(start) for start in starts], sizes)
 
 
@@ -73,19 +42,19 @@ class _FreshKeys(Mask):
         return region.column >= self.first
 
 
-class _Guarded(Arithmetic):
+class Guarded(Arithmetic):
     """Primitives that take the careful way inside the program, and only where a tile is not finite.
 
-    They are never differentiated: the derivative of a walk is that of the dense kernel.
+    They are never differentiated: the derivative of a walk is another walk.
     """
 
     def query_key(self, query: Array, key: Array, *, exclusive: bool) -> Array:
         """(..., H, m, D) @ (..., Hkv, n, D)^T -> (..., H, m, n)."""
-        return _guarded(partial(query_key, self.problem, product=_inner_products), query, key, exclusive=exclusive)
+        return guarded(partial(query_key, self.problem, product=_inner_products), query, key, exclusive=exclusive)
 
     def weights_value(self, weights: Array, value: Array, *, exclusive: bool) -> Array:
         """(..., H, m, n) @ (..., Hkv, n, Dv) -> (..., H, m, Dv)."""
-        return _guarded(super().weights_value, weights, value, exclusive=exclusive)
+        return guarded(super().weights_value, weights, value, exclusive=exclusive)
 
 
 def _inner_products(query: Array, key: Array) -> Array:
@@ -93,7 +62,8 @@ def _inner_products(query: Array, key: Array) -> Array:
     return jnp.einsum("...md,...nd->...mn", query, key)
 
 
-def _guarded(product: Callable[..., Array], rows: Array, tile: Array, *, exclusive: bool) -> Array:
+def guarded(product: Callable[..., Array], rows: Array, tile: Array, *, exclusive: bool) -> Array:
+    """Return a product, taken carefully where the tile is not finite."""
     if not exclusive:
         return product(rows, tile, exclusive=False)
     is_finite = jnp.all(jnp.isfinite(tile))
@@ -102,7 +72,7 @@ def _guarded(product: Callable[..., Array], rows: Array, tile: Array, *, exclusi
     )
 
 
-class _Walk:
+class Walk:
     """The loops of one call: over (batch item, head, block of rows), and over tiles of keys."""
 
     def __init__(self, problem: Problem) -> None:
@@ -111,7 +81,7 @@ class _Walk:
         self.together = problem.group if self.Sq <= FOLD else 1  # query heads of a job
         self.group = problem.group
         self.problem = dataclasses.replace(problem, group=self.together)
-        self.ops = _Guarded(self.problem)
+        self.ops = Guarded(self.problem)
         self.blocks, self.tiles = math.ceil(self.Sq / self.m), math.ceil(self.Sk / self.n)
         self.ragged = self.tiles * self.n != self.Sk
         heads = () if problem.heads is None else (problem.heads // self.together,)
@@ -120,66 +90,89 @@ class _Walk:
             self.order, self.full, self.some = self._schedule()
 
     def run(self) -> tuple[Array, Array]:
+        """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq)."""
         lead, dtype = self.problem.lead, self.problem.dtype
         output = jnp.zeros((*lead, self.Sq, self.problem.value.shape[-1]), dtype)
         lse = jnp.zeros((*lead, self.Sq), dtype)
-        output, lse = _fold(0, math.prod(self.grid), self._job, (output, lse))
+        output, lse = fold(0, math.prod(self.grid), self._job, (output, lse))
         return output, lse
 
     def _job(self, job: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
-        *lead, block = jnp.unravel_index(job, self.grid)
-        if self.problem.heads is not None:
-            lead[-1] = lead[-1] * self.together
-        row = jnp.minimum(block * self.m, self.Sq - self.m)
-        ones = [1] * len(self.problem.batch) + ([] if self.problem.heads is None else [self.together])
-        region = Region(self.problem, (*lead, row, 0), (*ones, self.m, self.Sk), _dynamic_cut)
+        region, block = self.rows_of(job)
         output, lse = self._attend(region, block)
-        at = tuple(map(jnp.int32, (*lead, row)))
+        at = tuple(map(jnp.int32, region.starts[:-1]))
         return (
             jax.lax.dynamic_update_slice(results[0], output, (*at, jnp.int32(0))),
             jax.lax.dynamic_update_slice(results[1], lse, at),
         )
 
+    def rows_of(self, job: Array) -> tuple[Region, Array]:
+        """Return the rows of a job, over all keys, and the number of their block."""
+        *lead, block = jnp.unravel_index(job, self.grid)
+        if self.problem.heads is not None:
+            lead[-1] = lead[-1] * self.together
+        row = jnp.minimum(block * self.m, self.Sq - self.m)
+        ones = [1] * len(self.problem.batch) + ([] if self.problem.heads is None else [self.together])
+        return Region(self.problem, (*lead, row, 0), (*ones, self.m, self.Sk), dynamic_cut), block
+
+    def scaled_query(self, region: Region) -> Array:
+        """Return the rows of the query with the factor of the scores."""
+        at, sizes = (*region.starts[:-1], 0), (*region.sizes[:-1], self.problem.query.shape[-1])
+        query = dynamic_cut(self.problem.query, list(at), list(sizes))
+        return query.astype(self.problem.dtype) * scale_in_base_2(self.problem)
+
     def _attend(self, region: Region, block: Array) -> tuple[Array, Array]:
-        problem = self.problem
-        at = (*region.starts[:-1], 0)
-        query = _dynamic_cut(problem.query, list(at), [*region.sizes[:-1], problem.query.shape[-1]])
-        query = query.astype(problem.dtype) * scale_in_base_2(problem)
+        problem, query = self.problem, self.scaled_query(region)
         sums = jnp.zeros((*region.sizes[:-1], problem.value.shape[-1]), problem.dtype)
-        running = start(problem, region, sums, bounded=False)
-        if not problem.rules:
-            whole = self.tiles - self.ragged
-            running = _fold(0, whole, lambda t, r: self._tile(region, query, r, t, ()), running)
-            if self.ragged:
-                running = self._tile(region, query, running, whole, (self._fresh(whole),))
-            return finish(self.ops, region, running)
-        order = self._of_block(self.order, 1, region, block)
-        full, some = (self._of_block(table, 0, region, block) for table in (self.full, self.some))
-        running = _fold(0, full, lambda t, r: self._tile(region, query, r, order[t], ()), running)
-        running = _fold(full, some, lambda t, r: self._mixed_tile(region, query, r, order[t]), running)
+
+        def step(running: Running, tile: Any, rules: tuple[Mask, ...]) -> Running:
+            part, key, value = self.tile(region, tile)
+            return advance(self.ops, part, query, key, value, running, rules=rules, mixed=(0, self.m))
+
+        running = self.each_tile(region, block, step, start(problem, region, sums, bounded=False))
         return finish(self.ops, region, running)
 
-    def _mixed_tile(self, region: Region, query: Array, running: Running, tile: Array) -> Running:
-        fresh = (self._fresh(tile),) if self.ragged else ()
-        return self._tile(region, query, running, tile, (*self.problem.rules, *fresh))
+    def each_tile(
+        self, region: Region, block: Array, step: Callable[[Any, Any, tuple[Mask, ...]], Any], state: Any
+    ) -> Any:
+        """Fold ``step(state, tile, rules)`` over the tiles of a block of rows, the full ones first."""
+        if not self.problem.rules:
+            whole = self.tiles - self.ragged
+            state = fold(0, whole, lambda t, s: step(s, t, ()), state)
+            return step(state, whole, (self._fresh(whole),)) if self.ragged else state
+
+        def mixed_step(t: Array, state: Any) -> Any:
+            fresh = (self._fresh(order[t]),) if self.ragged else ()
+            return step(state, order[t], (*self.problem.rules, *fresh))
+
+        order = self._of_block(self.order, 1, region, block)
+        full, some = (self._of_block(table, 0, region, block) for table in (self.full, self.some))
+        state = fold(0, full, lambda t, s: step(s, order[t], ()), state)
+        return fold(full, some, mixed_step, state)
 
     def _fresh(self, tile: Any) -> _FreshKeys:
         return _FreshKeys(tile * self.n)
 
-    def _tile(self, region: Region, query: Array, running: Running, tile: Any, rules: tuple[Mask, ...]) -> Running:
-        problem = self.problem
+    def tile(self, region: Region, tile: Any) -> tuple[Region, Array, Array]:
+        """Return a tile of a block of rows, and its keys and values."""
         column = jnp.minimum(tile * self.n, self.Sk - self.n)
-        key, value = (self._keys(a, region, column).astype(problem.dtype) for a in (problem.key, problem.value))
+        key, value = (
+            self._keys(a, region, column).astype(self.problem.dtype) for a in (self.problem.key, self.problem.value)
+        )
         part = region._replace(starts=(*region.starts[:-1], column), sizes=(*region.sizes[:-1], self.n))
-        return advance(self.ops, part, query, key, value, running, rules=rules, mixed=(0, self.m))
+        return part, key, value
 
     def _keys(self, array: Array, region: Region, column: Array) -> Array:
         """Return a tile of keys or values of the head of a region, (..., 1, n, D)."""
+        lead = [0 if n == 1 else i for i, n in zip(self.kv_lead(region), array.shape[:-2], strict=True)]
+        return dynamic_cut(array, [*lead, column, 0], [*[1] * len(lead), self.n, array.shape[-1]])
+
+    def kv_lead(self, region: Region) -> list[Any]:
+        """Return the leading indices of the keys of a region."""
         lead = list(region.starts[:-2])
         if self.problem.heads is not None:
             lead[-1] = lead[-1] // self.group
-        lead = [0 if n == 1 else i for i, n in zip(lead, array.shape[:-2], strict=True)]
-        return _dynamic_cut(array, [*lead, column, 0], [*[1] * len(lead), self.n, array.shape[-1]])
+        return lead
 
     def _schedule(self) -> tuple[Array, Array, Array]:
         """Return the tiles of each block of rows, full ones first, and where full and where all end."""

@@ -6,12 +6,12 @@ from operator import index
 from typing import Any
 
 __all__ = [
-    "check_callable",
     "check_count",
     "check_flag",
     "check_impl",
     "check_number",
     "check_positive",
+    "check_score_mod",
     "check_tile",
     "check_window",
 ]
@@ -77,11 +77,15 @@ def check_tile(tile: Any) -> tuple[int, int] | None:
     return rows, columns
 
 
-def check_callable(name: str, given: Any, signature: str) -> Any:
-    """Return a callable or ``None``."""
-    if given is not None and not callable(given):
-        raise TypeError(f"{name} must be callable as {signature}, got {type(given).__name__}")
-    return given
+def check_score_mod(given: Any) -> tuple[Any, Any]:
+    """Return a function of the scores and its derivative, each a callable or ``None``."""
+    pair = given if isinstance(given, tuple) else (given, None)
+    if len(pair) != 2 or not all(f is None or callable(f) for f in pair) or (pair[0] is None and pair[1] is not None):
+        raise TypeError(
+            "score_mod must be callable as f(score, b, h, q_idx, kv_idx), or a pair of that and its derivative, "
+            f"got {type(given).__name__}"
+        )
+    return pair
 
 
 def check_impl(impl: Any) -> str:

@@ -9,11 +9,11 @@ from attention_xp._backend import common_namespace, is_boolean, is_traced
 from attention_xp._engine.alignment import Alignment
 from attention_xp._engine.checks import check_inputs, shapes
 from attention_xp._engine.numbers import (
-    check_callable,
     check_flag,
     check_impl,
     check_number,
     check_positive,
+    check_score_mod,
     check_tile,
     check_window,
 )
@@ -47,6 +47,7 @@ class Problem:
     scale: float
     softcap: float | None
     score_mod: ScoreMod | None
+    score_slope: ScoreMod | None  # the derivative of score_mod, where it came with one
     addends: tuple[Array, ...]  # bias and floating mask
     narrow_addends: bool  # whether these came in the dtype of the query
     rules: tuple[Mask, ...]  # a pair is allowed where all of them allow it
@@ -147,6 +148,7 @@ class Problem:
             rules.append(ArrayMask(mask_array, batch, heads is not None))
         if packing is not None:
             rules.append(PackedMask(packing.q_item, packing.k_item))
+        score_mod, score_slope = check_score_mod(o["score_mod"])
         rate = check_rate(dropout_rate, name="dropout_rate")
         check_rng(o["rng"], xp)
         return cls(
@@ -161,7 +163,8 @@ class Problem:
             is_empty=0 in (*query.shape, *key.shape, *value.shape),
             scale=_default_scale(query) if o["scale"] is None else check_number("scale", o["scale"]),
             softcap=None if o["softcap"] is None else check_positive("softcap", o["softcap"]),
-            score_mod=check_callable("score_mod", o["score_mod"], "f(score, b, h, q_idx, kv_idx)"),
+            score_mod=score_mod,
+            score_slope=score_slope,
             addends=tuple(addends),
             narrow_addends=narrow,
             rules=tuple(rules),

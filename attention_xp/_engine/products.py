@@ -13,7 +13,7 @@ from attention_xp._backend import by_value
 from attention_xp._engine.problem import Problem
 from attention_xp._typing import Array
 
-__all__ = ["quarantined_key", "quarantined_outputs", "query_key", "weights_value"]
+__all__ = ["clean", "key_rows", "quarantined_key", "quarantined_outputs", "query_key", "slopes_key", "weights_value"]
 
 
 def query_key(
@@ -52,6 +52,33 @@ def weights_value(problem: Problem, weights: Array, value: Array, *, exclusive: 
     )
 
 
+def slopes_key(problem: Problem, slopes: Array, key: Array, *, exclusive: bool) -> Array:
+    """Return ``slopes @ key``: (..., H, Sq, Sk) @ (..., Hkv, Sk, D) -> (..., H, Sq, D).
+
+    With `exclusive`, some slopes are exactly 0 by exclusion, and no key may make a NaN of that. Rows that
+    may attend a key that is not finite have slopes that are NaN already.
+    """
+    folded = _fold(problem, slopes)
+    if not exclusive:
+        return _unfold(problem, _outputs(folded, key))
+    xp = problem.xp
+    return _unfold(
+        problem,
+        by_value(xp, lambda: xp.all(xp.isfinite(key)), _outputs, lambda s, k: _outputs(s, clean(k)), folded, key),
+    )
+
+
+def key_rows(problem: Problem, weights: Array, rows: Array) -> Array:
+    """Return ``weights^T @ rows``: (..., H, Sq, Sk)^T @ (..., H, Sq, W) -> (..., Hkv, Sk, W)."""
+    return _outputs(problem.xp.matrix_transpose(_fold(problem, weights)), _fold(problem, rows))
+
+
+def clean(key: Array) -> Array:
+    """Return the keys with 0 for what is not finite."""
+    xp = array_namespace(key)
+    return xp.where(xp.isfinite(key), key, 0.0)
+
+
 def _fold(problem: Problem, rows: Array) -> Array:
     if problem.group == 1:
         return rows
@@ -79,9 +106,8 @@ def _quarantined_scores(query: Array, key: Array) -> Array:
 def quarantined_key(key: Array) -> tuple[Array, Array]:
     """Return the keys (..., n, D) with 0 for what is not finite, and NaN for the keys (..., n) that had such."""
     xp = array_namespace(key)
-    finite = xp.isfinite(key)
-    clean = xp.where(finite, key, 0.0)
-    return clean, xp.where(xp.all(finite, axis=-1), 0.0 * clean[..., 0], nan)
+    kept = clean(key)
+    return kept, xp.where(xp.all(xp.isfinite(key), axis=-1), 0.0 * kept[..., 0], nan)
 
 
 def _outputs(weights: Array, value: Array) -> Array:

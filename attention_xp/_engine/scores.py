@@ -6,9 +6,19 @@ from attention_xp._engine.arithmetic import Arithmetic
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._random import attention_keep
-from attention_xp._typing import Array
+from attention_xp._typing import Array, ScoreMod
 
-__all__ = ["dropped", "modified", "of_real_rows", "query_factor"]
+__all__ = [
+    "added",
+    "as_scores",
+    "changed",
+    "dropped",
+    "modified",
+    "of_real_rows",
+    "query_factor",
+    "survivors",
+    "thinned",
+]
 
 
 def query_factor(problem: Problem) -> float:
@@ -21,24 +31,50 @@ def modified(problem: Problem, ops: Arithmetic, region: Region, scores: Array) -
     if problem.softcap is not None:
         scores = ops.multiply(ops.tanh(scores), problem.softcap)
     if problem.score_mod is not None:
-        changed = problem.score_mod(scores, region.b, region.h, region.q_idx, region.kv_idx)
-        changed = problem.xp.astype(changed, problem.dtype, copy=False)
-        if changed.shape != scores.shape:
-            changed = problem.xp.broadcast_to(changed, scores.shape)
-        scores = ops.replace(scores, changed)
+        scores = ops.replace(scores, changed(problem, region, scores))
+    return added(problem, ops, region, scores)
+
+
+def changed(problem: Problem, region: Region, scores: Array) -> Array:
+    """Return what `score_mod` makes of the scores, in their shape and dtype."""
+    return as_scores(problem, problem.score_mod, region, scores)
+
+
+def as_scores(problem: Problem, function: ScoreMod | None, region: Region, scores: Array) -> Array:
+    """Return what a function of the user makes of the scores, in their shape and dtype."""
+    if function is None:
+        return scores
+    result = function(scores, region.b, region.h, region.q_idx, region.kv_idx)
+    result = problem.xp.astype(result, problem.dtype, copy=False)
+    return result if result.shape == scores.shape else problem.xp.broadcast_to(result, scores.shape)
+
+
+def added(problem: Problem, ops: Arithmetic, region: Region, scores: Array) -> Array:
+    """Return the scores with bias and floating mask."""
     for addend in problem.addends:
         scores = ops.add(scores, region.look_up(addend))
     return scores
 
 
-def dropped(problem: Problem, region: Region, weights: Array) -> Array:
-    """Return the weights after dropout."""
+def survivors(problem: Problem, region: Region) -> Array | None:
+    """Return which weights survive dropout; ``None`` is all."""
     if problem.seed is None:
-        return weights
-    keep = attention_keep(
+        return None
+    return attention_keep(
         problem.seed, problem.dropout_rate, b=region.b, h=region.h, q_idx=region.q_idx, kv_idx=region.kv_idx
     )
+
+
+def thinned(problem: Problem, keep: Array | None, weights: Array) -> Array:
+    """Return the weights of the survivors, scaled up, and 0 for the others."""
+    if keep is None:
+        return weights
     return problem.xp.where(keep, weights * (1.0 / (1.0 - problem.dropout_rate)), 0.0)
+
+
+def dropped(problem: Problem, region: Region, weights: Array) -> Array:
+    """Return the weights after dropout."""
+    return thinned(problem, survivors(problem, region), weights)
 
 
 def of_real_rows(problem: Problem, region: Region, lse: Array) -> Array:

@@ -20,7 +20,7 @@ from attention_xp._engine.strips import Place, tiles
 from attention_xp._engine.tile_sizes import STRIP, tile_shape
 from attention_xp._typing import Array
 
-__all__ = ["walk"]
+__all__ = ["per_batch", "walk", "without_infinite_bias"]
 
 _PROBE = 128  # keys that tell about how large the scores of a row are
 _HEADROOM = 60.0  # in base 2: by so much more may they be larger elsewhere
@@ -30,12 +30,12 @@ _LARGEST_SUM, _SMALLEST_SUM = 2.0**120, 2.0**-60  # of weights, in float32
 def walk(problem: Problem) -> tuple[Array, Array]:
     """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq)."""
     with blas_held_to_one() as threads:
-        walk = _Walk(_without_infinite_bias(problem), threads)
+        walk = _Walk(without_infinite_bias(problem), threads)
         run_jobs(len(walk.jobs), lambda: _Worker(walk).attend, threads)
     return walk.output, walk.lse
 
 
-def _without_infinite_bias(problem: Problem) -> Problem:
+def without_infinite_bias(problem: Problem) -> Problem:
     """Make a rule of every addend that excludes: minus infinity does not survive in the range of fast powers."""
     rules = [
         ArrayMask(addend != -math.inf, problem.batch, problem.heads is not None)
@@ -98,7 +98,7 @@ class _Walk:
         return Place(
             rows=rows,
             keys=problem.key.shape[-2],
-            offset=_per_batch(problem, problem.query_offset, b),
+            offset=per_batch(problem, problem.query_offset, b),
             b=0 if self.is_uniform else b,
             h=None if self.is_uniform or problem.heads is None or shape.heads > 1 else starts[-1],
             chunk=rows[1] - rows[0] if shape.folded else min(STRIP, shape.rows),
@@ -255,7 +255,8 @@ def _is_sound(running: Running) -> bool:
     return bool(least > _SMALLEST_SUM and most < _LARGEST_SUM and np.isfinite(running.output).all())
 
 
-def _per_batch(problem: Problem, given: Any, b: int) -> int:
+def per_batch(problem: Problem, given: Any, b: int) -> int:
+    """Return the one of several integers that is for a batch item."""
     if given is None or isinstance(given, int):
         return given or 0
     return int(np.broadcast_to(given, problem.batch).reshape(-1)[b])

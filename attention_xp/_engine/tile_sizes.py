@@ -11,12 +11,13 @@ from attention_xp._backend import library_name
 from attention_xp._engine.problem import Problem
 from attention_xp.masks import BlockMask, Mask, WindowMask
 
-__all__ = ["FOLD", "STRIP", "TileShape", "tile_shape", "tile_sizes"]
+__all__ = ["FOLD", "STRIP", "TileShape", "backward_tile_sizes", "tile_shape", "tile_sizes"]
 
 FOLD = 64  # rows up to which the query heads of a group share one product: NumPy and JAX
 STRIP = 128  # keys of a strip along an edge of the allowed area, and rows of a chunk: NumPy
 _SIZES = {"numpy": (704, 512), "jax": (512, 512), "torch": (128, 512), "cupy": (512, 1024), "strict": (64, 64)}
 _WHOLE = {"jax": (1024, 1024)}  # where no rule leaves anything out: fewer and larger operations
+_BACKWARD = (384, 512)
 _WINDOW_ROWS = 256  # of a tile under a narrow window
 _FEWEST_ROWS = 64
 _MOST_KEYS = 8192
@@ -88,3 +89,11 @@ def _equal_parts(length: int, size: int) -> int:
         return max(length, 1)
     part = math.ceil(length / math.ceil(length / size))
     return min(size, 16 * math.ceil(part / 16))
+
+
+def backward_tile_sizes(problem: Problem) -> tuple[int, int]:
+    """Return query rows and key columns of a tile of NumPy's backward walker, which holds two tiles at once."""
+    Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
+    if problem.tile is not None:
+        return tile_sizes(problem)
+    return _equal_parts(Sq, _BACKWARD[0]), _equal_parts(Sk, _BACKWARD[1])

@@ -47,8 +47,10 @@ def _walk(problem: Problem) -> tuple[Array, Array]:
     library = library_name(problem.xp)
     if library == "numpy":
         from attention_xp._engine.threads import walk  # noqa: PLC0415  # imports NumPy
+    elif library == "torch":
+        from attention_xp._engine.autograd import walk  # noqa: PLC0415  # imports torch
     elif library == "jax":
-        from attention_xp._engine.lax import walk  # noqa: PLC0415  # imports JAX
+        from attention_xp._engine.lax_derivatives import walk  # noqa: PLC0415  # imports JAX
     else:
         from attention_xp._engine.loop import walk  # noqa: PLC0415
     return walk(problem)

@@ -1,0 +1,183 @@
+"""One tile of attention, backward: what it adds to every gradient, written once for all libraries and walkers.
+
+With ``p`` the weights before dropout, ``z`` what dropout multiplies them by, ``g`` the gradient of the
+output and ``h`` that of the log-sum-exp::
+
+    dvalue = (z p)^T g        delta = rowsum(output * g) - h
+    dscore = p (z (g value^T) - delta)
+
+Nothing of a forward pass is kept but the log-sum-exp: the weights are computed anew. See Dao, "FlashAttention-2",
+2023, algorithm 2.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from attention_xp._backend import pullback
+from attention_xp._engine.arithmetic import LOG2_E, Arithmetic
+from attention_xp._engine.plan import Bounds
+from attention_xp._engine.problem import Problem
+from attention_xp._engine.region import Region
+from attention_xp._engine.scores import added, as_scores, changed, query_factor, survivors, thinned
+from attention_xp._engine.step import is_product, scale_in_base_2
+from attention_xp._typing import Array
+from attention_xp.masks import Mask
+
+__all__ = [
+    "Known",
+    "Rows",
+    "Slopes",
+    "contribute",
+    "key_factor",
+    "modified_with_pull",
+    "shift_of",
+    "sink_slopes",
+    "sink_weights",
+]
+
+
+class Known(NamedTuple):
+    """What a forward pass leaves, and the gradients that come back."""
+
+    output: Array  # (..., H, Sq, Dv)
+    lse: Array  # (..., H, Sq)
+    gradient: Array  # (..., H, Sq, Dv), of the output
+    grad_lse: Array | None  # (..., H, Sq)
+
+    def at(self, index: Any) -> "Known":
+        """Return what is known of some rows."""
+        return Known(*(None if a is None else a[index] for a in self))
+
+    def delta(self, problem: Problem) -> Array:
+        """Return ``rowsum(output * gradient) - grad_lse``, (..., H, Sq)."""
+        sums = problem.xp.sum(self.output * self.gradient, axis=-1)
+        return sums if self.grad_lse is None else sums - problem.xp.astype(self.grad_lse, problem.dtype, copy=False)
+
+
+class Rows(NamedTuple):
+    """A block of rows: what the step needs to know of them."""
+
+    query: Array  # (..., m, D), with its factor
+    gradient: Array  # (..., m, Dv), of the output
+    shift: Array | None  # (..., m, 1): the log-sum-exp in base 2; None where it is in the query already
+    delta: Array | None  # (..., m, 1); None where it is in the gradient already
+
+
+class Slopes(NamedTuple):
+    """What a tile adds to the gradients; those of query and key lack a factor, see `query_factor` and `key_factor`."""
+
+    query: Array  # (..., m, D)
+    key: Array  # (..., Hkv, n, D)
+    value: Array  # (..., Hkv, n, Dv)
+    addends: tuple[Array | None, ...]  # the shape of the piece of each that covers the tile
+
+
+def key_factor(problem: Problem) -> float:
+    """Return the factor that slopes of keys lack: the query had it, and that of base 2."""
+    return query_factor(problem) / scale_in_base_2(problem)
+
+
+def shift_of(problem: Problem, lse: Array) -> Array:
+    """Return what is taken off the scores in base 2, (..., m, 1), from the log-sum-exp (..., m)."""
+    xp = problem.xp
+    return xp.expand_dims(xp.where(xp.isfinite(lse), lse, 0.0) * LOG2_E, axis=-1)
+
+
+def contribute(
+    ops: Arithmetic,
+    region: Region,
+    rows: Rows,
+    key: Array,
+    value: Array,
+    *,
+    rules: tuple[Mask, ...],
+    mixed: Bounds,
+    wanted: tuple[bool, ...],
+) -> Slopes:
+    """Return what one tile adds. `rules` are undecided on the `mixed` rows of it; `wanted` are addends."""
+    problem, exclusive = ops.problem, len(rules) > 0
+    products = ops.query_key(rows.query, key, exclusive=exclusive)  # (..., m, D) @ (..., D, n) -> (..., m, n)
+    scores, pull = modified_with_pull(problem, ops, region, products)
+    if not is_product(problem):
+        scores = ops.in_base_2(scores)
+    allowed = ops.allowed(rules, region.of_rows(*mixed))
+    if allowed is not None:
+        scores = ops.exclude(scores, allowed, mixed)
+    weights = ops.powers(scores, rows.shift, allowed, mixed)
+    keep = survivors(problem, region)
+    kept = thinned(problem, keep, weights)
+    value_slopes = ops.value_slopes(kept, rows.gradient)  # (..., n, m) @ (..., m, Dv) -> (..., n, Dv)
+    slopes = ops.gradient_value(rows.gradient, value, exclusive=exclusive)  # (..., m, Dv) @ (..., Dv, n) -> (..., m, n)
+    slopes = thinned(problem, keep, slopes)
+    if rows.delta is not None:
+        slopes = ops.add(slopes, -rows.delta)
+    slopes = ops.multiply(slopes, weights)
+    if allowed is not None:
+        slopes = ops.silence(slopes, allowed, mixed)
+    addends = tuple(
+        ops.summed(slopes, tuple(region.look_up(addend).shape)) if is_wanted else None
+        for addend, is_wanted in zip(problem.addends, wanted, strict=True)
+    )
+    if pull is not None:
+        slopes = pull(slopes)
+        if allowed is not None:
+            slopes = ops.silence(slopes, allowed, mixed)
+    return Slopes(
+        ops.slopes_key(slopes, key, exclusive=exclusive),  # (..., m, n) @ (..., n, D) -> (..., m, D)
+        ops.key_slopes(slopes, rows.query),  # (..., n, m) @ (..., m, D) -> (..., n, D)
+        value_slopes,
+        addends,
+    )
+
+
+Pull = Callable[[Array], Array]
+
+
+def modified_with_pull(problem: Problem, ops: Arithmetic, region: Region, scores: Array) -> tuple[Array, Pull | None]:
+    """Return the scores after every option that touches them, and how slopes come back through those."""
+    pulls: list[Pull] = []
+    if problem.softcap is not None:
+        scores = ops.tanh(scores)
+        steepness = problem.softcap * (1.0 - scores * scores)
+        pulls.append(lambda slopes: ops.multiply(slopes, steepness))
+        scores = ops.multiply(scores, problem.softcap)
+    if problem.score_mod is not None:
+        made, pull = _score_mod(problem, ops, region, scores)
+        pulls.insert(0, pull)
+        scores = ops.replace(scores, made)
+    scores = added(problem, ops, region, scores)
+    if len(pulls) == 2:
+        return scores, lambda slopes: pulls[1](pulls[0](slopes))
+    return scores, pulls[0] if pulls else None
+
+
+def _score_mod(problem: Problem, ops: Arithmetic, region: Region, scores: Array) -> tuple[Array, Pull]:
+    """Differentiate `score_mod` by the library, or by the derivative that came with it."""
+    found = pullback(problem.xp, lambda x: changed(problem, region, x), scores)
+    if found is not None:
+        return found
+    slope = as_scores(problem, problem.score_slope, region, scores)
+    return changed(problem, region, scores), lambda slopes: ops.multiply(slopes, slope)
+
+
+def _lines_of_sinks(problem: Problem) -> Array:
+    return problem.sinks[..., 0]  # type: ignore[index]  # (H, 1), or (1,)
+
+
+def sink_weights(problem: Problem, lse: Array) -> Array:
+    """Return the share (..., H, Sq) of the sinks in the softmax of each row."""
+    xp, sinks = problem.xp, _lines_of_sinks(problem)
+    is_finite = xp.isfinite(lse)
+    return xp.exp(xp.where(is_finite, sinks, -math.inf) - xp.where(is_finite, lse, 0.0))
+
+
+def sink_slopes(problem: Problem, known: Known) -> Array | None:
+    """Return the gradient of the sinks, (H, 1, 1) or (1, 1)."""
+    if problem.sinks is None:
+        return None
+    xp = problem.xp
+    slopes = -xp.sum(sink_weights(problem, known.lse) * known.delta(problem), axis=-1)  # (..., H)
+    if problem.batch:
+        slopes = xp.sum(slopes, axis=tuple(range(len(problem.batch))))
+    return xp.reshape(slopes, problem.sinks.shape)

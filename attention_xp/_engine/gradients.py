@@ -1,0 +1,70 @@
+"""The gradients of attention, from what a forward pass leaves: the one way to them on every library."""
+
+import dataclasses
+from typing import NamedTuple
+
+from attention_xp._backend import can_differentiate, library_name
+from attention_xp._engine.backward_step import Known, Slopes, sink_slopes
+from attention_xp._engine.loop_backward import walk as walk_in_loops
+from attention_xp._engine.problem import Problem
+from attention_xp._typing import Array
+
+__all__ = ["Gradients", "backward", "derivative_refusal"]
+
+
+class Gradients(NamedTuple):
+    """Gradients in the shapes of a problem and the dtype of its computation; ``None`` for what there is not."""
+
+    query: Array
+    key: Array
+    value: Array
+    addends: tuple[Array | None, ...]
+    sinks: Array | None
+
+
+def derivative_refusal(problem: Problem) -> str | None:
+    """Return why a problem has no gradients."""
+    if problem.score_mod is None or problem.score_slope is not None or can_differentiate(problem.xp):
+        return None
+    return (
+        f"{library_name(problem.xp)} cannot differentiate score_mod: expected a pair (score_mod, derivative), "
+        "where derivative(score, b, h, q_idx, kv_idx) is that of score_mod by score"
+    )
+
+
+def backward(
+    problem: Problem,
+    output: Array,
+    lse: Array,
+    grad_output: Array,
+    grad_lse: Array | None = None,
+    *,
+    wanted: tuple[bool, ...] | None = None,
+    whole: bool = False,
+) -> Gradients:
+    """Return the gradients, in memory linear in the lengths, or with one tile for all scores where `whole`.
+
+    `output` is (..., H, Sq, Dv), `lse` is (..., H, Sq); `wanted` says of which addends there is to be a gradient.
+    """
+    xp = problem.xp
+    gradient = xp.astype(grad_output, problem.dtype, copy=False)
+    known = Known(xp.astype(output, problem.dtype, copy=False), lse, gradient, grad_lse)
+    wanted = (True,) * len(problem.addends) if wanted is None else wanted
+    return Gradients(*_walk(problem, known, wanted, whole=whole), sink_slopes(problem, known))
+
+
+def _walk(problem: Problem, known: Known, wanted: tuple[bool, ...], *, whole: bool) -> Slopes:
+    """Visit the tiles the way the library of the arrays likes it."""
+    library = library_name(problem.xp)
+    if whole or 0 in problem.query.shape or 0 in problem.key.shape or 0 in problem.value.shape:
+        lengths = max(problem.query.shape[-2], 1), max(problem.key.shape[-2], 1)
+        return walk_in_loops(dataclasses.replace(problem, tile=lengths), known, wanted)
+    if library == "numpy":
+        from attention_xp._engine.threads_backward import walk  # noqa: PLC0415  # imports NumPy
+
+        return walk(problem, known, wanted)
+    if library == "jax":
+        from attention_xp._engine.lax_derivatives import walk_backward  # noqa: PLC0415  # imports JAX
+
+        return walk_backward(problem, known, wanted)
+    return walk_in_loops(problem, known, wanted)

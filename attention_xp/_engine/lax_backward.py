@@ -1,0 +1,106 @@
+"""JAX's backward walker: the jobs and tiles of the forward one, which add to gradients that the loops carry."""
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from attention_xp._engine.arithmetic import summed_to
+from attention_xp._engine.backward_step import Known, Rows, Slopes, contribute, key_factor, shift_of
+from attention_xp._engine.lax import Guarded, Walk, dynamic_cut, fold, guarded
+from attention_xp._engine.problem import Problem
+from attention_xp._engine.region import Region
+from attention_xp._engine.scores import query_factor
+from attention_xp._typing import Array
+from attention_xp.masks import Mask
+
+__all__ = ["BackwardWalk"]
+
+
+class _GuardedBackward(Guarded):
+    """Primitives that take the careful way inside the program, and only where a tile is not finite."""
+
+    def gradient_value(self, gradient: Array, value: Array, *, exclusive: bool) -> Array:
+        """(..., H, m, Dv) @ (..., Hkv, n, Dv)^T -> (..., H, m, n)."""
+        return self.query_key(gradient, value, exclusive=exclusive)
+
+    def slopes_key(self, slopes: Array, key: Array, *, exclusive: bool) -> Array:
+        """(..., H, m, n) @ (..., Hkv, n, D) -> (..., H, m, D)."""
+        return guarded(super().slopes_key, slopes, key, exclusive=exclusive)
+
+
+class BackwardWalk(Walk):
+    """The loops of one backward pass."""
+
+    def __init__(self, problem: Problem, known: Known, wanted: tuple[bool, ...]) -> None:
+        super().__init__(problem)
+        self.known, self.wanted = known, wanted
+        self.ops = _GuardedBackward(self.problem)
+
+    def slopes(self) -> Slopes:
+        """Return the gradients of query, key, value and of the addends that are wanted, in the shapes of the problem."""
+        problem = self.problem
+        kv_lead = problem.batch if problem.heads is None else (*problem.batch, problem.heads // self.group)
+        shapes = (
+            (*problem.lead, *problem.query.shape[-2:]),
+            *((*kv_lead, *a.shape[-2:]) for a in (problem.key, problem.value)),
+            *(a.shape if is_wanted else () for a, is_wanted in zip(problem.addends, self.wanted, strict=True)),
+        )
+        sums = tuple(jnp.zeros(shape, problem.dtype) for shape in shapes)
+        query, key, value, *addends = fold(0, math.prod(self.grid), self._add_rows, sums)
+        return Slopes(
+            query * query_factor(problem),
+            summed_to(jnp, key * key_factor(problem), tuple(problem.key.shape)),
+            summed_to(jnp, value, tuple(problem.value.shape)),
+            tuple(a if is_wanted else None for a, is_wanted in zip(addends, self.wanted, strict=True)),
+        )
+
+    def _add_rows(self, job: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
+        region, block = self.rows_of(job)
+        rows = self._rows(region, block)
+        row_sums = jnp.zeros(rows.query.shape, self.problem.dtype)
+        step = partial(self._add_tile, region, rows)
+        query, others = self.each_tile(region, block, step, (row_sums, sums[1:]))
+        return (_added(sums[0], query, [*region.starts[:-1], 0]), *others)
+
+    def _rows(self, region: Region, block: Array) -> Rows:
+        """Return a block of rows; those that the block before it has had, where lengths are ragged, add nothing."""
+        at, sizes = list(region.starts[:-1]), list(region.sizes[:-1])
+        known = Known(
+            *(
+                None if a is None else dynamic_cut(a, at + [0] * (a.ndim - len(at)), sizes + list(a.shape[len(at) :]))
+                for a in self.known
+            )
+        )
+        gradient, delta = known.gradient, known.delta(self.problem)[..., None]
+        if self.blocks * self.m != self.Sq:
+            is_fresh = region.row >= block * self.m
+            gradient, delta = jnp.where(is_fresh, gradient, 0.0), jnp.where(is_fresh, delta, 0.0)
+        return Rows(self.scaled_query(region), gradient, shift_of(self.problem, known.lse), delta)
+
+    def _add_tile(
+        self, region: Region, rows: Rows, sums: tuple[Array, tuple[Array, ...]], tile: Any, rules: tuple[Mask, ...]
+    ) -> tuple[Array, tuple[Array, ...]]:
+        query, (key, value, *addends) = sums
+        part, keys, values = self.tile(region, tile)
+        slopes = contribute(self.ops, part, rows, keys, values, rules=rules, mixed=(0, self.m), wanted=self.wanted)
+        at = [*self.kv_lead(region), part.starts[-1], 0]
+        grown = [
+            whole if piece is None else _added(whole, piece, _place(whole, part))
+            for whole, piece in zip(addends, slopes.addends, strict=True)
+        ]
+        return query + slopes.query, (_added(key, slopes.key, at), _added(value, slopes.value, at), *grown)
+
+
+def _place(whole: Array, part: Region) -> list[Any]:
+    """Return where the piece of an array that is aligned with the scores begins."""
+    starts = part.starts[len(part.starts) - whole.ndim :]
+    return [0 if n == 1 else start for start, n in zip(starts, whole.shape, strict=True)]
+
+
+def _added(whole: Array, piece: Array, at: list[Any]) -> Array:
+    """Add a piece to an array, at a place that is known inside the program."""
+    there = dynamic_cut(whole, at, list(piece.shape))
+    return jax.lax.dynamic_update_slice(whole, there + piece, [jnp.int32(i) for i in at])

@@ -1,0 +1,109 @@
+"""The backward walker of every library without one of its own: two Python loops, all heads in one tile."""
+
+from attention_xp._backend import device
+from attention_xp._engine.arithmetic import Arithmetic, summed_to
+from attention_xp._engine.backward_step import Known, Rows, Slopes, contribute, key_factor, shift_of
+from attention_xp._engine.loop import cast, tiles_of_rows
+from attention_xp._engine.plan import Bounds, bounds
+from attention_xp._engine.problem import Problem
+from attention_xp._engine.region import Region
+from attention_xp._engine.scores import query_factor
+from attention_xp._engine.step import scale_in_base_2
+from attention_xp._engine.tile_sizes import tile_sizes
+from attention_xp._typing import Array
+
+__all__ = ["Grid", "walk"]
+
+
+def walk(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Slopes:
+    """Return the gradients of query, key, value and of the addends that are wanted, in the shapes of the problem."""
+    ops, (m, n), lead = Arithmetic(problem), tile_sizes(problem), problem.lead
+    Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
+    kv_lead = lead if problem.heads is None else (*problem.batch, problem.key.shape[-3])
+    query = Grid(problem, tuple(problem.query.shape), m, problem.query.shape[-1])
+    key, value = (Grid(problem, (*kv_lead, *a.shape[-2:]), n, a.shape[-1]) for a in (problem.key, problem.value))
+    addends = [Grid(problem, tuple(a.shape), m, n) for a in problem.addends]
+    for row, stop in bounds(0, Sq, m) if Sk else []:
+        rows = _rows(problem, known, (row, stop))
+        for tile in tiles_of_rows(problem, row, stop, n):
+            ((first, last),) = tile.columns
+            slopes = contribute(
+                ops,
+                Region(problem, (*(0,) * len(lead), row, first), (*lead, stop - row, last - first)),
+                rows,
+                cast(problem, problem.key[..., first:last, :]),
+                cast(problem, problem.value[..., first:last, :]),
+                rules=tile.rules,
+                mixed=(0, stop - row),
+                wanted=wanted,
+            )
+            query.add(slopes.query, (row, stop))
+            key.add(slopes.key, (first, last))
+            value.add(slopes.value, (first, last))
+            for grid, piece in zip(addends, slopes.addends, strict=True):
+                if piece is not None:
+                    grid.add(piece, (row, stop), (first, last))
+    xp = problem.xp
+    return Slopes(
+        query.assembled() * query_factor(problem),
+        summed_to(xp, key.assembled() * key_factor(problem), tuple(problem.key.shape)),
+        summed_to(xp, value.assembled(), tuple(problem.value.shape)),
+        tuple(grid.assembled() if is_wanted else None for grid, is_wanted in zip(addends, wanted, strict=True)),
+    )
+
+
+def _rows(problem: Problem, known: Known, block: Bounds) -> Rows:
+    part = slice(*block)
+    some = Known(
+        known.output[..., part, :],
+        known.lse[..., part],
+        known.gradient[..., part, :],
+        None if known.grad_lse is None else known.grad_lse[..., part],
+    )
+    return Rows(
+        cast(problem, problem.query[..., part, :]) * scale_in_base_2(problem),
+        some.gradient,
+        shift_of(problem, some.lse),
+        problem.xp.expand_dims(some.delta(problem), axis=-1),
+    )
+
+
+class Grid:
+    """A gradient that grows by pieces of some rows and columns; an axis of length 1 takes all pieces along it."""
+
+    def __init__(self, problem: Problem, shape: tuple[int, ...], rows: int, columns: int) -> None:
+        self.problem, self.shape = problem, shape
+        *self.lead, height, width = (1,) * (2 - len(shape)) + shape
+        self.rows, self.columns = _parts(height, rows), _parts(width, columns)
+        self.pieces: dict[tuple[Bounds, Bounds], Array] = {}
+
+    def add(self, piece: Array, rows: Bounds, columns: Bounds = (0, 0)) -> None:
+        """Add a piece that covers these bounds; an axis that has one part needs none."""
+        at = (
+            rows if len(self.rows) > 1 else self.rows[0],
+            columns if len(self.columns) > 1 else self.columns[0],
+        )
+        self.pieces[at] = self.pieces[at] + piece if at in self.pieces else piece
+
+    def assembled(self) -> Array:
+        """Return the whole gradient, 0 where nothing was added."""
+        xp = self.problem.xp
+        if len(self.pieces) == 0:
+            return self._zeros(self.shape)
+        strips = [[self._piece(rows, columns) for columns in self.columns] for rows in self.rows]
+        joined = [strip[0] if len(strip) == 1 else xp.concat(strip, axis=-1) for strip in strips]
+        whole = joined[0] if len(joined) == 1 else xp.concat(joined, axis=-2)
+        return xp.reshape(whole, self.shape)
+
+    def _piece(self, rows: Bounds, columns: Bounds) -> Array:
+        shape = (*self.lead, rows[1] - rows[0], columns[1] - columns[0])
+        if (rows, columns) in self.pieces:
+            return self.problem.xp.reshape(self.pieces[rows, columns], shape)
+        return self._zeros(shape)
+
+    def _zeros(self, shape: tuple[int, ...]) -> Array:
+        return self.problem.xp.zeros(shape, dtype=self.problem.dtype, device=device(self.problem.query))
+
+
+def _parts(length: int, size: int) -> list[Bounds]:
+    return bounds(0, length, size) if length else [(0, 0)]

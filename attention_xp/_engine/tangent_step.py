@@ -1,0 +1,76 @@
+"""One tile of attention, forward mode: what small changes of the arguments change in output and log-sum-exp.
+
+With ``p`` the weights before dropout and ``z`` what dropout multiplies them by::
+
+    dlse = rowsum(p dscore)        doutput = (z p dscore) value + (z p) dvalue - output dlse
+
+It is the transpose of `backward_step`.
+"""
+
+from typing import NamedTuple
+
+from attention_xp._engine.arithmetic import Arithmetic
+from attention_xp._engine.backward_step import key_factor, modified_with_pull
+from attention_xp._engine.plan import Bounds
+from attention_xp._engine.region import Region
+from attention_xp._engine.scores import survivors, thinned
+from attention_xp._engine.step import is_product
+from attention_xp._typing import Array
+from attention_xp.masks import Mask
+
+__all__ = ["Changing", "Sums", "advance_sums"]
+
+
+class Changing(NamedTuple):
+    """An array and its change."""
+
+    at: Array
+    by: Array
+
+
+class Sums(NamedTuple):
+    """What a block of rows has gathered so far."""
+
+    total: Array  # (..., m, 1), of the changes of the scores, weighted
+    output: Array  # (..., m, Dv)
+
+
+def advance_sums(
+    ops: Arithmetic,
+    region: Region,
+    query: Changing,
+    shift: Array,
+    key: Changing,
+    value: Changing,
+    addends: tuple[Array | None, ...],
+    sums: Sums,
+    *,
+    rules: tuple[Mask, ...],
+    mixed: Bounds,
+) -> Sums:
+    """Return the sums after one more tile.
+
+    `query` has the factor of the scores, its change that of the products alone; `shift` is the log-sum-exp in
+    base 2, and `addends` are the changes of those of the problem.
+    """
+    problem, exclusive = ops.problem, len(rules) > 0
+    scores, pull = modified_with_pull(problem, ops, region, ops.query_key(query.at, key.at, exclusive=exclusive))
+    if not is_product(problem):
+        scores = ops.in_base_2(scores)
+    allowed = ops.allowed(rules, region.of_rows(*mixed))
+    if allowed is not None:
+        scores = ops.exclude(scores, allowed, mixed)
+    weights = ops.powers(scores, shift, allowed, mixed)
+    change = ops.query_key(query.by, key.at, exclusive=exclusive)
+    change = change + ops.query_key(query.at, key.by, exclusive=exclusive) * key_factor(problem)
+    if pull is not None:
+        change = pull(change)  # score by score, and so its own transpose
+    for addend in addends:
+        change = change if addend is None else change + region.look_up(addend)
+    change = change * weights
+    if allowed is not None:
+        change = ops.silence(change, allowed, mixed)
+    keep = survivors(problem, region)
+    output = ops.slopes_key(thinned(problem, keep, change), value.at, exclusive=exclusive)
+    output = output + ops.slopes_key(thinned(problem, keep, weights), value.by, exclusive=exclusive)
+    return Sums(sums.total + ops.row_sum(change), sums.output + output)

@@ -1,0 +1,113 @@
+"""One query head on its way backward through NumPy's tiles: its rows, keys and values, with what rides in products."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from attention_xp._engine.arithmetic import LOG2_E
+from attention_xp._engine.backward_step import Known, Rows, shift_of
+from attention_xp._engine.heads import Ceiling, Range
+from attention_xp._engine.plan import Bounds
+from attention_xp._engine.problem import Problem
+from attention_xp._engine.step import scale_in_base_2
+from attention_xp._typing import Array
+
+__all__ = ["HeadOf", "KnownKeys", "Places", "TileRows"]
+
+
+_SAFE = 126.0  # float32 exp2 is fast for -126 ... 126
+
+
+class KnownKeys(NamedTuple):
+    """What is known of a stretch of keys and values."""
+
+    norm: float  # of the longest key; not finite where a key is not
+    finite: bool  # the values
+
+
+class Places(NamedTuple):
+    """Where a query head is found: its batch item and number, and the leading indices of its rows and keys."""
+
+    b: int
+    h: int
+    at: tuple[int, ...]
+    kv_at: tuple[int, ...]
+
+
+class TileRows(NamedTuple):
+    """Some rows of a head, and what is known of them."""
+
+    rows: Rows
+    norm: float  # of the longest query
+    shifts: tuple[float, float]  # the smallest and the largest
+
+
+class HeadOf:
+    """The rows, keys and values of one query head, with what rides in the products."""
+
+    def __init__(
+        self, problem: Problem, known: Known, places: Places, buffers: list[Array], *, rides: tuple[bool, bool]
+    ) -> None:
+        self.problem, self.at, self.kv_at = problem, places.at, places.kv_at
+        self.b, self.h = places.b, places.h
+        self._rides = rides
+        self._key, self._value = (a[_at(a, self.kv_at)] for a in (problem.key, problem.value))
+        queries, gradients, self._keys, self._values = buffers
+        known = known.at(self.at)
+        self._shift, self._delta = shift_of(problem, known.lse), known.delta(problem)[:, None]
+        self._query = _joined(queries, problem.query[self.at], -self._shift)
+        real = self._query[:, : problem.query.shape[-1]]
+        np.multiply(real, scale_in_base_2(problem), out=real)
+        self._norms = np.sqrt(np.einsum("md,md->m", real, real)) * (1.0 if self._rides[0] else LOG2_E)
+        self._gradient = _joined(gradients, known.gradient, -self._delta)
+        self.is_finite = bool(np.all(np.isfinite(self._gradient)) and np.all(np.isfinite(self._delta)))
+        self._known: dict[Bounds, TileRows] = {}
+
+    def rows(self, row: int, stop: int) -> TileRows:
+        """Return some rows as the step wants them."""
+        if (row, stop) not in self._known:
+            part, ones = slice(row, stop), (1,) * len(self.at)
+            arrays = (
+                self._query,
+                self._gradient,
+                None if self._rides[0] else self._shift,
+                None if self._rides[1] else self._delta,
+            )
+            rows = Rows(*(None if a is None else a[part].reshape(*ones, stop - row, -1) for a in arrays))
+            shift = self._shift[part]
+            shifts = float(np.min(shift)), float(np.max(shift))
+            self._known[row, stop] = TileRows(rows, float(np.max(self._norms[part])), shifts)
+        return self._known[row, stop]
+
+    def allows(self, rows: TileRows, keys: KnownKeys, ceiling: Ceiling) -> Range:
+        """Return what the size of scores allows: they ride with their shift, so that none can be large."""
+        problem = self.problem
+        limit = ceiling(rows.norm * keys.norm)
+        lowest, highest = rows.shifts
+        is_far = limit + highest > _SAFE or (len(problem.rules) > 0 and limit - lowest > _SAFE)
+        clip = math.isfinite(limit) and (is_far or len(problem.addends) > 0)
+        is_tame = limit < 0.04 * float(np.finfo(problem.dtype).max)
+        return Range(bounded=True, clip=clip, tame=is_tame, keys=math.isfinite(keys.norm), values=keys.finite)
+
+    def keys(self, first: int, last: int) -> tuple[Array, Array, KnownKeys]:
+        """Return a stretch of keys and values, and what is known of them."""
+        key, value = self._key[first:last], self._value[first:last]
+        keys = _joined(self._keys[: last - first], key, 1.0)
+        values = _joined(self._values[: last - first], value, 1.0)
+        real = keys[:, : key.shape[1]]
+        norm = math.sqrt(float(np.max(np.einsum("nd,nd->n", real, real))))
+        return keys, values, KnownKeys(norm, bool(np.all(np.isfinite(values))))
+
+
+def _joined(out: Array, array: Array, rider: Array | float) -> Array:
+    """Copy an array, and behind it, where there is room for one more column, what is to ride in a product."""
+    width = array.shape[1]
+    out[:, :width] = array
+    out[:, width:] = rider
+    return out
+
+
+def _at(array: Array, index: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a leading index of an array whose leading axes may be 1."""
+    return tuple(0 if n == 1 else i for i, n in zip(index, array.shape[:-2], strict=True))

@@ -1,0 +1,151 @@
+"""Attention together with its gradients, on every library."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Unpack
+
+from attention_xp._backend import common_namespace
+from attention_xp._engine.arithmetic import summed_to
+from attention_xp._engine.checks import check_floating, check_placement, shapes
+from attention_xp._engine.choose import KERNELS, choose
+from attention_xp._engine.gradients import Gradients, backward, derivative_refusal
+from attention_xp._engine.problem import Problem
+from attention_xp._engine.result import Wanted
+from attention_xp._options import AttentionOptions, with_options
+from attention_xp._typing import Array, Namespace
+from attention_xp.masks import Mask
+
+__all__ = ["AttentionGradients", "attention_vjp"]
+
+
+class AttentionGradients(NamedTuple):
+    """Gradients of the arguments of attention, each with the shape and dtype of its argument.
+
+    ``None`` for what was not given, or is no floating array. Being a named tuple, it is a pytree to JAX.
+    """
+
+    query: Array
+    key: Array
+    value: Array
+    mask: Array | None = None
+    bias: Array | None = None
+    sinks: Array | None = None
+
+
+@with_options
+def attention_vjp(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | Mask | None = None,
+    *,
+    dropout_rate: float = 0.0,
+    **options: Unpack[AttentionOptions],
+) -> tuple[Array, Callable[[Array], AttentionGradients]]:
+    r"""Attend, and return the function that takes the gradient of the output to those of the arguments.
+
+    .. math::
+
+        P = e^{S - \mathrm{lse}}, \quad
+        dV = P^T dO, \quad
+        dS = P \circ (dO V^T - \mathrm{rowsum}(O \circ dO)), \quad
+        dQ = \mathrm{scale} \, dS \, K, \quad
+        dK = \mathrm{scale} \, dS^T Q
+
+    The weights :math:`P` are computed anew, tile by tile, so that memory is linear in the lengths, and tiles
+    that the masks exclude are skipped. Analytic: it needs no automatic differentiation of the library and works
+    inside its transformations.
+
+    Parameters
+    ----------
+    query, key, value, mask
+        As in `scaled_dot_product_attention`.
+    dropout_rate : float, default: 0.0
+        Probability of dropping a weight, ``0 <= dropout_rate < 1``. The gradients see the same draw.
+    {options}
+
+    Returns
+    -------
+    output : array
+        ``(..., H, Sq, Dv)``, with dtype, library and device of `query`.
+    vjp : callable
+        ``vjp(grad_output) -> AttentionGradients(query, key, value, mask, bias, sinks)``. `grad_output` has the
+        shape of `output`. A row that may attend nothing has zero gradients.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of the wrong kind: no array, another library, another dtype.
+    ValueError
+        If a shape or a value does not fit, `impl` cannot compute the call, or `score_mod` comes without its
+        derivative where the library has no derivatives of its own.
+
+    References
+    ----------
+    Dao, "FlashAttention-2: faster attention with better parallelism and work partitioning", ICLR 2024.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp import attention_vjp
+    >>> x = np.eye(3)
+    >>> output, vjp = attention_vjp(x, x, x, is_causal=True)
+    >>> vjp(np.ones((3, 3))).value.round(2)
+    array([[1.62, 1.62, 1.62],
+           [0.9 , 0.9 , 0.9 ],
+           [0.47, 0.47, 0.47]])
+    """
+    problem = Problem.of(query, key, value, mask, dropout_rate, options)
+    reason = derivative_refusal(problem)
+    if reason is not None:
+        raise ValueError(reason)
+    xp, wide = problem.xp, dataclasses.replace(problem, query=_cast(problem.xp, problem.query, problem.dtype))
+    kernel = choose(wide, Wanted(lse=True))
+    result = KERNELS[kernel].attend(wide, Wanted(lse=True))
+    given = _Given(query, key, value, mask, options.get("bias"), options.get("sinks"))
+
+    def vjp(grad_output: Array) -> AttentionGradients:
+        _check_gradient(xp, query, result.output, grad_output)
+        return given.like(xp, backward(wide, result.output, result.lse, grad_output, whole=kernel == "dense"))
+
+    return _cast(xp, result.output, query.dtype), vjp
+
+
+def _check_gradient(xp: Namespace, query: Array, output: Array, gradient: Array) -> None:
+    common_namespace(query=query, grad_output=gradient)
+    check_floating(xp, grad_output=gradient)
+    check_placement(xp, query, grad_output=gradient)
+    if tuple(gradient.shape) != tuple(output.shape):
+        raise ValueError(
+            "grad_output must have the shape of the output: expected grad_output (..., H, Sq, Dv) = "
+            f"{tuple(output.shape)}, {shapes(grad_output=gradient)}"
+        )
+
+
+def _cast(xp: Namespace, array: Array, dtype: Any) -> Array:
+    return xp.astype(array, dtype, copy=False)
+
+
+class _Given(NamedTuple):
+    """The arguments of a call as they came."""
+
+    query: Array
+    key: Array
+    value: Array
+    mask: Any
+    bias: Any
+    sinks: Any
+
+    def like(self, xp: Namespace, gradients: Gradients) -> AttentionGradients:
+        """Give each gradient the shape and dtype of its argument."""
+        addends = list(gradients.addends)  # the bias, then the floating mask
+        bias = None if self.bias is None else addends.pop(0)
+        mask = addends.pop(0) if addends else None
+        query = summed_to(xp, gradients.query, tuple(self.query.shape))
+        parts = (query, gradients.key, gradients.value, mask, bias, gradients.sinks)
+        return AttentionGradients(
+            *(
+                None if part is None else _cast(xp, xp.reshape(part, tuple(like.shape)), like.dtype)
+                for like, part in zip(self, parts, strict=True)
+            )
+        )
