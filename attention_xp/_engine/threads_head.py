@@ -55,13 +55,13 @@ class HeadOf:
         self._key, self._value = (a[_at(a, self.kv_at)] for a in (problem.key, problem.value))
         queries, gradients, self._keys, self._values = buffers
         known = known.at(self.at)
-        self._shift, self._delta = shift_of(problem, known.lse), known.delta(problem)[:, None]
-        self._query = _joined(queries, problem.query[self.at], -self._shift)
+        self._shift, self._delta = shift_of(problem, known.lse), _delta(problem, known)[:, None]
+        self._query = _joined(queries, problem.query[self.at], -self._shift, factor=scale_in_base_2(problem))
         real = self._query[:, : problem.query.shape[-1]]
-        np.multiply(real, scale_in_base_2(problem), out=real)
-        self._norms = np.sqrt(np.einsum("md,md->m", real, real)) * (1.0 if self._rides[0] else LOG2_E)
+        self._norms = np.sqrt(np.vecdot(real, real)) * (1.0 if self._rides[0] else LOG2_E)
         self._gradient = _joined(gradients, known.gradient, -self._delta)
-        self.is_finite = bool(np.all(np.isfinite(self._gradient)) and np.all(np.isfinite(self._delta)))
+        self._has_rules = len(problem.rules) > 0  # else nothing is excluded, and nothing can leak
+        self.is_finite = not self._has_rules or (_is_finite(self._gradient) and _is_finite(self._delta))
         self._known: dict[Bounds, TileRows] = {}
 
     def rows(self, row: int, stop: int) -> TileRows:
@@ -96,16 +96,31 @@ class HeadOf:
         keys = _joined(self._keys[: last - first], key, 1.0)
         values = _joined(self._values[: last - first], value, 1.0)
         real = keys[:, : key.shape[1]]
-        norm = math.sqrt(float(np.max(np.einsum("nd,nd->n", real, real))))
-        return keys, values, KnownKeys(norm, bool(np.all(np.isfinite(values))))
+        norm = math.sqrt(float(np.max(np.vecdot(real, real))))
+        return keys, values, KnownKeys(norm, not self._has_rules or _is_finite(values))
 
 
-def _joined(out: Array, array: Array, rider: Array | float) -> Array:
-    """Copy an array, and behind it, where there is room for one more column, what is to ride in a product."""
+def _joined(out: Array, array: Array, rider: Array | float, *, factor: float = 1.0) -> Array:
+    """Copy an array times a factor, and behind it, where there is room, the column that is to ride in a product."""
     width = array.shape[1]
-    out[:, :width] = array
+    if factor == 1.0:
+        out[:, :width] = array
+    else:
+        np.multiply(array, factor, out=out[:, :width], dtype=out.dtype)
     out[:, width:] = rider
     return out
+
+
+def _delta(problem: Problem, known: Known) -> Array:
+    """Return the same as `Known.delta`, without an array of all products."""
+    sums = np.vecdot(known.output, known.gradient)
+    return sums if known.grad_lse is None else sums - known.grad_lse.astype(problem.dtype, copy=False)
+
+
+def _is_finite(array: Array) -> bool:
+    """Whether numbers are finite; squares that are not only make the walk more careful than it need be."""
+    flat = array.reshape(-1)
+    return math.isfinite(float(np.vdot(flat, flat)))
 
 
 def _at(array: Array, index: tuple[int, ...]) -> tuple[int, ...]:
