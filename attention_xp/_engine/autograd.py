@@ -26,8 +26,11 @@ def walk(problem: Problem) -> tuple[Array, Array]:
     if problem.has_foreign_code() and (is_transformed() or _captures(problem)):
         return loop.walk(problem)
     rest, arrays = _split(problem)
-    function = Tiled if torch.compiler.is_compiling() else TiledWithForwardMode
-    return function.apply(rest, *arrays)  # type: ignore[no-any-return]
+    if not torch.compiler.is_compiling():
+        return TiledWithForwardMode.apply(rest, *arrays)  # type: ignore[no-any-return]
+    if torch.is_grad_enabled() and any(a.requires_grad for a in arrays):
+        return Tiled.apply(rest, *arrays)  # type: ignore[no-any-return]
+    return loop.walk(problem)  # Dynamo hands a context to the function that nothing is to be differentiated by
 
 
 @dataclasses.dataclass(frozen=True)
