@@ -11,7 +11,6 @@ from attention_xp._engine.frozen import freeze, thaw
 from attention_xp._engine.gradients import backward
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
-from attention_xp._engine.scores import changed
 from attention_xp._typing import Array
 
 __all__ = ["Tiled", "TiledWithForwardMode", "walk"]
@@ -137,4 +136,5 @@ def _captures(problem: Problem) -> bool:
         return False
     one = (1,) * problem.ndim
     score = torch.zeros(one, dtype=problem.dtype, device=problem.query.device)
-    return bool(changed(problem, Region(problem, (0,) * problem.ndim, one), score).requires_grad)
+    pair = Region(problem, (0,) * problem.ndim, one)
+    return bool(problem.score_mod(score, pair.b, pair.h, pair.q_idx, pair.kv_idx).requires_grad)
