@@ -7,8 +7,9 @@ from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._random import attention_keep
 from attention_xp._typing import Array
+from attention_xp.biases._bias import Bias, evaluated
 
-__all__ = ["dropped", "modified", "of_real_rows", "query_factor"]
+__all__ = ["addition", "dropped", "modified", "of_real_rows", "query_factor"]
 
 
 def query_factor(problem: Problem) -> float:
@@ -27,8 +28,13 @@ def modified(problem: Problem, ops: Arithmetic, region: Region, scores: Array) -
             changed = problem.xp.broadcast_to(changed, scores.shape)
         scores = ops.replace(scores, changed)
     for addend in problem.addends:
-        scores = ops.add(scores, region.look_up(addend))
+        scores = ops.add(scores, addition(region, addend))
     return scores
+
+
+def addition(region: Region, addend: Array | Bias) -> Array:
+    """Return what is added to the scores of a region, as small as it broadcasts."""
+    return evaluated(addend, region) if isinstance(addend, Bias) else region.look_up(addend)
 
 
 def dropped(problem: Problem, region: Region, weights: Array) -> Array:

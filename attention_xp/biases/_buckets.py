@@ -1,0 +1,159 @@
+"""A number for every bucket of distances (T5)."""
+
+from attention_xp._backend import common_namespace, device
+from attention_xp._engine.checks import check_floating, shapes
+from attention_xp._engine.numbers import check_count, check_flag
+from attention_xp._engine.region import Region
+from attention_xp._typing import Array, Namespace
+from attention_xp.biases._bias import Bias, check_heads, spread_over_heads
+from attention_xp.masks._algebra import rule
+
+__all__ = ["RelativePositionBias"]
+
+
+@rule
+class RelativePositionBias(Bias):
+    r"""Every head adds a learned number for the bucket that the distance from query to key falls into.
+
+    .. math:: b_{hqk} = T_{\mathrm{bucket}(k - q),\, h}
+
+    With :math:`n` buckets for a direction, distances below :math:`e = \lfloor n / 2 \rfloor` have one each. The others
+    share the rest, whose widths grow in proportion to the distance: bucket :math:`e + i` begins at
+    :math:`e \, (d_{\max} / e)^{i / (n - e)}`, and the last one has no end.
+
+    Parameters
+    ----------
+    table : array
+        :math:`T`, ``(num_buckets, H)``; ``(num_buckets,)`` or ``(num_buckets, 1)`` is for all heads, or for inputs
+        without a heads axis.
+    bidirectional : bool, default: True
+        Whether keys after the query have buckets of their own, the second half of the table, as in an encoder.
+        Otherwise they share bucket 0 with the query itself, and the whole table is for keys before it.
+    max_distance : int, default: 128
+        :math:`d_{\max}`: keys from here on share the last bucket.
+
+    Raises
+    ------
+    TypeError
+        If `table` is no floating array, or an option is of the wrong kind.
+    ValueError
+        If `table` has an odd number of buckets for two directions, less than 2 for a direction, or, when it is used,
+        another number of heads than the query; or if `max_distance` is not above :math:`e`.
+
+    References
+    ----------
+    Raffel et al., "Exploring the limits of transfer learning with a unified text-to-text transformer", JMLR 2020.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp import flash_attention
+    >>> from attention_xp.biases import RelativePositionBias
+    >>> x, table = np.ones((2, 8, 16, 64)), np.zeros((32, 8))
+    >>> flash_attention(x, x, x, bias=RelativePositionBias(table), scale=1.0).shape
+    (2, 8, 16, 64)
+    """
+
+    table: Array
+    bidirectional: bool
+    max_distance: int
+
+    def __init__(self, table: Array, *, bidirectional: bool = True, max_distance: int = 128) -> None:
+        check_floating(common_namespace(table=table), table=table)
+        self.table = table
+        self.bidirectional = check_flag("bidirectional", bidirectional)
+        self.max_distance = check_count("max_distance", max_distance)
+        if table.ndim not in (1, 2):
+            raise ValueError(
+                f"table must hold a number per bucket and head: expected table (num_buckets, H), {shapes(table=table)}"
+            )
+        directions = 2 if bidirectional else 1
+        buckets = table.shape[0] // directions
+        if table.shape[0] % directions or buckets < 2:
+            least = "an even num_buckets from 4 on" if bidirectional else "num_buckets from 2 on"
+            raise ValueError(f"table has {table.shape[0]} buckets: expected {least}, {shapes(table=table)}")
+        if self.max_distance <= buckets // 2:
+            raise ValueError(
+                f"max_distance must be above {buckets // 2}, the number of buckets of one distance each, "
+                f"got {max_distance} and table {tuple(table.shape)}"
+            )
+        self._starts = _starts(buckets, self.max_distance)
+
+    def check(self, xp: Namespace, query: Array, batch: tuple[int, ...], heads: int | None) -> None:
+        """Check library, device and the number of heads."""
+        super().check(xp, query, batch, heads)
+        check_heads("table", "(num_buckets, H)", self.table, 1, query, heads)
+
+    def values(self, region: Region) -> Array:
+        """Look up the bucket of every pair."""
+        xp = region.problem.xp
+        place = self._bucket(region, region.kv_idx - region.q_idx)
+        table = region.floating(self.table)
+        if table.ndim > 1 and table.shape[1] > 1:
+            place = place * table.shape[1] + region.h
+        return xp.reshape(xp.take(xp.reshape(table, (-1,)), xp.reshape(place, (-1,)), axis=0), place.shape)
+
+    def bound(self, region: Region) -> float:
+        """Return the largest number of the table."""
+        return float(region.problem.xp.max(region.problem.xp.abs(region.floating(self.table))))
+
+    def vjp(self, region: Region, grad_scores: Array) -> tuple[Array, ...]:
+        """Sum up the gradient over the pairs of each bucket."""
+        xp = region.problem.xp
+        sums = self._sums(region, grad_scores)  # (..., h, num_buckets)
+        shape = tuple(self.table.shape)
+        spread = spread_over_heads(region, sums, shape[1:])  # (H, num_buckets)
+        return (xp.reshape(spread if spread.ndim == 1 else xp.matrix_transpose(spread), shape),)
+
+    def _bucket(self, region: Region, relative: Array) -> Array:
+        """Return the bucket, int32, of the position of a key relative to the query."""
+        xp, place = region.problem.xp, device(region.problem.query)
+        far = self._starts[-1]  # from here on nothing changes
+        starts = xp.asarray(self._starts, dtype=xp.int32, device=place)
+        line = xp.arange(-far, far + 1, dtype=xp.int32, device=place)
+        before = xp.abs(line) if self.bidirectional else xp.where(line < 0, -line, 0)
+        buckets = xp.astype(xp.searchsorted(starts, before, side="right"), xp.int32) - 1
+        if self.bidirectional:
+            buckets = xp.where(line > 0, buckets + len(self._starts), buckets)
+        index = xp.clip(relative, -far, far) + far
+        return xp.reshape(xp.take(buckets, xp.reshape(index, (-1,)), axis=0), index.shape)
+
+    def _sums(self, region: Region, grad_scores: Array) -> Array:
+        """Return the sums (..., h, num_buckets) over the pairs of each bucket."""
+        xp, count = region.problem.xp, self.table.shape[0]
+        if region.problem.packing is not None:  # positions jump within a tile
+            bucket = self._bucket(region, region.kv_idx - region.q_idx)
+            parts = [xp.sum(xp.where(bucket == i, grad_scores, 0.0), axis=(-2, -1)) for i in range(count)]
+            return xp.stack(parts, axis=-1)
+        diagonals = _diagonal_sums(xp, grad_scores)  # (..., h, L)
+        along = xp.arange(diagonals.shape[-1], dtype=xp.int32, device=device(diagonals))
+        relative = region.kv_idx[:1] - region.q_idx[..., -1, :] + along  # (L,), or (..., 1, L) with offsets
+        every = xp.arange(count, dtype=xp.int32, device=device(diagonals))
+        is_bucket = xp.expand_dims(self._bucket(region, relative), axis=-1) == every  # (..., 1, L, num_buckets)
+        rows = xp.expand_dims(diagonals, axis=-2)  # (..., h, 1, L) @ (..., 1, L, num_buckets)
+        return xp.matmul(rows, xp.astype(is_bucket, rows.dtype))[..., 0, :]
+
+
+def _starts(buckets: int, max_distance: int) -> tuple[int, ...]:
+    """Return the least distance of each bucket of one direction, exactly, in integers."""
+    exact = buckets // 2
+    rest = buckets - exact
+    starts = list(range(exact))
+    for i in range(rest):
+        # The least d with (d / exact) ** rest >= (max_distance / exact) ** i.
+        wanted = max_distance**i * exact ** (rest - i)
+        low, high = exact, max_distance
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if middle**rest >= wanted else (middle + 1, high)
+        starts.append(low)
+    return tuple(starts)
+
+
+def _diagonal_sums(xp: Namespace, x: Array) -> Array:
+    """Sum (..., m, n) along its diagonals: (..., m + n - 1), from the lower left corner to the upper right."""
+    *lead, m, n = x.shape
+    padded = xp.concat([xp.flip(x, axis=-2), xp.zeros((*lead, m, m), dtype=x.dtype, device=device(x))], axis=-1)
+    # One column less than there are: in memory, each row begins one place later than the row before.
+    skewed = xp.reshape(padded, (*lead, m * (n + m)))[..., : m * (n + m - 1)]
+    return xp.sum(xp.reshape(skewed, (*lead, m, n + m - 1)), axis=-2)
