@@ -27,6 +27,7 @@ _MODULES = {
     "_rotary_scaling": ("DynamicNTKScaling", "LinearScaling", "NTKScaling"),
     "_rotary_weights": ("permute_rotary_weights",),
     "_softmax": ("softmax",),
+    "_statistics": ("AttentionStatistics", "attention_statistics"),
     "_varlen": ("varlen_attention",),
     "_visualization": ("attention_score_visualization",),
 }
@@ -43,6 +44,7 @@ _SUBMODULES = frozenset({"biases", "linear", "masks"})
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "AttentionStatistics",
     "DynamicNTKScaling",
     "LinearScaling",
     "Llama3Scaling",
@@ -54,6 +56,7 @@ __all__ = [
     "__version__",
     "alibi_slopes",
     "attention_score_visualization",
+    "attention_statistics",
     "axial_rotary_embedding",
     "biases",
     "causal_mask",

@@ -20,6 +20,7 @@ __all__ = [
     "common_namespace",
     "computation_dtype",
     "creation_namespace",
+    "constant",
     "cuda_device",
     "device",
     "dtype_name",
@@ -179,6 +180,13 @@ def values_on_host(xp: Namespace, integers: Array) -> list[int] | None:
         return [int(i) for i in integers]
     except RuntimeError:  # a mapped tensor
         return None
+
+
+def constant(xp: Namespace, array: Array) -> Array:
+    """Return an array that derivatives take for a constant."""
+    if is_jax_namespace(xp):
+        return sys.modules["jax"].lax.stop_gradient(array)
+    return array.detach() if is_torch_namespace(xp) else array
 
 
 def is_mapped(*arrays: Array) -> bool:

@@ -12,7 +12,7 @@ from attention_xp._engine.step import advance, finish, scale_in_base_2, start
 from attention_xp._engine.tile_sizes import tile_sizes
 from attention_xp._typing import Array
 
-__all__ = ["walk"]
+__all__ = ["cast", "tiles_of_rows", "walk"]
 
 
 def walk(problem: Problem) -> tuple[Array, Array]:
@@ -45,17 +45,17 @@ def _attend(ops: Arithmetic, row: int, stop: int, columns: int) -> tuple[Array, 
     problem, xp = ops.problem, ops.xp
     lead, Sk = problem.lead, problem.key.shape[-2]
     region = Region(problem, (*(0,) * len(lead), row, 0), (*lead, stop - row, Sk))
-    query = _cast(problem, problem.query[..., row:stop, :]) * scale_in_base_2(problem)
+    query = cast(problem, problem.query[..., row:stop, :]) * scale_in_base_2(problem)
     sums = xp.zeros((*region.sizes[:-1], problem.value.shape[-1]), dtype=problem.dtype, device=device(problem.query))
     running = start(problem, region, sums, bounded=False)
-    for tile in _tiles(problem, row, stop, columns):
+    for tile in tiles_of_rows(problem, row, stop, columns):
         ((first, last),) = tile.columns
         running = advance(
             ops,
             region._replace(starts=(*region.starts[:-1], first), sizes=(*region.sizes[:-1], last - first)),
             query,
-            _cast(problem, problem.key[..., first:last, :]),
-            _cast(problem, problem.value[..., first:last, :]),
+            cast(problem, problem.key[..., first:last, :]),
+            cast(problem, problem.value[..., first:last, :]),
             running,
             rules=tile.rules,
             mixed=(0, stop - row),
@@ -63,11 +63,13 @@ def _attend(ops: Arithmetic, row: int, stop: int, columns: int) -> tuple[Array, 
     return finish(ops, region, running)
 
 
-def _cast(problem: Problem, x: Array) -> Array:
+def cast(problem: Problem, x: Array) -> Array:
+    """Return an array in the dtype of the computation."""
     return problem.xp.astype(x, problem.dtype, copy=False)
 
 
-def _tiles(problem: Problem, row: int, stop: int, columns: int) -> list[Tile]:
+def tiles_of_rows(problem: Problem, row: int, stop: int, columns: int) -> list[Tile]:
+    """Return the tiles that a block of rows of all heads visits."""
     strips = bounds(0, problem.key.shape[-2], columns)
     offset = problem.query_offset or 0 if isinstance(problem.query_offset, int | None) else None
     answers = []
