@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from hypothesis import strategies as st
 
 from attention_xp.biases import AlibiBias, Bias, RelativePositionBias
 
@@ -54,32 +55,66 @@ class Case(NamedTuple):
         return np.asarray(pairs, dtype=float).reshape(batch, heads, len(rows), len(columns))
 
 
+def alibi(slopes: np.ndarray) -> Case:
+    """Linear biases."""
+    return Case(
+        lambda make: AlibiBias(make(slopes)), lambda b, h, q, k: -float(slopes[h % slopes.size]) * abs(q - k), slopes.size
+    )
+
+
+def buckets(table: np.ndarray, max_distance: int, *, bidirectional: bool = True) -> Case:
+    """A number for each bucket, and for each head where the table has two axes."""
+    heads = table.shape[1] if table.ndim > 1 else 1
+
+    def says(b: int, h: int, q: int, k: int) -> float:
+        i = bucket(k - q, table.shape[0], bidirectional=bidirectional, max_distance=max_distance)
+        return float(table.reshape(-1, heads)[i, h % heads])
+
+    return Case(
+        lambda make: RelativePositionBias(make(table), bidirectional=bidirectional, max_distance=max_distance),
+        says,
+        heads,
+    )
+
+
+def gaussian(widths: np.ndarray) -> Case:
+    """The class of a user."""
+    return Case(
+        lambda make: GaussianBias(make(widths)),
+        lambda b, h, q, k: -0.5 * ((q - k) / float(widths[h % widths.size])) ** 2,
+        widths.size,
+    )
+
+
+WITH_EXCLUSIONS = Case(
+    lambda make: ItemBias(), lambda b, h, q, k: -math.inf if (q + k) % 5 == 0 else float((b + 2 * h + k) % 3)
+)
+
 _RNG = np.random.default_rng(5)
 SLOPES = _RNG.random(4).astype(np.float32)
 TABLE, NARROW = (_RNG.standard_normal(shape).astype(np.float32) for shape in ((12, 4), (5,)))
-WIDTHS = np.asarray([0.7, 1.5, 3.0, 10.0], np.float32)
-
-
-def _narrow(q: int, k: int) -> float:
-    return float(NARROW[bucket(k - q, 5, bidirectional=False, max_distance=6)])
-
 
 CASES = {
-    "alibi": Case(lambda make: AlibiBias(make(SLOPES)), lambda b, h, q, k: -float(SLOPES[h]) * abs(q - k), 4),
-    "one slope": Case(lambda make: AlibiBias(make(SLOPES[:1])), lambda b, h, q, k: -float(SLOPES[0]) * abs(q - k)),
-    "buckets": Case(
-        lambda make: RelativePositionBias(make(TABLE), max_distance=9),
-        lambda b, h, q, k: float(TABLE[bucket(k - q, 12, bidirectional=True, max_distance=9), h]),
-        4,
-    ),
-    "buckets before": Case(
-        lambda make: RelativePositionBias(make(NARROW), bidirectional=False, max_distance=6),
-        lambda b, h, q, k: _narrow(q, k),
-    ),
-    "of a user": Case(
-        lambda make: GaussianBias(make(WIDTHS)), lambda b, h, q, k: -0.5 * ((q - k) / float(WIDTHS[h])) ** 2, 4
-    ),
-    "with exclusions": Case(
-        lambda make: ItemBias(), lambda b, h, q, k: -math.inf if (q + k) % 5 == 0 else float((b + 2 * h + k) % 3)
-    ),
+    "alibi": alibi(SLOPES),
+    "one slope": alibi(SLOPES[:1]),
+    "buckets": buckets(TABLE, 9),
+    "buckets before": buckets(NARROW, 6, bidirectional=False),
+    "of a user": gaussian(np.asarray([0.7, 1.5, 3.0, 10.0], np.float32)),
+    "with exclusions": WITH_EXCLUSIONS,
 }
+
+
+def drawn(rng: np.random.Generator, heads: int) -> st.SearchStrategy[Case]:
+    """Draw a bias of any class for a number of heads."""
+    count = st.sampled_from([1, heads])
+    return st.one_of(
+        st.builds(lambda n: alibi(rng.standard_normal(n).astype(np.float32)), count),
+        st.builds(
+            lambda n, width, far, both: buckets(
+                rng.standard_normal((2 * width, n)).astype(np.float32), width + far, bidirectional=both
+            ),
+            count, st.integers(2, 5), st.integers(1, 9), st.booleans(),
+        ),
+        st.builds(lambda n: gaussian(rng.uniform(0.5, 5.0, n).astype(np.float32)), count),
+        st.just(WITH_EXCLUSIONS),
+    )  # fmt: skip
