@@ -62,7 +62,7 @@ def test_options_combine(library, impl):
     @settings(max_examples=examples(library))
     @given(cases(library.dtypes()))
     def combine(case: Case) -> None:
-        (query, key, value), options = case.rounded(library)
+        (query, key, _), options = case.rounded(library)
         made = case.keywords(library)
         for dropped in ("rng", "dropout_rate"):
             options.pop(dropped, None)

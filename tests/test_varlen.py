@@ -20,10 +20,14 @@ CASES = {
     "window and softcap": ({"window": (4, 2), "softcap": 2.0}, False),
     "a rule": ({"mask": PrefixMask(4), "is_causal": True}, False),
     "linear biases": ({"bias": AlibiBias(np.asarray([0.5, 0.2, 0.1, 0.0], "float32"))}, False),
-    "buckets": ({"bias": RelativePositionBias(normal(8, 4).astype("float32"), max_distance=9), "is_causal": True}, False),
+    "buckets": (
+        {"bias": RelativePositionBias(normal(8, 4).astype("float32"), max_distance=9), "is_causal": True},
+        False,
+    ),
     "other keys": ({}, True),
     "other keys, buckets": (
-        {"bias": RelativePositionBias(normal(8, 4).astype("float32"), max_distance=9), "query_offset": 4}, True
+        {"bias": RelativePositionBias(normal(8, 4).astype("float32"), max_distance=9), "query_offset": 4},
+        True,
     ),
     "other keys, causal": ({"is_causal": True, "query_offset": np.asarray([5, 1, 0, 2])}, True),
     "other keys, window": ({"window": 3, "query_offset": 3}, True),

@@ -6,6 +6,7 @@ attend and the last, where the rules tell these.
 
 import math
 import sys
+import threading
 from typing import Any, NamedTuple
 
 from attention_xp._backend import device, library_name
@@ -13,6 +14,7 @@ from attention_xp._engine.borders import formula_is_faster
 from attention_xp._engine.dense import scores_of_region
 from attention_xp._engine.loop import tiles_of_rows
 from attention_xp._engine.plan import Bounds, bounds
+from attention_xp._engine.pool import blas_held_to_one, run_jobs
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.scores import of_real_rows
@@ -37,10 +39,14 @@ class Statistics(NamedTuple):
 def statistics(problem: Problem) -> Statistics:
     """Return the statistics of all rows, in the dtype of the computation."""
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
-    if 0 in (*problem.lead, Sq, Sk) or problem.impl == "dense" or (problem.impl == "auto" and formula_is_faster(problem)):
+    if (
+        0 in (*problem.lead, Sq, Sk)
+        or problem.impl == "dense"
+        or (problem.impl == "auto" and formula_is_faster(problem))
+    ):
         return _of_region(problem, Region.whole(problem), problem.query, problem.key)
-    rows = _rows(problem)
-    return (_scanned if library_name(problem.xp) == "jax" else _looped)(problem, rows)
+    walk = {"jax": _scanned, "numpy": _threaded}.get(library_name(problem.xp), _looped)
+    return walk(problem, _rows(problem))
 
 
 def _rows(problem: Problem) -> int:
@@ -48,7 +54,8 @@ def _rows(problem: Problem) -> int:
     rows, _ = tile_sizes(problem)
     if problem.tile is not None:
         return rows
-    return max(1, min(rows, _PAIRS_AT_ONCE // (math.prod(problem.lead) * problem.key.shape[-2])))
+    keys: int = math.prod(problem.lead) * problem.key.shape[-2]
+    return max(1, min(rows, _PAIRS_AT_ONCE // keys))
 
 
 def _of_region(problem: Problem, region: Region, query: Array, key: Array) -> Statistics:
@@ -70,18 +77,54 @@ def _of_region(problem: Problem, region: Region, query: Array, key: Array) -> St
 
 def _looped(problem: Problem, rows: int) -> Statistics:
     """Visit one block after the other."""
-    xp, lead, Sk = problem.xp, problem.lead, problem.key.shape[-2]
-    totals = xp.zeros((*lead, Sk), dtype=problem.dtype, device=device(problem.query))
-    blocks = []
+    totals, blocks = _no_totals(problem), []
     for row, stop in bounds(0, problem.query.shape[-2], rows):
-        first, last = _columns(problem, row, stop)
-        region = Region(problem, (*(0,) * len(lead), row, first), (*lead, stop - row, last - first))
-        block = _of_region(problem, region, problem.query[..., row:stop, :], problem.key[..., first:last, :])
-        totals = xp.concat(
-            [totals[..., :first], totals[..., first:last] + block.key_totals, totals[..., last:]], axis=-1
-        )
+        columns, block = _block(problem, row, stop)
+        totals = _with(problem, totals, columns, block)
         blocks.append(block[:3])
-    return Statistics(*(xp.concat(parts, axis=-1) for parts in zip(*blocks, strict=True)), totals)
+    return _joined(problem, blocks, totals)
+
+
+def _threaded(problem: Problem, rows: int) -> Statistics:
+    """Visit the blocks on the threads of NumPy's walker."""
+    blocks = bounds(0, problem.query.shape[-2], rows)
+    found: list[tuple[Array, ...]] = [()] * len(blocks)
+    totals, lock = [_no_totals(problem)], threading.Lock()
+
+    def visit(job: int) -> None:
+        columns, block = _block(problem, *blocks[job])
+        found[job] = block[:3]
+        with lock:
+            totals[0] = _with(problem, totals[0], columns, block)
+
+    with blas_held_to_one() as threads:
+        run_jobs(len(blocks), lambda: visit, threads)
+    return _joined(problem, found, totals[0])
+
+
+def _block(problem: Problem, row: int, stop: int) -> tuple[Bounds, Statistics]:
+    """Return the statistics of a block of rows, and between which keys."""
+    first, last = _columns(problem, row, stop)
+    region = Region(problem, (*(0,) * len(problem.lead), row, first), (*problem.lead, stop - row, last - first))
+    found = _of_region(problem, region, problem.query[..., row:stop, :], problem.key[..., first:last, :])
+    return (first, last), found
+
+
+def _no_totals(problem: Problem) -> Array:
+    shape = (*problem.lead, problem.key.shape[-2])
+    return problem.xp.zeros(shape, dtype=problem.dtype, device=device(problem.query))
+
+
+def _with(problem: Problem, totals: Array, columns: Bounds, block: Statistics) -> Array:
+    """Return the totals of all keys with those of a block."""
+    first, last = columns
+    parts = [totals[..., :first], totals[..., first:last] + block.key_totals, totals[..., last:]]
+    return problem.xp.concat(parts, axis=-1)
+
+
+def _joined(problem: Problem, blocks: list[tuple[Array, ...]], totals: Array) -> Statistics:
+    lse, max_score, entropy = (problem.xp.concat(parts, axis=-1) for parts in zip(*blocks, strict=True))
+    return Statistics(lse, max_score, entropy, totals)
 
 
 def _columns(problem: Problem, row: int, stop: int) -> Bounds:
@@ -117,4 +160,4 @@ def _scanned(problem: Problem, rows: int) -> Statistics:
         last = block(Sq - Sq % rows, Sq % rows)
         parts = [jnp.concatenate(pair, axis=-1) for pair in zip(parts, last[:3], strict=True)]
         totals = totals + last.key_totals
-    return Statistics(*parts, totals)
+    return Statistics(parts[0], parts[1], parts[2], totals)

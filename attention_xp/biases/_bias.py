@@ -63,7 +63,7 @@ class Bias:
         """
         return math.inf
 
-    def vjp(self, region: Region, grad_scores: Array) -> tuple[Array, ...]:  # noqa: ARG002
+    def vjp(self, region: Region, grad_scores: Array) -> tuple[Array, ...]:
         """Return what the gradient of the scores of a region contributes to the gradients of `arrays`.
 
         Parameters

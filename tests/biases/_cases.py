@@ -58,7 +58,9 @@ class Case(NamedTuple):
 def alibi(slopes: np.ndarray) -> Case:
     """Linear biases."""
     return Case(
-        lambda make: AlibiBias(make(slopes)), lambda b, h, q, k: -float(slopes[h % slopes.size]) * abs(q - k), slopes.size
+        lambda make: AlibiBias(make(slopes)),
+        lambda b, h, q, k: -float(slopes[h % slopes.size]) * abs(q - k),
+        slopes.size,
     )
 
 

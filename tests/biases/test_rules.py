@@ -1,6 +1,8 @@
 """Biases as rules: in attention the same as the array they stand for."""
 
+import dataclasses
 import importlib
+import itertools
 import tracemalloc
 
 import numpy as np
@@ -217,6 +219,23 @@ def test_its_own_vector_jacobian_product(library, make, name, offset):
         np.testing.assert_allclose(total[at], expected, atol=2e-4)
 
 
+@pytest.mark.parametrize("name", ["alibi", "buckets"])
+def test_a_vector_jacobian_product_over_packed_sequences(library, make, name):
+    """Positions start again within a tile; pairs of different sequences have no gradient."""
+    bias = CASES[name].build(make)
+    problem = _region(np.float32, 0, make).problem
+    pack = importlib.import_module("attention_xp._engine.packing").pack
+    rows, keys = ([0, 3, 7], [0, 4, 11])
+    packing = pack(problem.xp, 7, 11, make(np.asarray(rows)), make(np.asarray(keys)), 2, same=False)
+    region = type(_region(np.float32, 0, make)).whole(dataclasses.replace(problem, packing=packing))
+    grad, total = np.zeros((2, 4, 7, 11)), np.zeros(bias.arrays[0].shape)
+    for (i, stop), (j, end) in zip(itertools.pairwise(rows), itertools.pairwise(keys), strict=True):
+        grad[:, :, i:stop, j:end] = normal(2, 4, stop - i, end - j)
+        own = type(region)(_region(np.float32, 2, make).problem, (0, 0, 0, 0), (2, 4, stop - i, end - j))
+        total += to_numpy(bias.vjp(own, make(grad[:, :, i:stop, j:end]))[0])
+    assert_close(bias.vjp(region, make(grad))[0], total, library)
+
+
 def test_a_vector_jacobian_product_of_few_axes(library, make):
     for shape in ((6, 8), (2, 6, 8)):
         q, k, v = inputs(shape)
@@ -264,18 +283,20 @@ def test_compiled_and_mapped(library, make, impl, name):
 
 
 @pytest.mark.backends("torch", "jax")
-def test_a_bias_made_outside_of_the_compiled_function(library, make, impl):
-    for kind in (make, np.asarray):
-        bias = AlibiBias(kind(SLOPES))
-        call = lambda *qkv: flash_attention(*qkv, bias=bias, impl=impl)  # noqa: B023, E731
-        made = [make(x) for x in QKV]
-        if library.like("jax"):
-            compiled = importlib.import_module("jax").jit(call)
-        else:
-            torch = importlib.import_module("torch")
-            torch.compiler.reset()
-            compiled = torch.compile(call, fullgraph=True, backend="eager")
-        assert_close(compiled(*made), to_numpy(call(*made)), library)
+@pytest.mark.parametrize("kind", ["own", "numpy"])
+def test_a_bias_made_outside_of_the_compiled_function(library, make, impl, kind):
+    bias, made = AlibiBias(make(SLOPES) if kind == "own" else SLOPES), [make(x) for x in QKV]
+
+    def call(*qkv):
+        return flash_attention(*qkv, bias=bias, impl=impl)
+
+    if library.like("jax"):
+        compiled = importlib.import_module("jax").jit(call)
+    else:
+        torch = importlib.import_module("torch")
+        torch.compiler.reset()
+        compiled = torch.compile(call, fullgraph=True, backend="eager")
+    assert_close(compiled(*made), to_numpy(call(*made)), library)
 
 
 @pytest.mark.backends("numpy")

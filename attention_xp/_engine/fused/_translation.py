@@ -67,8 +67,8 @@ def added(problem: Problem) -> Array | None:
     """Return the sum of bias and floating mask, ``None`` without either."""
     if len(problem.addends) == 0:
         return None
-    first, *others = problem.addends  # arrays: a rule has been refused
-    return sum(others, start=first)
+    arrays = tuple(addend for addend in problem.addends if not isinstance(addend, Bias))  # rules are refused
+    return sum(arrays[1:], start=arrays[0])
 
 
 def four_axes(problem: Problem, a: Array) -> Array:
