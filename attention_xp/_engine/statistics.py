@@ -6,15 +6,15 @@ attend and the last, where the rules tell these.
 
 import math
 import sys
-import threading
+from functools import cache
 from typing import Any, NamedTuple
 
 from attention_xp._backend import device, library_name
 from attention_xp._engine.borders import formula_is_faster
 from attention_xp._engine.dense import scores_of_region
+from attention_xp._engine.frozen import freeze, thaw
 from attention_xp._engine.loop import tiles_of_rows
 from attention_xp._engine.plan import Bounds, bounds
-from attention_xp._engine.pool import blas_held_to_one, run_jobs
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.scores import of_real_rows
@@ -22,9 +22,9 @@ from attention_xp._engine.tile_sizes import tile_sizes
 from attention_xp._softmax import exponentials, largest, log_sum, nonzero
 from attention_xp._typing import Array
 
-__all__ = ["Statistics", "statistics"]
+__all__ = ["Statistics", "columns_of_rows", "of_region", "statistics"]
 
-_PAIRS_AT_ONCE = 2**21  # of all heads; one row of each is met at once in any case
+_PAIRS_AT_ONCE = 2**21  # and one row in any case
 
 
 class Statistics(NamedTuple):
@@ -38,31 +38,31 @@ class Statistics(NamedTuple):
 
 def statistics(problem: Problem) -> Statistics:
     """Return the statistics of all rows, in the dtype of the computation."""
-    Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
-    if (
-        0 in (*problem.lead, Sq, Sk)
-        or problem.impl == "dense"
-        or (problem.impl == "auto" and formula_is_faster(problem))
-    ):
-        return _of_region(problem, Region.whole(problem), problem.query, problem.key)
-    walk = {"jax": _scanned, "numpy": _threaded}.get(library_name(problem.xp), _looped)
-    return walk(problem, _rows(problem))
+    if problem.impl == "dense" or problem.is_empty or (problem.impl == "auto" and formula_is_faster(problem)):
+        return of_region(problem, Region.whole(problem), problem.query, problem.key)
+    library = library_name(problem.xp)
+    if library == "numpy":
+        from attention_xp._engine.threads_statistics import walk  # noqa: PLC0415  # imports NumPy
+
+        return walk(problem, _rows(problem, 1))
+    return (_compiled if library == "jax" else _looped)(problem, _rows(problem, math.prod(problem.lead)))
 
 
-def _rows(problem: Problem) -> int:
-    """Return how many rows of all heads are met at once."""
+def _rows(problem: Problem, heads: int) -> int:
+    """Return how many rows of some heads are met at once."""
     rows, _ = tile_sizes(problem)
     if problem.tile is not None:
         return rows
-    keys: int = math.prod(problem.lead) * problem.key.shape[-2]
-    return max(1, min(rows, _PAIRS_AT_ONCE // keys))
+    return max(1, min(rows, _PAIRS_AT_ONCE // (heads * int(problem.key.shape[-2]))))
 
 
-def _of_region(problem: Problem, region: Region, query: Array, key: Array) -> Statistics:
+def of_region(problem: Problem, region: Region, query: Array, key: Array) -> Statistics:
     """Return the statistics of some rows and the keys that they may attend."""
     xp = problem.xp
     scores = scores_of_region(problem, region, query, key)  # (..., H, m, D) @ (..., Hkv, D, n) -> (..., H, m, n)
-    weights, total, shift = exponentials(scores, sinks=problem.sinks, xp=xp)
+    weights, total, shift = exponentials(
+        scores, sinks=None if problem.sinks is None else region.look_up(problem.sinks), xp=xp
+    )
     weights = weights / nonzero(total, xp=xp)
     lse = log_sum(total, shift, xp=xp)
     level = xp.where(xp.isfinite(lse), lse, 0.0)
@@ -76,62 +76,42 @@ def _of_region(problem: Problem, region: Region, query: Array, key: Array) -> St
 
 
 def _looped(problem: Problem, rows: int) -> Statistics:
-    """Visit one block after the other."""
-    totals, blocks = _no_totals(problem), []
+    """Visit one block of rows of all heads after the other."""
+    xp, lead = problem.xp, problem.lead
+    totals = xp.zeros((*lead, problem.key.shape[-2]), dtype=problem.dtype, device=device(problem.query))
+    blocks = []
     for row, stop in bounds(0, problem.query.shape[-2], rows):
-        columns, block = _block(problem, row, stop)
-        totals = _with(problem, totals, columns, block)
+        first, last = columns_of_rows(problem, row, stop)
+        region = Region(problem, (*(0,) * len(lead), row, first), (*lead, stop - row, last - first))
+        block = of_region(problem, region, problem.query[..., row:stop, :], problem.key[..., first:last, :])
         blocks.append(block[:3])
-    return _joined(problem, blocks, totals)
-
-
-def _threaded(problem: Problem, rows: int) -> Statistics:
-    """Visit the blocks on the threads of NumPy's walker."""
-    blocks = bounds(0, problem.query.shape[-2], rows)
-    found: list[tuple[Array, ...]] = [()] * len(blocks)
-    totals, lock = [_no_totals(problem)], threading.Lock()
-
-    def visit(job: int) -> None:
-        columns, block = _block(problem, *blocks[job])
-        found[job] = block[:3]
-        with lock:
-            totals[0] = _with(problem, totals[0], columns, block)
-
-    with blas_held_to_one() as threads:
-        run_jobs(len(blocks), lambda: visit, threads)
-    return _joined(problem, found, totals[0])
-
-
-def _block(problem: Problem, row: int, stop: int) -> tuple[Bounds, Statistics]:
-    """Return the statistics of a block of rows, and between which keys."""
-    first, last = _columns(problem, row, stop)
-    region = Region(problem, (*(0,) * len(problem.lead), row, first), (*problem.lead, stop - row, last - first))
-    found = _of_region(problem, region, problem.query[..., row:stop, :], problem.key[..., first:last, :])
-    return (first, last), found
-
-
-def _no_totals(problem: Problem) -> Array:
-    shape = (*problem.lead, problem.key.shape[-2])
-    return problem.xp.zeros(shape, dtype=problem.dtype, device=device(problem.query))
-
-
-def _with(problem: Problem, totals: Array, columns: Bounds, block: Statistics) -> Array:
-    """Return the totals of all keys with those of a block."""
-    first, last = columns
-    parts = [totals[..., :first], totals[..., first:last] + block.key_totals, totals[..., last:]]
-    return problem.xp.concat(parts, axis=-1)
-
-
-def _joined(problem: Problem, blocks: list[tuple[Array, ...]], totals: Array) -> Statistics:
-    lse, max_score, entropy = (problem.xp.concat(parts, axis=-1) for parts in zip(*blocks, strict=True))
+        parts = [totals[..., :first], totals[..., first:last] + block.key_totals, totals[..., last:]]
+        totals = xp.concat(parts, axis=-1)
+    lse, max_score, entropy = (xp.concat(parts, axis=-1) for parts in zip(*blocks, strict=True))
     return Statistics(lse, max_score, entropy, totals)
 
 
-def _columns(problem: Problem, row: int, stop: int) -> Bounds:
+def columns_of_rows(problem: Problem, row: int, stop: int) -> Bounds:
     """Return the keys from the first to the last tile that a block of rows visits."""
     _, columns = tile_sizes(problem)
     visited = [stretch for tile in tiles_of_rows(problem, row, stop, columns) for stretch in tile.columns]
     return min(first for first, _ in visited), max(last for _, last in visited)
+
+
+def _compiled(problem: Problem, rows: int) -> Statistics:
+    """Keep the compiled loop for the next call; not where a function may capture what is traced, or what changes."""
+    if problem.has_foreign_code():
+        return _scanned(problem, rows)
+    template, arrays = freeze(problem)
+    return _jitted()(template, rows, arrays)  # type: ignore[no-any-return]
+
+
+@cache
+def _jitted() -> Any:
+    def run(template: Any, rows: int, arrays: list[Array]) -> Statistics:
+        return _scanned(thaw(template, arrays), rows)
+
+    return sys.modules["jax"].jit(run, static_argnums=(0, 1))
 
 
 def _scanned(problem: Problem, rows: int) -> Statistics:
@@ -146,7 +126,7 @@ def _scanned(problem: Problem, rows: int) -> Statistics:
     def block(row: Any, m: int) -> Statistics:
         region = Region(problem, (*(0,) * len(lead), row, 0), (*lead, m, Sk), cut)
         query = jax.lax.dynamic_slice_in_dim(problem.query, row, m, axis=-2)
-        return _of_region(problem, region, query, problem.key)
+        return of_region(problem, region, query, problem.key)
 
     def step(totals: Array, row: Array) -> tuple[Array, tuple[Array, ...]]:
         found = block(row, rows)

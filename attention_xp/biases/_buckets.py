@@ -10,6 +10,8 @@ from attention_xp.masks._algebra import rule
 
 __all__ = ["RelativePositionBias"]
 
+_FARTHEST = 2**15  # distance up to which a table of all distances is made first
+
 
 @rule
 class RelativePositionBias(Bias):
@@ -86,9 +88,14 @@ class RelativePositionBias(Bias):
 
     def values(self, region: Region) -> Array:
         """Look up the bucket of every pair."""
-        xp = region.problem.xp
-        place = self._bucket(region, region.kv_idx - region.q_idx)
-        table = region.floating(self.table)
+        xp, relative = region.problem.xp, region.kv_idx - region.q_idx
+        table, far = region.floating(self.table), self._starts[-1]  # from that distance on nothing changes
+        if far > _FARTHEST:
+            place = self._bucket(xp, relative)
+        else:
+            line = xp.arange(-far, far + 1, dtype=xp.int32, device=device(relative))
+            table = xp.take(table, self._bucket(xp, line), axis=0)
+            place = xp.clip(relative, -far, far) + far
         if table.ndim > 1 and table.shape[1] > 1:
             place = place * table.shape[1] + region.h
         return xp.reshape(xp.take(xp.reshape(table, (-1,)), xp.reshape(place, (-1,)), axis=0), place.shape)
@@ -105,31 +112,26 @@ class RelativePositionBias(Bias):
         spread = spread_over_heads(region, sums, shape[1:])  # (H, num_buckets)
         return (xp.reshape(spread if spread.ndim == 1 else xp.matrix_transpose(spread), shape),)
 
-    def _bucket(self, region: Region, relative: Array) -> Array:
+    def _bucket(self, xp: Namespace, relative: Array) -> Array:
         """Return the bucket, int32, of the position of a key relative to the query."""
-        xp, place = region.problem.xp, device(region.problem.query)
-        far = self._starts[-1]  # from here on nothing changes
-        starts = xp.asarray(self._starts, dtype=xp.int32, device=place)
-        line = xp.arange(-far, far + 1, dtype=xp.int32, device=place)
-        before = xp.abs(line) if self.bidirectional else xp.where(line < 0, -line, 0)
-        buckets = xp.astype(xp.searchsorted(starts, before, side="right"), xp.int32) - 1
-        if self.bidirectional:
-            buckets = xp.where(line > 0, buckets + len(self._starts), buckets)
-        index = xp.clip(relative, -far, far) + far
-        return xp.reshape(xp.take(buckets, xp.reshape(index, (-1,)), axis=0), index.shape)
+        starts = xp.asarray(self._starts, dtype=xp.int32, device=device(relative))
+        before = xp.abs(relative) if self.bidirectional else xp.where(relative < 0, -relative, 0)
+        found = xp.searchsorted(starts, xp.reshape(before, (-1,)), side="right")
+        buckets = xp.reshape(xp.astype(found, xp.int32) - 1, relative.shape)
+        return xp.where(relative > 0, buckets + len(self._starts), buckets) if self.bidirectional else buckets
 
     def _sums(self, region: Region, grad_scores: Array) -> Array:
         """Return the sums (..., h, num_buckets) over the pairs of each bucket."""
         xp, count = region.problem.xp, self.table.shape[0]
         if region.problem.packing is not None:  # positions jump within a tile
-            bucket = self._bucket(region, region.kv_idx - region.q_idx)
+            bucket = self._bucket(xp, region.kv_idx - region.q_idx)
             parts = [xp.sum(xp.where(bucket == i, grad_scores, 0.0), axis=(-2, -1)) for i in range(count)]
             return xp.stack(parts, axis=-1)
         diagonals = _diagonal_sums(xp, grad_scores)  # (..., h, L)
         along = xp.arange(diagonals.shape[-1], dtype=xp.int32, device=device(diagonals))
         relative = region.kv_idx[:1] - region.q_idx[..., -1, :] + along  # (L,), or (..., 1, L) with offsets
         every = xp.arange(count, dtype=xp.int32, device=device(diagonals))
-        is_bucket = xp.expand_dims(self._bucket(region, relative), axis=-1) == every  # (..., 1, L, num_buckets)
+        is_bucket = xp.expand_dims(self._bucket(xp, relative), axis=-1) == every  # (..., 1, L, num_buckets)
         rows = xp.expand_dims(diagonals, axis=-2)  # (..., h, 1, L) @ (..., 1, L, num_buckets)
         return xp.matmul(rows, xp.astype(is_bucket, rows.dtype))[..., 0, :]
 

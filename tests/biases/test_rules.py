@@ -101,7 +101,7 @@ def test_alibi_as_in_bloom(library, make, heads):
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
-@pytest.mark.parametrize(("count", "max_distance"), [(32, 128), (32, 20), (64, 1000), (12, 7), (4, 100)])
+@pytest.mark.parametrize(("count", "max_distance"), [(32, 128), (32, 20), (64, 1000), (32, 10**6), (12, 7), (4, 100)])
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_buckets_as_in_t5(library, make, count, max_distance, bidirectional):
     torch = pytest.importorskip("torch")
