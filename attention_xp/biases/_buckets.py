@@ -10,8 +10,6 @@ from attention_xp.masks._algebra import rule
 
 __all__ = ["RelativePositionBias"]
 
-_FARTHEST = 2**15  # distance up to which a table of all distances is made first
-
 
 @rule
 class RelativePositionBias(Bias):
@@ -87,17 +85,17 @@ class RelativePositionBias(Bias):
         check_heads("table", "(num_buckets, H)", self.table, 1, query, heads)
 
     def values(self, region: Region) -> Array:
-        """Look up the bucket of every pair."""
-        xp, relative = region.problem.xp, region.kv_idx - region.q_idx
-        table, far = region.floating(self.table), self._starts[-1]  # from that distance on nothing changes
-        if far > _FARTHEST:
-            place = self._bucket(xp, relative)
-        else:
-            line = xp.arange(-far, far + 1, dtype=xp.int32, device=device(relative))
-            table = xp.take(table, self._bucket(xp, line), axis=0)
-            place = xp.clip(relative, -far, far) + far
+        """Look up the bucket of every diagonal, and spread it out; of every pair where there is no other way."""
+        if not _has_diagonals(region):
+            return self._looked_up(region, region.kv_idx - region.q_idx, region.h)
+        line = self._looked_up(region, _diagonals(region), region.h[..., 0])
+        return _spread_out(region.problem.xp, line, region.sizes[-2], region.sizes[-1])
+
+    def _looked_up(self, region: Region, relative: Array, head: Array) -> Array:
+        """Return the number for each position of a key relative to the query, and each head."""
+        xp, table, place = region.problem.xp, region.floating(self.table), self._bucket(region.problem.xp, relative)
         if table.ndim > 1 and table.shape[1] > 1:
-            place = place * table.shape[1] + region.h
+            place = place * table.shape[1] + head
         return xp.reshape(xp.take(xp.reshape(table, (-1,)), xp.reshape(place, (-1,)), axis=0), place.shape)
 
     def bound(self, region: Region) -> float:
@@ -123,17 +121,14 @@ class RelativePositionBias(Bias):
     def _sums(self, region: Region, grad_scores: Array) -> Array:
         """Return the sums (..., h, num_buckets) over the pairs of each bucket."""
         xp, count = region.problem.xp, self.table.shape[0]
-        if region.problem.packing is not None:  # positions jump within a tile
+        if not _has_diagonals(region):
             bucket = self._bucket(xp, region.kv_idx - region.q_idx)
             parts = [xp.sum(xp.where(bucket == i, grad_scores, 0.0), axis=(-2, -1)) for i in range(count)]
             return xp.stack(parts, axis=-1)
-        diagonals = _diagonal_sums(xp, grad_scores)  # (..., h, L)
-        along = xp.arange(diagonals.shape[-1], dtype=xp.int32, device=device(diagonals))
-        relative = region.kv_idx[:1] - region.q_idx[..., -1, :] + along  # (L,), or (..., 1, L) with offsets
-        every = xp.arange(count, dtype=xp.int32, device=device(diagonals))
-        is_bucket = xp.expand_dims(self._bucket(xp, relative), axis=-1) == every  # (..., 1, L, num_buckets)
-        rows = xp.expand_dims(diagonals, axis=-2)  # (..., h, 1, L) @ (..., 1, L, num_buckets)
-        return xp.matmul(rows, xp.astype(is_bucket, rows.dtype))[..., 0, :]
+        sums = xp.expand_dims(_diagonal_sums(xp, grad_scores), axis=-2)  # (..., h, 1, L)
+        every = xp.arange(count, dtype=xp.int32, device=device(sums))
+        is_bucket = xp.expand_dims(self._bucket(xp, _diagonals(region)), axis=-1) == every  # (..., 1, L, num_buckets)
+        return xp.matmul(sums, xp.astype(is_bucket, sums.dtype))[..., 0, :]
 
 
 def _starts(buckets: int, max_distance: int) -> tuple[int, ...]:
@@ -150,6 +145,32 @@ def _starts(buckets: int, max_distance: int) -> tuple[int, ...]:
             low, high = (low, middle) if middle**rest >= wanted else (middle + 1, high)
         starts.append(low)
     return tuple(starts)
+
+
+def _has_diagonals(region: Region) -> bool:
+    """Whether positions along rows and keys rise by one; those of packed sequences jump."""
+    return region.problem.packing is None and 0 not in region.sizes[-2:]
+
+
+def _diagonals(region: Region) -> Array:
+    """Return the position of keys relative to the query along each diagonal, from the lower left to the upper right.
+
+    It is (L,) with ``L = m + n - 1``, or (..., 1, L) where every batch item has an offset.
+    """
+    xp, (m, n) = region.problem.xp, region.sizes[-2:]
+    along = xp.arange(m + n - 1, dtype=xp.int32, device=device(region.problem.query))
+    return region.kv_idx[:1] - region.q_idx[..., -1, :] + along
+
+
+def _spread_out(xp: Namespace, line: Array, m: int, n: int) -> Array:
+    """Return (..., m, n) with one number of a line (..., m + n - 1) along each diagonal.
+
+    In memory, rows of one column more begin one place earlier each: no number is looked up twice.
+    """
+    *lead, length = line.shape
+    longer = xp.concat([line, line[..., :1]], axis=-1)
+    rows = xp.reshape(xp.broadcast_to(longer[..., None, :], (*lead, m, length + 1)), (*lead, m * (length + 1)))
+    return xp.reshape(rows[..., m - 1 : m - 1 + m * length], (*lead, m, length))[..., :n]
 
 
 def _diagonal_sums(xp: Namespace, x: Array) -> Array:

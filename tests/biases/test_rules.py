@@ -72,6 +72,15 @@ def test_any_number_of_axes(library, make, impl, shape, name):
     assert_close(output, expected.output, library)
 
 
+@names
+@pytest.mark.parametrize(("rows", "keys"), [(0, 5), (3, 0), (0, 0), (1, 1)])
+def test_no_rows_or_no_keys(library, make, impl, name, rows, keys):
+    q, k, v = inputs((2, 4, rows, 8), (2, 4, keys, 8))
+    output = flash_attention(*map(make, (q, k, v)), bias=CASES[name].build(make), impl=impl)
+    expected = reference.attention(q, k, v, bias=table(name, 4, range(rows), range(keys)))
+    assert_close(output, expected.output, library)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_parameters_of_another_dtype(library, make, impl, dtype):
     if dtype not in library.dtypes():
