@@ -19,9 +19,8 @@ __all__ = ["walk"]
 def walk(problem: Problem, rows: int) -> Statistics:
     """Return the statistics of all rows."""
     Sq, Sk, lead = problem.query.shape[-2], problem.key.shape[-2], problem.lead
-    result = Statistics(
-        *(np.empty((*lead, Sq), problem.dtype) for _ in range(3)), key_totals=np.zeros((*lead, Sk), problem.dtype)
-    )
+    lse, max_score, entropy = (np.empty((*lead, Sq), problem.dtype) for _ in range(3))
+    result = Statistics(lse, max_score, entropy, np.zeros((*lead, Sk), problem.dtype))
     blocks = [((row, stop), columns_of_rows(problem, row, stop)) for row, stop in bounds(0, Sq, rows)]
     jobs = list(itertools.product(np.ndindex(*lead), blocks))
     alone, lock = dataclasses.replace(problem, group=1), threading.Lock()  # every head of a job has its own keys
