@@ -27,6 +27,7 @@ _MODULES = {
     "_rotary_scaling": ("DynamicNTKScaling", "LinearScaling", "NTKScaling"),
     "_rotary_weights": ("permute_rotary_weights",),
     "_softmax": ("softmax",),
+    "_statistics": ("AttentionStatistics", "attention_statistics"),
     "_varlen": ("varlen_attention",),
     "_vjp": ("AttentionGradients", "attention_vjp"),
     "_visualization": ("attention_score_visualization",),
@@ -45,6 +46,7 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "AttentionGradients",
+    "AttentionStatistics",
     "DynamicNTKScaling",
     "LinearScaling",
     "Llama3Scaling",
@@ -56,6 +58,7 @@ __all__ = [
     "__version__",
     "alibi_slopes",
     "attention_score_visualization",
+    "attention_statistics",
     "attention_vjp",
     "axial_rotary_embedding",
     "biases",

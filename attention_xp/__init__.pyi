@@ -21,6 +21,7 @@ from attention_xp._rotary_long import Llama3Scaling, LongRopeScaling, YarnScalin
 from attention_xp._rotary_scaling import DynamicNTKScaling, LinearScaling, NTKScaling
 from attention_xp._rotary_weights import permute_rotary_weights
 from attention_xp._softmax import softmax
+from attention_xp._statistics import AttentionStatistics, attention_statistics
 from attention_xp._varlen import varlen_attention
 from attention_xp._visualization import attention_score_visualization
 from attention_xp._vjp import AttentionGradients, attention_vjp
@@ -37,6 +38,7 @@ padding_mask = create_padding_mask
 
 __all__ = [
     "AttentionGradients",
+    "AttentionStatistics",
     "DynamicNTKScaling",
     "LinearScaling",
     "Llama3Scaling",
@@ -48,6 +50,7 @@ __all__ = [
     "__version__",
     "alibi_slopes",
     "attention_score_visualization",
+    "attention_statistics",
     "attention_vjp",
     "axial_rotary_embedding",
     "biases",

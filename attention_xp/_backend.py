@@ -20,6 +20,7 @@ __all__ = [
     "can_differentiate",
     "common_namespace",
     "computation_dtype",
+    "constant",
     "creation_namespace",
     "cuda_device",
     "device",
@@ -180,6 +181,13 @@ def values_on_host(xp: Namespace, integers: Array) -> list[int] | None:
         return [int(i) for i in integers]
     except RuntimeError:  # a mapped tensor
         return None
+
+
+def constant(xp: Namespace, array: Array) -> Array:
+    """Return an array that derivatives take for a constant."""
+    if is_jax_namespace(xp):
+        return sys.modules["jax"].lax.stop_gradient(array)
+    return array.detach() if is_torch_namespace(xp) else array
 
 
 def is_mapped(*arrays: Array) -> bool:

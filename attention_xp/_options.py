@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypedDict, TypeVar
 
 from attention_xp._typing import Array, ScoreMod, ScoreModAndDerivative
+from attention_xp.biases._bias import Bias
 
 __all__ = ["DEFAULTS", "AttentionOptions", "complete", "with_options"]
 
@@ -12,7 +13,7 @@ __all__ = ["DEFAULTS", "AttentionOptions", "complete", "with_options"]
 class AttentionOptions(TypedDict, total=False):
     """Keyword arguments of every attention function."""
 
-    bias: Array | None
+    bias: Array | Bias | None
     is_causal: bool
     window: int | tuple[int | None, int | None] | None
     query_offset: int | Array | None
@@ -44,8 +45,9 @@ DEFAULTS: AttentionOptions = {
 }
 
 _DOCUMENTATION = """\
-bias : array, optional
-    Floating array that is added to the scores; broadcasts to ``(..., H, Sq, Sk)``.
+bias : array or Bias, optional
+    Floating array that is added to the scores; broadcasts to ``(..., H, Sq, Sk)``. Or a rule from
+    `attention_xp.biases`, which is never materialised by ``"tiled"``.
 is_causal : bool, default: False
     A query at position ``p`` attends keys at positions ``<= p`` only.
 window : int or (int or None, int or None), optional

@@ -2,10 +2,10 @@
 
 import math
 
-from attention_xp._backend import common_namespace, computation_dtype, device, dtype_name, is_floating
+from attention_xp._backend import common_namespace, computation_dtype, constant, device, dtype_name, is_floating
 from attention_xp._typing import Array, Namespace
 
-__all__ = ["exponentials", "log_sum", "nonzero", "softmax"]
+__all__ = ["exponentials", "largest", "log_sum", "nonzero", "softmax"]
 
 
 def softmax(x: Array, axis: int = -1) -> Array:
@@ -58,12 +58,13 @@ def exponentials(
     """Return ``exp(scores - shift)``, the sum along `axis` (sinks included) and the shift.
 
     The shift is the largest score, or 0 where that is not finite, so a row that is ``-inf``
-    throughout becomes zeros instead of ``exp(-inf + inf)``.
+    throughout becomes zeros instead of ``exp(-inf + inf)``. Nothing that is made of the three depends on it, and no
+    derivative passes through it: compiled, the largest score may differ from all scores by a rounding.
     """
-    peak = _largest(scores, axis, xp)
+    peak = largest(scores, axis, xp)
     if sinks is not None:
         peak = xp.maximum(peak, sinks)
-    shift = xp.where(xp.isfinite(peak), peak, 0.0)
+    shift = constant(xp, xp.where(xp.isfinite(peak), peak, 0.0))
     weights = xp.exp(scores - shift)
     total = xp.sum(weights, axis=axis, keepdims=True)
     if sinks is not None:
@@ -71,7 +72,8 @@ def exponentials(
     return weights, total, shift
 
 
-def _largest(scores: Array, axis: int, xp: Namespace) -> Array:
+def largest(scores: Array, axis: int, xp: Namespace) -> Array:
+    """Return the largest score along an axis of length 1, -inf where there are none."""
     if scores.shape[axis]:
         return xp.max(scores, axis=axis, keepdims=True)
     shape = list(scores.shape)  # the standard has no maximum of nothing

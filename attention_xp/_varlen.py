@@ -12,6 +12,7 @@ from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Wanted
 from attention_xp._options import AttentionOptions, with_options
 from attention_xp._typing import Array, Namespace
+from attention_xp.biases import Bias
 from attention_xp.masks import Mask
 
 __all__ = ["varlen_attention"]
@@ -165,8 +166,10 @@ def _check_options(xp: Namespace, options: AttentionOptions, mask: Any, count: i
     """Refuse what packed sequences cannot mean; return the query offset: one for all, or one each."""
     if mask is not None and not isinstance(mask, Mask):
         raise TypeError(f"mask must be a rule from attention_xp.masks for packed sequences, got {type(mask).__name__}")
-    if hasattr(options.get("bias"), "dtype"):
-        raise TypeError("bias must not be an array for packed sequences")
+    if not isinstance(options.get("bias"), Bias | None):
+        raise TypeError(
+            f"bias must be a rule from attention_xp.biases for packed sequences, got {type(options['bias']).__name__}"
+        )
     for name in ("query_lengths", "key_lengths"):
         if options.get(name) is not None:
             raise ValueError(f"{name} cannot be given for packed sequences: cu_seqlens_q and cu_seqlens_k say it")

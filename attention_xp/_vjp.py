@@ -13,6 +13,7 @@ from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Wanted
 from attention_xp._options import AttentionOptions, with_options
 from attention_xp._typing import Array, Namespace
+from attention_xp.biases import Bias
 from attention_xp.masks import Mask
 
 __all__ = ["AttentionGradients", "attention_vjp"]
@@ -21,14 +22,14 @@ __all__ = ["AttentionGradients", "attention_vjp"]
 class AttentionGradients(NamedTuple):
     """Gradients of the arguments of attention, each with the shape and dtype of its argument.
 
-    ``None`` for what was not given, or is no floating array. Being a named tuple, it is a pytree to JAX.
+    ``None`` for what was not given, or is no floating array; for a `Bias`, a tuple, one for each of its `arrays`. Being a named tuple, it is a pytree to JAX.
     """
 
     query: Array
     key: Array
     value: Array
     mask: Array | None = None
-    bias: Array | None = None
+    bias: Array | tuple[Array, ...] | None = None
     sinks: Array | None = None
 
 
@@ -143,9 +144,10 @@ class _Given(NamedTuple):
         mask = addends.pop(0) if addends else None
         query = summed_to(xp, gradients.query, tuple(self.query.shape))
         parts = (query, gradients.key, gradients.value, mask, bias, gradients.sinks)
-        return AttentionGradients(
-            *(
-                None if part is None else _cast(xp, xp.reshape(part, tuple(like.shape)), like.dtype)
-                for like, part in zip(self, parts, strict=True)
-            )
-        )
+        return AttentionGradients(*(_like(xp, given, part) for given, part in zip(self, parts, strict=True)))
+
+
+def _like(xp: Namespace, given: Any, gradient: Any) -> Any:
+    if isinstance(given, Bias):
+        return tuple(_like(xp, *pair) for pair in zip(given.arrays, gradient, strict=True))
+    return None if gradient is None else _cast(xp, xp.reshape(gradient, tuple(given.shape)), given.dtype)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from attention_xp import flash_attention
 from tests._backends import Backend, to_numpy
+from tests.biases._cases import Case as BiasRule, drawn as drawn_biases
 from tests.masks._cases import Case as Rule
 from tests.rule_strategies import rules
 from tests.score_mods import distance_penalty
@@ -40,6 +41,8 @@ class Case:
         made = {name: library.array(x) if isinstance(x, np.ndarray) else x for name, x in made.items()}
         if isinstance(self.mask, Rule):
             made["mask"] = self.mask.build(library.array)
+        if isinstance(self.options["bias"], BiasRule):
+            made["bias"] = self.options["bias"].build(library.array)
         if self.options.get("score_mod"):
             made["score_mod"] = distance_penalty(library.namespace())
         return made
@@ -51,7 +54,9 @@ class Case:
             for name, x in ({"mask": self.mask} | self.options).items()
         }
         if isinstance(self.mask, Rule):
-            options["mask"] = self.table(self.mask)
+            options["mask"] = self.table(self.mask).astype(bool)
+        if isinstance(self.options["bias"], BiasRule):
+            options["bias"] = self.table(self.options["bias"])
         return tuple(to_numpy(x) for x in self.inputs(library)), options
 
     def by_guest(self, library: Backend) -> Any:
@@ -65,7 +70,7 @@ class Case:
         """The shape ``(..., H, Sq, Sk)``, without heads where there are none."""
         return _scores(self.query, self.key, self.value)
 
-    def table(self, rule: Rule) -> np.ndarray:
+    def table(self, rule: Rule | BiasRule) -> np.ndarray:
         """What a rule says of every pair, in the shape of the scores."""
         *lead, queries, keys = self.scores()
         batch, heads = (tuple(lead[:-1]), lead[-1]) if self.query.ndim > 3 else (tuple(lead), 1)
@@ -74,7 +79,7 @@ class Case:
         tables = [
             rule.table(b + 1, heads, range(o, o + queries), range(keys))[b] for b, o in enumerate(offsets.tolist())
         ]
-        return np.asarray(tables, dtype=bool).reshape(self.scores())
+        return np.asarray(tables).reshape(self.scores())
 
 
 @st.composite
@@ -137,6 +142,8 @@ def _options(
             "score_mod": distance_penalty(np) if draw(st.booleans()) else None,
             "sinks": rng.standard_normal(scores[-3:-2] if len(scores) > 3 else ()) if draw(st.booleans()) else None,
         }
+        if draw(st.integers(0, 3)) == 0:
+            options["bias"] = draw(drawn_biases(rng, scores[-3] if len(scores) > 3 else 1))
         options["sinks"] = None if options["sinks"] is None else np.asarray(options["sinks"])
         if draw(st.booleans()):
             options |= {"dropout_rate": 0.5, "rng": draw(st.integers(0, 2**64 - 1))}

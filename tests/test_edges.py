@@ -15,6 +15,7 @@ from tests._assertions import assert_close
 from tests._backends import to_numpy
 from tests._inputs import inputs, normal
 from tests.reference import attention
+from tests.score_mods import causal_by_infinity
 
 SHAPE = (2, 3, 40, 8)
 
@@ -137,3 +138,12 @@ def test_jax_gradient_of_a_mapped_call(library, make):
 def test_heads_must_suit(heads):
     with pytest.raises(ValueError, match="not divisible by the 2 heads of key"):
         scaled_dot_product_attention(np.ones((heads, 4, 8))[None], *(np.ones((1, 2, 4, 8)),) * 2)
+
+
+def test_rows_that_a_function_empties_and_a_bias_moves(library, make, impl):
+    query, key, value = inputs((1, 2, 40, 8))
+    options = {"query_offset": -5, "bias": np.ones(40)}
+    made = {"score_mod": causal_by_infinity(library.namespace()), "bias": make(options["bias"]), "query_offset": -5}
+    output = flash_attention(make(query), make(key), make(value), impl=impl, **made)
+    expected = attention(query, key, value, score_mod=causal_by_infinity(np), **options)
+    assert_close(output, expected.output, library)

@@ -33,6 +33,7 @@ SIGNATURES = {
     "flash_attention": (["query", "key", "value"], MASK, {"return_lse": False} | OPTIONS),
     "explain": (["query", "key", "value"], MASK, {"return_weights": False, "return_lse": False} | OPTIONS),
     "attention_vjp": (["query", "key", "value"], {"mask": None}, {"dropout_rate": 0.0} | OPTIONS),
+    "attention_statistics": (["query", "key"], {"mask": None}, OPTIONS),
     "merge_attention": (["outputs", "lses"], {}, {}),
     "varlen_attention": (
         ["query", "key", "value", "cu_seqlens_q"], {"cu_seqlens_k": None}, {"mask": None, "dropout_rate": 0.0} | OPTIONS

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from attention_xp import flash_attention, varlen_attention
+from attention_xp.biases import AlibiBias, RelativePositionBias
 from attention_xp.masks import PrefixMask
 from tests._assertions import assert_close
 from tests._backends import to_numpy
@@ -18,7 +19,16 @@ CASES = {
     "causal": ({"is_causal": True}, False),
     "window and softcap": ({"window": (4, 2), "softcap": 2.0}, False),
     "a rule": ({"mask": PrefixMask(4), "is_causal": True}, False),
+    "linear biases": ({"bias": AlibiBias(np.asarray([0.5, 0.2, 0.1, 0.0], "float32"))}, False),
+    "buckets": (
+        {"bias": RelativePositionBias(normal(8, 4).astype("float32"), max_distance=9), "is_causal": True},
+        False,
+    ),
     "other keys": ({}, True),
+    "other keys, buckets": (
+        {"bias": RelativePositionBias(normal(8, 4).astype("float32"), max_distance=9), "query_offset": 4},
+        True,
+    ),
     "other keys, causal": ({"is_causal": True, "query_offset": np.asarray([5, 1, 0, 2])}, True),
     "other keys, window": ({"window": 3, "query_offset": 3}, True),
     "other keys, a rule": ({"mask": PrefixMask(4), "sinks": np.asarray([0.5, -1.0, 2.0, 0.0], "float32")}, True),
@@ -86,7 +96,8 @@ def test_a_seed_drops_the_same_weights_everywhere(library, make):
         (ValueError, r"not exceed the 24 packed rows", {"cu_seqlens_q": CU_Q * 2}),
         (ValueError, r"expected cu_seqlens_k \(N \+ 1,\)", {"cu_seqlens_k": CU_K[1:]}),
         (TypeError, "mask must be a rule", {"mask": np.ones((T, T), bool)}),
-        (TypeError, "bias must not be an array", {"bias": np.ones((T, T))}),
+        (TypeError, "bias must be a rule from attention_xp.biases .* got ndarray", {"bias": np.ones((T, T))}),
+        (ValueError, r"slopes \(H,\) with H = 4", {"bias": AlibiBias(np.ones(3))}),
         (ValueError, "key_lengths cannot be given", {"key_lengths": 3}),
         (ValueError, "query_offset is required", {"cu_seqlens_k": CU_Q, "is_causal": True}),
         (ValueError, r"one per sequence: expected \(N,\) = \(4,\)", {"query_offset": np.asarray([1, 2])}),

@@ -22,7 +22,7 @@ def walk(problem: Problem) -> tuple[Array, Array]:
     What a function of the user has captured stays in the dark here: where that wants gradients, or may be
     mapped, autograd records the loop as it goes.
     """
-    if problem.has_foreign_code() and (is_transformed() or _captures(problem)):
+    if problem.has_bias_rule or (problem.has_foreign_code() and (is_transformed() or _captures(problem))):
         return loop.walk(problem)
     rest, arrays = _split(problem)
     if not torch.compiler.is_compiling():

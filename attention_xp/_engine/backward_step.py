@@ -22,6 +22,7 @@ from attention_xp._engine.region import Region
 from attention_xp._engine.scores import added, as_scores, changed, query_factor, survivors, thinned
 from attention_xp._engine.step import is_product, scale_in_base_2
 from attention_xp._typing import Array
+from attention_xp.biases import Bias
 from attention_xp.masks import Mask
 
 __all__ = [
@@ -70,7 +71,7 @@ class Slopes(NamedTuple):
     query: Array  # (..., m, D)
     key: Array  # (..., Hkv, n, D)
     value: Array  # (..., Hkv, n, Dv)
-    addends: tuple[Array | None, ...]  # the shape of the piece of each that covers the tile
+    addends: tuple[Any, ...]  # the shape of the piece of each that covers the tile; of a Bias, those of its arrays
 
 
 def key_factor(problem: Problem) -> float:
@@ -116,7 +117,7 @@ def contribute(
     if allowed is not None:
         slopes = ops.silence(slopes, allowed, mixed)
     addends = tuple(
-        ops.summed(slopes, tuple(region.look_up(addend).shape)) if is_wanted else None
+        _of_addend(ops, region, addend, slopes) if is_wanted else None
         for addend, is_wanted in zip(problem.addends, wanted, strict=True)
     )
     if pull is not None:
@@ -129,6 +130,12 @@ def contribute(
         value_slopes,
         addends,
     )
+
+
+def _of_addend(ops: Arithmetic, region: Region, addend: Any, slopes: Array) -> Any:
+    if isinstance(addend, Bias):
+        return addend.vjp(region, slopes)
+    return ops.summed(slopes, tuple(region.look_up(addend).shape))
 
 
 Pull = Callable[[Array], Array]

@@ -11,7 +11,7 @@ from attention_xp._engine.scores import dropped, modified, of_real_rows, query_f
 from attention_xp._softmax import exponentials, log_sum, nonzero
 from attention_xp._typing import Array
 
-__all__ = ["attend", "is_worthwhile", "refusal", "weights_of_rows"]
+__all__ = ["attend", "is_worthwhile", "refusal", "scores_of_region", "weights_of_rows"]
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:  # noqa: ARG001
@@ -54,11 +54,15 @@ def weights_of_rows(problem: Problem, row: int, stop: int) -> Array:
 
 def _exponentials(problem: Problem, region: Region, query: Array) -> tuple[Array, Array, Array]:
     """Return the weights before they are divided, (..., H, Sq, Sk), their sum and their shift, (..., H, Sq, 1)."""
+    scores = scores_of_region(problem, region, query, problem.key)
+    return exponentials(scores, sinks=problem.sinks, xp=problem.xp)
+
+
+def scores_of_region(problem: Problem, region: Region, query: Array, key: Array) -> Array:
+    """Return the scores of the rows and keys of a region, (..., H, m, n), -inf where they are excluded."""
     xp = problem.xp
-    query, key = (xp.astype(a, problem.dtype, copy=False) for a in (query, problem.key))
+    query, key = (xp.astype(a, problem.dtype, copy=False) for a in (query, key))
     allowed = allowed_pairs(problem.rules, region)
     scores = query_key(problem, query * query_factor(problem), key, exclusive=allowed is not None)
     scores = modified(problem, Arithmetic(problem), region, scores)
-    if allowed is not None:
-        scores = xp.where(allowed, scores, -math.inf)
-    return exponentials(scores, sinks=problem.sinks, xp=xp)
+    return scores if allowed is None else xp.where(allowed, scores, -math.inf)

@@ -9,6 +9,7 @@ from typing import Any
 from array_api_compat import is_cupy_array, is_jax_array, is_numpy_array, is_torch_array
 
 from attention_xp._typing import Array
+from attention_xp.biases import Bias
 
 __all__ = ["freeze", "thaw"]
 
@@ -25,10 +26,15 @@ def _freeze(thing: Any, arrays: list[Array]) -> Any:
         return _Hole(len(arrays) - 1)
     if isinstance(thing, tuple):
         return _Shape(tuple, tuple(_freeze(item, arrays) for item in thing))
+    if isinstance(thing, Bias):  # all its arrays are attributes, also those of a class that is not ours
+        return _frozen(thing, tuple(vars(thing)), arrays)
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
-        fields = tuple(_freeze(getattr(thing, field.name), arrays) for field in dataclasses.fields(thing))
-        return _Shape(type(thing), fields)
+        return _frozen(thing, tuple(field.name for field in dataclasses.fields(thing)), arrays)
     return thing
+
+
+def _frozen(thing: Any, names: tuple[str, ...], arrays: list[Array]) -> "_Shape":
+    return _Shape(type(thing), tuple(_freeze(getattr(thing, name), arrays) for name in names), names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +46,7 @@ class _Hole:
 class _Shape:
     kind: type
     items: tuple[Any, ...]
+    names: tuple[str, ...] = ()  # of the items; those of a tuple have none
 
 
 def thaw(template: Any, arrays: list[Array]) -> Any:
@@ -52,6 +59,6 @@ def thaw(template: Any, arrays: list[Array]) -> Any:
     if template.kind is tuple:
         return tuple(items)
     thing: Any = object.__new__(template.kind)
-    for field, item in zip(dataclasses.fields(template.kind), items, strict=True):
-        object.__setattr__(thing, field.name, item)
+    for name, item in zip(template.names, items, strict=True):
+        object.__setattr__(thing, name, item)
     return thing

@@ -1,13 +1,14 @@
 """The gradients of attention, from what a forward pass leaves: the one way to them on every library."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from attention_xp._backend import can_differentiate, library_name
 from attention_xp._engine.backward_step import Known, Slopes, sink_slopes
 from attention_xp._engine.loop_backward import walk as walk_in_loops
 from attention_xp._engine.problem import Problem
 from attention_xp._typing import Array
+from attention_xp.biases import Bias
 
 __all__ = ["Gradients", "backward", "derivative_refusal"]
 
@@ -18,12 +19,15 @@ class Gradients(NamedTuple):
     query: Array
     key: Array
     value: Array
-    addends: tuple[Array | None, ...]
+    addends: tuple[Any, ...]  # arrays; of a Bias, a tuple of those of its arrays
     sinks: Array | None
 
 
 def derivative_refusal(problem: Problem) -> str | None:
     """Return why a problem has no gradients."""
+    for addend in problem.addends:
+        if isinstance(addend, Bias) and type(addend).vjp is Bias.vjp:
+            return f"{type(addend).__name__} has no gradients: expected a method vjp(region, grad_scores)"
     if problem.score_mod is None or problem.score_slope is not None or can_differentiate(problem.xp):
         return None
     return (
@@ -55,7 +59,7 @@ def backward(
 
 def _walk(problem: Problem, known: Known, wanted: tuple[bool, ...], *, whole: bool) -> Slopes:
     """Visit the tiles the way the library of the arrays likes it."""
-    library = library_name(problem.xp)
+    library = "any" if problem.has_bias_rule else library_name(problem.xp)
     if whole or 0 in problem.query.shape or 0 in problem.key.shape or 0 in problem.value.shape:
         lengths = max(problem.query.shape[-2], 1), max(problem.key.shape[-2], 1)
         return walk_in_loops(dataclasses.replace(problem, tile=lengths), known, wanted)

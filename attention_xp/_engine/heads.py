@@ -7,7 +7,9 @@ import numpy as np
 
 from attention_xp._engine.arithmetic import LOG2_E
 from attention_xp._engine.problem import Problem
+from attention_xp._engine.region import Region
 from attention_xp._typing import Array
+from attention_xp.biases import Bias
 
 __all__ = ["Ceiling", "Heads", "Range", "ceiling", "excludes"]
 
@@ -112,14 +114,18 @@ def ceiling(problem: Problem) -> Ceiling:
     infinite = any(map(excludes, problem.addends))
     if problem.score_mod is not None:
         return Ceiling(math.inf, 0.0, math.inf, infinite)
-    extra = sum(LOG2_E * _largest(addend) for addend in problem.addends)
+    extra = sum(LOG2_E * _bound(problem, addend) for addend in problem.addends)
     sink = 0.0 if problem.sinks is None else LOG2_E * _largest(problem.sinks)
     return Ceiling(extra, sink, math.inf if problem.softcap is None else LOG2_E * problem.softcap, infinite)
 
 
-def excludes(addend: Array) -> bool:
-    """Whether minus infinity is among the numbers to be added."""
-    return bool(np.fmin.reduce(addend, axis=None) == -math.inf)
+def excludes(addend: Array | Bias) -> bool:
+    """Whether minus infinity is among the numbers to be added; a rule that may give it has no bound."""
+    return not isinstance(addend, Bias) and bool(np.fmin.reduce(addend, axis=None) == -math.inf)
+
+
+def _bound(problem: Problem, addend: Array | Bias) -> float:
+    return addend.bound(Region.whole(problem)) if isinstance(addend, Bias) else _largest(addend)
 
 
 def _largest(array: Any) -> float:

@@ -20,6 +20,7 @@ from attention_xp._engine.region import Region
 from attention_xp._engine.rules import ArrayMask, RowMask
 from attention_xp._engine.tile_sizes import TileShape
 from attention_xp._typing import Array
+from attention_xp.biases import Bias
 from attention_xp.masks import LengthMask, Mask, PrefixMask
 
 __all__ = ["InPlace"]
@@ -70,6 +71,8 @@ class InPlace(Arithmetic):
     def in_base_2(self, scores: Array) -> Array:
         """Multiply in place; what a rule does not exclude stays finite."""
         if len(self.problem.addends) > 0 and not self.range.bounded:
+            if not self.range.clip:  # minus infinity may be among the scores
+                return self.replace(scores, super().in_base_2(scores))
             np.clip(scores, -0.05 * self._excess, None, out=scores)
         return np.multiply(scores, LOG2_E, out=scores)
 
@@ -183,5 +186,5 @@ def _meets_lines_only(problem: Problem) -> bool:
     )
 
 
-def _is_line(array: Array) -> bool:
-    return array.ndim < 2 or 1 in array.shape[-2:]
+def _is_line(array: Array | Bias) -> bool:
+    return not isinstance(array, Bias) and (array.ndim < 2 or 1 in array.shape[-2:])

@@ -33,7 +33,7 @@ def walk(problem: Problem) -> tuple[Array, Array]:
     if problem.has_foreign_code():  # it may capture what is traced, or what changes: nothing can be kept
         return Walk(problem).run()
     template, arrays = freeze(problem)
-    return _compiled(template, arrays)  # type: ignore[no-any-return]
+    return (_compiled_by_rule if problem.has_bias_rule else _compiled)(template, arrays)  # type: ignore[no-any-return]
 
 
 def walk_backward(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Slopes:
@@ -61,6 +61,18 @@ def _attend_jvp(template: Any, primals: tuple[Any], tangents: tuple[Any]) -> tup
     )
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _attend_by_rule(template: Any, arrays: list[Array]) -> tuple[Array, Array]:
+    return Walk(thaw(template, arrays)).run()
+
+
+@_attend_by_rule.defjvp  # type: ignore[untyped-decorator]
+def _attend_by_rule_jvp(template: Any, primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    """Differentiate the dense kernel: a bias that is a rule has its arrays anywhere."""
+    _, change = jax.jvp(lambda arrays: _dense(thaw(template, arrays)), primals, tangents)
+    return _compiled_by_rule(template, *primals), change
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _slopes(template: Any, wanted: tuple[bool, ...], arrays: list[Array]) -> Slopes:
     problem, known = thaw(template, arrays)
@@ -86,6 +98,7 @@ def _slopes_jvp(template: Any, wanted: tuple[bool, ...], primals: tuple[Any], ta
 
 
 _compiled = jax.jit(_attend, static_argnums=0)
+_compiled_by_rule = jax.jit(_attend_by_rule, static_argnums=0)
 _compiled_slopes = jax.jit(_slopes, static_argnums=(0, 1))
 
 

@@ -11,6 +11,7 @@ from attention_xp._engine.scores import query_factor
 from attention_xp._engine.step import scale_in_base_2
 from attention_xp._engine.tile_sizes import tile_sizes
 from attention_xp._typing import Array
+from attention_xp.biases import Bias
 
 __all__ = ["Grid", "walk"]
 
@@ -22,7 +23,7 @@ def walk(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Slopes:
     kv_lead = lead if problem.heads is None else (*problem.batch, problem.key.shape[-3])
     query = Grid(problem, tuple(problem.query.shape), m, problem.query.shape[-1])
     key, value = (Grid(problem, (*kv_lead, *a.shape[-2:]), n, a.shape[-1]) for a in (problem.key, problem.value))
-    addends = [Grid(problem, tuple(a.shape), m, n) for a in problem.addends]
+    addends = [_Sums(a) if isinstance(a, Bias) else Grid(problem, tuple(a.shape), m, n) for a in problem.addends]
     for row, stop in bounds(0, Sq, m) if Sk else []:
         rows = _rows(problem, known, (row, stop))
         for tile in tiles_of_rows(problem, row, stop, n):
@@ -103,6 +104,21 @@ class Grid:
 
     def _zeros(self, shape: tuple[int, ...]) -> Array:
         return self.problem.xp.zeros(shape, dtype=self.problem.dtype, device=device(self.problem.query))
+
+
+class _Sums:
+    """Gradients of the arrays of a bias, to which every tile may contribute."""
+
+    def __init__(self, bias: Bias) -> None:
+        self.sums: tuple[Array, ...] = tuple(0.0 * array for array in bias.arrays)
+
+    def add(self, pieces: tuple[Array, ...], *_: Bounds) -> None:
+        """Add what a tile contributes."""
+        self.sums = tuple(x + y for x, y in zip(self.sums, pieces, strict=True))
+
+    def assembled(self) -> tuple[Array, ...]:
+        """Return the gradients."""
+        return self.sums
 
 
 def _parts(length: int, size: int) -> list[Bounds]:

@@ -22,6 +22,7 @@ from attention_xp._engine.rules import ArrayMask, RowMask
 from attention_xp._options import AttentionOptions, complete
 from attention_xp._random import check_rate, check_rng, seed_words
 from attention_xp._typing import Array, DType, Namespace, ScoreMod
+from attention_xp.biases._bias import Bias
 from attention_xp.masks import CausalMask, FunctionMask, LengthMask, Mask, WindowMask
 
 __all__ = ["Problem"]
@@ -48,7 +49,7 @@ class Problem:
     softcap: float | None
     score_mod: ScoreMod | None
     score_slope: ScoreMod | None  # the derivative of score_mod, where it came with one
-    addends: tuple[Array, ...]  # bias and floating mask
+    addends: tuple[Any, ...]  # bias and floating mask: arrays, or a Bias
     narrow_addends: bool  # whether these came in the dtype of the query
     rules: tuple[Mask, ...]  # a pair is allowed where all of them allow it
     sinks: Array | None  # (H, 1, 1), or (1, 1)
@@ -74,6 +75,11 @@ class Problem:
     def has_foreign_code(self) -> bool:
         """Whether the call brings functions of its own, or rules of its own classes."""
         return self.score_mod is not None or any(map(_is_foreign, self.rules))
+
+    @property
+    def has_bias_rule(self) -> bool:
+        """Whether the bias is a rule."""
+        return any(isinstance(addend, Bias) for addend in self.addends)
 
     @property
     def has_one_offset(self) -> bool:
@@ -127,10 +133,13 @@ class Problem:
     ) -> "Problem":
         o = complete(options)
         mask_array = None if isinstance(mask, Mask) else mask
-        xp = common_namespace(query=query, key=key, value=value, **_array_options(mask_array, o))
+        bias_array = None if isinstance(o["bias"], Bias) else o["bias"]
+        xp = common_namespace(query=query, key=key, value=value, **_array_options(mask_array, bias_array, o))
         batch, heads, kv_heads = check_inputs(xp, query, key, value)
         if isinstance(mask, Mask):
             mask.check(xp, query, batch, heads)
+        if isinstance(o["bias"], Bias):
+            o["bias"].check(xp, query, batch, heads)
         line_up = Alignment(xp, query, batch, heads, key.shape[-2])
         offset = line_up.integers("query_offset", o["query_offset"])
         rows = line_up.integers("query_lengths", o["query_lengths"], high=query.shape[-2])
@@ -138,8 +147,10 @@ class Problem:
         rules = _rules(o, mask if isinstance(mask, Mask) else None, rows, columns)
         if offset is None and query.shape[-2] != key.shape[-2]:
             _refuse_to_guess(rules, query, key)
-        narrow = all(a is None or a.dtype in (xp.bool, query.dtype) for a in (o["bias"], mask_array))
-        addends = [] if o["bias"] is None else [line_up.addend("bias", o["bias"])]
+        narrow = all(a is None or a.dtype in (xp.bool, query.dtype) for a in (bias_array, mask_array))
+        addends = [] if o["bias"] is None else [o["bias"]]
+        if bias_array is not None:
+            addends = [line_up.addend("bias", bias_array)]
         if mask_array is not None:
             mask_array = line_up.mask(mask_array)
             if not is_boolean(xp, mask_array.dtype):
@@ -214,9 +225,9 @@ def _is_foreign(rule: Mask) -> bool:
     return any(_is_foreign(part) for part in vars(rule).values() if isinstance(part, Mask))
 
 
-def _array_options(mask: Any, o: AttentionOptions) -> dict[str, Any]:
+def _array_options(mask: Any, bias: Any, o: AttentionOptions) -> dict[str, Any]:
     """Return the options that are arrays and must belong to the library of the query."""
-    given = {"mask": mask, "bias": o["bias"], "sinks": o["sinks"]}
+    given = {"mask": mask, "bias": bias, "sinks": o["sinks"]}
     for name in ("query_offset", "query_lengths", "key_lengths"):
         if not isinstance(o[name], int) and hasattr(o[name], "dtype") and not isinstance(o[name], Integral):
             given[name] = o[name]

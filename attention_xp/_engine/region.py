@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from attention_xp._backend import device
+from attention_xp._backend import device, library_name
 from attention_xp._typing import Array, Namespace
 
 if TYPE_CHECKING:
@@ -105,6 +105,23 @@ class Region(NamedTuple):
             return values
         trailing = (1,) * (self.problem.ndim - len(self.problem.batch))
         return self.look_up(self.problem.xp.reshape(values, (*values.shape, *trailing)))
+
+    def per_head(self, values: Array) -> Array:
+        """Line numbers ``(H,)`` up with the scores, in their dtype; a single number is for all heads."""
+        shape = (1, 1) if self.problem.heads is None else (-1, 1, 1)
+        return self.look_up(self.problem.xp.reshape(self.floating(values), shape))
+
+    def floating(self, numbers: Array) -> Array:
+        """Return numbers of any kind, also those of a NumPy array, in the dtype of the scores."""
+        problem = self.problem
+        return problem.xp.astype(self.own(numbers), problem.dtype, copy=False)
+
+    def own(self, array: Array) -> Array:
+        """Return an array in the library and on the device of the query; NumPy arrays serve every library."""
+        xp = self.problem.xp
+        if type(array).__module__ != "numpy" or library_name(xp) == "numpy":
+            return array
+        return xp.asarray(array.copy(), device=device(self.problem.query))  # torch wants memory that it may write to
 
     def look_up(self, aligned: Array) -> Array:
         """Return the piece of an array, aligned with the scores, that covers this region."""

@@ -7,9 +7,11 @@ from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._random import attention_keep
 from attention_xp._typing import Array, ScoreMod
+from attention_xp.biases._bias import Bias, evaluated
 
 __all__ = [
     "added",
+    "addition",
     "as_scores",
     "changed",
     "dropped",
@@ -52,8 +54,13 @@ def as_scores(problem: Problem, function: ScoreMod | None, region: Region, score
 def added(problem: Problem, ops: Arithmetic, region: Region, scores: Array) -> Array:
     """Return the scores with bias and floating mask."""
     for addend in problem.addends:
-        scores = ops.add(scores, region.look_up(addend))
+        scores = ops.add(scores, addition(region, addend))
     return scores
+
+
+def addition(region: Region, addend: Array | Bias) -> Array:
+    """Return what is added to the scores of a region, as small as it broadcasts."""
+    return evaluated(addend, region) if isinstance(addend, Bias) else region.look_up(addend)
 
 
 def survivors(problem: Problem, region: Region) -> Array | None:

@@ -1,4 +1,7 @@
-"""Positions as terms of the scores.
+"""Positions as terms of the scores: rules that are evaluated tile by tile, and scores of distances.
+
+Arrays that a rule holds are NumPy arrays, which serve attention on every library, or arrays of the library of
+the query. They are not copied: do not change them afterwards.
 
 Examples
 --------
@@ -11,6 +14,9 @@ Examples
 (2, 8, 16, 4)
 """
 
+from attention_xp.biases._alibi import AlibiBias
+from attention_xp.biases._bias import Bias
+from attention_xp.biases._buckets import RelativePositionBias
 from attention_xp.biases._relative import relative_position_scores, relative_shift
 
-__all__ = ["relative_position_scores", "relative_shift"]
+__all__ = ["AlibiBias", "Bias", "RelativePositionBias", "relative_position_scores", "relative_shift"]

@@ -18,6 +18,7 @@ __all__ = [
     "by_position",
     "check_arrays",
     "check_counts",
+    "check_library_and_place",
     "clipped",
     "fetched",
     "is_numpy",
@@ -43,9 +44,7 @@ def check_counts(name: str, given: Any) -> int | Array:
 def check_arrays(mask: Any, xp: Namespace, query: Array, batch: tuple[int, ...], heads: int | None) -> None:
     """Check that the arrays of a rule suit a query: library, device and leading axes."""
     for name, array in arrays_of(mask):
-        if not is_numpy(array):
-            _check_library(xp, name, array)
-            check_placement(xp, query, **{name: array})
+        check_library_and_place(xp, query, name, array)
         expected = (*batch, 1 if heads is None else heads)
         if not fits(mask.lead, expected):
             raise ValueError(
@@ -54,13 +53,17 @@ def check_arrays(mask: Any, xp: Namespace, query: Array, batch: tuple[int, ...],
             )
 
 
-def _check_library(xp: Namespace, name: str, array: Array) -> None:
+def check_library_and_place(xp: Namespace, query: Array, name: str, array: Array) -> None:
+    """Check that an array is one of NumPy, or lies beside the query."""
+    if is_numpy(array):
+        return
     owner = common_namespace(**{name: array})
     if owner is not xp:
         raise TypeError(
             f"{name} is an array of {library_name(owner)}: expected NumPy or the library of the query, "
             f"{library_name(xp)}"
         )
+    check_placement(xp, query, **{name: array})
 
 
 def is_numpy(array: Array) -> bool:
@@ -77,10 +80,7 @@ def arrays_of(mask: Any) -> Iterator[tuple[str, Array]]:
 
 def fetched(region: Region, array: Array) -> Array:
     """Return an array of a mask in the library and on the device of the query."""
-    xp = region.problem.xp
-    if not is_numpy(array) or library_name(xp) == "numpy":
-        return array
-    return xp.asarray(array.copy(), device=device(region.problem.query))  # torch wants memory that it may write to
+    return region.own(array)
 
 
 def line_up(region: Region, counts: int | Array) -> int | Array:

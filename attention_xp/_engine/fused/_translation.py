@@ -6,6 +6,7 @@ from attention_xp._engine.region import Region
 from attention_xp._engine.result import Wanted
 from attention_xp._engine.rules import RowMask
 from attention_xp._typing import Array
+from attention_xp.biases import Bias
 from attention_xp.masks import LengthMask, Mask
 
 __all__ = [
@@ -30,6 +31,8 @@ def unknown_option(problem: Problem, wanted: Wanted) -> str | None:
         return "sinks"
     if problem.seed is not None:
         return "dropout with a reproducible draw"
+    if any(isinstance(addend, Bias) for addend in problem.addends):
+        return "bias but an array of (Sq, Sk)"
     if problem.packing is not None:
         return "packed sequences"
     if problem.is_empty:
@@ -64,7 +67,8 @@ def added(problem: Problem) -> Array | None:
     """Return the sum of bias and floating mask, ``None`` without either."""
     if len(problem.addends) == 0:
         return None
-    return sum(problem.addends[1:], start=problem.addends[0])
+    arrays = tuple(addend for addend in problem.addends if not isinstance(addend, Bias))  # rules are refused
+    return sum(arrays[1:], start=arrays[0])
 
 
 def four_axes(problem: Problem, a: Array) -> Array:

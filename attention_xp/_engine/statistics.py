@@ -1,0 +1,143 @@
+"""Sums over rows and columns of the weights, in memory linear in the lengths: block by block of rows.
+
+A block meets all its keys at once, so its softmax is that of the dense kernel; between the first key that it may
+attend and the last, where the rules tell these.
+"""
+
+import math
+import sys
+from functools import cache
+from typing import Any, NamedTuple
+
+from attention_xp._backend import device, library_name
+from attention_xp._engine.borders import formula_is_faster
+from attention_xp._engine.dense import scores_of_region
+from attention_xp._engine.frozen import freeze, thaw
+from attention_xp._engine.loop import tiles_of_rows
+from attention_xp._engine.plan import Bounds, bounds
+from attention_xp._engine.problem import Problem
+from attention_xp._engine.region import Region
+from attention_xp._engine.scores import of_real_rows
+from attention_xp._engine.tile_sizes import tile_sizes
+from attention_xp._softmax import exponentials, largest, log_sum, nonzero
+from attention_xp._typing import Array
+
+__all__ = ["Statistics", "columns_of_rows", "of_region", "statistics"]
+
+_PAIRS_AT_ONCE = 2**21  # and one row in any case
+
+
+class Statistics(NamedTuple):
+    """What a block of rows, or all of them, tell of their weights."""
+
+    lse: Array  # (..., H, m)
+    max_score: Array  # (..., H, m)
+    entropy: Array  # (..., H, m)
+    key_totals: Array  # (..., H, n)
+
+
+def statistics(problem: Problem) -> Statistics:
+    """Return the statistics of all rows, in the dtype of the computation."""
+    if problem.impl == "dense" or problem.is_empty or (problem.impl == "auto" and formula_is_faster(problem)):
+        return of_region(problem, Region.whole(problem), problem.query, problem.key)
+    library = library_name(problem.xp)
+    if library == "numpy":
+        from attention_xp._engine.threads_statistics import walk  # noqa: PLC0415  # imports NumPy
+
+        return walk(problem, _rows(problem, 1))
+    return (_compiled if library == "jax" else _looped)(problem, _rows(problem, math.prod(problem.lead)))
+
+
+def _rows(problem: Problem, heads: int) -> int:
+    """Return how many rows of some heads are met at once."""
+    rows, _ = tile_sizes(problem)
+    if problem.tile is not None:
+        return rows
+    return max(1, min(rows, _PAIRS_AT_ONCE // (heads * int(problem.key.shape[-2]))))
+
+
+def of_region(problem: Problem, region: Region, query: Array, key: Array) -> Statistics:
+    """Return the statistics of some rows and the keys that they may attend."""
+    xp = problem.xp
+    scores = scores_of_region(problem, region, query, key)  # (..., H, m, D) @ (..., Hkv, D, n) -> (..., H, m, n)
+    weights, total, shift = exponentials(
+        scores, sinks=None if problem.sinks is None else region.look_up(problem.sinks), xp=xp
+    )
+    weights = weights / nonzero(total, xp=xp)
+    lse = log_sum(total, shift, xp=xp)
+    level = xp.where(xp.isfinite(lse), lse, 0.0)
+    surprise = xp.where(weights > 0.0, level - scores, 0.0)  # -log(weights)
+    return Statistics(
+        xp.squeeze(of_real_rows(problem, region, lse), axis=-1),
+        xp.squeeze(largest(scores, -1, xp), axis=-1),
+        xp.sum(weights * surprise, axis=-1),
+        xp.sum(weights, axis=-2),
+    )
+
+
+def _looped(problem: Problem, rows: int) -> Statistics:
+    """Visit one block of rows of all heads after the other."""
+    xp, lead = problem.xp, problem.lead
+    totals = xp.zeros((*lead, problem.key.shape[-2]), dtype=problem.dtype, device=device(problem.query))
+    blocks = []
+    for row, stop in bounds(0, problem.query.shape[-2], rows):
+        first, last = columns_of_rows(problem, row, stop)
+        region = Region(problem, (*(0,) * len(lead), row, first), (*lead, stop - row, last - first))
+        block = of_region(problem, region, problem.query[..., row:stop, :], problem.key[..., first:last, :])
+        blocks.append(block[:3])
+        parts = [totals[..., :first], totals[..., first:last] + block.key_totals, totals[..., last:]]
+        totals = xp.concat(parts, axis=-1)
+    lse, max_score, entropy = (xp.concat(parts, axis=-1) for parts in zip(*blocks, strict=True))
+    return Statistics(lse, max_score, entropy, totals)
+
+
+def columns_of_rows(problem: Problem, row: int, stop: int) -> Bounds:
+    """Return the keys from the first to the last tile that a block of rows visits."""
+    _, columns = tile_sizes(problem)
+    visited = [stretch for tile in tiles_of_rows(problem, row, stop, columns) for stretch in tile.columns]
+    return min(first for first, _ in visited), max(last for _, last in visited)
+
+
+def _compiled(problem: Problem, rows: int) -> Statistics:
+    """Keep the compiled loop for the next call; not where a function may capture what is traced, or what changes."""
+    if problem.has_foreign_code():
+        return _scanned(problem, rows)
+    template, arrays = freeze(problem)
+    return _jitted()(template, rows, arrays)  # type: ignore[no-any-return]
+
+
+@cache
+def _jitted() -> Any:
+    def run(template: Any, rows: int, arrays: list[Array]) -> Statistics:
+        return _scanned(thaw(template, arrays), rows)
+
+    return sys.modules["jax"].jit(run, static_argnums=(0, 1))
+
+
+def _scanned(problem: Problem, rows: int) -> Statistics:
+    """Visit the blocks in a loop of JAX, whose size does not grow with the length; the last, shorter one after it."""
+    jax: Any = sys.modules["jax"]
+    jnp, lead = jax.numpy, problem.lead
+    Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
+
+    def cut(array: Array, starts: list[Any], sizes: list[int]) -> Array:
+        return jax.lax.dynamic_slice(array, [jnp.int32(start) for start in starts], sizes)
+
+    def block(row: Any, m: int) -> Statistics:
+        region = Region(problem, (*(0,) * len(lead), row, 0), (*lead, m, Sk), cut)
+        query = jax.lax.dynamic_slice_in_dim(problem.query, row, m, axis=-2)
+        return of_region(problem, region, query, problem.key)
+
+    def step(totals: Array, row: Array) -> tuple[Array, tuple[Array, ...]]:
+        found = block(row, rows)
+        return totals + found.key_totals, found[:3]
+
+    totals, found = jax.lax.scan(
+        jax.checkpoint(step), jnp.zeros((*lead, Sk), problem.dtype), rows * jnp.arange(Sq // rows, dtype=jnp.int32)
+    )
+    parts = [jnp.reshape(jnp.moveaxis(x, 0, -2), (*lead, -1)) for x in found]  # (blocks, ..., m) -> (..., blocks * m)
+    if Sq % rows:
+        last = block(Sq - Sq % rows, Sq % rows)
+        parts = [jnp.concatenate(pair, axis=-1) for pair in zip(parts, last[:3], strict=True)]
+        totals = totals + last.key_totals
+    return Statistics(parts[0], parts[1], parts[2], totals)

@@ -1,0 +1,47 @@
+"""NumPy's walk for the statistics of attention: jobs of one head and one block of rows, handed out to threads."""
+
+import dataclasses
+import itertools
+import threading
+
+import numpy as np
+
+from attention_xp._engine.plan import bounds
+from attention_xp._engine.pool import blas_held_to_one, run_jobs
+from attention_xp._engine.problem import Problem
+from attention_xp._engine.region import Region
+from attention_xp._engine.statistics import Statistics, columns_of_rows, of_region
+from attention_xp._typing import Array
+
+__all__ = ["walk"]
+
+
+def walk(problem: Problem, rows: int) -> Statistics:
+    """Return the statistics of all rows."""
+    Sq, Sk, lead = problem.query.shape[-2], problem.key.shape[-2], problem.lead
+    lse, max_score, entropy = (np.empty((*lead, Sq), problem.dtype) for _ in range(3))
+    result = Statistics(lse, max_score, entropy, np.zeros((*lead, Sk), problem.dtype))
+    blocks = [((row, stop), columns_of_rows(problem, row, stop)) for row, stop in bounds(0, Sq, rows)]
+    jobs = list(itertools.product(np.ndindex(*lead), blocks))
+    alone, lock = dataclasses.replace(problem, group=1), threading.Lock()  # every head of a job has its own keys
+
+    def visit(job: int) -> None:
+        at, ((row, stop), (first, last)) = jobs[job]
+        region = Region(alone, (*at, row, first), (*(1,) * len(at), stop - row, last - first))
+        query = problem.query[tuple(slice(i, i + 1) for i in at)]
+        found = of_region(alone, region, query[..., row:stop, :], _keys(problem, at)[..., first:last, :])
+        for whole, part in zip(result[:3], found[:3], strict=True):
+            whole[(*at, slice(row, stop))] = part.reshape(-1)
+        with lock:
+            result.key_totals[(*at, slice(first, last))] += found.key_totals.reshape(-1)
+
+    with blas_held_to_one() as threads:
+        run_jobs(len(jobs), lambda: visit, threads)
+    return result
+
+
+def _keys(problem: Problem, at: tuple[int, ...]) -> Array:
+    """Return the keys of a query head, with as many axes."""
+    index = at if problem.heads is None else (*at[:-1], at[-1] // problem.group)
+    lead = problem.key.shape[:-2]
+    return problem.key[tuple(slice(0, 1) if n == 1 else slice(i, i + 1) for i, n in zip(index, lead, strict=True))]

@@ -1,0 +1,83 @@
+"""Linear biases: scores fall with the distance."""
+
+from attention_xp._backend import common_namespace
+from attention_xp._engine.checks import check_floating, shapes
+from attention_xp._engine.region import Region
+from attention_xp._typing import Array, Namespace
+from attention_xp.biases._bias import Bias, check_heads, spread_over_heads
+from attention_xp.masks._algebra import rule
+
+__all__ = ["AlibiBias"]
+
+
+@rule
+class AlibiBias(Bias):
+    r"""Attention with linear biases: every head lowers the score of a pair by its slope times their distance.
+
+    .. math:: b_{hqk} = -m_h \, |q - k|
+
+    where :math:`q` and :math:`k` are positions: that of a query is its row plus the ``query_offset``, and keys
+    count from 0. In a causal model :math:`k \le q`, and the rule is that of the paper.
+
+    Parameters
+    ----------
+    slopes : array
+        :math:`m`, ``(H,)``; `alibi_slopes` gives those of the paper. One number, ``()`` or ``(1,)``, is for all heads,
+        or for inputs without a heads axis.
+
+    Raises
+    ------
+    TypeError
+        If `slopes` is no floating array.
+    ValueError
+        If `slopes` has more than one axis or, when it is used, another length than there are heads.
+
+    References
+    ----------
+    Press et al., "Train short, test long: attention with linear biases enables input length extrapolation",
+    ICLR 2022.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp import alibi_slopes, flash_attention
+    >>> from attention_xp.biases import AlibiBias
+    >>> x = np.ones((2, 8, 16, 64))
+    >>> flash_attention(x, x, x, bias=AlibiBias(alibi_slopes(8)), is_causal=True).shape
+    (2, 8, 16, 64)
+    """
+
+    slopes: Array
+
+    def __init__(self, slopes: Array) -> None:
+        check_floating(common_namespace(slopes=slopes), slopes=slopes)
+        if slopes.ndim > 1:
+            raise ValueError(f"slopes must hold one number per head: expected slopes (H,), {shapes(slopes=slopes)}")
+        self.slopes = slopes
+
+    def check(self, xp: Namespace, query: Array, batch: tuple[int, ...], heads: int | None) -> None:
+        """Check library, device and the number of heads."""
+        super().check(xp, query, batch, heads)
+        check_heads("slopes", "(H,)", self.slopes, 0, query, heads)
+
+    def values(self, region: Region) -> Array:
+        """Return the distances times the slopes, negative."""
+        return -region.per_head(self.slopes) * _distance(region)
+
+    def bound(self, region: Region) -> float:
+        """Return the largest slope times the largest distance."""
+        xp = region.problem.xp
+        q, k = region.q_idx, region.kv_idx
+        farthest = max(abs(int(xp.max(q)) - int(xp.min(k))), abs(int(xp.max(k)) - int(xp.min(q))))
+        return farthest * float(xp.max(xp.abs(region.per_head(self.slopes))))
+
+    def vjp(self, region: Region, grad_scores: Array) -> tuple[Array, ...]:
+        """Sum up the gradient times the distances, for each head."""
+        xp = region.problem.xp
+        slopes = -xp.sum(grad_scores * _distance(region), axis=(-2, -1))  # (..., h)
+        shape = tuple(self.slopes.shape)
+        return (xp.reshape(spread_over_heads(region, xp.expand_dims(slopes, axis=-1), shape), shape),)
+
+
+def _distance(region: Region) -> Array:
+    return region.floating(region.problem.xp.abs(region.q_idx - region.kv_idx))

@@ -1,0 +1,157 @@
+"""What every bias that is a rule can do: tell its values for a tile of the scores, and take gradients back."""
+
+import math
+
+from attention_xp._backend import common_namespace, device, dtype_name, is_floating
+from attention_xp._engine.checks import fits, shapes
+from attention_xp._engine.region import Region
+from attention_xp._typing import Array, Namespace
+from attention_xp.masks._look_up import arrays_of, check_library_and_place
+
+__all__ = ["Bias", "check_heads", "evaluated", "spread_over_heads"]
+
+
+class Bias:
+    """A rule that tells what is added to the scores, tile by tile, so that ``(Sq, Sk)`` is never materialised.
+
+    To write one, subclass and define `values`. The arrays that it depends on are attributes: NumPy arrays, which
+    serve attention on every library, or arrays of the library of the query. torch and JAX differentiate in the
+    latter; for NumPy and CuPy, `vjp` tells the gradients. On JAX, attributes that are no arrays must be hashable,
+    and a class is compiled once for equal ones.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp import scaled_dot_product_attention
+    >>> from attention_xp.biases import Bias
+    >>> class GaussianBias(Bias):
+    ...     def __init__(self, width):
+    ...         self.width = width  # (H,)
+    ...
+    ...     def values(self, region):
+    ...         distance = region.floating(region.q_idx - region.kv_idx)
+    ...         return -0.5 * (distance / region.per_head(self.width)) ** 2
+    >>> x = np.zeros((1, 2, 3, 4))
+    >>> _, weights = scaled_dot_product_attention(x, x, x, bias=GaussianBias(np.asarray([0.5, 2.0])))
+    >>> weights[0, :, 0].round(2)
+    array([[0.88, 0.12, 0.  ],
+           [0.4 , 0.35, 0.24]])
+    """
+
+    def values(self, region: Region) -> Array:
+        """Return a floating array that broadcasts against the scores of a region.
+
+        Parameters
+        ----------
+        region : Region
+            A rectangle of the scores: integer index arrays ``b``, ``h``, ``q_idx`` and ``kv_idx``, which broadcast
+            against its scores; ``region.floating(x)``, any numbers in the dtype of the scores;
+            ``region.per_head(x)``, numbers ``(H,)`` lined up with the scores; and the array library ``problem.xp``.
+
+        Returns
+        -------
+        array
+            What is added to the scores.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define values(region)")
+
+    def bound(self, region: Region) -> float:  # noqa: ARG002
+        """Return a number that no magnitude in a region exceeds, where it is known without looking at all pairs.
+
+        It is asked for on NumPy alone, where small scores are computed faster. Infinity, which says nothing, is
+        always right.
+        """
+        return math.inf
+
+    def vjp(self, region: Region, grad_scores: Array) -> tuple[Array, ...]:
+        """Return what the gradient of the scores of a region contributes to the gradients of `arrays`.
+
+        Parameters
+        ----------
+        region : Region
+            A rectangle of the scores.
+        grad_scores : array
+            The gradient of its scores, in their shape.
+
+        Returns
+        -------
+        tuple of array
+            One for each of `arrays`, in its shape: the parts of all regions sum up to the gradient.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define vjp(region, grad_scores)")
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """The floating arrays that the values depend on, in the order of the attributes."""
+        named = ((common_namespace(**{name: array}), array) for name, array in arrays_of(self))
+        return tuple(array for xp, array in named if is_floating(xp, array.dtype))
+
+    def check(self, xp: Namespace, query: Array, batch: tuple[int, ...], heads: int | None) -> None:  # noqa: ARG002
+        """Check that the arrays of a bias suit a query, before anything is computed.
+
+        Parameters
+        ----------
+        xp : module
+            The array library of the query.
+        query : array
+            Tells the device.
+        batch : tuple of int
+            The batch shape of the scores.
+        heads : int or None
+            Number of query heads; None where there is no heads axis.
+
+        Raises
+        ------
+        TypeError
+            If an array belongs to another library, other than NumPy.
+        ValueError
+            If an array lies on another device.
+        """
+        for name, array in arrays_of(self):
+            check_library_and_place(xp, query, name, array)
+
+    def __repr__(self) -> str:
+        given = (f"{name}={_short(value)}" for name, value in vars(self).items() if not name.startswith("_"))
+        return f"{type(self).__name__}({', '.join(given)})"
+
+
+def _short(value: object) -> str:
+    return f"{dtype_name(value.dtype)}{list(value.shape)}" if hasattr(value, "shape") else repr(value)  # type: ignore[attr-defined]
+
+
+def evaluated(bias: Bias, region: Region) -> Array:
+    """Return the values of a bias in the dtype of the scores, and refuse what does not broadcast against them."""
+    problem, values = region.problem, bias.values(region)
+    if not hasattr(values, "dtype") or not is_floating(problem.xp, values.dtype):
+        kind = dtype_name(values.dtype) if hasattr(values, "dtype") else type(values).__name__
+        raise TypeError(f"{type(bias).__name__}.values must return a floating array, got {kind}")
+    if not fits(tuple(values.shape), region.sizes):
+        raise ValueError(
+            f"{type(bias).__name__}.values must broadcast to the scores of a region: expected {region.sizes}, "
+            f"got {tuple(values.shape)}"
+        )
+    return problem.xp.astype(values, problem.dtype, copy=False)
+
+
+def check_heads(name: str, letters: str, array: Array, axis: int, query: Array, heads: int | None) -> None:
+    """Refuse an array with an axis that is neither as long as there are heads, nor of length 1, nor absent."""
+    if not fits(tuple(array.shape[axis:]), (1 if heads is None else heads,)):
+        given = "no heads axis" if heads is None else f"H = {heads}"
+        raise ValueError(
+            f"{name} must hold one number per head: expected {name} {letters} with {given}, "
+            f"{shapes(query=query, **{name: array})}"
+        )
+
+
+def spread_over_heads(region: Region, slopes: Array, heads: tuple[int, ...]) -> Array:
+    """Return what some heads contribute, (..., h, W), as the share of each of all heads, (*heads, W).
+
+    Leading axes are summed, and so are the heads where `heads` has none or a single one.
+    """
+    xp, width = region.problem.xp, slopes.shape[-1]
+    if region.problem.heads is None or heads in ((), (1,)):
+        return xp.reshape(xp.sum(xp.reshape(slopes, (-1, width)), axis=0), (*heads, width))
+    slopes = xp.sum(xp.reshape(slopes, (-1, *slopes.shape[-2:])), axis=0)  # (h, W)
+    every = xp.arange(heads[0], dtype=xp.int32, device=device(slopes))
+    is_head = xp.astype(xp.reshape(region.h, (1, -1)) == every[:, None], slopes.dtype)  # (H, h)
+    return xp.matmul(is_head, slopes)
