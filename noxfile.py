@@ -31,14 +31,15 @@ def lint(session: nox.Session) -> None:
 
 
 def add_tests(
-    backend: str, *groups: str, xp: str | None = None, environments: Iterable[dict[str, str]] = ({},)
+    backend: str, *groups: str, xp: str | None = None, runs: Iterable[tuple[dict[str, str], list[str]]] = (({}, []),)
 ) -> None:
-    """Add a session that runs the tests on one backend, once in each of the environments."""
+    """Add a session that runs the tests on one backend: for each run an environment, and arguments of pytest."""
 
     def tests(session: nox.Session) -> None:
         install(session, "tests", *groups)
-        for env in environments:
-            session.run("python", "-m", "pytest", f"--xp={xp or backend}", *session.posargs, env=env)
+        for env, usual in runs:
+            arguments = session.posargs or usual
+            session.run("python", "-m", "pytest", f"--xp={xp or backend}", *arguments, env=env)
 
     tests.__doc__ = f"Run the tests on {backend}; arguments go to pytest."
     nox.session(name=f"tests-{backend}")(tests)
@@ -47,11 +48,17 @@ def add_tests(
 add_tests("numpy", xp="numpy,numpy:readonly")
 add_tests("strict")
 add_tests("torch", "torch")
-# The first run compiles quickly, the second as users do: nearly all the time goes into compiling.
+# Nearly all the time on JAX goes into compiling, one process a core. The first run compiles quickly; the second
+# compiles as users do, without 64-bit types, what depends on the types.
+PARALLEL = ["-n", "auto"]
+WITHOUT_64_BITS = ["attention", "backends", "normalization", "positional", "random", "rotary", "softmax", "varlen"]
 add_tests(
     "jax",
     "jax",
-    environments=({"JAX_ENABLE_X64": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}, {"JAX_ENABLE_X64": "0"}),
+    runs=(
+        ({"JAX_ENABLE_X64": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}, PARALLEL),
+        ({"JAX_ENABLE_X64": "0"}, [*PARALLEL, *(f"tests/test_{name}.py" for name in WITHOUT_64_BITS)]),
+    ),
 )
 add_tests("cupy", "cupy")
 
