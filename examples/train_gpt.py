@@ -8,6 +8,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from gpt.text import Text
@@ -35,7 +36,7 @@ def learn(backend: str, text: Text, config: Config, steps: int, seed: int) -> tu
             times.append(time.perf_counter())
             progress.update(bar, advance=1, description=f"{backend}, loss {loss:.3f}")
     # The median: JAX compiles in the first step.
-    pace = sorted(after - before for before, after in zip(times, times[1:], strict=False))[steps // 2]
+    pace = sorted(after - before for before, after in pairwise(times))[steps // 2]
     print(f"{backend}: loss {curve[0]:.3f} -> {curve[-1]:.3f} in {steps} steps of {1000 * pace:.0f} ms")
     return model, curve
 

@@ -4,8 +4,8 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from attention_xp import flash_attention
 
+from attention_xp import flash_attention
 from gpt.weights import Array, Config, Layer, Weights
 
 

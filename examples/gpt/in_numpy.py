@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from attention_xp import attention_vjp
 
+from attention_xp import attention_vjp
 from gpt.weights import Array, Config, Layer, Weights
 
 
@@ -154,10 +154,8 @@ class Model:
         c = self.config
         # Both running means start at zero; early on, that draws them to zero by these factors.
         warm_mean, warm_square = 1 - c.decay_mean**self.steps, 1 - c.decay_square**self.steps
-        for w, g, mean, square in zip(
-            self.weights.arrays(), gradients.arrays(), self.means, self.squares, strict=True
-        ):
-            mean += (1 - c.decay_mean) * (g - mean)
-            square += (1 - c.decay_square) * (g * g - square)
-            w -= c.learning_rate * (mean / warm_mean) / (np.sqrt(square / warm_square) + c.epsilon)
+        for w, g, mean, square in zip(self.weights.arrays(), gradients.arrays(), self.means, self.squares, strict=True):
+            mean[:] += (1 - c.decay_mean) * (g - mean)
+            square[:] += (1 - c.decay_square) * (g * g - square)
+            w[:] -= c.learning_rate * (mean / warm_mean) / (np.sqrt(square / warm_square) + c.epsilon)
         return loss

@@ -1,9 +1,9 @@
 """The model in PyTorch: autograd goes through `attention_xp.flash_attention`, and the optimiser is torch's own."""
 
 import torch
-from attention_xp import flash_attention
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812  # so everyone calls it
 
+from attention_xp import flash_attention
 from gpt.weights import Array, Config, Layer, Weights
 
 
