@@ -52,8 +52,9 @@ def plot(curves: dict[str, Curve], file: Path) -> None:
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for backend, curve in curves.items():
-        axes.plot(range(1, len(curve) + 1), curve, label=backend)
+    for place, (backend, curve) in enumerate(curves.items()):
+        width = 2 * (len(curves) - place)  # equal curves would hide each other
+        axes.plot(range(1, len(curve) + 1), curve, label=backend, linewidth=width)
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per character)")
     axes.grid(alpha=0.3)
