@@ -47,7 +47,7 @@ DEFAULTS: AttentionOptions = {
 _DOCUMENTATION = """\
 bias : array or Bias, optional
     Floating array that is added to the scores; broadcasts to ``(..., H, Sq, Sk)``. Or a rule from
-    `attention_xp.biases`, which is never materialised by ``"tiled"``.
+    ``attention_xp.biases``, which is never materialised by ``"tiled"``.
 is_causal : bool, default: False
     A query at position ``p`` attends keys at positions ``<= p`` only.
 window : int or (int or None, int or None), optional
