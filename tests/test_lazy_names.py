@@ -13,7 +13,8 @@ PACKAGE = Path(attention_xp.__file__).parent
 MODULES = sorted(
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
     for path in PACKAGE.rglob("*.py")
-    if path.stem not in {"__main__", "_self_check"} and "import jax\n" not in path.read_text()
+    if path.stem not in {"__main__", "_self_check"}
+    and not {"import jax", "import torch"} & set(path.read_text().splitlines())
 )
 
 
