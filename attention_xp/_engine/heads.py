@@ -11,7 +11,7 @@ from attention_xp._engine.region import Region
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
 
-__all__ = ["Ceiling", "Heads", "Range", "ceiling", "excludes"]
+__all__ = ["Ceiling", "Heads", "Range", "ceiling", "excludes", "shared"]
 
 _SMALL = 40.0  # powers of two up to here, times values, are summed without a shift
 _SAMPLE = 64  # vectors of a head
@@ -68,39 +68,42 @@ class Heads(NamedTuple):
     def of(cls, problem: Problem, ceiling: Ceiling, starts: tuple[int, ...], sizes: tuple[int, ...]) -> "Heads":
         """Look at a sample of some heads, and at all of them only where it does not make small scores likely."""
         at = tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
-        key, value = _shared(problem, problem.key, at), _shared(problem, problem.value, at)
+        key, value = (
+            shared(problem, a, at).reshape(-1, *a.shape[-2:]) for a in (problem.key, problem.value)
+        )  # (G or 1, Sk, D)
         unknown = Range(bounded=False, clip=False, tame=False, keys=False, values=False, sure=False)
         heads = cls(starts, sizes, problem.query[at], key, value, unknown)
-        limit = ceiling(_product(problem, _sample(heads.query), _sample(key)))
+        lengths = (_longest(problem, _sample(vectors)) for vectors in (heads.query, key))
+        limit = ceiling(_product(problem, *lengths))
         likely = Range.of(problem, limit=limit, keys=True, value=1.0, infinite=ceiling.infinite, sure=False)
         return heads._replace(range=likely) if likely.bounded else heads.surely(problem, ceiling)
 
     def surely(self, problem: Problem, ceiling: Ceiling) -> "Heads":
         """Look at all keys, queries and values."""
-        limit, values = ceiling(_product(problem, self.query, self.key)), self.value.astype(problem.dtype, copy=False)
+        norm, values = _longest(problem, self.key), self.value.astype(problem.dtype, copy=False)
+        limit = ceiling(_product(problem, _longest(problem, self.query), norm))
         value = math.sqrt(np.vdot(values, values))  # as one vector, which no single one exceeds
-        keys = math.isfinite(_longest(problem, self.key))
+        keys = math.isfinite(norm)
         return self._replace(
             range=Range.of(problem, limit=limit, keys=keys, value=value, infinite=ceiling.infinite, sure=True)
         )
 
 
-def _shared(problem: Problem, array: Array, at: tuple[slice, ...]) -> Array:
-    """Return the keys or values of some query heads, (G or 1, Sk, D)."""
+def shared(problem: Problem, array: Array, at: tuple[slice, ...]) -> Array:
+    """Return the keys or values of some query heads, with as many axes."""
     if problem.heads is not None:
         first, group = at[-1].start // problem.group, problem.group
         at = (*at[:-1], slice(first, (at[-1].stop - 1) // group + 1))
-    part = array[tuple(slice(0, 1) if n == 1 else part for part, n in zip(at, array.shape[:-2], strict=True))]
-    return part.reshape(-1, *part.shape[-2:])
+    return array[tuple(slice(0, 1) if n == 1 else part for part, n in zip(at, array.shape[:-2], strict=True))]
 
 
 def _sample(vectors: Array) -> Array:
     return vectors[..., :: vectors.shape[-2] // _SAMPLE + 1, :]
 
 
-def _product(problem: Problem, query: Array, key: Array) -> float:
-    """Return a bound on the scaled products in base 2."""
-    return abs(problem.scale) * LOG2_E * _longest(problem, key) * _longest(problem, query)
+def _product(problem: Problem, query: float, key: float) -> float:
+    """Return a bound on the scaled products in base 2, of vectors no longer than these lengths."""
+    return abs(problem.scale) * LOG2_E * key * query
 
 
 def _longest(problem: Problem, vectors: Array) -> float:
@@ -130,5 +133,8 @@ def _bound(problem: Problem, addend: Array | Bias) -> float:
 
 def _largest(array: Any) -> float:
     """Return the largest magnitude, -inf aside: that excludes."""
-    finite = np.where(array == -math.inf, 0.0, array) if excludes(array) else array
-    return float(max(finite.max(), -finite.min()))
+    lowest = array.min()
+    if lowest == -math.inf:
+        array = np.where(array == -math.inf, 0.0, array)
+        lowest = array.min()
+    return float(max(array.max(), -lowest))

@@ -86,6 +86,11 @@ class Problem:
         """Whether all batch items begin at one position that Python knows."""
         return self.query_offset is None or isinstance(self.query_offset, int)
 
+    @property
+    def is_masked_alike(self) -> bool:
+        """Whether all batch items and heads are masked alike."""
+        return self.has_one_offset and all(math.prod(rule.lead) == 1 for rule in self.rules)
+
     def shift_invariant(self, rules: tuple[Mask, ...]) -> bool:
         """Whether what these rules exclude depends on the difference of row and key alone."""
         return self.has_one_offset and all(rule.shift_invariant for rule in rules)

@@ -116,15 +116,14 @@ def _jitted() -> Any:
 
 def _scanned(problem: Problem, rows: int) -> Statistics:
     """Visit the blocks in a loop of JAX, whose size does not grow with the length; the last, shorter one after it."""
+    from attention_xp._engine.lax import dynamic_cut  # noqa: PLC0415  # imports JAX
+
     jax: Any = sys.modules["jax"]
     jnp, lead = jax.numpy, problem.lead
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
 
-    def cut(array: Array, starts: list[Any], sizes: list[int]) -> Array:
-        return jax.lax.dynamic_slice(array, [jnp.int32(start) for start in starts], sizes)
-
     def block(row: Any, m: int) -> Statistics:
-        region = Region(problem, (*(0,) * len(lead), row, 0), (*lead, m, Sk), cut)
+        region = Region(problem, (*(0,) * len(lead), row, 0), (*lead, m, Sk), dynamic_cut)
         query = jax.lax.dynamic_slice_in_dim(problem.query, row, m, axis=-2)
         return of_region(problem, region, query, problem.key)
 

@@ -8,9 +8,10 @@ import numpy as np
 from attention_xp._engine.plan import Bounds, Tile, bounds, plan
 from attention_xp._engine.region import Span
 from attention_xp._engine.tile_sizes import STRIP
+from attention_xp._typing import Array
 from attention_xp.masks import Mask
 
-__all__ = ["Place", "tiles"]
+__all__ = ["Place", "asked", "tiles"]
 
 
 class Place(NamedTuple):
@@ -37,12 +38,22 @@ def tiles(rules: tuple[Mask, ...], place: Place) -> list[Tile]:
 def _planned(rules: tuple[Mask, ...], place: Place) -> list[Tile]:
     chunks = bounds(*place.rows, place.chunk)
     strips = _strips(place.keys, min(STRIP, place.columns), phase=place.rows[0] + place.offset)
+    answers = [
+        (rule, *both.tolist())
+        for rule, both in zip(rules, asked(rules, chunks, strips, place.offset, place.b, place.h), strict=True)
+    ]
+    return plan(chunks, strips, answers, place.columns, may_skip=place.may_skip)
+
+
+def asked(
+    rules: tuple[Mask, ...], chunks: list[Bounds], strips: list[Bounds], offset: int, b: int, h: int | None
+) -> list[Array]:
+    """Return for each rule whether it possibly and certainly allows each chunk and strip: (2, chunks, strips)."""
     (row_lo, row_hi), (k_lo, k_hi) = (np.asarray(pairs).reshape(-1, 2).T for pairs in (chunks, strips))
     first, last = row_lo[:, None], row_hi[:, None] - 1
-    span = Span(np, first, last, first + place.offset, last + place.offset, k_lo, k_hi - 1, place.b, place.h)
+    span = Span(np, first, last, first + offset, last + offset, k_lo, k_hi - 1, b, h)
     grid = (len(chunks), len(strips))
-    answers = [(rule, *(np.broadcast_to(answer, grid).tolist() for answer in rule.reach(span))) for rule in rules]
-    return plan(chunks, strips, answers, place.columns, may_skip=place.may_skip)
+    return [np.stack([np.broadcast_to(answer, grid) for answer in rule.reach(span)]) for rule in rules]
 
 
 _kept = functools.lru_cache(maxsize=1024)(_planned)

@@ -62,7 +62,7 @@ class _Walk:
         self.ceiling = ceiling(problem)
         self.heads: dict[tuple[int, ...], Heads] = {}
         self.plans: dict[tuple[int, ...], list[Tile]] = {}
-        self.is_uniform = problem.has_one_offset and all(math.prod(rule.lead) == 1 for rule in problem.rules)
+        self.is_uniform = problem.is_masked_alike
 
     def _starts(self, lead: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         """Return where the heads of each job begin."""

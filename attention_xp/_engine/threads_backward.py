@@ -12,10 +12,11 @@ from attention_xp._engine.in_place_backward import InPlaceBackward
 from attention_xp._engine.plan import Tile, bounds, plan
 from attention_xp._engine.pool import blas_held_to_one, run_jobs
 from attention_xp._engine.problem import Problem
-from attention_xp._engine.region import Region, Span
+from attention_xp._engine.region import Region
 from attention_xp._engine.scores import query_factor
 from attention_xp._engine.scratch import Scratch, borrowed
 from attention_xp._engine.step import is_product
+from attention_xp._engine.strips import asked
 from attention_xp._engine.threads import per_batch, without_infinite_bias
 from attention_xp._engine.threads_head import HeadOf, KnownKeys, Places
 from attention_xp._engine.tile_sizes import STRIP, backward_tile_sizes
@@ -62,7 +63,7 @@ class _Walk:
         self.sums: list[list[tuple[Array, Array]]] = [[] for _ in self.jobs]
         self.ceiling = ceiling(problem)
         self.plans: dict[tuple[int, ...], list[list[Tile]]] = {}
-        self.is_uniform = problem.has_one_offset and all(math.prod(rule.lead) == 1 for rule in problem.rules)
+        self.is_uniform = problem.is_masked_alike
 
     def slopes(self) -> Slopes:
         """Return the gradients that the jobs have gathered."""
@@ -123,14 +124,8 @@ class _Walk:
         problem = self.problem
         chunks = bounds(row, stop, min(STRIP, self.sizes[0]))
         strips = [bounds(first, last, min(STRIP, self.sizes[1])) for first, last in self.stretches]
-        (row_lo, row_hi), (k_lo, k_hi) = (
-            np.asarray(pairs).reshape(-1, 2).T for pairs in (chunks, list(itertools.chain.from_iterable(strips)))
-        )
         offset = per_batch(problem, problem.query_offset, b)
-        q_lo, q_hi = row_lo[:, None], row_hi[:, None] - 1
-        span = Span(np, q_lo, q_hi, q_lo + offset, q_hi + offset, k_lo, k_hi - 1, b, h)
-        grid = (len(chunks), len(k_lo))
-        answers = [np.stack([np.broadcast_to(a, grid) for a in rule.reach(span)]) for rule in problem.rules]
+        answers = asked(problem.rules, chunks, list(itertools.chain.from_iterable(strips)), offset, b, h)
         plans, first = [], 0
         for some in strips:
             part = slice(first, first + len(some))

@@ -6,12 +6,12 @@ import threading
 
 import numpy as np
 
+from attention_xp._engine.heads import shared
 from attention_xp._engine.plan import bounds
 from attention_xp._engine.pool import blas_held_to_one, run_jobs
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.statistics import Statistics, columns_of_rows, of_region
-from attention_xp._typing import Array
 
 __all__ = ["walk"]
 
@@ -28,8 +28,9 @@ def walk(problem: Problem, rows: int) -> Statistics:
     def visit(job: int) -> None:
         at, ((row, stop), (first, last)) = jobs[job]
         region = Region(alone, (*at, row, first), (*(1,) * len(at), stop - row, last - first))
-        query = problem.query[tuple(slice(i, i + 1) for i in at)]
-        found = of_region(alone, region, query[..., row:stop, :], _keys(problem, at)[..., first:last, :])
+        head = tuple(slice(i, i + 1) for i in at)
+        query, key = problem.query[head], shared(problem, problem.key, head)
+        found = of_region(alone, region, query[..., row:stop, :], key[..., first:last, :])
         for whole, part in zip(result[:3], found[:3], strict=True):
             whole[(*at, slice(row, stop))] = part.reshape(-1)
         with lock:
@@ -38,10 +39,3 @@ def walk(problem: Problem, rows: int) -> Statistics:
     with blas_held_to_one() as threads:
         run_jobs(len(jobs), lambda: visit, threads)
     return result
-
-
-def _keys(problem: Problem, at: tuple[int, ...]) -> Array:
-    """Return the keys of a query head, with as many axes."""
-    index = at if problem.heads is None else (*at[:-1], at[-1] // problem.group)
-    lead = problem.key.shape[:-2]
-    return problem.key[tuple(slice(0, 1) if n == 1 else slice(i, i + 1) for i, n in zip(index, lead, strict=True))]
