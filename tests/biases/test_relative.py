@@ -1,7 +1,5 @@
 """Scores of queries with embeddings of distances, and their alignment with the keys."""
 
-import importlib
-
 import numpy as np
 import pytest
 
@@ -11,6 +9,7 @@ from tests._assertions import assert_close
 from tests._autodiff import check
 from tests._backends import to_numpy
 from tests._inputs import normal
+from tests._transforms import compiled_and_mapped
 from tests._wrong import Wrong, check as check_wrong
 
 SHAPES = [(5, 4), (2, 5, 4), (2, 3, 5, 4), (2, 1, 3, 5, 4), (0, 4), (2, 3, 0, 4)]
@@ -135,18 +134,12 @@ CALLS = {
 def test_compiled_and_mapped(library, make, function):
     arrays = [make(normal(2, 3, 5, 4)), make(normal(7, 4)), make(np.asarray([3, 1]))]
     expected = to_numpy(function(*arrays))
-    if library.like("jax"):
-        jax = importlib.import_module("jax")
-        compiled, vmap = jax.jit(function), jax.vmap
-    else:
-        torch = importlib.import_module("torch")
-        torch.compiler.reset()
-        compiled, vmap = torch.compile(function, fullgraph=True, backend="eager"), torch.func.vmap
+    compiled, mapped = compiled_and_mapped(library, function)
     assert_close(compiled(*arrays), expected, library)
     xp = library.namespace()
     stacked = [xp.stack([a, -a]) for a in arrays]
     expected = np.stack([to_numpy(function(*(a[i, ...] for a in stacked))) for i in range(2)])
-    assert_close(vmap(function)(*stacked), expected, library)
+    assert_close(mapped(*stacked), expected, library)
 
 
 WRONG = {

@@ -16,6 +16,7 @@ from tests._assertions import assert_close
 from tests._autodiff import check, gradients
 from tests._backends import to_numpy
 from tests._inputs import inputs, normal
+from tests._transforms import compiled_and_mapped
 from tests._wrong import Wrong, check as check_wrong
 from tests.biases._cases import CASES, SLOPES, TABLE
 
@@ -277,18 +278,12 @@ def test_compiled_and_mapped(library, make, impl, name):
 
     arrays = [CASES[name].build(make).arrays[0], make(np.asarray([2, 0])), *map(make, QKV)]
     expected = to_numpy(attend(*arrays))
-    if library.like("jax"):
-        jax = importlib.import_module("jax")
-        compiled, vmap = jax.jit(attend), jax.vmap
-    else:
-        torch = importlib.import_module("torch")
-        torch.compiler.reset()
-        compiled, vmap = torch.compile(attend, fullgraph=True, backend="eager"), torch.func.vmap
+    compiled, mapped = compiled_and_mapped(library, attend)
     assert_close(compiled(*arrays), expected, library)
     xp = library.namespace()
     stacked = [xp.stack([a, a + a]) for a in arrays]
     expected = np.stack([to_numpy(attend(*(a[i, ...] for a in stacked))) for i in range(2)])
-    assert_close(vmap(attend)(*stacked), expected, library)
+    assert_close(mapped(*stacked), expected, library)
 
 
 @pytest.mark.backends("torch", "jax")
