@@ -1,6 +1,7 @@
 """Options and fixtures of the whole suite: which backends run, and the documents as tests."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -102,6 +103,14 @@ def device(library: Backend) -> Any:
 def make(library: Backend) -> Callable[..., Any]:
     """Make an array under test: ``make(values, dtype=None)``; floats are float32 unless told."""
     return library.array
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled() -> Iterator[None]:
+    """Let go of what JAX compiled for a module: a process may hold only so many pieces of executable memory."""
+    yield
+    if Backend.JAX.package in sys.modules:
+        sys.modules[Backend.JAX.package].clear_caches()
 
 
 @pytest.fixture(scope="session", autouse=True)
