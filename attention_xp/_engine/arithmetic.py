@@ -76,6 +76,11 @@ class Arithmetic:
         """(..., H, m, n) @ (..., Hkv, n, Dv) -> (..., H, m, Dv)."""
         return weights_value(self.problem, weights, value, exclusive=exclusive)
 
+    def plus_weights_value(self, output: Array | None, weights: Array, value: Array, *, exclusive: bool) -> Array:
+        """Return ``output + weights @ value``, where ``None`` is nothing yet."""
+        product = self.weights_value(weights, value, exclusive=exclusive)
+        return product if output is None else self.add(output, product)
+
     def row_sum(self, weights: Array) -> Array:
         """(..., m, n) -> (..., m, 1)."""
         return self.xp.sum(weights, axis=-1, keepdims=True)

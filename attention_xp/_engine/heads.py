@@ -11,10 +11,10 @@ from attention_xp._engine.region import Region
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
 
-__all__ = ["Ceiling", "Heads", "Range", "ceiling", "excludes", "shared"]
+__all__ = ["Ceiling", "Heads", "Range", "ceiling", "excludes", "is_finite", "likely", "shared"]
 
 _SMALL = 40.0  # powers of two up to here, times values, are summed without a shift
-_SAMPLE = 64  # vectors of a head
+_SAMPLE, _FEWEST = 1024, 8  # vectors of all heads, and of each
 
 
 class Ceiling(NamedTuple):
@@ -65,18 +65,13 @@ class Heads(NamedTuple):
     range: Range
 
     @classmethod
-    def of(cls, problem: Problem, ceiling: Ceiling, starts: tuple[int, ...], sizes: tuple[int, ...]) -> "Heads":
-        """Look at a sample of some heads, and at all of them only where it does not make small scores likely."""
+    def of(cls, problem: Problem, likely: Range, starts: tuple[int, ...], sizes: tuple[int, ...]) -> "Heads":
+        """Gather the arrays of some heads."""
         at = tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
         key, value = (
             shared(problem, a, at).reshape(-1, *a.shape[-2:]) for a in (problem.key, problem.value)
         )  # (G or 1, Sk, D)
-        unknown = Range(bounded=False, clip=False, tame=False, keys=False, values=False, sure=False)
-        heads = cls(starts, sizes, problem.query[at], key, value, unknown)
-        lengths = (_longest(problem, _sample(vectors)) for vectors in (heads.query, key))
-        limit = ceiling(_product(problem, *lengths))
-        likely = Range.of(problem, limit=limit, keys=True, value=1.0, infinite=ceiling.infinite, sure=False)
-        return heads._replace(range=likely) if likely.bounded else heads.surely(problem, ceiling)
+        return cls(starts, sizes, problem.query[at], key, value, likely)
 
     def surely(self, problem: Problem, ceiling: Ceiling) -> "Heads":
         """Look at all keys, queries and values."""
@@ -97,8 +92,15 @@ def shared(problem: Problem, array: Array, at: tuple[slice, ...]) -> Array:
     return array[tuple(slice(0, 1) if n == 1 else part for part, n in zip(at, array.shape[:-2], strict=True))]
 
 
+def likely(problem: Problem, ceiling: Ceiling) -> Range:
+    """Judge all heads by a sample; small scores spare a closer look, as long as the sums bear them out."""
+    limit = ceiling(_product(problem, *(_longest(problem, _sample(a)) for a in (problem.query, problem.key))))
+    return Range.of(problem, limit=limit, keys=True, value=1.0, infinite=ceiling.infinite, sure=False)
+
+
 def _sample(vectors: Array) -> Array:
-    return vectors[..., :: vectors.shape[-2] // _SAMPLE + 1, :]
+    some = max(_SAMPLE // math.prod(vectors.shape[:-2]), _FEWEST)
+    return vectors[..., :: vectors.shape[-2] // some + 1, :]
 
 
 def _product(problem: Problem, query: float, key: float) -> float:
@@ -138,3 +140,9 @@ def _largest(array: Any) -> float:
         array = np.where(array == -math.inf, 0.0, array)
         lowest = array.min()
     return float(max(array.max(), -lowest))
+
+
+def is_finite(array: Array) -> bool:
+    """Whether numbers are finite; squares that are not only make the walk more careful than it need be."""
+    flat = array.reshape(-1)
+    return math.isfinite(float(np.vdot(flat, flat)))

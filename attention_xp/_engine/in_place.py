@@ -35,9 +35,16 @@ class _Views(NamedTuple):
     product: Array  # as the product writes it
     rows: Array  # (G, m, n), or (1, G * m, n)
     scores: Array  # (..., G, m, n)
-    output_rows: Array  # (G, m, Dv), or (1, G * m, Dv)
-    output: Array  # (..., G, m, Dv)
+    sums: "_Outputs"  # of the values, weighted
+    more: "_Outputs"  # what a tile adds to them
     ones: Array  # (n, 1)
+
+
+class _Outputs(NamedTuple):
+    """Rows of weighted values in a buffer."""
+
+    rows: Array  # (G, m, Dv), or (1, G * m, Dv)
+    output: Array  # (..., G, m, Dv)
 
 
 class InPlace(Arithmetic):
@@ -48,13 +55,14 @@ class InPlace(Arithmetic):
         dtype, rows = problem.dtype, shape.heads * shape.rows
         self._shape, self._lead = shape, (1,) * (len(problem.lead) - 1)
         self._scores = np.empty(rows * shape.columns, dtype)
-        self._output = np.empty(rows * problem.value.shape[-1], dtype)
+        self._sums, self._more = (np.empty(rows * problem.value.shape[-1], dtype) for _ in range(2))
         self._ones = np.ones((shape.columns, 1), dtype)
         self._views: dict[tuple[int, int], _Views] = {}
         self._keep: dict[object, Array] = {}
         self._by_keys = _meets_lines_only(problem)
         self._excess = _NEVER * float(np.finfo(dtype).max)
         self.range: Range  # of the heads at hand
+        self.output: Array  # (..., G, m, Dv), where the rows at hand belong
 
     def add(self, x: Array, y: Array) -> Array:
         """Return x + y in x."""
@@ -65,8 +73,8 @@ class InPlace(Arithmetic):
         return np.multiply(x, y, out=x)
 
     def divide(self, x: Array, y: Array) -> Array:
-        """Return x / y in x."""
-        return np.divide(x, y, out=x)
+        """Return x / y where the rows at hand belong."""
+        return np.divide(x, y, out=self.output)
 
     def in_base_2(self, scores: Array) -> Array:
         """Multiply in place; what a rule does not exclude stays finite."""
@@ -110,27 +118,35 @@ class InPlace(Arithmetic):
 
     def _viewed(self, m: int, n: int) -> _Views:
         """Lay a tile of m rows and n keys out in the buffers."""
-        heads, width = self._shape.heads, self.problem.value.shape[-1]
+        heads = self._shape.heads
         stacked = 1 if self._shape.folded else heads
         rows = heads // stacked * m
         product = self._scores[: stacked * rows * n].reshape(
             (stacked, n, rows) if self._by_keys else (stacked, rows, n)
         )
         by_rows = product.transpose(0, 2, 1) if self._by_keys else product
-        output = self._output[: heads * m * width].reshape(stacked, rows, width)
         lead = (*self._lead, heads) if self.problem.lead else ()
-        return _Views(
-            product, by_rows, by_rows.reshape(*lead, m, n), output, output.reshape(*lead, m, width), self._ones[:n]
-        )
+        sums, more = (self._outputs(buffer, m) for buffer in (self._sums, self._more))
+        return _Views(product, by_rows, by_rows.reshape(*lead, m, n), sums, more, self._ones[:n])
 
-    def weights_value(self, weights: Array, value: Array, *, exclusive: bool) -> Array:
-        """(..., G, m, n) @ (G, n, Dv) -> (..., G, m, Dv)."""
+    def _outputs(self, buffer: Array, m: int) -> _Outputs:
+        heads, width = self._shape.heads, self.problem.value.shape[-1]
+        rows = buffer[: heads * m * width].reshape((1, -1, width) if self._shape.folded else (heads, m, width))
+        return _Outputs(rows, rows.reshape(*self._lead, *((heads,) if self.problem.lead else ()), m, width))
+
+    def sums(self, m: int) -> Array:
+        """Return where the values of m rows are summed, (..., G, m, Dv)."""
+        return self._outputs(self._sums, m).output
+
+    def plus_weights_value(self, output: Array | None, weights: Array, value: Array, *, exclusive: bool) -> Array:
+        """(..., G, m, Dv) + (..., G, m, n) @ (G, n, Dv), in the output."""
         views = self._tile(*weights.shape[-2:])
-        weights = weights.reshape(views.rows.shape)
+        weights, product = weights.reshape(views.rows.shape), views.sums if output is None else views.more
         if exclusive and not self.range.values:
-            return quarantined_outputs(weights, value).reshape(views.output.shape)
-        np.matmul(weights, value, out=views.output_rows)
-        return views.output
+            np.copyto(product.rows, quarantined_outputs(weights, value))
+        else:
+            np.matmul(weights, value, out=product.rows)
+        return product.output if output is None else self.add(output, product.output)
 
     def row_sum(self, weights: Array) -> Array:
         """(..., m, n) @ (n, 1) -> (..., m, 1): a product is twice as fast as a sum."""

@@ -17,7 +17,7 @@ from attention_xp._softmax import nonzero
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
 
-__all__ = ["Running", "advance", "finish", "is_product", "scale_in_base_2", "start"]
+__all__ = ["Running", "advance", "finish", "is_product", "log_sum_exp", "normalized", "scale_in_base_2", "start"]
 
 
 class Running(NamedTuple):
@@ -25,7 +25,7 @@ class Running(NamedTuple):
 
     peak: Array | None  # (..., m, 1) in base 2; None where scores are small enough to need none
     total: Array  # (..., m, 1)
-    output: Array  # (..., m, Dv)
+    output: Array  # (..., m, Dv); None is as good as zeros, and spares writing and adding them
 
 
 def scale_in_base_2(problem: Problem) -> float:
@@ -79,24 +79,31 @@ def advance(
         fade = ops.exp2(running.peak - shift)
     weights = ops.powers(scores, shift, allowed, mixed)
     total = ops.row_sum(weights)
-    output = ops.weights_value(
-        dropped(problem, region, weights), value, exclusive=exclusive
-    )  # (..., m, n) @ (..., n, Dv) -> (..., m, Dv)
-    if fade is None:
-        return Running(None, ops.add(running.total, total), ops.add(running.output, output))
-    return Running(
-        ops.replace(running.peak, peak),
-        ops.add(ops.multiply(running.total, fade), total),
-        ops.add(ops.multiply(running.output, fade), output),
-    )
+    before, output = running.total, running.output
+    if fade is not None:
+        before = ops.multiply(before, fade)
+        output = None if output is None else ops.multiply(output, fade)
+    output = ops.plus_weights_value(
+        output, dropped(problem, region, weights), value, exclusive=exclusive
+    )  # (..., m, Dv) + (..., m, n) @ (..., n, Dv)
+    return Running(None if peak is None else ops.replace(running.peak, peak), ops.add(before, total), output)
 
 
 def finish(ops: Arithmetic, region: Region, running: Running) -> tuple[Array, Array]:
     """Return the output (..., m, Dv) and the log-sum-exp (..., m) of a block of rows."""
-    problem, xp, total = ops.problem, ops.xp, running.total
-    divisor = nonzero(total, xp=xp)
-    output, power = ops.divide(running.output, divisor), xp.log2(divisor)
+    return normalized(ops, running), log_sum_exp(ops.problem, region, running)
+
+
+def normalized(ops: Arithmetic, running: Running) -> Array:
+    """Return the output (..., m, Dv): the weighted sum of values over the sum of the weights."""
+    return ops.divide(running.output, nonzero(running.total, xp=ops.xp))
+
+
+def log_sum_exp(problem: Problem, region: Region, running: Running) -> Array:
+    """Return the natural logarithm (..., m) of the sum of the exponentials of the scores."""
+    xp, total = problem.xp, running.total
+    power = xp.log2(nonzero(total, xp=xp))
     if running.peak is not None:
         power = power + xp.where(xp.isfinite(running.peak), running.peak, 0.0)
     lse = of_real_rows(problem, region, xp.where(total == 0.0, -math.inf, power / LOG2_E))
-    return output, xp.squeeze(lse, axis=-1)
+    return xp.squeeze(lse, axis=-1)

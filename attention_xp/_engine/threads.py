@@ -8,14 +8,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from attention_xp._engine.heads import Heads, ceiling, excludes
+from attention_xp._engine.heads import Heads, ceiling, excludes, is_finite, likely
 from attention_xp._engine.in_place import InPlace
 from attention_xp._engine.plan import Bounds, Tile, bounds
 from attention_xp._engine.pool import blas_held_to_one, run_jobs
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.rules import ArrayMask
-from attention_xp._engine.step import Running, advance, finish, is_product, scale_in_base_2, start
+from attention_xp._engine.step import (
+    Running,
+    advance,
+    is_product,
+    log_sum_exp,
+    normalized,
+    scale_in_base_2,
+    start,
+)
 from attention_xp._engine.strips import Place, tiles
 from attention_xp._engine.tile_sizes import STRIP, tile_shape
 from attention_xp._typing import Array
@@ -27,10 +35,10 @@ _HEADROOM = 60.0  # in base 2: by so much more may they be larger elsewhere
 _LARGEST_SUM, _SMALLEST_SUM = 2.0**120, 2.0**-60  # of weights, in float32
 
 
-def walk(problem: Problem) -> tuple[Array, Array]:
-    """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq)."""
+def walk(problem: Problem, *, lse: bool = True) -> tuple[Array, Array | None]:
+    """Return output (..., H, Sq, Dv) and, where it is wanted, log-sum-exp (..., H, Sq)."""
     with blas_held_to_one() as threads:
-        walk = _Walk(without_infinite_bias(problem), threads)
+        walk = _Walk(without_infinite_bias(problem), threads, lse=lse)
         run_jobs(len(walk.jobs), lambda: _Worker(walk).attend, threads)
     return walk.output, walk.lse
 
@@ -48,18 +56,19 @@ def without_infinite_bias(problem: Problem) -> Problem:
 class _Walk:
     """The arrays and jobs of one call."""
 
-    def __init__(self, problem: Problem, threads: int) -> None:
+    def __init__(self, problem: Problem, threads: int, *, lse: bool) -> None:
         self.problem = problem
         self.shape = tile_shape(problem, threads)
         Sq, lead = problem.query.shape[-2], problem.lead
         self.output = np.empty((*lead, Sq, problem.value.shape[-1]), problem.dtype)
-        self.lse = np.empty((*lead, Sq), problem.dtype)
+        self.lse = np.empty((*lead, Sq), problem.dtype) if lse else None
         self.jobs = [
             (starts, rows)
             for starts in self._starts(lead)
             for rows in reversed(bounds(0, Sq, self.shape.rows))  # under a causal mask the longest first
         ]
         self.ceiling = ceiling(problem)
+        self.likely = likely(problem, self.ceiling)
         self.heads: dict[tuple[int, ...], Heads] = {}
         self.plans: dict[tuple[int, ...], list[Tile]] = {}
         self.is_uniform = problem.is_masked_alike
@@ -74,7 +83,9 @@ class _Walk:
         known = self.heads.get(starts)
         if known is None:
             sizes = (1,) * len(starts[:-1]) + (self.shape.heads,) * len(starts[-1:])
-            known = self.heads[starts] = Heads.of(self.problem, self.ceiling, starts, sizes)
+            known = self.heads[starts] = Heads.of(self.problem, self.likely, starts, sizes)
+            if not self.likely.bounded:
+                known = self.heads[starts] = known.surely(self.problem, self.ceiling)
         return known
 
     def surely(self, heads: Heads) -> Heads:
@@ -113,7 +124,6 @@ class _Block(NamedTuple):
     heads: Heads
     region: Region  # under all keys
     query: Array  # (G, D, m), or (1, D, G * m) where rows are folded
-    output: Array  # (..., G, m, Dv): its place in the result
 
 
 class _Worker:
@@ -134,7 +144,6 @@ class _Worker:
             heads,
             Region(self.problem, (*starts, row, 0), (*heads.sizes, stop - row, heads.key.shape[-2])),
             self._query(heads.query[..., row:stop, :]),
-            self.walk.output[(*at, slice(row, stop))],
         )
         tiles = self.walk.tiles_of(starts, (row, stop))
         running = self._computed(block, tiles)
@@ -142,7 +151,10 @@ class _Worker:
             block = block._replace(heads=self.walk.surely(heads))
             if not block.heads.range.bounded:
                 running = self._computed(block, tiles)
-        _, self.walk.lse[(*at, slice(row, stop))] = finish(self.ops, block.region, running)
+        self.ops.output = self.walk.output[(*at, slice(row, stop))]
+        normalized(self.ops, running)
+        if self.walk.lse is not None:
+            self.walk.lse[(*at, slice(row, stop))] = log_sum_exp(self.problem, block.region, running)
 
     def _computed(self, block: _Block, tiles: list[Tile]) -> Running:
         allows = self.ops.range = block.heads.range
@@ -150,7 +162,7 @@ class _Worker:
         if running is not None:
             return running
         with np.errstate() if allows.sure else np.errstate(over="ignore", invalid="ignore"):
-            return self._fold(block, tiles, self._start(block))
+            return self._fold(block, tiles, self._start(block, tiles))
 
     def _query(self, rows: Array) -> Array:
         """Return a block of the query, scaled and transposed once: (..., G, m, D) -> (G, D, m), or (1, D, G * m)."""
@@ -163,13 +175,17 @@ class _Worker:
         target = self._columns[: rows.size].reshape(-1, D, m)
         return np.multiply(rows.transpose(0, 2, 1), self.factor, out=target, dtype=self.problem.dtype)
 
-    def _start(self, block: _Block) -> Running:
-        block.output[...] = 0.0
-        return start(self.problem, block.region, block.output, bounded=self.ops.range.bounded)
+    def _start(self, block: _Block, tiles: list[Tile]) -> Running:
+        sums = self.ops.sums(block.region.sizes[-2])
+        running = start(self.problem, block.region, sums, bounded=self.ops.range.bounded)
+        if len(tiles) > 0 and _is_whole(tiles[0], block.region):
+            return running._replace(output=None)
+        sums[...] = 0.0
+        return running
 
     def _fold(self, block: _Block, tiles: list[Tile], running: Running) -> Running:
         for tile in tiles:
-            self._advance(block, running, tile)
+            running = self._advance(block, running, tile)
         return running
 
     def _may_guess(self, tiles: list[Tile]) -> bool:
@@ -184,9 +200,9 @@ class _Worker:
         same. Known beforehand it costs nothing: it rides in the product, ``[key, 1] @ [query; -shift]``.
         """
         probe, *rest = _split(tiles, _PROBE)
-        if probe.rows != (block.region.starts[-2], block.region.starts[-2] + block.region.sizes[-2]):
+        if not _is_whole(probe, block.region):
             return None
-        first = self._fold(block, [probe], self._start(block))
+        first = self._fold(block, [probe], self._start(block, [probe]))
         if first.peak is None or not np.all(np.isfinite(first.peak)):
             return None
         shift = first.peak + _HEADROOM
@@ -200,27 +216,27 @@ class _Worker:
         is_good = running.total.max() < _LARGEST_SUM and np.all(np.isfinite(running.output))
         return running._replace(peak=shift) if is_good else None
 
-    def _advance(self, block: _Block, running: Running, tile: Tile) -> None:
+    def _advance(self, block: _Block, running: Running, tile: Tile) -> Running:
         """Add a tile to the sums, in place."""
-        heads, region, query, _ = block
+        heads, region, query = block
         (row, stop), first = tile.rows, region.starts[-2]
-        size = stop - row
+        size, some = stop - row, running
         if size != region.sizes[-2]:
             part = slice(row - first, stop - first)
             query = query[..., part]
-            peak, total, output = running
-            running = Running(None if peak is None else peak[..., part, :], total[..., part, :], output[..., part, :])
+            some = Running(*(None if a is None else a[..., part, :] for a in running))
         key, value = self._stretches(heads.key, tile), self._stretches(heads.value, tile)
-        advance(
+        after = advance(
             self.ops,
             Region(self.problem, (*heads.starts, row, tile.columns[0][0]), (*heads.sizes, size, key.shape[-2])),
             query,
             key,
             value,
-            running,
+            some,
             rules=tile.rules,
             mixed=(tile.mixed[0] - row, tile.mixed[1] - row),
         )
+        return after if some is running else running
 
     def _stretches(self, x: Array, tile: Tile) -> Array:
         (start, end), *more = tile.columns
@@ -249,10 +265,16 @@ def _split(tiles: list[Tile], keys: int) -> list[Tile]:
     return [first._replace(columns=((start, start + keys),)), first._replace(columns=columns), *rest]
 
 
+def _is_whole(tile: Tile, region: Region) -> bool:
+    """Whether a tile covers all rows of a region."""
+    row, m = region.starts[-2], region.sizes[-2]
+    return tile.rows == (row, row + m)
+
+
 def _is_sound(running: Running) -> bool:
     """Whether sums of powers without a shift kept all digits, which larger scores than expected would cost."""
     least, most = running.total.min(), running.total.max()
-    return bool(least > _SMALLEST_SUM and most < _LARGEST_SUM and np.isfinite(running.output).all())
+    return bool(least > _SMALLEST_SUM and most < _LARGEST_SUM and is_finite(running.output))
 
 
 def per_batch(problem: Problem, given: Any, b: int) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 
 from attention_xp._engine.arithmetic import LOG2_E
 from attention_xp._engine.backward_step import Known, Rows, shift_of
-from attention_xp._engine.heads import Ceiling, Range
+from attention_xp._engine.heads import Ceiling, Range, is_finite
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.step import scale_in_base_2
@@ -61,7 +61,7 @@ class HeadOf:
         self._norms = np.sqrt(np.vecdot(real, real)) * (1.0 if self._rides[0] else LOG2_E)
         self._gradient = _joined(gradients, known.gradient, -self._delta)
         self._has_rules = len(problem.rules) > 0  # else nothing is excluded, and nothing can leak
-        self.is_finite = not self._has_rules or (_is_finite(self._gradient) and _is_finite(self._delta))
+        self.is_finite = not self._has_rules or (is_finite(self._gradient) and is_finite(self._delta))
         self._known: dict[Bounds, TileRows] = {}
 
     def rows(self, row: int, stop: int) -> TileRows:
@@ -97,7 +97,7 @@ class HeadOf:
         values = _joined(self._values[: last - first], value, 1.0)
         real = keys[:, : key.shape[1]]
         norm = math.sqrt(float(np.max(np.vecdot(real, real))))
-        return keys, values, KnownKeys(norm, not self._has_rules or _is_finite(values))
+        return keys, values, KnownKeys(norm, not self._has_rules or is_finite(values))
 
 
 def _joined(out: Array, array: Array, rider: Array | float, *, factor: float = 1.0) -> Array:
@@ -115,12 +115,6 @@ def _delta(problem: Problem, known: Known) -> Array:
     """Return the same as `Known.delta`, without an array of all products."""
     sums = np.vecdot(known.output, known.gradient)
     return sums if known.grad_lse is None else sums - known.grad_lse.astype(problem.dtype, copy=False)
-
-
-def _is_finite(array: Array) -> bool:
-    """Whether numbers are finite; squares that are not only make the walk more careful than it need be."""
-    flat = array.reshape(-1)
-    return math.isfinite(float(np.vdot(flat, flat)))
 
 
 def _at(array: Array, index: tuple[int, ...]) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
     """Compute a problem tile by tile; wanted weights are assembled block by block of rows."""
     if problem.is_empty:
         return dense.attend(problem, wanted)  # there is nothing to materialise
-    output, lse = _walk(problem)
+    output, lse = _walk(problem, wanted)
     return Attended(
         problem.xp.astype(output, problem.query.dtype, copy=False),
         _weights(problem) if wanted.weights else None,
@@ -42,12 +42,14 @@ def _weights(problem: Problem) -> Array:
     return problem.xp.concat(blocks, axis=-2)
 
 
-def _walk(problem: Problem) -> tuple[Array, Array]:
+def _walk(problem: Problem, wanted: Wanted) -> tuple[Array, Array | None]:
     """Visit the tiles the way the library of the arrays likes it."""
     library = library_name(problem.xp)
     if library == "numpy":
-        from attention_xp._engine.threads import walk  # noqa: PLC0415  # imports NumPy
-    elif library == "torch":
+        from attention_xp._engine.threads import walk as threads_walk  # noqa: PLC0415  # imports NumPy
+
+        return threads_walk(problem, lse=wanted.lse)
+    if library == "torch":
         from attention_xp._engine.autograd import walk  # noqa: PLC0415  # imports torch
     elif library == "jax":
         from attention_xp._engine.lax_derivatives import walk  # noqa: PLC0415  # imports JAX
