@@ -85,6 +85,11 @@ class Arithmetic:
         """(..., m, n) -> (..., m, 1)."""
         return self.xp.sum(weights, axis=-1, keepdims=True)
 
+    def plus_row_sum(self, total: Array | None, weights: Array) -> Array:
+        """(..., m, 1) + (..., m, n) -> (..., m, 1), where ``None`` is nothing yet."""
+        sums = self.row_sum(weights)
+        return sums if total is None else self.add(total, sums)
+
     def allowed(self, rules: tuple[Mask, ...], region: Region) -> Array | None:
         """Return where all rules agree."""
         return allowed_pairs(rules, region)

@@ -20,7 +20,7 @@ from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.scores import added, as_scores, changed, query_factor, survivors, thinned
-from attention_xp._engine.step import is_product, scale_in_base_2
+from attention_xp._engine.step import scale_in_base_2
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
 from attention_xp.masks import Mask
@@ -100,7 +100,7 @@ def contribute(
     problem, exclusive = ops.problem, len(rules) > 0
     products = ops.query_key(rows.query, key, exclusive=exclusive)  # (..., m, D) @ (..., D, n) -> (..., m, n)
     scores, pull = modified_with_pull(problem, ops, region, products)
-    if not is_product(problem):
+    if not problem.is_product:
         scores = ops.in_base_2(scores)
     allowed = ops.allowed(rules, region.of_rows(*mixed))
     if allowed is not None:

@@ -58,6 +58,7 @@ class InPlace(Arithmetic):
         self._sums, self._more = (np.empty(rows * problem.value.shape[-1], dtype) for _ in range(2))
         self._ones = np.ones((shape.columns, 1), dtype)
         self._views: dict[tuple[int, int], _Views] = {}
+        self._at: _Views  # of the tile at hand
         self._keep: dict[object, Array] = {}
         self._by_keys = _meets_lines_only(problem)
         self._excess = _NEVER * float(np.finfo(dtype).max)
@@ -101,7 +102,8 @@ class InPlace(Arithmetic):
             key, poison = quarantined_key(key)
         if key.shape[-1] < query.shape[-2]:  # the last row of the query is a shift
             key = np.concat([key, np.ones_like(key[..., :1])], axis=-1)
-        views = self._tile(query.shape[-1] // (self._shape.heads if self._shape.folded else 1), key.shape[-2])
+        rows = query.shape[-1]
+        views = self._at = self._tile(rows // self._shape.heads if self._shape.folded else rows, key.shape[-2])
         if self._by_keys:
             np.matmul(key, query, out=views.product)
         else:
@@ -140,8 +142,8 @@ class InPlace(Arithmetic):
 
     def plus_weights_value(self, output: Array | None, weights: Array, value: Array, *, exclusive: bool) -> Array:
         """(..., G, m, Dv) + (..., G, m, n) @ (G, n, Dv), in the output."""
-        views = self._tile(*weights.shape[-2:])
-        weights, product = weights.reshape(views.rows.shape), views.sums if output is None else views.more
+        views, product = self._at, self._at.sums if output is None else self._at.more
+        weights = views.rows if weights is views.scores else weights.reshape(views.rows.shape)
         if exclusive and not self.range.values:
             np.copyto(product.rows, quarantined_outputs(weights, value))
         else:
@@ -150,7 +152,7 @@ class InPlace(Arithmetic):
 
     def row_sum(self, weights: Array) -> Array:
         """(..., m, n) @ (n, 1) -> (..., m, 1): a product is twice as fast as a sum."""
-        return np.matmul(weights, self._tile(*weights.shape[-2:]).ones)
+        return np.matmul(weights, self._at.ones)
 
     def allowed(self, rules: tuple[Mask, ...], region: Region) -> Array | None:
         """Return where all rules agree, in the layout of the scores.

@@ -28,7 +28,7 @@ class _Blas:
                 self._before = [library.num_threads for library in self._found()]
                 self._set([1] * len(self._before))
             self._holders += 1
-            threads = max(self._before, default=os.cpu_count() or 1)
+            threads = max(self._before) if self._before else os.cpu_count() or 1
         try:
             yield threads
         finally:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Integral
 from typing import Any
 
@@ -75,6 +76,11 @@ class Problem:
     def has_foreign_code(self) -> bool:
         """Whether the call brings functions of its own, or rules of its own classes."""
         return self.score_mod is not None or any(map(_is_foreign, self.rules))
+
+    @cached_property
+    def is_product(self) -> bool:
+        """Whether the score is the scaled product and nothing more."""
+        return self.softcap is None and self.score_mod is None and len(self.addends) == 0
 
     @property
     def has_bias_rule(self) -> bool:

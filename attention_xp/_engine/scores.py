@@ -81,7 +81,7 @@ def thinned(problem: Problem, keep: Array | None, weights: Array) -> Array:
 
 def dropped(problem: Problem, region: Region, weights: Array) -> Array:
     """Return the weights after dropout."""
-    return thinned(problem, survivors(problem, region), weights)
+    return weights if problem.seed is None else thinned(problem, survivors(problem, region), weights)
 
 
 def of_real_rows(problem: Problem, region: Region, lse: Array) -> Array:

@@ -17,25 +17,20 @@ from attention_xp._softmax import nonzero
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
 
-__all__ = ["Running", "advance", "finish", "is_product", "log_sum_exp", "normalized", "scale_in_base_2", "start"]
+__all__ = ["Running", "advance", "finish", "log_sum_exp", "normalized", "scale_in_base_2", "start"]
 
 
 class Running(NamedTuple):
     """What is known of a block of rows: the largest score so far, and sums relative to it."""
 
     peak: Array | None  # (..., m, 1) in base 2; None where scores are small enough to need none
-    total: Array  # (..., m, 1)
-    output: Array  # (..., m, Dv); None is as good as zeros, and spares writing and adding them
+    total: Array  # (..., m, 1); None is as good as zeros, and spares writing and adding them
+    output: Array  # (..., m, Dv); likewise
 
 
 def scale_in_base_2(problem: Problem) -> float:
     """Return the factor of the query."""
-    return query_factor(problem) * (LOG2_E if is_product(problem) else 1.0)
-
-
-def is_product(problem: Problem) -> bool:
-    """Whether the score is the scaled product and nothing more."""
-    return problem.softcap is None and problem.score_mod is None and len(problem.addends) == 0
+    return query_factor(problem) * (LOG2_E if problem.is_product else 1.0)
 
 
 def start(problem: Problem, region: Region, empty: Array, *, bounded: bool) -> Running:
@@ -63,11 +58,9 @@ def advance(
 ) -> Running:
     """Return the state after one more tile. `rules` are undecided on the `mixed` rows of it."""
     problem, xp, exclusive = ops.problem, ops.xp, len(rules) > 0
-    scores = modified(
-        problem, ops, region, ops.query_key(query, key, exclusive=exclusive)
-    )  # (..., m, D) @ (..., D, n) -> (..., m, n)
-    if not is_product(problem):
-        scores = ops.in_base_2(scores)
+    scores = ops.query_key(query, key, exclusive=exclusive)  # (..., m, D) @ (..., D, n) -> (..., m, n)
+    if not problem.is_product:
+        scores = ops.in_base_2(modified(problem, ops, region, scores))
     allowed = ops.allowed(rules, region.of_rows(*mixed)) if exclusive else None
     if allowed is not None:
         scores = ops.exclude(scores, allowed, mixed)
@@ -78,15 +71,15 @@ def advance(
         shift = xp.where(xp.isfinite(peak), peak, 0.0)
         fade = ops.exp2(running.peak - shift)
     weights = ops.powers(scores, shift, allowed, mixed)
-    total = ops.row_sum(weights)
-    before, output = running.total, running.output
+    total, output = running.total, running.output
     if fade is not None:
-        before = ops.multiply(before, fade)
-        output = None if output is None else ops.multiply(output, fade)
+        peak = ops.replace(running.peak, peak)
+        total, output = (None if sums is None else ops.multiply(sums, fade) for sums in (total, output))
+    total = ops.plus_row_sum(total, weights)
     output = ops.plus_weights_value(
         output, dropped(problem, region, weights), value, exclusive=exclusive
     )  # (..., m, Dv) + (..., m, n) @ (..., n, Dv)
-    return Running(None if peak is None else ops.replace(running.peak, peak), ops.add(before, total), output)
+    return Running(peak, total, output)
 
 
 def finish(ops: Arithmetic, region: Region, running: Running) -> tuple[Array, Array]:
@@ -96,7 +89,8 @@ def finish(ops: Arithmetic, region: Region, running: Running) -> tuple[Array, Ar
 
 def normalized(ops: Arithmetic, running: Running) -> Array:
     """Return the output (..., m, Dv): the weighted sum of values over the sum of the weights."""
-    return ops.divide(running.output, nonzero(running.total, xp=ops.xp))
+    total = running.total
+    return ops.divide(running.output, total if ops.problem.never_empty else nonzero(total, xp=ops.xp))
 
 
 def log_sum_exp(problem: Problem, region: Region, running: Running) -> Array:

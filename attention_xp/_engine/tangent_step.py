@@ -14,7 +14,6 @@ from attention_xp._engine.backward_step import key_factor, modified_with_pull
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.region import Region
 from attention_xp._engine.scores import survivors, thinned
-from attention_xp._engine.step import is_product
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
 
@@ -55,7 +54,7 @@ def advance_sums(
     """
     problem, exclusive = ops.problem, len(rules) > 0
     scores, pull = modified_with_pull(problem, ops, region, ops.query_key(query.at, key.at, exclusive=exclusive))
-    if not is_product(problem):
+    if not problem.is_product:
         scores = ops.in_base_2(scores)
     allowed = ops.allowed(rules, region.of_rows(*mixed))
     if allowed is not None:

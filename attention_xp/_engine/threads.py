@@ -18,7 +18,6 @@ from attention_xp._engine.rules import ArrayMask
 from attention_xp._engine.step import (
     Running,
     advance,
-    is_product,
     log_sum_exp,
     normalized,
     scale_in_base_2,
@@ -114,7 +113,7 @@ class _Walk:
             h=None if self.is_uniform or problem.heads is None or shape.heads > 1 else starts[-1],
             chunk=rows[1] - rows[0] if shape.folded else min(STRIP, shape.rows),
             columns=shape.columns,
-            may_skip=is_product(problem) and problem.seed is None,
+            may_skip=problem.is_product and problem.seed is None,
         )
 
 
@@ -176,12 +175,15 @@ class _Worker:
         return np.multiply(rows.transpose(0, 2, 1), self.factor, out=target, dtype=self.problem.dtype)
 
     def _start(self, block: _Block, tiles: list[Tile]) -> Running:
+        is_bounded = self.ops.range.bounded
+        if len(tiles) == 0 or not _is_whole(tiles[0], block.region):
+            sums = self.ops.sums(block.region.sizes[-2])
+            sums[...] = 0.0
+            return start(self.problem, block.region, sums, bounded=is_bounded)
+        if is_bounded and self.problem.sinks is None:
+            return Running(None, None, None)
         sums = self.ops.sums(block.region.sizes[-2])
-        running = start(self.problem, block.region, sums, bounded=self.ops.range.bounded)
-        if len(tiles) > 0 and _is_whole(tiles[0], block.region):
-            return running._replace(output=None)
-        sums[...] = 0.0
-        return running
+        return start(self.problem, block.region, sums, bounded=is_bounded)._replace(output=None)
 
     def _fold(self, block: _Block, tiles: list[Tile], running: Running) -> Running:
         for tile in tiles:
@@ -191,7 +193,7 @@ class _Worker:
     def _may_guess(self, tiles: list[Tile]) -> bool:
         """Whether scores are large, finite and the product alone, and there is enough to gain."""
         allows = self.ops.range
-        return allows.clip and not allows.bounded and is_product(self.problem) and _reach(tiles) > 2 * _PROBE
+        return allows.clip and not allows.bounded and self.problem.is_product and _reach(tiles) > 2 * _PROBE
 
     def _fold_large(self, block: _Block, tiles: list[Tile]) -> Running | None:
         """Visit all tiles with the shift that the first keys ask for, ``None`` where that proves too small.

@@ -15,7 +15,6 @@ from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.scores import query_factor
 from attention_xp._engine.scratch import Scratch, borrowed
-from attention_xp._engine.step import is_product
 from attention_xp._engine.strips import asked
 from attention_xp._engine.threads import per_batch, without_infinite_bias
 from attention_xp._engine.threads_head import HeadOf, KnownKeys, Places
@@ -45,7 +44,7 @@ class _Walk:
         Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
         self.blocks, self.stretches = bounds(0, Sq, rows), bounds(0, Sk, columns)
         self.sizes = rows, columns
-        self.rides = is_product(problem), problem.seed is None  # the shift in the query, delta in the gradient
+        self.rides = problem.is_product, problem.seed is None  # the shift in the query, delta in the gradient
         widths = [a.shape[-1] + rides for a, rides in zip((problem.query, problem.value), self.rides, strict=True)]
         self.shapes = [(n, width) for n in (Sq, columns) for width in widths]  # of what is copied of each head
         kv_lead = problem.lead if problem.heads is None else (*problem.batch, problem.key.shape[-3])
