@@ -26,7 +26,9 @@ __all__ = [
     "device",
     "dtype_name",
     "floating_dtype",
+    "in_forward_mode",
     "is_boolean",
+    "is_compiling",
     "is_floating",
     "is_followed",
     "is_integer",
@@ -151,6 +153,17 @@ def computation_dtype(xp: Namespace, dtype: DType) -> DType:
 def same_device(xp: Namespace, a: Array, b: Array) -> bool:
     """Whether two arrays of `xp` live together; JAX places its arrays itself."""
     return is_numpy_namespace(xp) or is_jax_namespace(xp) or bool(a.device == b.device)
+
+
+def is_compiling(xp: Namespace) -> bool:
+    """Whether torch compiles or exports, so that sizes may be none."""
+    return is_torch_namespace(xp) and bool(sys.modules["torch"].compiler.is_compiling())
+
+
+def in_forward_mode() -> bool:
+    """Whether torch may be computing tangents, of which there is no public question for a function at large."""
+    torch = sys.modules["torch"]
+    return not torch.compiler.is_compiling() and bool(torch.autograd.forward_ad._current_level >= 0)
 
 
 def is_traced() -> bool:

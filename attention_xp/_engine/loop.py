@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import chain
 
-from attention_xp._backend import device, is_followed
+from attention_xp._backend import device, is_compiling, is_followed
 from attention_xp._engine.arithmetic import Arithmetic
 from attention_xp._engine.plan import Bounds, Tile, bounds, plan
 from attention_xp._engine.problem import Problem
@@ -72,15 +72,18 @@ def tiles_of_rows(problem: Problem, row: int, stop: int, columns: int) -> list[T
     """Return the tiles that a block of rows of all heads visits."""
     strips = bounds(0, problem.key.shape[-2], columns)
     offset = problem.query_offset or 0 if isinstance(problem.query_offset, int | None) else None
+    # A trace with sizes that change takes one graph for all that fit into one tile, and export has no ints at all.
+    is_vague = is_compiling(problem.xp) and (len(strips) == 1 or not isinstance(strips[0][1], int))
     answers = []
     for rule in problem.rules:
         verdicts = []
         for first, last in strips:
-            if offset is None or problem.packing is not None:  # on a device: what is not known may be anything
+            if offset is None or problem.packing is not None or is_vague:  # what is not known may be anything
                 verdicts.append((True, False))
                 continue
             span = Span(None, row, stop - 1, row + offset, stop - 1 + offset, first, last - 1, None, None)
-            verdicts.append(rule.reach(span))
+            possible, certain = rule.reach(span)
+            verdicts.append((bool(possible), bool(certain)))
         answers.append((rule, [[possible for possible, _ in verdicts]], [[certain for _, certain in verdicts]]))
     # A block that sees nothing visits one tile all the same: its result must hang on the inputs for autograd.
     return plan([(row, stop)], strips, answers, columns) or [

@@ -76,13 +76,13 @@ class Grid:
         self.problem, self.shape = problem, shape
         *self.lead, height, width = (1,) * (2 - len(shape)) + shape
         self.rows, self.columns = _parts(height, rows), _parts(width, columns)
-        self.pieces: dict[tuple[Bounds, Bounds], Array] = {}
+        self.pieces: dict[tuple[int, int], Array] = {}  # by numbers: bounds that torch traces make no keys
 
     def add(self, piece: Array, rows: Bounds, columns: Bounds = (0, 0)) -> None:
         """Add a piece that covers these bounds; an axis that has one part needs none."""
         at = (
-            rows if len(self.rows) > 1 else self.rows[0],
-            columns if len(self.columns) > 1 else self.columns[0],
+            self.rows.index(rows) if len(self.rows) > 1 else 0,
+            self.columns.index(columns) if len(self.columns) > 1 else 0,
         )
         self.pieces[at] = self.pieces[at] + piece if at in self.pieces else piece
 
@@ -91,15 +91,16 @@ class Grid:
         xp = self.problem.xp
         if len(self.pieces) == 0:
             return self._zeros(self.shape)
-        strips = [[self._piece(rows, columns) for columns in self.columns] for rows in self.rows]
+        strips = [[self._piece(i, j) for j in range(len(self.columns))] for i in range(len(self.rows))]
         joined = [strip[0] if len(strip) == 1 else xp.concat(strip, axis=-1) for strip in strips]
         whole = joined[0] if len(joined) == 1 else xp.concat(joined, axis=-2)
         return xp.reshape(whole, self.shape)
 
-    def _piece(self, rows: Bounds, columns: Bounds) -> Array:
+    def _piece(self, i: int, j: int) -> Array:
+        rows, columns = self.rows[i], self.columns[j]
         shape = (*self.lead, rows[1] - rows[0], columns[1] - columns[0])
-        if (rows, columns) in self.pieces:
-            return self.problem.xp.reshape(self.pieces[rows, columns], shape)
+        if (i, j) in self.pieces:
+            return self.problem.xp.reshape(self.pieces[i, j], shape)
         return self._zeros(shape)
 
     def _zeros(self, shape: tuple[int, ...]) -> Array:

@@ -22,8 +22,14 @@ class Tile(NamedTuple):
 
 
 def bounds(start: int, stop: int, size: int) -> list[Bounds]:
-    """Cut a range into pieces of one size; the last may be shorter."""
-    return [(i, min(i + size, stop)) for i in range(start, stop, size)]
+    """Cut a range into pieces of one size; the last may be shorter.
+
+    Only the number of pieces is made sure of: where torch traces sizes, one graph serves all lengths with that.
+    """
+    if start < stop <= start + size:
+        return [(start, stop)]
+    count = -(-(stop - start) // size)
+    return [(start + i * size, start + (i + 1) * size if i < count - 1 else stop) for i in range(count)]
 
 
 def plan(

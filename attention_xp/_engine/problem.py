@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from numbers import Integral
 from typing import Any
 
@@ -77,7 +76,7 @@ class Problem:
         """Whether the call brings functions of its own, or rules of its own classes."""
         return self.score_mod is not None or any(map(_is_foreign, self.rules))
 
-    @cached_property
+    @property
     def is_product(self) -> bool:
         """Whether the score is the scaled product and nothing more."""
         return self.softcap is None and self.score_mod is None and len(self.addends) == 0
@@ -121,7 +120,7 @@ class Problem:
     ) -> "Problem":
         """Check a call and line everything up with the scores."""
         name = _name(query, key, value, mask, dropout_rate, options) if packing is None and first_item == 0 else None
-        if name in _KNOWN:
+        if name is not None and name in _KNOWN:  # a trace that so much as asks would hang on what else is known
             problem = object.__new__(cls)  # to set the fields one by one takes as long as attention on small arrays
             vars(problem).update(_KNOWN[name], query=query, key=key, value=value)
             return problem
@@ -156,7 +155,7 @@ class Problem:
         rows = line_up.integers("query_lengths", o["query_lengths"], high=query.shape[-2])
         columns = line_up.integers("key_lengths", o["key_lengths"], high=key.shape[-2])
         rules = _rules(o, mask if isinstance(mask, Mask) else None, rows, columns)
-        if offset is None and query.shape[-2] != key.shape[-2]:
+        if offset is None:
             _refuse_to_guess(rules, query, key)
         narrow = all(a is None or a.dtype in (xp.bool, query.dtype) for a in (bias_array, mask_array))
         addends = [] if o["bias"] is None else [o["bias"]]
@@ -273,7 +272,7 @@ def _rules(o: AttentionOptions, mask: Mask | None, rows: Any, columns: Any) -> l
 
 
 def _refuse_to_guess(rules: list[Mask], query: Array, key: Array) -> None:
-    if any(rule.relative for rule in rules):
+    if any(rule.relative for rule in rules) and query.shape[-2] != key.shape[-2]:
         raise ValueError(
             "query_offset is required with a causal or window mask where Sq != Sk: expected query_offset=0 (aligned "
             f"top-left) or query_offset=Sk - Sq (aligned bottom-right), {shapes(query=query, key=key)}"

@@ -87,8 +87,8 @@ def _equal_parts(length: int, size: int) -> int:
     """Return the size of equal parts of at most `size`, a multiple of 16."""
     if length <= size:
         return max(length, 1)
-    part = math.ceil(length / math.ceil(length / size))
-    return min(size, 16 * math.ceil(part / 16))
+    part = -(-length // -(-length // size))  # integers alone: torch traces them, too
+    return min(size, 16 * -(-part // 16))
 
 
 def backward_tile_sizes(problem: Problem) -> tuple[int, int]:

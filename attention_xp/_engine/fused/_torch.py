@@ -4,7 +4,7 @@ import math
 import sys
 from typing import Any
 
-from attention_xp._backend import is_mapped
+from attention_xp._backend import in_forward_mode, is_mapped
 from attention_xp._engine.borders import sdpa_is_faster
 from attention_xp._engine.fused._translation import (
     added,
@@ -45,8 +45,9 @@ def _refused_mask(problem: Problem) -> str | None:
 
 
 def is_worthwhile(problem: Problem) -> bool:
-    """Return whether the kernel is the fastest: under `vmap` it falls back to a loop over the items."""
-    return sdpa_is_faster(problem) and not is_mapped(problem.query, problem.key, problem.value)
+    """Return whether the kernel is the fastest: under `vmap` it falls back to a loop, and it has no forward mode."""
+    mapped = is_mapped(problem.query, problem.key, problem.value)
+    return sdpa_is_faster(problem) and not mapped and not in_forward_mode()
 
 
 def attend(problem: Problem, wanted: Wanted) -> Attended:  # noqa: ARG001
