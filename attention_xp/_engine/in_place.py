@@ -21,7 +21,7 @@ from attention_xp._engine.rules import ArrayMask, RowMask
 from attention_xp._engine.tile_sizes import TileShape
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
-from attention_xp.masks import LengthMask, Mask, PrefixMask
+from attention_xp.masks import Mask
 
 __all__ = ["InPlace"]
 
@@ -160,7 +160,8 @@ class InPlace(Arithmetic):
         The triangle of a causal mask is the same all along the diagonal: made once, kept.
         """
         if len(rules) == 0 or not self.problem.shift_invariant(rules):
-            return allowed_pairs(rules, region)
+            allowed = allowed_pairs(rules, region)
+            return allowed if allowed is None or not self._by_keys else _by_columns(allowed)
         name = (*map(id, rules), region.starts[-2] - region.starts[-1], region.sizes[-2:])
         if name not in self._keep:
             allowed = np.asarray(allowed_pairs(rules, region), self._scores.dtype)
@@ -190,15 +191,18 @@ class InPlace(Arithmetic):
 
 
 def _meets_lines_only(problem: Problem) -> bool:
-    """Whether nothing of (Sq, Sk) is combined with the scores but triangles, which are kept in any layout."""
+    """Whether hardly anything of (Sq, Sk) is combined with the scores.
+
+    Triangles are kept in any layout, and other rules that tell which tiles they leave whole meet few.
+    """
     is_uniform = problem.score_mod is None and problem.seed is None
     return (
         is_uniform
         and all(map(_is_line, problem.addends))
         and all(
             rule.shift_invariant
-            or isinstance(rule, LengthMask | PrefixMask | RowMask)
-            or (isinstance(rule, ArrayMask) and _is_line(rule.array))
+            or isinstance(rule, RowMask)
+            or (_is_line(rule.array) if isinstance(rule, ArrayMask) else rule.tells)
             for rule in problem.rules
         )
     )
@@ -206,3 +210,8 @@ def _meets_lines_only(problem: Problem) -> bool:
 
 def _is_line(array: Array | Bias) -> bool:
     return not isinstance(array, Bias) and (array.ndim < 2 or 1 in array.shape[-2:])
+
+
+def _by_columns(allowed: Array) -> Array:
+    """Lay flags (..., m, n) out keys x queries."""
+    return np.ascontiguousarray(allowed.mT).mT if allowed.ndim > 1 else allowed

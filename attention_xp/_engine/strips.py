@@ -1,4 +1,4 @@
-"""The tiles that a block of rows visits on NumPy: rules are asked about all its chunks and strips at once."""
+"""The tiles that a block of rows visits on NumPy: rules are asked about many chunks and strips at once."""
 
 import functools
 from typing import NamedTuple
@@ -11,38 +11,113 @@ from attention_xp._engine.tile_sizes import STRIP
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
 
-__all__ = ["Place", "asked", "tiles"]
+__all__ = ["Grid", "Item", "Plans", "asked"]
+
+_ASKED = 2**18  # rectangles that rules are asked about at once
 
 
-class Place(NamedTuple):
-    """A block of rows under all keys, and how finely it is cut."""
+class Item(NamedTuple):
+    """A batch item and a head, whose scores are masked alike."""
 
-    rows: Bounds
-    keys: int
     offset: int  # from rows to positions
     b: int
     h: int | None  # None: all heads
-    chunk: int  # rows of a chunk
+
+
+class Grid(NamedTuple):
+    """How finely rows and keys are cut."""
+
+    keys: int
+    rows: int  # of a block
+    chunk: int  # rows of a chunk of a block
     columns: int  # keys of a tile
     may_skip: bool  # whether full tiles are joined over gaps
 
 
-def tiles(rules: tuple[Mask, ...], place: Place) -> list[Tile]:
-    """Return the tiles that are not empty; kept where positions alone decide."""
-    if len(rules) == 0:
-        row, stop = place.rows
-        return [Tile((row, stop), (columns,), (row, row), ()) for columns in bounds(0, place.keys, place.columns)]
-    return (_kept if all(rule.shift_invariant for rule in rules) else _planned)(rules, place)
+class _Answers(NamedTuple):
+    """What rules answered about the chunks of some blocks, under all strips."""
+
+    blocks: list[Bounds]
+    chunks: list[list[Bounds]]  # of each block
+    strips: list[Bounds]
+    possible: Array  # (rules, chunks of all blocks, strips)
+    certain: Array
 
 
-def _planned(rules: tuple[Mask, ...], place: Place) -> list[Tile]:
-    chunks = bounds(*place.rows, place.chunk)
-    strips = _strips(place.keys, min(STRIP, place.columns), phase=place.rows[0] + place.offset)
-    answers = [
-        (rule, *both.tolist())
-        for rule, both in zip(rules, asked(rules, chunks, strips, place.offset, place.b, place.h), strict=True)
-    ]
-    return plan(chunks, strips, answers, place.columns, may_skip=place.may_skip)
+class Plans:
+    """The tiles of all blocks of rows of one call, planned when they are first asked for."""
+
+    def __init__(self, rules: tuple[Mask, ...], rows: int, grid: Grid) -> None:
+        self.rules, self.grid = rules, grid
+        self._blocks = bounds(0, rows, grid.rows)
+        # Positions alone decide: a plan serves other calls as well.
+        self._kept = all(rule.shift_invariant for rule in rules)
+        self._answers: dict[tuple[Item, int], _Answers] = {}
+
+    def tiles(self, item: Item, rows: Bounds) -> list[Tile]:
+        """Return the tiles of a block that are not empty."""
+        if len(self.rules) == 0:
+            return [
+                Tile(rows, (columns,), (rows[0], rows[0]), ())
+                for columns in bounds(0, self.grid.keys, self.grid.columns)
+            ]
+        if self._kept:
+            return _kept(self.rules, self.grid, item, rows)
+        return _planned(self.rules, self.grid, self._answers_about(item, rows), rows)
+
+    def latest_first(self) -> list[Bounds]:
+        """Return the blocks of rows, last ones first: under a causal mask they visit the most."""
+        return self._blocks[::-1]
+
+    def longest_first(self, item: Item) -> list[Bounds]:
+        """Return the blocks of rows, those that visit much before the others."""
+        if self._kept or len(self._blocks) > self._at_once():
+            return self.latest_first()
+        answers = self._answers_about(item, self._blocks[0])
+        visited = np.all(answers.possible, axis=0) @ np.asarray([end - start for start, end in answers.strips])
+        ends = np.cumsum([len(chunks) for chunks in answers.chunks])
+        area = dict(zip(answers.blocks, map(np.sum, np.split(visited, ends[:-1])), strict=True))
+        return sorted(self.latest_first(), key=area.__getitem__, reverse=True)
+
+    def _answers_about(self, item: Item, rows: Bounds) -> _Answers:
+        """Return the answers about a block and its neighbours."""
+        size = self._at_once()
+        batch = rows[0] // self.grid.rows // size
+        known = self._answers.get((item, batch))
+        if known is None:
+            blocks = self._blocks[batch * size : (batch + 1) * size]
+            known = self._answers[item, batch] = _answers(self.rules, self.grid, item, blocks)
+        return known
+
+    def _at_once(self) -> int:
+        """Return about how many blocks rules are asked at once."""
+        keys, rows, chunk, columns, _ = self.grid
+        strips, chunks = -(-keys // min(STRIP, columns)), -(-rows // chunk)
+        return max(1, _ASKED // max(1, strips * chunks))
+
+
+@functools.lru_cache(maxsize=1024)
+def _kept(rules: tuple[Mask, ...], grid: Grid, item: Item, rows: Bounds) -> list[Tile]:
+    return _planned(rules, grid, _answers(rules, grid, item, [rows]), rows)
+
+
+def _planned(rules: tuple[Mask, ...], grid: Grid, answers: _Answers, rows: Bounds) -> list[Tile]:
+    """Return the tiles of one block; strips that are empty for all of it are not looked at."""
+    block = answers.blocks.index(rows)
+    first = sum(map(len, answers.chunks[:block]))
+    chunks = answers.chunks[block]
+    possible, certain = (a[:, first : first + len(chunks)] for a in (answers.possible, answers.certain))
+    visited = np.flatnonzero(np.any(np.all(possible, axis=0), axis=0))
+    told = zip(rules, possible[..., visited].tolist(), certain[..., visited].tolist(), strict=True)
+    strips = [answers.strips[j] for j in visited.tolist()]
+    return plan(chunks, strips, list(told), grid.columns, may_skip=grid.may_skip)
+
+
+def _answers(rules: tuple[Mask, ...], grid: Grid, item: Item, blocks: list[Bounds]) -> _Answers:
+    chunks = [bounds(*rows, grid.chunk) for rows in blocks]
+    strips = _strips(grid.keys, min(STRIP, grid.columns), phase=blocks[0][0] + item.offset)
+    answers = np.stack(asked(rules, [chunk for some in chunks for chunk in some], strips, *item))
+    return _Answers(blocks, chunks, strips, answers[:, 0], answers[:, 1])
 
 
 def asked(
@@ -54,9 +129,6 @@ def asked(
     span = Span(np, first, last, first + offset, last + offset, k_lo, k_hi - 1, b, h)
     grid = (len(chunks), len(strips))
     return [np.stack([np.broadcast_to(answer, grid) for answer in rule.reach(span)]) for rule in rules]
-
-
-_kept = functools.lru_cache(maxsize=1024)(_planned)
 
 
 def _strips(length: int, size: int, *, phase: int) -> list[Bounds]:

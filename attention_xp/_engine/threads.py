@@ -10,7 +10,7 @@ import numpy as np
 
 from attention_xp._engine.heads import Heads, ceiling, excludes, is_finite, likely
 from attention_xp._engine.in_place import InPlace
-from attention_xp._engine.plan import Bounds, Tile, bounds
+from attention_xp._engine.plan import Bounds, Tile
 from attention_xp._engine.pool import blas_held_to_one, run_jobs
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
@@ -23,7 +23,7 @@ from attention_xp._engine.step import (
     scale_in_base_2,
     start,
 )
-from attention_xp._engine.strips import Place, tiles
+from attention_xp._engine.strips import Grid, Item, Plans
 from attention_xp._engine.tile_sizes import STRIP, tile_shape
 from attention_xp._typing import Array
 
@@ -61,16 +61,21 @@ class _Walk:
         Sq, lead = problem.query.shape[-2], problem.lead
         self.output = np.empty((*lead, Sq, problem.value.shape[-1]), problem.dtype)
         self.lse = np.empty((*lead, Sq), problem.dtype) if lse else None
-        self.jobs = [
-            (starts, rows)
-            for starts in self._starts(lead)
-            for rows in reversed(bounds(0, Sq, self.shape.rows))  # under a causal mask the longest first
-        ]
+        self.is_uniform = problem.is_masked_alike
+        self.plans = Plans(problem.rules, Sq, self._grid())
+        self.jobs = self._jobs()
         self.ceiling = ceiling(problem)
         self.likely = likely(problem, self.ceiling)
         self.heads: dict[tuple[int, ...], Heads] = {}
-        self.plans: dict[tuple[int, ...], list[Tile]] = {}
-        self.is_uniform = problem.is_masked_alike
+        self.tiles: dict[tuple[Item, Bounds], list[Tile]] = {}
+
+    def _jobs(self) -> list[tuple[tuple[int, ...], Bounds]]:
+        """Return the heads and rows of all jobs; what is long comes first, so that no thread ends with it."""
+        places = list(self._starts(self.problem.lead))
+        if not places:
+            return []
+        blocks = self.plans.longest_first(self._item(places[0])) if self.is_uniform else self.plans.latest_first()
+        return list(itertools.product(places, blocks))
 
     def _starts(self, lead: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         """Return where the heads of each job begin."""
@@ -96,22 +101,27 @@ class _Walk:
 
     def tiles_of(self, starts: tuple[int, ...], rows: Bounds) -> list[Tile]:
         """Return the tiles that a block of rows visits."""
-        name = rows if self.is_uniform else (*rows, *starts)
-        known = self.plans.get(name)
+        item = self._item(starts)
+        known = self.tiles.get((item, rows))
         if known is None:
-            known = self.plans[name] = tiles(self.problem.rules, self._place(starts, rows))
+            known = self.tiles[item, rows] = self.plans.tiles(item, rows)
         return known
 
-    def _place(self, starts: tuple[int, ...], rows: Bounds) -> Place:
-        problem, shape = self.problem, self.shape
+    def _item(self, starts: tuple[int, ...]) -> Item:
+        """Return whose mask some heads have."""
+        problem = self.problem
         b = int(np.ravel_multi_index(starts[: len(problem.batch)], problem.batch)) if problem.batch else 0
-        return Place(
-            rows=rows,
+        offset = per_batch(problem, problem.query_offset, b)
+        if self.is_uniform:
+            return Item(offset, 0, None)
+        return Item(offset, b, None if problem.heads is None or self.shape.heads > 1 else starts[-1])
+
+    def _grid(self) -> Grid:
+        problem, shape = self.problem, self.shape
+        return Grid(
             keys=problem.key.shape[-2],
-            offset=per_batch(problem, problem.query_offset, b),
-            b=0 if self.is_uniform else b,
-            h=None if self.is_uniform or problem.heads is None or shape.heads > 1 else starts[-1],
-            chunk=rows[1] - rows[0] if shape.folded else min(STRIP, shape.rows),
+            rows=shape.rows,
+            chunk=shape.rows if shape.folded else min(STRIP, shape.rows),
             columns=shape.columns,
             may_skip=problem.is_product and problem.seed is None,
         )
@@ -133,6 +143,7 @@ class _Worker:
         self.ops = InPlace(self.problem, walk.shape)
         self.factor = scale_in_base_2(self.problem)
         self._columns = np.empty(walk.shape.heads * walk.shape.rows * self.problem.query.shape[-1], self.problem.dtype)
+        self._gathered = [np.empty(0, self.problem.dtype), np.empty(0, self.problem.dtype)]  # keys and values
 
     def attend(self, job: int) -> None:
         """Compute one block of rows of some heads."""
@@ -227,7 +238,7 @@ class _Worker:
             part = slice(row - first, stop - first)
             query = query[..., part]
             some = Running(*(None if a is None else a[..., part, :] for a in running))
-        key, value = self._stretches(heads.key, tile), self._stretches(heads.value, tile)
+        key, value = self._stretches(heads.key, tile, 0), self._stretches(heads.value, tile, 1)
         after = advance(
             self.ops,
             Region(self.problem, (*heads.starts, row, tile.columns[0][0]), (*heads.sizes, size, key.shape[-2])),
@@ -240,12 +251,17 @@ class _Worker:
         )
         return after if some is running else running
 
-    def _stretches(self, x: Array, tile: Tile) -> Array:
+    def _stretches(self, x: Array, tile: Tile, which: int) -> Array:
+        """Return the keys or values of a tile as one array: a copy where they are apart."""
         (start, end), *more = tile.columns
-        stretch = x[:, start:end]
-        if more:
-            stretch = np.concat([stretch, *(x[:, start:end] for start, end in more)], axis=1)
-        return stretch if stretch.dtype == self.problem.dtype else stretch.astype(self.problem.dtype)
+        if not more:
+            return x[:, start:end].astype(self.problem.dtype, copy=False)
+        shape = len(x), sum(end - start for start, end in tile.columns), x.shape[-1]
+        size = math.prod(shape)
+        if self._gathered[which].size < size:
+            self._gathered[which] = np.empty(size, self.problem.dtype)
+        target = self._gathered[which][:size].reshape(shape)
+        return np.concat([x[:, start:end] for start, end in tile.columns], axis=1, out=target)
 
 
 def _reach(tiles: list[Tile]) -> int:

@@ -87,6 +87,12 @@ class Mask:
         """
         return True, False
 
+    @property
+    def tells(self) -> bool:
+        """Whether `reach` says anything, here and in all rules that this one is made of."""
+        parts = [value for value in vars(self).values() if isinstance(value, Mask)]
+        return all(part.tells for part in parts) if parts else type(self).reach is not Mask.reach
+
     def check(self, xp: Namespace, query: Array, batch: tuple[int, ...], heads: int | None) -> None:
         """Check that the arrays of a mask suit a query, before anything is computed.
 

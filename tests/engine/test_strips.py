@@ -1,0 +1,74 @@
+"""The tiles of NumPy's walker: they visit what a mask allows, each pair once, and know where they need not ask."""
+
+import numpy as np
+import pytest
+
+from attention_xp._engine.plan import bounds
+from attention_xp._engine.strips import Grid, Item, Plans
+from attention_xp.masks import (
+    BlockMask,
+    CausalMask,
+    GlobalMask,
+    Mask,
+    SegmentMask,
+    WindowMask,
+    longformer_mask,
+    sparse_transformer_mask,
+)
+
+LENGTH = 700
+HERE = Item(offset=0, b=0, h=None)
+
+
+def _blocks(size: int) -> BlockMask:
+    count = -(-LENGTH // size)
+    return BlockMask(np.random.default_rng(0).random((count, count)) < 0.3, size)
+
+
+MASKS = [
+    CausalMask(),
+    CausalMask() & WindowMask(100, 0),
+    _blocks(128),
+    _blocks(48),
+    _blocks(64) & CausalMask(),
+    GlobalMask(np.arange(LENGTH) % 97 == 5),
+    SegmentMask(np.arange(LENGTH) // 150),
+    longformer_mask(60, np.arange(LENGTH) < 9),
+    sparse_transformer_mask(50, "fixed"),
+]
+
+
+def _plans(mask: Mask, **options: int | bool) -> Plans:
+    grid = Grid(**{"keys": LENGTH, "rows": 256, "chunk": 128, "columns": 384, "may_skip": True} | options)
+    return Plans((mask,), LENGTH, grid)
+
+
+@pytest.mark.parametrize("may_skip", [True, False])
+@pytest.mark.parametrize("mask", MASKS, ids=repr)
+def test_tiles_visit_each_allowed_pair_once(mask: Mask, may_skip: bool) -> None:
+    visits, decided = np.zeros((LENGTH, LENGTH), int), np.zeros((LENGTH, LENGTH), bool)
+    plans = _plans(mask, may_skip=may_skip)
+    for block in bounds(0, LENGTH, 256):
+        for tile in plans.tiles(HERE, block):
+            assert block[0] <= tile.rows[0] < tile.rows[1] <= block[1]
+            assert sum(end - start for start, end in tile.columns) <= 384
+            for start, end in tile.columns:
+                visits[slice(*tile.rows), start:end] += 1
+                decided[slice(*tile.rows), start:end] = True
+                if tile.rules:
+                    decided[slice(*tile.mixed), start:end] = False
+    allowed = mask.to_array(LENGTH, LENGTH)
+    assert visits.max() <= 1
+    assert np.all(visits[allowed] == 1)
+    assert np.all(allowed[decided])
+
+
+def test_blocks_that_visit_much_come_first() -> None:
+    layout = np.zeros((6, 6), bool)
+    layout[2], layout[4, :3] = True, True
+    order = _plans(BlockMask(layout, 128), rows=128).longest_first(HERE)
+    assert order[:2] == [(256, 384), (512, 640)]
+
+
+def test_under_a_causal_mask_the_last_block_comes_first() -> None:
+    assert _plans(CausalMask()).longest_first(HERE) == [(512, 700), (256, 512), (0, 256)]
