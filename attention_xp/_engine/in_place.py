@@ -56,7 +56,7 @@ class InPlace(Arithmetic):
         self._shape, self._lead = shape, (1,) * (len(problem.lead) - 1)
         self._scores = np.empty(rows * shape.columns, dtype)
         self._sums, self._more = (np.empty(rows * problem.value.shape[-1], dtype) for _ in range(2))
-        self._ones = np.ones((shape.columns, 1), dtype)
+        self._ones = np.ones((shape.columns, 1), dtype)  # made longer where a tile of few rows has more keys
         self._views: dict[tuple[int, int], _Views] = {}
         self._at: _Views  # of the tile at hand
         self._keep: dict[object, Array] = {}
@@ -129,6 +129,8 @@ class InPlace(Arithmetic):
         by_rows = product.transpose(0, 2, 1) if self._by_keys else product
         lead = (*self._lead, heads) if self.problem.lead else ()
         sums, more = (self._outputs(buffer, m) for buffer in (self._sums, self._more))
+        if len(self._ones) < n:
+            self._ones = np.ones((n, 1), self._ones.dtype)
         return _Views(product, by_rows, by_rows.reshape(*lead, m, n), sums, more, self._ones[:n])
 
     def _outputs(self, buffer: Array, m: int) -> _Outputs:

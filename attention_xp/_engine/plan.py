@@ -39,12 +39,15 @@ def plan(
     columns: int,
     *,
     may_skip: bool = False,
+    widest: int = 0,
 ) -> list[Tile]:
     """Return the tiles that are not empty, joined to at most `columns` keys where they are alike.
 
     `answers` holds for each rule whether it possibly, and whether it certainly, allows the pairs of
-    each chunk of rows and each strip of keys. With `may_skip`, full tiles are joined over gaps.
+    each chunk of rows and each strip of keys. With `may_skip`, full tiles are joined over gaps. A tile
+    of few of the rows may have more keys, up to `widest`, as long as it has no more scores.
     """
+    height = chunks[-1][1] - chunks[0][0]
     rules = [rule for rule, _, _ in answers]
     by_strip = [
         (list(zip(*possible, strict=True)), list(zip(*certain, strict=True))) for _, possible, certain in answers
@@ -56,7 +59,8 @@ def plan(
         if verdicts not in known:
             known[verdicts] = list(_kinds(chunks, rules, verdicts))
         for kind in known[verdicts]:
-            _join(kinds.setdefault(kind, []), strip, columns, may_skip=may_skip and not kind.rules)
+            most = max(columns, min(widest, columns * height // (kind.rows[1] - kind.rows[0])))
+            _join(kinds.setdefault(kind, []), strip, most, may_skip=may_skip and not kind.rules)
     return [kind._replace(columns=tuple(stretches)) for kind, tiles in kinds.items() for stretches in tiles]
 
 

@@ -1,6 +1,7 @@
 """The tiles that a block of rows visits on NumPy: rules are asked about many chunks and strips at once."""
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ from attention_xp.masks import Mask
 __all__ = ["Grid", "Item", "Plans", "asked"]
 
 _ASKED = 2**18  # rectangles that rules are asked about at once
+_WIDEST = 2048  # keys of a tile of few rows
+_SEAMS = 16  # positions for each seam, at least: more seams would cost more than they bring
 
 
 class Item(NamedTuple):
@@ -32,6 +35,13 @@ class Grid(NamedTuple):
     chunk: int  # rows of a chunk of a block
     columns: int  # keys of a tile
     may_skip: bool  # whether full tiles are joined over gaps
+
+
+class _Cuts(NamedTuple):
+    """Where rows and keys are cut, wherever that is."""
+
+    chunks: list[int]
+    strips: list[int]
 
 
 class _Answers(NamedTuple):
@@ -63,7 +73,7 @@ class Plans:
             ]
         if self._kept:
             return _kept(self.rules, self.grid, item, rows)
-        return _planned(self.rules, self.grid, self._answers_about(item, rows), rows)
+        return _planned(self.rules, self.grid, item, self._answers_about(item, rows), rows)
 
     def latest_first(self) -> list[Bounds]:
         """Return the blocks of rows, last ones first: under a causal mask they visit the most."""
@@ -98,10 +108,10 @@ class Plans:
 
 @functools.lru_cache(maxsize=1024)
 def _kept(rules: tuple[Mask, ...], grid: Grid, item: Item, rows: Bounds) -> list[Tile]:
-    return _planned(rules, grid, _answers(rules, grid, item, [rows]), rows)
+    return _planned(rules, grid, item, _answers(rules, grid, item, [rows]), rows)
 
 
-def _planned(rules: tuple[Mask, ...], grid: Grid, answers: _Answers, rows: Bounds) -> list[Tile]:
+def _planned(rules: tuple[Mask, ...], grid: Grid, item: Item, answers: _Answers, rows: Bounds) -> list[Tile]:
     """Return the tiles of one block; strips that are empty for all of it are not looked at."""
     block = answers.blocks.index(rows)
     first = sum(map(len, answers.chunks[:block]))
@@ -110,14 +120,45 @@ def _planned(rules: tuple[Mask, ...], grid: Grid, answers: _Answers, rows: Bound
     visited = np.flatnonzero(np.any(np.all(possible, axis=0), axis=0))
     told = zip(rules, possible[..., visited].tolist(), certain[..., visited].tolist(), strict=True)
     strips = [answers.strips[j] for j in visited.tolist()]
-    return plan(chunks, strips, list(told), grid.columns, may_skip=grid.may_skip)
+    tiles = plan(chunks, strips, list(told), grid.columns, may_skip=grid.may_skip, widest=_WIDEST)
+    return [_simplified(tile, item) for tile in tiles]
+
+
+def _simplified(tile: Tile, item: Item) -> Tile:
+    """Leave the parts of rules aside that have nothing to say about a tile."""
+    if not tile.rules:
+        return tile
+    first, last = tile.mixed[0], tile.mixed[1] - 1
+    at = (first, last, first + item.offset, last + item.offset, tile.columns[0][0], tile.columns[-1][1] - 1)
+    span = Span(np, *at, item.b, item.h)
+    return tile._replace(rules=tuple(rule.undecided(span) for rule in tile.rules))
 
 
 def _answers(rules: tuple[Mask, ...], grid: Grid, item: Item, blocks: list[Bounds]) -> _Answers:
-    chunks = [bounds(*rows, grid.chunk) for rows in blocks]
-    strips = _strips(grid.keys, min(STRIP, grid.columns), phase=blocks[0][0] + item.offset)
+    cuts = _seams(rules, blocks[-1][1], grid.keys, item.offset)
+    chunks = [_cut(bounds(*rows, grid.chunk), cuts.chunks) for rows in blocks]
+    strips = _cut(_strips(grid.keys, min(STRIP, grid.columns), phase=blocks[0][0] + item.offset), cuts.strips)
     answers = np.stack(asked(rules, [chunk for some in chunks for chunk in some], strips, *item))
     return _Answers(blocks, chunks, strips, answers[:, 0], answers[:, 1])
+
+
+def _seams(rules: tuple[Mask, ...], rows: int, keys: int, offset: int) -> _Cuts:
+    """Return the seams of all rules, in rows and in keys."""
+    chunks, strips = set[int](), set[int]()
+    for rule in rules:
+        queries, columns = rule.seams(rows + offset, keys)
+        chunks |= {position - offset for position in queries} if len(queries) * _SEAMS <= rows else set()
+        strips |= set(columns) if len(columns) * _SEAMS <= keys else set()
+    return _Cuts(sorted(chunks), sorted(strips))
+
+
+def _cut(pieces: list[Bounds], cuts: list[int]) -> list[Bounds]:
+    """Cut pieces that follow each other once more."""
+    if not pieces or not cuts:
+        return pieces
+    first, last = pieces[0][0], pieces[-1][1]
+    edges = sorted({last, *(start for start, _ in pieces), *(cut for cut in cuts if first < cut < last)})
+    return list(itertools.pairwise(edges))
 
 
 def asked(

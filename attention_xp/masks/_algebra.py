@@ -87,6 +87,25 @@ class Mask:
         """
         return True, False
 
+    def seams(self, q_stop: int, k_stop: int) -> tuple[list[int], list[int]]:  # noqa: ARG002
+        """Tell at which positions the mask changes for many pairs at once, so that tiles are cut there.
+
+        Parameters
+        ----------
+        q_stop, k_stop : int
+            Positions of queries and keys are below these.
+
+        Returns
+        -------
+        queries, keys : list of int
+            Positions before which to cut. Only speed depends on them; ``([], [])`` is always right.
+        """
+        return [], []
+
+    def undecided(self, span: Span) -> "Mask":  # noqa: ARG002
+        """Return the part of this rule that decides all pairs of a rectangle: a simpler rule, or this one."""
+        return self
+
     @property
     def tells(self) -> bool:
         """Whether `reach` says anything, here and in all rules that this one is made of."""
@@ -271,6 +290,10 @@ class _Pair(Mask):
         (Sq, Sk), (Tq, Tk) = self.left.extent, self.right.extent
         return max(Sq, Tq), max(Sk, Tk)
 
+    def seams(self, q_stop: int, k_stop: int) -> tuple[list[int], list[int]]:
+        (queries, keys), (others, other_keys) = (part.seams(q_stop, k_stop) for part in (self.left, self.right))
+        return queries + others, keys + other_keys
+
 
 class _Both(_Pair):
     """Pairs that both masks allow."""
@@ -281,6 +304,11 @@ class _Both(_Pair):
     def reach(self, span: Span) -> Reach:
         (possible, certain), (other_possible, other_certain) = self.left.reach(span), self.right.reach(span)
         return possible & other_possible, certain & other_certain
+
+    def undecided(self, span: Span) -> Mask:
+        if self.left.reach(span)[1]:
+            return self.right.undecided(span)
+        return self.left.undecided(span) if self.right.reach(span)[1] else self
 
     def __repr__(self) -> str:
         return f"({self.left!r} & {self.right!r})"
@@ -295,6 +323,11 @@ class _Either(_Pair):
     def reach(self, span: Span) -> Reach:
         (possible, certain), (other_possible, other_certain) = self.left.reach(span), self.right.reach(span)
         return possible | other_possible, certain | other_certain
+
+    def undecided(self, span: Span) -> Mask:
+        if not self.left.reach(span)[0]:
+            return self.right.undecided(span)
+        return self.left.undecided(span) if not self.right.reach(span)[0] else self
 
     def __repr__(self) -> str:
         return f"({self.left!r} | {self.right!r})"
@@ -324,6 +357,9 @@ class _Not(Mask):
     @property
     def extent(self) -> tuple[int, int]:  # type: ignore[override]
         return self.inner.extent
+
+    def seams(self, q_stop: int, k_stop: int) -> tuple[list[int], list[int]]:
+        return self.inner.seams(q_stop, k_stop)
 
     def allowed(self, region: Region) -> Array:
         return ~self.inner.allowed(region)

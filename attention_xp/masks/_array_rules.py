@@ -8,7 +8,7 @@ from attention_xp._engine.numbers import check_count
 from attention_xp._engine.region import Region, Span
 from attention_xp._typing import Array
 from attention_xp.masks._algebra import Mask, Reach, rule
-from attention_xp.masks._look_up import by_position, fetched, item_of, items, remembered, summable, taken
+from attention_xp.masks._look_up import by_position, changes, fetched, item_of, items, remembered, summable, taken
 from attention_xp.masks._summaries import Counts, Extremes
 
 __all__ = ["BlockMask", "GlobalMask", "SegmentMask"]
@@ -89,6 +89,10 @@ class SegmentMask(Mask):
         k_ids, has_k = by_position(region, self._keys, region.kv_idx)
         return (q_ids == k_ids) & has_q & has_k
 
+    def seams(self, q_stop: int, k_stop: int) -> tuple[list[int], list[int]]:  # noqa: ARG002
+        """Return where segments begin."""
+        return tuple(changes(ids) if ids.ndim == 1 else [] for ids in (self.query_ids, self._keys))  # type: ignore[return-value]
+
     def reach(self, span: Span) -> Reach:
         """Compare the ranges of the ids of queries and keys."""
         xp = summable(span, self.query_ids)
@@ -150,6 +154,11 @@ class GlobalMask(Mask):
         q_global, has_q = by_position(region, self.is_global, region.q_idx)
         k_global, has_k = by_position(region, self.is_global, region.kv_idx)
         return (q_global & has_q) | (k_global & has_k)
+
+    def seams(self, q_stop: int, k_stop: int) -> tuple[list[int], list[int]]:  # noqa: ARG002
+        """Return where runs of global positions begin and end."""
+        positions = changes(self.is_global)
+        return positions, positions
 
     def reach(self, span: Span) -> Reach:
         """Count the global positions among the rows and among the columns."""
@@ -230,6 +239,11 @@ class BlockMask(Mask):
         block = items(region, self.lead) * rows + xp.clip(i, 0, rows - 1)
         flat = xp.reshape(fetched(region, self.layout), (-1,))
         return taken(xp, flat, block * columns + xp.clip(j, 0, columns - 1)) & inside
+
+    def seams(self, q_stop: int, k_stop: int) -> tuple[list[int], list[int]]:
+        """Return where blocks begin."""
+        n, m = self.block_size
+        return list(range(n, q_stop, n)), list(range(m, k_stop, m))
 
     def reach(self, span: Span) -> Reach:
         """Count the blocks that the layout allows."""

@@ -16,6 +16,7 @@ __all__ = [
     "arrays_of",
     "at",
     "by_position",
+    "changes",
     "check_arrays",
     "check_counts",
     "check_library_and_place",
@@ -76,6 +77,15 @@ def arrays_of(mask: Any) -> Iterator[tuple[str, Array]]:
     for name, value in vars(mask).items():
         if not name.startswith("_") and hasattr(value, "shape"):
             yield name, value
+
+
+def changes(values: Array) -> list[int]:
+    """Return before which entries of a line another value begins; none where the values are not on the host."""
+    if not is_numpy(values):
+        return []
+    import numpy as np  # noqa: PLC0415
+
+    return [*(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), len(values)]
 
 
 def fetched(region: Region, array: Array) -> Array:

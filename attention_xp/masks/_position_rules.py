@@ -151,6 +151,10 @@ class SameChunk(Mask):
         """Compare the chunks of query and key."""
         return region.q_idx // self.size == region.kv_idx // self.size
 
+    def seams(self, q_stop: int, k_stop: int) -> tuple[list[int], list[int]]:
+        """Return where chunks begin."""
+        return list(range(self.size, q_stop, self.size)), list(range(self.size, k_stop, self.size))
+
     def reach(self, span: Span) -> Reach:
         """Compare the first and the last chunks."""
         q_first, q_last, k_first, k_last = (x // self.size for x in (span.q_lo, span.q_hi, span.k_lo, span.k_hi))
@@ -169,6 +173,10 @@ class LastOfChunk(Mask):
     def allowed(self, region: Region) -> Array:
         """Return equally spaced columns."""
         return (region.kv_idx + 1) % self.size == 0
+
+    def seams(self, q_stop: int, k_stop: int) -> tuple[list[int], list[int]]:  # noqa: ARG002
+        """Return where the last keys begin and end."""
+        return [], [edge for end in range(self.size, k_stop + 1, self.size) for edge in (end - 1, end)]
 
     def reach(self, span: Span) -> Reach:
         """Look for a multiple of the size among the columns."""

@@ -46,21 +46,45 @@ def _plans(mask: Mask, **options: int | bool) -> Plans:
 @pytest.mark.parametrize("may_skip", [True, False])
 @pytest.mark.parametrize("mask", MASKS, ids=repr)
 def test_tiles_visit_each_allowed_pair_once(mask: Mask, may_skip: bool) -> None:
+    allowed = mask.to_array(LENGTH, LENGTH)
     visits, decided = np.zeros((LENGTH, LENGTH), int), np.zeros((LENGTH, LENGTH), bool)
     plans = _plans(mask, may_skip=may_skip)
     for block in bounds(0, LENGTH, 256):
         for tile in plans.tiles(HERE, block):
             assert block[0] <= tile.rows[0] < tile.rows[1] <= block[1]
-            assert sum(end - start for start, end in tile.columns) <= 384
+            keys = sum(end - start for start, end in tile.columns)
+            assert (tile.rows[1] - tile.rows[0]) * keys <= 256 * 384
             for start, end in tile.columns:
                 visits[slice(*tile.rows), start:end] += 1
                 decided[slice(*tile.rows), start:end] = True
                 if tile.rules:
-                    decided[slice(*tile.mixed), start:end] = False
-    allowed = mask.to_array(LENGTH, LENGTH)
+                    part = slice(*tile.mixed), slice(start, end)
+                    decided[part] = False
+                    told = np.all([rule.to_array(LENGTH, LENGTH) for rule in tile.rules], axis=0)
+                    assert np.array_equal(told[part], allowed[part])
     assert visits.max() <= 1
     assert np.all(visits[allowed] == 1)
     assert np.all(allowed[decided])
+
+
+def test_tiles_are_cut_where_blocks_and_global_positions_begin() -> None:
+    assert not any(tile.rules for block in bounds(0, LENGTH, 256) for tile in _plans(_blocks(48)).tiles(HERE, block))
+    few = longformer_mask(60, np.arange(LENGTH) < 9)
+    tiles = _plans(few).tiles(HERE, (0, 256))
+    assert [tile.columns for tile in tiles if tile.rows == (0, 9)] == [((384, 700),)]
+
+
+def test_only_the_part_of_a_union_that_is_undecided_is_evaluated() -> None:
+    few = longformer_mask(60, np.arange(LENGTH) < 9)
+    rules = [tile.rules for tile in _plans(few).tiles(HERE, (256, 512)) if tile.rules]
+    assert rules
+    assert all(isinstance(rule, WindowMask) for some in rules for rule in some)
+
+
+def test_too_many_seams_are_left_aside() -> None:
+    every_other = GlobalMask(np.arange(LENGTH) % 2 == 0)
+    starts = {tile.columns[0][0] for tile in _plans(every_other).tiles(HERE, (0, 256))}
+    assert all(start % 128 == 0 for start in starts)
 
 
 def test_blocks_that_visit_much_come_first() -> None:
