@@ -1,11 +1,4 @@
-"""Reproducible randomness: one draw per position from a counter-based generator.
-
-The generator is Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror and Shaw, "Parallel random
-numbers: as easy as 1, 2, 3", SC 2011). It needs additions, rotations and exclusive-ors of 32-bit
-words alone. These are done in int32, the one 32-bit integer type that every backend computes with
-(torch has no arithmetic on uint32, JAX no int64 by default); its wrap-around is what the generator
-asks for.
-"""
+"""Reproducible randomness: seeds, and one draw per position from a counter-based generator."""
 
 import math
 import os
@@ -23,22 +16,18 @@ from attention_xp._backend import (
     library_name,
 )
 from attention_xp._engine.numbers import check_number
+from attention_xp._random_threefry import threefry
 from attention_xp._typing import Array, Device, DType, Namespace
 
 __all__ = [
-    "attention_keep",
     "check_rate",
     "check_rng",
     "dropout",
     "normal",
     "random_bits",
     "seed_words",
-    "threefry",
     "uniform",
 ]
-
-_ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
-_PARITY = 0x1BD11BDA
 
 
 def dropout(x: Array, rate: float, *, rng: Any = None) -> Array:
@@ -78,7 +67,7 @@ def dropout(x: Array, rate: float, *, rng: Any = None) -> Array:
     >>> import numpy as np
     >>> from attention_xp import dropout
     >>> dropout(np.ones(8), 0.5, rng=2).tolist()
-    [0.0, 2.0, 2.0, 2.0, 0.0, 2.0, 2.0, 0.0]
+    [2.0, 2.0, 0.0, 2.0, 0.0, 0.0, 2.0, 0.0]
     """
     xp = common_namespace(x=x)
     if not is_floating(xp, x.dtype):
@@ -182,38 +171,17 @@ def _signed(word: int) -> int:
     return (word + 2**31) % 2**32 - 2**31
 
 
-def threefry(key: tuple[Any, Any], counter: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Encrypt two int32 counter words under two key words with Threefry-2x32-20."""
-    parity = key[0] ^ key[1] ^ _PARITY
-    schedule = (key[0], key[1], parity)
-    x0, x1 = counter[0] + schedule[0], counter[1] + schedule[1]
-    for five in range(5):
-        for rotation in _ROTATIONS[4 * (five % 2) :][:4]:
-            x0 = x0 + x1
-            x1 = x0 ^ _rotate(x1, rotation)
-        x0 = x0 + schedule[(five + 1) % 3]
-        x1 = x1 + schedule[(five + 2) % 3] + (five + 1)
-    return x0, x1
-
-
-def _rotate(x: Array, bits: int) -> Array:
-    # The right shift of int32 repeats the sign, so the incoming bits are cut out.
-    return (x << bits) | ((x >> (32 - bits)) & ((1 << bits) - 1))
-
-
 def random_bits(key: tuple[Any, Any], size: int, *, xp: Namespace, device: Device) -> Array:
-    """Return `size` uniform int32 words, numbered by their flat index."""
-    if size <= 2**31:
-        low = xp.arange(size, dtype=xp.int32, device=device)
-        return threefry(key, (low, xp.zeros_like(low)))[0]
-    index = xp.arange(size, dtype=xp.int64, device=device)
-    low = ((index + 2**31) & (2**32 - 1)) - 2**31
-    return threefry(key, (xp.astype(low, xp.int32), xp.astype(index >> 32, xp.int32)))[0]
-
-
-def attention_keep(key: tuple[Any, Any], rate: float, *, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
-    """Return where attention weights survive: one draw per batch item, head, query and key position."""
-    return _keep(threefry(threefry(key, (b, h)), (q_idx, kv_idx))[0], rate)
+    """Return `size` uniform int32 words, numbered by their flat index: two of each block of the generator."""
+    blocks = (size + 1) // 2
+    if blocks <= 2**31:
+        low = xp.arange(blocks, dtype=xp.int32, device=device)
+        high = xp.zeros_like(low)
+    else:
+        index = xp.arange(blocks, dtype=xp.int64, device=device)
+        low = xp.astype(((index + 2**31) & (2**32 - 1)) - 2**31, xp.int32)
+        high = xp.astype(index >> 32, xp.int32)
+    return xp.reshape(xp.stack(threefry(key, (low, high)), axis=-1), (2 * blocks,))[:size]
 
 
 def _keep(bits: Array, rate: float) -> Array:

@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 
-from attention_xp import dropout
-from attention_xp._random import threefry
+from attention_xp import _random_in_place, dropout, scaled_dot_product_attention
+from attention_xp._backend import device
+from attention_xp._random import random_bits
+from attention_xp._random_in_place import Survivors
+from attention_xp._random_survivors import smallest_draw, survivors, survivors_one_by_one
+from attention_xp._random_threefry import threefry
 from tests._assertions import assert_close, assert_equal, dtype_name
 from tests._backends import to_numpy
 from tests._generators import KINDS, source
@@ -37,23 +41,65 @@ def test_the_draw_depends_on_the_flat_index(library, make):
     assert_equal(dropout(make(np.ones(10)), 0.5, rng=2), flat[:10], library)
 
 
-@pytest.mark.parametrize(
-    ("key", "counter", "expected"),
-    [
-        ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
-        ((-1, -1), (-1, -1), (0x1CB996FC, 0xBB002BE7)),
-        ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3 - 2**32), (0xC4923A9C, 0x483DF7A0)),
-    ],
-)
-def test_threefry_gives_the_published_numbers(make, key, counter, expected):
-    """The known answers of Threefry-2x32-20 that Salmon et al. publish with Random123."""
-    words = threefry(key, tuple(make([word], "int32") for word in counter))
-    assert tuple(int(to_numpy(word)[0]) % 2**32 for word in words) == expected
+ZEROS, ONES, PI = (0, 0, 0, 0), (-1, -1, -1, -1), (0x13198A2E, 0x03707344, 0x243F6A88, 0x85A308D3 - 2**32)
+PUBLISHED = [
+    (13, ZEROS, (0x9D1C5EC6, 0x8BD50731)),
+    (13, ONES, (0xFD36D048, 0x2D17272C)),
+    (13, PI, (0xBA3E4725, 0xF27D669E)),
+    (20, ZEROS, (0x6B200159, 0x99BA4EFE)),
+    (20, ONES, (0x1CB996FC, 0xBB002BE7)),
+    (20, PI, (0xC4923A9C, 0x483DF7A0)),
+]
+
+
+@pytest.mark.parametrize(("rounds", "words", "expected"), PUBLISHED)
+def test_threefry_gives_the_published_numbers(make, rounds, words, expected):
+    """The known answers of Threefry-2x32 that Salmon et al. publish with Random123."""
+    counter = tuple(make([word], "int32") for word in words[2:])
+    drawn = threefry(words[:2], counter, rounds=rounds)
+    assert tuple(int(to_numpy(word)[0]) % 2**32 for word in drawn) == expected
+
+
+@pytest.mark.parametrize("first", [(0, 0), (6, 7), (7, 6), (3, 2**31 - 9), (2**31 - 9, 5)])
+@pytest.mark.parametrize("sizes", [(1, 1), (3, 4), (300, 5), (5, 300), (3, 0)])
+def test_every_way_to_draw_gives_the_same(make, xp, monkeypatch, first, sizes):
+    """A rectangle on any library, one on NumPy in several pieces, and position by position."""
+    monkeypatch.setattr(_random_in_place, "_BLOCKS", 200)
+    sizes = tuple(min(size, 2**31 - start) for start, size in zip(first, sizes, strict=True))
+    key, rate = (1, 2**31 - 1), 0.3
+    rows, columns = (np.arange(start, start + size) for start, size in zip(first, sizes, strict=True))
+    positions = make(rows[:, None], "int32"), make(columns, "int32")
+    expected = to_numpy(survivors_one_by_one(key, rate, *positions, xp=xp))
+    whole = to_numpy(survivors(key, rate, first, sizes, xp=xp, device=device(positions[1])))
+    cut = tuple(slice(start & 1, (start & 1) + size) for start, size in zip(first, sizes, strict=True))
+    np.testing.assert_array_equal(whole[cut], expected)
+    np.testing.assert_array_equal(Survivors(rate).of_tile([key, (5, 6)], first, sizes)[0], expected)
+
+
+@pytest.mark.parametrize("rate", [1e-9, 0.1, 0.3, 0.5, 1.0 - 2.0**-53])
+def test_the_rate_of_attention_is_kept_to_half_a_draw(rate):
+    assert abs(smallest_draw(rate) / 2**16 - rate) <= (2.0**-17 if rate < 1.0 - 2.0**-17 else 2.0**-16)
+
+
+def test_bits_are_uniform_and_independent(make, xp):
+    """Each bit of both words of a block is a fair coin, and tells nothing about any other."""
+    blocks = 2**14
+    words = random_bits((5, 6), 2 * blocks, xp=xp, device=device(make([0.0])))
+    both = to_numpy(words).reshape(blocks, 2).astype(np.uint32)
+    bits = (both[:, :, None] >> np.arange(32, dtype=np.uint32)) & 1  # (blocks, 2, 32)
+    signs = 2.0 * bits.reshape(blocks, 64) - 1.0
+    limit = 5.0 / blocks**0.5
+    assert np.abs(signs.mean(0)).max() < limit
+    assert np.abs(signs.T @ signs / blocks - np.eye(64)).max() < limit
+    assert np.abs(signs[1:].T @ signs[:-1] / blocks).max() < limit  # of neighbouring blocks
 
 
 def test_known_numbers():
     """The numbers that a seed gives are part of the contract: they do not change with a release."""
-    assert dropout(np.ones(8), 0.5, rng=2).tolist() == [0.0, 2.0, 2.0, 2.0, 0.0, 2.0, 2.0, 0.0]
+    assert dropout(np.ones(8), 0.5, rng=2).tolist() == [2.0, 2.0, 0.0, 2.0, 0.0, 0.0, 2.0, 0.0]
+    x = np.zeros((1, 2, 3, 5))
+    kept = scaled_dot_product_attention(x, x, x, None, 0.5, rng=2)[1] != 0.0
+    assert kept.astype(int).tolist() == [[[[1, 0, 0], [1, 1, 1], [0, 1, 1]], [[1, 0, 0], [1, 1, 1], [0, 1, 0]]]]
 
 
 @pytest.mark.parametrize("kind", KINDS)

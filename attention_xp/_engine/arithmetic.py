@@ -4,10 +4,12 @@ import math
 from functools import reduce
 from operator import and_
 
+from attention_xp._backend import device
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.products import key_rows, query_key, slopes_key, weights_value
 from attention_xp._engine.region import Region
+from attention_xp._random_survivors import head_key, survivors, survivors_one_by_one
 from attention_xp._typing import Array, Namespace
 from attention_xp.masks import Mask
 
@@ -101,6 +103,23 @@ class Arithmetic:
     def powers(self, scores: Array, shift: Array | None, allowed: Array | None, mixed: Bounds) -> Array:  # noqa: ARG002
         """Return ``2 ** (scores - shift)``, exactly 0 where not allowed."""
         return self.exp2(scores if shift is None else scores - shift)
+
+    def survivors(self, region: Region) -> Array:
+        """Return which weights survive dropout."""
+        problem = self.problem
+        key = head_key(problem.seed, b=region.b, h=region.h)  # type: ignore[arg-type]
+        if problem.packing is not None or not problem.has_one_offset:
+            return survivors_one_by_one(key, problem.dropout_rate, region.q_idx, region.kv_idx, xp=self.xp)
+        row, column = region.starts[-2:]
+        first = row + (problem.query_offset or 0), column
+        like = device(problem.query)
+        keep = survivors(key, problem.dropout_rate, first, region.sizes[-2:], xp=self.xp, device=like)
+        ends = [0] * (keep.ndim - 2)
+        return region.cut(keep, [*ends, first[0] & 1, first[1] & 1], [*keep.shape[:-2], *region.sizes[-2:]])
+
+    def thin(self, x: Array, keep: Array) -> Array:
+        """Return x with 0 for what does not survive."""
+        return self.xp.where(keep, x, 0.0)
 
     def silence(self, slopes: Array, allowed: Array, mixed: Bounds) -> Array:  # noqa: ARG002
         """Return the slopes with 0 where they are not allowed, whatever they were."""

@@ -1,7 +1,7 @@
 """One tile of attention, backward: what it adds to every gradient, written once for all libraries and walkers.
 
 With ``p`` the weights before dropout, ``z`` what dropout multiplies them by, ``g`` the gradient of the
-output and ``h`` that of the log-sum-exp::
+output and ``h`` that of the log-sum-exp (the factor in ``z`` of what survives comes with ``g``)::
 
     dvalue = (z p)^T g        delta = rowsum(output * g) - h
     dscore = p (z (g value^T) - delta)
@@ -19,7 +19,7 @@ from attention_xp._engine.arithmetic import LOG2_E, Arithmetic
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
-from attention_xp._engine.scores import added, as_scores, changed, query_factor, survivors, thinned
+from attention_xp._engine.scores import added, as_scores, changed, query_factor, survival_factor
 from attention_xp._engine.step import scale_in_base_2
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
@@ -35,6 +35,7 @@ __all__ = [
     "shift_of",
     "sink_slopes",
     "sink_weights",
+    "surviving",
 ]
 
 
@@ -60,7 +61,7 @@ class Rows(NamedTuple):
     """A block of rows: what the step needs to know of them."""
 
     query: Array  # (..., m, D), with its factor
-    gradient: Array  # (..., m, Dv), of the output
+    gradient: Array  # (..., m, Dv), of the output, with the factor of what survives dropout
     shift: Array | None  # (..., m, 1): the log-sum-exp in base 2; None where it is in the query already
     delta: Array | None  # (..., m, 1); None where it is in the gradient already
 
@@ -85,6 +86,11 @@ def shift_of(problem: Problem, lse: Array) -> Array:
     return xp.expand_dims(xp.where(xp.isfinite(lse), lse, 0.0) * LOG2_E, axis=-1)
 
 
+def surviving(problem: Problem, gradient: Array) -> Array:
+    """Return the gradient of the output with the factor of what survives dropout."""
+    return gradient if problem.seed is None else gradient * survival_factor(problem)
+
+
 def contribute(
     ops: Arithmetic,
     region: Region,
@@ -106,14 +112,16 @@ def contribute(
     if allowed is not None:
         scores = ops.exclude(scores, allowed, mixed)
     weights = ops.powers(scores, rows.shift, allowed, mixed)
-    keep = survivors(problem, region)
-    kept = thinned(problem, keep, weights)
-    value_slopes = ops.value_slopes(kept, rows.gradient)  # (..., n, m) @ (..., m, Dv) -> (..., n, Dv)
+    keep = None if problem.seed is None else ops.survivors(region)
     slopes = ops.gradient_value(rows.gradient, value, exclusive=exclusive)  # (..., m, Dv) @ (..., Dv, n) -> (..., m, n)
-    slopes = thinned(problem, keep, slopes)
+    if keep is not None:
+        slopes = ops.thin(slopes, keep)
     if rows.delta is not None:
         slopes = ops.add(slopes, -rows.delta)
     slopes = ops.multiply(slopes, weights)
+    if keep is not None:
+        weights = ops.thin(weights, keep)
+    value_slopes = ops.value_slopes(weights, rows.gradient)  # (..., n, m) @ (..., m, Dv) -> (..., n, Dv)
     if allowed is not None:
         slopes = ops.silence(slopes, allowed, mixed)
     addends = tuple(

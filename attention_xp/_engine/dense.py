@@ -7,7 +7,7 @@ from attention_xp._engine.problem import Problem
 from attention_xp._engine.products import query_key, weights_value
 from attention_xp._engine.region import Region
 from attention_xp._engine.result import Attended, Wanted
-from attention_xp._engine.scores import dropped, modified, of_real_rows, query_factor
+from attention_xp._engine.scores import dropped, modified, of_real_rows, query_factor, survival_factor
 from attention_xp._softmax import exponentials, log_sum, nonzero
 from attention_xp._typing import Array
 
@@ -32,7 +32,7 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
     divisor = total if problem.never_empty else nonzero(total, xp=xp)
     if wanted.weights:
         weights = weights / divisor
-    weights = dropped(problem, region, weights)
+    weights = _dropped(problem, region, weights)
     output = weights_value(problem, weights, value, exclusive=len(problem.rules) > 0)  # (..., H, Sq, Dv)
     if not wanted.weights:
         output = output / divisor
@@ -48,8 +48,15 @@ def weights_of_rows(problem: Problem, row: int, stop: int) -> Array:
     """Return the weights (..., H, stop - row, Sk) of some rows."""
     region = Region.whole(problem).of_rows(row, stop)
     weights, total, _ = _exponentials(problem, region, problem.query[..., row:stop, :])
-    weights = dropped(problem, region, weights / nonzero(total, xp=problem.xp))
+    weights = _dropped(problem, region, weights / nonzero(total, xp=problem.xp))
     return problem.xp.astype(weights, problem.query.dtype, copy=False)
+
+
+def _dropped(problem: Problem, region: Region, weights: Array) -> Array:
+    """Return the weights after dropout."""
+    if problem.seed is None:
+        return weights
+    return dropped(Arithmetic(problem), region, weights * survival_factor(problem))
 
 
 def _exponentials(problem: Problem, region: Region, query: Array) -> tuple[Array, Array, Array]:

@@ -19,6 +19,8 @@ from attention_xp._engine.products import quarantined_key, quarantined_outputs
 from attention_xp._engine.region import Region
 from attention_xp._engine.rules import ArrayMask, RowMask
 from attention_xp._engine.tile_sizes import TileShape
+from attention_xp._random_in_place import Survivors
+from attention_xp._random_survivors import head_key
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
 from attention_xp.masks import Mask
@@ -61,6 +63,8 @@ class InPlace(Arithmetic):
         self._at: _Views  # of the tile at hand
         self._keep: dict[object, Array] = {}
         self._by_keys = _meets_lines_only(problem)
+        self._survivors = Survivors(problem.dropout_rate)
+        self._head_keys: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         self._excess = _NEVER * float(np.finfo(dtype).max)
         self.range: Range  # of the heads at hand
         self.output: Array  # (..., G, m, Dv), where the rows at hand belong
@@ -191,15 +195,31 @@ class InPlace(Arithmetic):
             np.multiply(part, allowed, out=part)
         return scores
 
+    def survivors(self, region: Region) -> Array:
+        """Return which weights survive dropout, keys x queries behind a transposed view."""
+        if self.problem.packing is not None:
+            return super().survivors(region)
+        *lead, m, n = region.sizes
+        at = tuple(region.starts[:-2])
+        if at not in self._head_keys:
+            words = head_key(self.problem.seed, b=region.b, h=region.h)  # type: ignore[arg-type]
+            pair = (np.broadcast_to(word, (*lead, 1, 1)).astype(np.uint32).ravel().tolist() for word in words)
+            self._head_keys[at] = list(zip(*pair, strict=True))
+        rows, columns = (int(index.flat[0]) for index in (region.q_idx, region.kv_idx))
+        return self._survivors.of_tile(self._head_keys[at], (rows, columns), (m, n)).reshape(region.sizes)
+
+    def thin(self, x: Array, keep: Array) -> Array:
+        """Multiply x in place by 0 what does not survive."""
+        return np.multiply(x, keep, out=x)
+
 
 def _meets_lines_only(problem: Problem) -> bool:
     """Whether hardly anything of (Sq, Sk) is combined with the scores.
 
     Triangles are kept in any layout, and other rules that tell which tiles they leave whole meet few.
     """
-    is_uniform = problem.score_mod is None and problem.seed is None
     return (
-        is_uniform
+        problem.score_mod is None
         and all(map(_is_line, problem.addends))
         and all(
             rule.shift_invariant

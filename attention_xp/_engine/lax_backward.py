@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from attention_xp._engine.arithmetic import summed_to
-from attention_xp._engine.backward_step import Known, Rows, Slopes, contribute, key_factor, shift_of
+from attention_xp._engine.backward_step import Known, Rows, Slopes, contribute, key_factor, shift_of, surviving
 from attention_xp._engine.lax import Guarded, Walk, dynamic_cut, fold, guarded
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
@@ -74,7 +74,7 @@ class BackwardWalk(Walk):
                 for a in self.known
             )
         )
-        gradient, delta = known.gradient, known.delta(self.problem)[..., None]
+        gradient, delta = surviving(self.problem, known.gradient), known.delta(self.problem)[..., None]
         if self.blocks * self.m != self.Sq:
             is_fresh = region.row >= block * self.m
             gradient, delta = jnp.where(is_fresh, gradient, 0.0), jnp.where(is_fresh, delta, 0.0)

@@ -2,7 +2,7 @@
 
 from attention_xp._backend import device
 from attention_xp._engine.arithmetic import Arithmetic, summed_to
-from attention_xp._engine.backward_step import Known, Rows, Slopes, contribute, key_factor, shift_of
+from attention_xp._engine.backward_step import Known, Rows, Slopes, contribute, key_factor, shift_of, surviving
 from attention_xp._engine.loop import cast, tiles_of_rows
 from attention_xp._engine.plan import Bounds, bounds
 from attention_xp._engine.problem import Problem
@@ -63,7 +63,7 @@ def _rows(problem: Problem, known: Known, block: Bounds) -> Rows:
     )
     return Rows(
         cast(problem, problem.query[..., part, :]) * scale_in_base_2(problem),
-        some.gradient,
+        surviving(problem, some.gradient),
         shift_of(problem, some.lse),
         problem.xp.expand_dims(some.delta(problem), axis=-1),
     )

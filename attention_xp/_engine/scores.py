@@ -5,7 +5,6 @@ import math
 from attention_xp._engine.arithmetic import Arithmetic
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
-from attention_xp._random import attention_keep
 from attention_xp._typing import Array, ScoreMod
 from attention_xp.biases._bias import Bias, evaluated
 
@@ -18,8 +17,7 @@ __all__ = [
     "modified",
     "of_real_rows",
     "query_factor",
-    "survivors",
-    "thinned",
+    "survival_factor",
 ]
 
 
@@ -63,25 +61,14 @@ def addition(region: Region, addend: Array | Bias) -> Array:
     return evaluated(addend, region) if isinstance(addend, Bias) else region.look_up(addend)
 
 
-def survivors(problem: Problem, region: Region) -> Array | None:
-    """Return which weights survive dropout; ``None`` is all."""
-    if problem.seed is None:
-        return None
-    return attention_keep(
-        problem.seed, problem.dropout_rate, b=region.b, h=region.h, q_idx=region.q_idx, kv_idx=region.kv_idx
-    )
+def survival_factor(problem: Problem) -> float:
+    """Return what makes up for the weights that are dropped, on average."""
+    return 1.0 / (1.0 - problem.dropout_rate)
 
 
-def thinned(problem: Problem, keep: Array | None, weights: Array) -> Array:
-    """Return the weights of the survivors, scaled up, and 0 for the others."""
-    if keep is None:
-        return weights
-    return problem.xp.where(keep, weights * (1.0 / (1.0 - problem.dropout_rate)), 0.0)
-
-
-def dropped(problem: Problem, region: Region, weights: Array) -> Array:
-    """Return the weights after dropout."""
-    return weights if problem.seed is None else thinned(problem, survivors(problem, region), weights)
+def dropped(ops: Arithmetic, region: Region, weights: Array) -> Array:
+    """Return the weights after dropout, but for the `survival_factor`."""
+    return weights if ops.problem.seed is None else ops.thin(weights, ops.survivors(region))
 
 
 def of_real_rows(problem: Problem, region: Region, lse: Array) -> Array:

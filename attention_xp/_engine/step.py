@@ -12,7 +12,7 @@ from attention_xp._engine.arithmetic import LOG2_E, Arithmetic
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
-from attention_xp._engine.scores import dropped, modified, of_real_rows, query_factor
+from attention_xp._engine.scores import dropped, modified, of_real_rows, query_factor, survival_factor
 from attention_xp._softmax import nonzero
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
@@ -77,7 +77,7 @@ def advance(
         total, output = (None if sums is None else ops.multiply(sums, fade) for sums in (total, output))
     total = ops.plus_row_sum(total, weights)
     output = ops.plus_weights_value(
-        output, dropped(problem, region, weights), value, exclusive=exclusive
+        output, dropped(ops, region, weights), value, exclusive=exclusive
     )  # (..., m, Dv) + (..., m, n) @ (..., n, Dv)
     return Running(peak, total, output)
 
@@ -89,8 +89,8 @@ def finish(ops: Arithmetic, region: Region, running: Running) -> tuple[Array, Ar
 
 def normalized(ops: Arithmetic, running: Running) -> Array:
     """Return the output (..., m, Dv): the weighted sum of values over the sum of the weights."""
-    total = running.total
-    return ops.divide(running.output, total if ops.problem.never_empty else nonzero(total, xp=ops.xp))
+    total = running.total if ops.problem.never_empty else nonzero(running.total, xp=ops.xp)
+    return ops.divide(running.output, total if ops.problem.seed is None else total / survival_factor(ops.problem))
 
 
 def log_sum_exp(problem: Problem, region: Region, running: Running) -> Array:

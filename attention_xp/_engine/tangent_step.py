@@ -13,7 +13,7 @@ from attention_xp._engine.arithmetic import Arithmetic
 from attention_xp._engine.backward_step import key_factor, modified_with_pull
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.region import Region
-from attention_xp._engine.scores import survivors, thinned
+from attention_xp._engine.scores import survival_factor
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
 
@@ -69,7 +69,10 @@ def advance_sums(
     change = change * weights
     if allowed is not None:
         change = ops.silence(change, allowed, mixed)
-    keep = survivors(problem, region)
-    output = ops.slopes_key(thinned(problem, keep, change), value.at, exclusive=exclusive)
-    output = output + ops.slopes_key(thinned(problem, keep, weights), value.by, exclusive=exclusive)
-    return Sums(sums.total + ops.row_sum(change), sums.output + output)
+    total = ops.row_sum(change)
+    if problem.seed is not None:
+        keep, factor = ops.survivors(region), survival_factor(problem)
+        change, weights = ops.thin(change, keep) * factor, ops.thin(weights, keep) * factor
+    output = ops.slopes_key(change, value.at, exclusive=exclusive)
+    output = output + ops.slopes_key(weights, value.by, exclusive=exclusive)
+    return Sums(sums.total + total, sums.output + output)

@@ -10,6 +10,7 @@ from attention_xp._engine.backward_step import Known, Rows, shift_of
 from attention_xp._engine.heads import Ceiling, Range, is_finite
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
+from attention_xp._engine.scores import survival_factor
 from attention_xp._engine.step import scale_in_base_2
 from attention_xp._typing import Array
 
@@ -59,7 +60,7 @@ class HeadOf:
         self._query = _joined(queries, problem.query[self.at], -self._shift, factor=scale_in_base_2(problem))
         real = self._query[:, : problem.query.shape[-1]]
         self._norms = np.sqrt(np.vecdot(real, real)) * (1.0 if self._rides[0] else LOG2_E)
-        self._gradient = _joined(gradients, known.gradient, -self._delta)
+        self._gradient = _joined(gradients, known.gradient, -self._delta, factor=survival_factor(problem))
         self._has_rules = len(problem.rules) > 0  # else nothing is excluded, and nothing can leak
         self.is_finite = not self._has_rules or (is_finite(self._gradient) and is_finite(self._delta))
         self._known: dict[Bounds, TileRows] = {}
