@@ -127,6 +127,7 @@ OPTIONS = {
     "float bias": lambda case: {"bias": np.random.default_rng(1).standard_normal(_square(case), dtype=np.float32)},
     "boolean mask": lambda case: {"mask": np.random.default_rng(1).random(_square(case)) < 0.9},
     "sinks": lambda case: {"sinks": np.linspace(-1, 1, case.shape[1], dtype=np.float32)},
+    "dropout": lambda case: {"dropout_rate": 0.1, "rng": 0},
     "blocks": lambda case: {"mask": _blocks(case)},
     "longformer": lambda case: {"mask": _longformer(case)},
 }
