@@ -16,14 +16,15 @@ __all__ = ["FOLD", "STRIP", "TileShape", "backward_tile_sizes", "tile_shape", "t
 FOLD = 64  # rows up to which the query heads of a group share one product: NumPy and JAX
 STRIP = 128  # keys of a strip along an edge of the allowed area, and rows of a chunk: NumPy
 _SIZES = {"numpy": (704, 512), "jax": (512, 512), "torch": (128, 512), "cupy": (512, 1024), "strict": (64, 64)}
-_WHOLE = {"jax": (1024, 1024)}  # where no rule leaves anything out: fewer and larger operations
+_WHOLE = {"numpy": (704, 1024), "jax": (1024, 1024)}  # where no rule leaves anything out: fewer and larger operations
 _BACKWARD = (704, 512)
 _WINDOW_ROWS = 256  # of a tile under a narrow window
 _FEWEST_ROWS = 64
 _MOST_KEYS = 8192
 _TALLEST = 1024  # rows of all heads of a tile: NumPy
 _STACKED = 256  # rows of a head where rules leave something out: fewer rows leave out more
-_LARGEST = 2**19  # scores of a tile
+_LARGEST = 3 * 2**18  # scores of a tile
+_CROWDED = 512  # lines so many numbers apart compete for the same places in a cache
 _JOBS = 3  # for each thread, at least
 
 
@@ -47,10 +48,10 @@ def tile_shape(problem: Problem, threads: int) -> TileShape:
     height = min(_TALLEST, math.prod(problem.lead) * Sq // (_JOBS * threads))  # rows of all heads of a job
     heads = 1
     if _is_uniform_along_heads(problem):
-        least = min(rows, _STACKED) if problem.rules else rows
+        least = min(rows, _STACKED) if problem.rules else _uncrowded(rows, Sq)
         most = max(1, height // least)
         heads = max(n for n in range(1, most + 1) if (axis if problem.group == 1 else problem.group) % n == 0)
-    rows = _equal_parts(Sq, min(rows, max(height // heads, _FEWEST_ROWS)))
+    rows = _uncrowded(_equal_parts(Sq, min(rows, max(height // heads, _FEWEST_ROWS))), Sq)
     return TileShape(heads, rows, min(columns, max(_LARGEST // (heads * rows), STRIP)), folded=False)
 
 
@@ -91,9 +92,14 @@ def _equal_parts(length: int, size: int) -> int:
     return min(size, 16 * -(-part // 16))
 
 
+def _uncrowded(rows: int, Sq: int) -> int:
+    """Return a few rows more where they are as long as a cache is wide, unless they are all the rows."""
+    return rows + 16 if rows % _CROWDED == 0 and rows < Sq else rows
+
+
 def backward_tile_sizes(problem: Problem) -> tuple[int, int]:
     """Return query rows and key columns of a tile of NumPy's backward walker, which holds two tiles at once."""
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
     if problem.tile is not None:
         return tile_sizes(problem)
-    return _equal_parts(Sq, _BACKWARD[0]), _equal_parts(Sk, _BACKWARD[1])
+    return _uncrowded(_equal_parts(Sq, _BACKWARD[0]), Sq), _equal_parts(Sk, _BACKWARD[1])
