@@ -24,7 +24,9 @@ from attention_xp._typing import Array
 
 __all__ = ["Statistics", "columns_of_rows", "of_region", "statistics"]
 
-_PAIRS_AT_ONCE = 2**21  # and one row in any case
+_LOWEST = -1000.0  # below the logarithm of every number, and finite: times its exponential it is 0
+_PAIRS_AT_ONCE = 2**21  # of all heads; and one row in any case
+_PAIRS_OF_A_JOB = 2**19  # on NumPy: what a thread makes of them stays in the cache, and in memory that it had before
 
 
 class Statistics(NamedTuple):
@@ -44,16 +46,18 @@ def statistics(problem: Problem) -> Statistics:
     if library == "numpy":
         from attention_xp._engine.threads_statistics import walk  # noqa: PLC0415  # imports NumPy
 
-        return walk(problem, _rows(problem, 1))
-    return (_compiled if library == "jax" else _looped)(problem, _rows(problem, math.prod(problem.lead)))
+        return walk(problem, _rows(problem, _PAIRS_OF_A_JOB))
+    return (_compiled if library == "jax" else _looped)(
+        problem, _rows(problem, _PAIRS_AT_ONCE // max(math.prod(problem.lead), 1))
+    )
 
 
-def _rows(problem: Problem, heads: int) -> int:
-    """Return how many rows of some heads are met at once."""
+def _rows(problem: Problem, pairs: int) -> int:
+    """Return how many rows are met at once, for at most as many pairs of each head."""
     rows, _ = tile_sizes(problem)
     if problem.tile is not None:
         return rows
-    return max(1, min(rows, _PAIRS_AT_ONCE // (heads * int(problem.key.shape[-2]))))
+    return max(1, min(rows, pairs // int(problem.key.shape[-2])))
 
 
 def of_region(problem: Problem, region: Region, query: Array, key: Array) -> Statistics:
@@ -63,15 +67,16 @@ def of_region(problem: Problem, region: Region, query: Array, key: Array) -> Sta
     weights, total, shift = exponentials(
         scores, sinks=None if problem.sinks is None else region.look_up(problem.sinks), xp=xp
     )
-    weights = weights / nonzero(total, xp=xp)
-    lse = log_sum(total, shift, xp=xp)
-    level = xp.where(xp.isfinite(lse), lse, 0.0)
-    surprise = xp.where(weights > 0.0, level - scores, 0.0)  # -log(weights)
+    divisor = nonzero(total, xp=xp)
+    # -sum w log(w) with w = e / total: a pass for each factor of e, and none to divide all of them.
+    heights = xp.sum(weights * xp.clip(scores - shift, _LOWEST, None), axis=-1, keepdims=True)
+    own = total if problem.sinks is None else xp.sum(weights, axis=-1, keepdims=True)
+    entropy = (xp.log(divisor) * own - heights) / divisor
     return Statistics(
-        xp.squeeze(of_real_rows(problem, region, lse), axis=-1),
+        xp.squeeze(of_real_rows(problem, region, log_sum(total, shift, xp=xp)), axis=-1),
         xp.squeeze(largest(scores, -1, xp), axis=-1),
-        xp.sum(weights * surprise, axis=-1),
-        xp.sum(weights, axis=-2),
+        xp.squeeze(entropy, axis=-1),
+        xp.squeeze(xp.matmul(xp.matrix_transpose(weights), 1.0 / divisor), axis=-1),
     )
 
 
