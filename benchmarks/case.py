@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from attention_xp.masks import BlockMask, Mask, longformer_mask
+from attention_xp.masks import BlockMask, Mask, bigbird_mask, longformer_mask
 
 __all__ = ["Case"]
 
@@ -101,7 +101,7 @@ class Case:
         words += [f"window {self.window}"] * (self.window is not None)
         words += [f"scores x {self.factor:g}"] * (self.factor != 1)
         words += [self.option or ""] * (self.option is not None)
-        words += [f"of {self.block_size}"] * (self.option == "blocks")
+        words += [f"of {self.block_size}"] * (self.option in ("blocks", "bigbird"))
         words += [f"values {self.value_width} wide"] * (self.value_width is not None)
         words += [f"tile {self.tile[0]} x {self.tile[1]}"] if self.tile else []
         return " ".join(words)
@@ -118,6 +118,12 @@ def _blocks(case: Case) -> Mask:
     return BlockMask(layout | np.eye(count, dtype=bool), case.block_size)
 
 
+def _bigbird(case: Case) -> Mask:
+    """The pattern of the paper, with as many random blocks as there are in the window."""
+    count = case.shape[-2] // case.block_size
+    return bigbird_mask(count, case.block_size, num_random=3, num_global=2, window_blocks=3, rng=1)
+
+
 def _longformer(case: Case) -> Mask:
     return longformer_mask(256, np.arange(case.shape[-2]) < GLOBAL_POSITIONS)
 
@@ -129,5 +135,6 @@ OPTIONS = {
     "sinks": lambda case: {"sinks": np.linspace(-1, 1, case.shape[1], dtype=np.float32)},
     "dropout": lambda case: {"dropout_rate": 0.1, "rng": 0},
     "blocks": lambda case: {"mask": _blocks(case)},
+    "bigbird": lambda case: {"mask": _bigbird(case)},
     "longformer": lambda case: {"mask": _longformer(case)},
 }

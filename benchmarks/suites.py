@@ -45,7 +45,7 @@ def window() -> list[Comparison]:
     """Cost follows the allowed area: windows, blocks, global positions."""
     local = replace(LONG, causal=True, window=256)
     masks = [replace(LONG, option="blocks", block_size=size) for size in (256, 128)]
-    masks.append(replace(LONG, option="longformer"))
+    masks += [replace(LONG, option="bigbird", block_size=64), replace(LONG, option="longformer")]
     return [
         Comparison(local, "ours, NumPy", "torch flex_attention, compiled", 1.0),
         _exponent(local.at(16384), "ours, NumPy"),

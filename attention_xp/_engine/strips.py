@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -10,11 +11,13 @@ from attention_xp._engine.plan import Bounds, Tile, bounds, plan
 from attention_xp._engine.region import Span
 from attention_xp._engine.tile_sizes import STRIP
 from attention_xp._typing import Array
-from attention_xp.masks import Mask
+from attention_xp.masks import BlockMask, GlobalMask, Mask, SegmentMask
 
 __all__ = ["Grid", "Item", "Plans", "asked"]
 
 _ASKED = 2**18  # rectangles that rules are asked about at once
+_FIXED = BlockMask, GlobalMask, SegmentMask  # rules that sum their arrays up but once
+_KEPT_PLANS = 4  # of a mask, for other sizes
 _WIDEST = 2048  # keys of a tile of few rows
 _SEAMS = 16  # positions for each seam, at least: more seams would cost more than they bring
 
@@ -55,7 +58,22 @@ class _Answers(NamedTuple):
 
 
 class Plans:
-    """The tiles of all blocks of rows of one call, planned when they are first asked for."""
+    """The tiles of all blocks of rows of one call, planned when they are first asked for.
+
+    A mask that holds arrays keeps the plans made for it, as it keeps what it counted in these arrays.
+    """
+
+    @classmethod
+    def of(cls, rules: tuple[Mask, ...], rows: int, grid: Grid) -> "Plans":
+        """Return the plans for some rules, which the one of them that holds arrays may have from an earlier call."""
+        holders = [rule for rule in rules if not rule.shift_invariant]
+        if len(holders) != 1 or not all(isinstance(leaf, _FIXED) or leaf.shift_invariant for leaf in _leaves(*holders)):
+            return cls(rules, rows, grid)
+        kept: dict[object, Plans] = vars(holders[0]).setdefault("_plans", {})
+        name = (*(rule for rule in rules if rule.shift_invariant), rows, grid)
+        if name not in kept and len(kept) >= _KEPT_PLANS:
+            kept.clear()
+        return kept.setdefault(name, cls(rules, rows, grid))
 
     def __init__(self, rules: tuple[Mask, ...], rows: int, grid: Grid) -> None:
         self.rules, self.grid = rules, grid
@@ -63,9 +81,16 @@ class Plans:
         # Positions alone decide: a plan serves other calls as well.
         self._kept = all(rule.shift_invariant for rule in rules)
         self._answers: dict[tuple[Item, int], _Answers] = {}
+        self._tiles: dict[tuple[Item, Bounds], list[Tile]] = {}
 
     def tiles(self, item: Item, rows: Bounds) -> list[Tile]:
         """Return the tiles of a block that are not empty."""
+        known = self._tiles.get((item, rows))
+        if known is None:
+            known = self._tiles[item, rows] = self._planned(item, rows)
+        return known
+
+    def _planned(self, item: Item, rows: Bounds) -> list[Tile]:
         if len(self.rules) == 0:
             return [
                 Tile(rows, (columns,), (rows[0], rows[0]), ())
@@ -104,6 +129,15 @@ class Plans:
         keys, rows, chunk, columns, _ = self.grid
         strips, chunks = -(-keys // min(STRIP, columns)), -(-rows // chunk)
         return max(1, _ASKED // max(1, strips * chunks))
+
+
+def _leaves(rule: Mask) -> Iterator[Mask]:
+    """Yield the rules that a rule is made of."""
+    parts = [value for value in vars(rule).values() if isinstance(value, Mask)]
+    for part in parts:
+        yield from _leaves(part)
+    if not parts:
+        yield rule
 
 
 @functools.lru_cache(maxsize=1024)

@@ -29,6 +29,7 @@ from attention_xp._typing import Array
 
 __all__ = ["per_batch", "walk", "without_infinite_bias"]
 
+_GRAIN = 16  # keys of which stretches must be made, at least, to be gathered as pieces of one size
 _PROBE = 128  # keys that tell about how large the scores of a row are
 _HEADROOM = 60.0  # in base 2: by so much more may they be larger elsewhere
 _LARGEST_SUM, _SMALLEST_SUM = 2.0**120, 2.0**-60  # of weights, in float32
@@ -62,12 +63,11 @@ class _Walk:
         self.output = np.empty((*lead, Sq, problem.value.shape[-1]), problem.dtype)
         self.lse = np.empty((*lead, Sq), problem.dtype) if lse else None
         self.is_uniform = problem.is_masked_alike
-        self.plans = Plans(problem.rules, Sq, self._grid())
+        self.plans = Plans.of(problem.rules, Sq, self._grid())
         self.jobs = self._jobs()
         self.ceiling = ceiling(problem)
         self.likely = likely(problem, self.ceiling)
         self.heads: dict[tuple[int, ...], Heads] = {}
-        self.tiles: dict[tuple[Item, Bounds], list[Tile]] = {}
 
     def _jobs(self) -> list[tuple[tuple[int, ...], Bounds]]:
         """Return the heads and rows of all jobs; what is long comes first, so that no thread ends with it."""
@@ -101,11 +101,7 @@ class _Walk:
 
     def tiles_of(self, starts: tuple[int, ...], rows: Bounds) -> list[Tile]:
         """Return the tiles that a block of rows visits."""
-        item = self._item(starts)
-        known = self.tiles.get((item, rows))
-        if known is None:
-            known = self.tiles[item, rows] = self.plans.tiles(item, rows)
-        return known
+        return self.plans.tiles(self._item(starts), rows)
 
     def _item(self, starts: tuple[int, ...]) -> Item:
         """Return whose mask some heads have."""
@@ -261,7 +257,14 @@ class _Worker:
         if self._gathered[which].size < size:
             self._gathered[which] = np.empty(size, self.problem.dtype)
         target = self._gathered[which][:size].reshape(shape)
-        return np.concat([x[:, start:end] for start, end in tile.columns], axis=1, out=target)
+        grain = math.gcd(*itertools.chain.from_iterable(tile.columns))
+        if grain < _GRAIN or x.shape[1] % grain or not x.flags.c_contiguous or x.dtype != target.dtype:
+            return np.concat([x[:, start:end] for start, end in tile.columns], axis=1, out=target)
+        # One operation of NumPy: each stretch on its own would hand the interpreter over and wait for it.
+        at = [i for start, end in tile.columns for i in range(start // grain, end // grain)]
+        pieces = x.reshape(len(x), -1, grain * x.shape[-1]), target.reshape(len(x), -1, grain * x.shape[-1])
+        np.take(pieces[0], at, axis=1, out=pieces[1], mode="clip")  # "raise" would write to another array first
+        return target
 
 
 def _reach(tiles: list[Tile]) -> int:

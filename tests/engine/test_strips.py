@@ -9,6 +9,7 @@ from attention_xp.masks import (
     BlockMask,
     CausalMask,
     GlobalMask,
+    LengthMask,
     Mask,
     SegmentMask,
     WindowMask,
@@ -85,6 +86,24 @@ def test_too_many_seams_are_left_aside() -> None:
     every_other = GlobalMask(np.arange(LENGTH) % 2 == 0)
     starts = {tile.columns[0][0] for tile in _plans(every_other).tiles(HERE, (0, 256))}
     assert all(start % 128 == 0 for start in starts)
+
+
+def test_a_mask_keeps_its_plans_for_a_few_sizes() -> None:
+    mask, causal = _blocks(128), CausalMask()
+    grid = Grid(keys=LENGTH, rows=256, chunk=128, columns=384, may_skip=True)
+    kept = Plans.of((mask, causal), LENGTH, grid)
+    assert Plans.of((mask, CausalMask()), LENGTH, grid) is kept
+    assert Plans.of((mask,), LENGTH, grid) is not kept
+    assert Plans.of((_blocks(128), causal), LENGTH, grid) is not kept
+    for columns in range(100, 110):
+        Plans.of((mask,), LENGTH, grid._replace(columns=columns))
+    assert Plans.of((mask, causal), LENGTH, grid) is not kept
+
+
+def test_plans_are_not_kept_where_lengths_may_be_changed() -> None:
+    mask = LengthMask(np.asarray([5, 9]))
+    grid = Grid(keys=LENGTH, rows=256, chunk=128, columns=384, may_skip=True)
+    assert Plans.of((mask,), LENGTH, grid) is not Plans.of((mask,), LENGTH, grid)
 
 
 def test_blocks_that_visit_much_come_first() -> None:
