@@ -13,7 +13,7 @@ from tests._documents import documents
 
 pytest_collect_file = documents().pytest()
 # The modules that import a library other than NumPy at their top.
-_BRIDGES = {Backend.JAX: ("lax", "lax_backward", "lax_derivatives"), Backend.TORCH: ("autograd",)}
+_BRIDGES = {Backend.JAX: ("lax", "lax_backward", "lax_captured", "lax_derivatives"), Backend.TORCH: ("autograd",)}
 collect_ignore = [
     f"attention_xp/_engine/{name}.py"
     for backend, names in _BRIDGES.items()

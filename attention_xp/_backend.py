@@ -40,7 +40,10 @@ __all__ = [
     "on_host",
     "pullback",
     "same_device",
+    "spread_like",
+    "spread_over",
     "values_on_host",
+    "varying_axes",
 ]
 
 _LIBRARIES = {
@@ -223,6 +226,35 @@ def cuda_device(array: Array) -> Device | None:
     return place if is_cuda else None
 
 
+def spread_like(arrays: Any, like: Any) -> Any:
+    """Return arrays of JAX, nested in any way, that differ between devices wherever one of `like` does.
+
+    Inside `jax.shard_map`, a loop may not make something of that kind out of zeros that are the same on all devices.
+    """
+    return spread_over(arrays, varying_axes(like))
+
+
+def spread_over(arrays: Any, axes: frozenset[str]) -> Any:
+    """Return arrays of JAX that differ between devices along some axes of a mesh."""
+    jax: Any = sys.modules["jax"]
+
+    def spread(array: Array) -> Array:
+        missing = tuple(sorted(axes - varying_axes(array)))
+        return jax.lax.pcast(array, missing, to="varying") if missing else array
+
+    return jax.tree.map(spread, arrays) if axes else arrays
+
+
+def varying_axes(arrays: Any) -> frozenset[str]:
+    """Return the axes of a mesh along which arrays of JAX differ: none, but inside `jax.shard_map`."""
+    jax: Any = sys.modules["jax"]
+    if not hasattr(jax, "typeof"):
+        return frozenset()
+    kinds = [jax.typeof(array) for array in jax.tree.leaves(arrays)]
+    kinds = [getattr(kind, "manual_axis_type", kind) for kind in kinds]  # since JAX 0.10
+    return frozenset().union(*(getattr(kind, "varying", getattr(kind, "vma", frozenset())) for kind in kinds))
+
+
 def is_transformed() -> bool:
     """Whether one of the transformations of ``torch.func`` is at work."""
     torch = sys.modules["torch"]
@@ -230,16 +262,14 @@ def is_transformed() -> bool:
 
 
 def pullback(
-    xp: Namespace, function: Callable[[Array], Array], x: Array
-) -> tuple[Array, Callable[[Array], Array]] | None:
-    """Return ``function(x)`` and its transposed derivative, or ``None`` where the library has no derivatives."""
+    xp: Namespace, function: Callable[..., Array], *arrays: Array
+) -> tuple[Array, Callable[[Array], tuple[Array, ...]]] | None:
+    """Return ``function(*arrays)`` and its transposed derivative, or ``None`` where the library has no derivatives."""
     if is_torch_namespace(xp):
-        value, pull = sys.modules["torch"].func.vjp(function, x)
-    elif is_jax_namespace(xp):
-        value, pull = sys.modules["jax"].vjp(function, x)
-    else:
-        return None
-    return value, lambda slopes: pull(slopes)[0]
+        return sys.modules["torch"].func.vjp(function, *arrays)  # type: ignore[no-any-return]
+    if is_jax_namespace(xp):
+        return sys.modules["jax"].vjp(function, *arrays)  # type: ignore[no-any-return]
+    return None
 
 
 def can_differentiate(xp: Namespace) -> bool:

@@ -1,25 +1,88 @@
 """One call, or several, of every numerical function: what transformations are tried on."""
 
+from functools import partial
+
 import numpy as np
+from array_api_compat import array_namespace
 
 import attention_xp as ax
+from attention_xp import biases, linear, masks
 from tests._inputs import inputs, normal
 
 __all__ = ["CALLS", "QKV", "X"]
 
 QKV = inputs((2, 4, 5, 8), (2, 2, 7, 8))
 X = normal(2, 5, 8)
+LINEAR = inputs((2, 4, 9, 8), (2, 2, 9, 8))
 KEEP = normal(2, 1, 5, 7) > -0.5
 POSITIONS = np.random.default_rng(0).integers(0, 60, (2, 2, 5))
 
 
-def every_option(q, k, v, mask, bias, sinks, lengths):
+def every_option(q, k, v, mask, bias, sinks, lengths, factor, *, impl="auto"):
     """Attention with all options that are arrays, and all that are not."""
     return ax.flash_attention(
         q, k, v, mask, 0.5, rng=1, bias=bias, sinks=sinks, is_causal=True, window=(4, 1), query_offset=lengths,
-        query_lengths=lengths, key_lengths=lengths, scale=0.5, softcap=2.0, return_lse=True,
-        score_mod=lambda score, b, h, q_idx, kv_idx: 0.5 * score,
+        query_lengths=lengths, key_lengths=lengths, scale=0.5, softcap=2.0, impl=impl, tile=(2, 3),
+        score_mod=lambda score, b, h, q_idx, kv_idx: factor[h] * score,
     )  # fmt: skip
+
+
+def every_mask(q, k, v, which, bounds):
+    """Attention under rules of every kind."""
+    mask = (
+        (masks.CausalMask() & masks.WindowMask(4, 1) & masks.SegmentMask(which, which))
+        | masks.PrefixMask(bounds) & masks.StridedMask(2)
+        | masks.GlobalMask(which == 2)
+        | masks.FunctionMask(lambda b, h, q_idx, kv_idx: kv_idx == q_idx + bounds[0])
+    ) & masks.BlockMask(which[:6].reshape(2, 3) < 2, (4, 3))
+    return ax.flash_attention(
+        q, k, v, mask & masks.LengthMask(bounds), impl="tiled", tile=(2, 3), return_lse=True, query_offset=0
+    )[0]
+
+
+def slopes(q, k, v, bias, sinks, *, impl="auto"):
+    """The gradients of attention."""
+    output, vjp = ax.attention_vjp(q, k, v, bias=bias, sinks=sinks, softcap=2.0, impl=impl, tile=(2, 3))
+    gradients = vjp(output)
+    return output, *gradients[:3], gradients.bias, gradients.sinks
+
+
+def every_bias(q, k, v, slopes, table):
+    """Attention under biases that are rules."""
+    return tuple(
+        ax.flash_attention(q, k, v, bias=bias, query_offset=2, impl="tiled", tile=(2, 3))
+        for bias in (biases.AlibiBias(slopes), biases.RelativePositionBias(table, max_distance=9))
+    )
+
+
+def relative_scores(q, k, v, embeddings):
+    """Attention with scores of distances, and the same the older way."""
+    scores = biases.relative_position_scores(q, embeddings, 7, query_offset=2)
+    return ax.flash_attention(q, k, v, bias=scores), biases.relative_shift(scores)
+
+
+def parts(q, k, v):
+    """Attention to two parts of the keys."""
+    pieces = [ax.flash_attention(q, k[..., i, :], v[..., i, :], return_lse=True) for i in (slice(3), slice(3, 7))]
+    return ax.merge_attention(*zip(*pieces, strict=True))
+
+
+def packed(q, k, v, bounds):
+    """Attention within packed sequences."""
+    return ax.varlen_attention(q, k, v, bounds, is_causal=True)
+
+
+def gated_delta(q, k, v, decay, beta):
+    """Linear attention with everything that a rule may have."""
+    options = {"update_rule": "gated_delta", "decay": decay, "beta": beta, "feature_map": None, "chunk_size": 4}
+    output, state = linear.linear_attention(q, k, v, return_state=True, **options)
+    return output, state.memory, *linear.linear_attention_vjp(q, k, v, **options)[1](output)[:5]
+
+
+def performer(q, k, v):
+    """Linear attention with random features."""
+    where = {"xp": array_namespace(q), "dtype": "float32"}
+    return linear.linear_attention(q, k, v, feature_map=linear.performer_features(8, 12, rng=0, **where))
 
 
 def with_params(x, *params):
@@ -33,9 +96,11 @@ def every_rotary_option(x, positions):
 
 
 def rotary_scaling(x, positions):
-    """Rotary positions under the scalings that look at the largest."""
+    """Rotary positions under scalings; the first and the last look at the largest position."""
     dynamic = ax.rotary_embedding(x, positions, scaling=ax.DynamicNTKScaling(2.0, 16))
-    return dynamic, ax.rotary_embedding(x, positions, scaling=ax.LongRopeScaling([1.0] * 4, [4.0] * 4, 16))
+    fixed = (ax.LinearScaling(2.0), ax.NTKScaling(2.0), ax.Llama3Scaling(8.0, 1.0, 4.0, 16))
+    others = [ax.rotary_embedding(x, positions, scaling=scaling) for scaling in fixed]
+    return dynamic, *others, ax.rotary_embedding(x, positions, scaling=ax.LongRopeScaling([1.0] * 4, [4.0] * 4, 16))
 
 
 def rotary_rows(x, positions, table):
@@ -44,6 +109,7 @@ def rotary_rows(x, positions, table):
     return ax.rotary_embedding(x, positions, sections=(1, 3), cache=cache), ax.rotary_embedding(x, cache=cache)
 
 
+OPERANDS = (*QKV, KEEP, normal(4, 5, 7), normal(4), np.asarray([3, 5]), normal(4))
 CALLS = {
     "scaled_dot_product_attention": (ax.scaled_dot_product_attention, QKV),
     "no weights": (lambda q, k, v: ax.scaled_dot_product_attention(q, k, v, return_weights=False)[0], QKV),
@@ -54,7 +120,24 @@ CALLS = {
     "boolean mask": (ax.scaled_dot_product_attention, (*QKV, KEEP)),
     "float mask": (ax.scaled_dot_product_attention, (*QKV, np.where(KEEP, 0.5, -np.inf))),
     "dropout on weights": (lambda q, k, v: ax.flash_attention(q, k, v, None, 0.5, rng=3), QKV),
-    "every option": (every_option, (*QKV, KEEP, normal(4, 5, 7), normal(4), np.asarray([3, 5]))),
+    "every option": (every_option, OPERANDS),
+    "every option, tiled": (partial(every_option, impl="tiled"), OPERANDS),
+    "every mask": (
+        every_mask,
+        (*inputs((2, 4, 7, 8), (2, 2, 7, 8)), np.asarray([0, 0, 1, 1, 1, 2, 3]), np.asarray([3, 6])),
+    ),
+    "every bias": (every_bias, (*QKV, normal(4), normal(8, 4))),
+    "relative scores": (relative_scores, (*QKV, normal(5, 8))),
+    "attention_vjp": (slopes, (*QKV, normal(4, 5, 7), normal(4))),
+    "attention_vjp, tiled": (partial(slopes, impl="tiled"), (*QKV, normal(4, 5, 7), normal(4))),
+    "attention_statistics": (lambda q, k: ax.attention_statistics(q, k, is_causal=True, query_offset=2), QKV[:2]),
+    "merge_attention": (parts, QKV),
+    "varlen_attention": (
+        packed,
+        (normal(12, 4, 8), *(normal(12, 2, 8, seed=i) for i in (1, 2)), np.asarray([0, 3, 3, 10])),
+    ),
+    "linear_attention": (gated_delta, (*LINEAR, -np.abs(normal(2, 2, 9, 8)), normal(2, 2, 9, 1) ** 2 / 9.0)),
+    "performer_features": (performer, LINEAR),
     "self_attention": (lambda x: ax.self_attention(x, 8), (X,)),
     "cross_attention": (lambda x, context: ax.cross_attention(x, context, 8), (X, normal(2, 7, 8))),
     "multi_head_attention": (lambda x, y: ax.multi_head_attention(x, y, y, 2, 8), (X, normal(2, 7, 8))),

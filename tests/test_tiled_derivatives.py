@@ -1,14 +1,17 @@
 """Derivatives of the tiled kernel inside the transformations of its library, and the memory they take."""
 
 import importlib
+from functools import partial
 
 import numpy as np
 import pytest
 
 from attention_xp import attention_vjp, flash_attention, merge_attention
+from attention_xp.masks import CausalMask, FunctionMask
 from tests._autodiff import check
 from tests._backends import to_numpy
 from tests._inputs import inputs, normal
+from tests.biases._cases import GaussianBias
 from tests.score_mods import bent
 
 Q, K, V = inputs((2, 4, 5, 4), (2, 2, 7, 4))
@@ -121,6 +124,61 @@ def test_torch_saves_memory_linear_in_the_lengths(library):
     assert 0 < sum(saved) <= 6 * made[0].numel()
 
 
+@pytest.mark.backends("jax")
+def test_jax_differentiates_what_functions_and_biases_hold(library):
+    """A mask function may look at it too, which changes nothing; with a soft cap before and a bias behind."""
+
+    def attend(q, table, slopes, width, impl):
+        output = flash_attention(
+            q, *(library.array(x, q.dtype.name) for x in (K, V)), impl=impl, tile=(2, 3), softcap=2.0, query_offset=2,
+            mask=CausalMask() | FunctionMask(lambda b, h, q_idx, kv_idx: q_idx + kv_idx < jnp.ceil(9.0 * abs(table[0])).astype(q_idx.dtype)),
+            score_mod=lambda score, b, h, q_idx, kv_idx: jnp.sin(score) * table[abs(q_idx - kv_idx)] + slopes[h] * score,
+            bias=GaussianBias(width),
+        )  # fmt: skip
+        return jnp.sin(output).sum()
+
+    jax = importlib.import_module("jax")
+    jnp = jax.numpy
+    arrays = [library.array(x, library.dtypes()[-1]) for x in (Q, normal(9), normal(4), 1.0 + normal(4) ** 2)]
+    directions = [jnp.cos(x) for x in arrays]
+
+    @partial(jax.jit, static_argnums=0)
+    def derivatives(impl, *arrays):
+        """Gradients; those of a gradient, forward and reverse; of mapped calls where some arrays are mapped."""
+        slopes = jax.grad(partial(attend, impl=impl), argnums=range(4))
+        mapped = jax.vmap(slopes, (0, None, 0, None))
+
+        def along(*arrays):
+            return sum((x * d).sum() for x, d in zip(slopes(*arrays), directions, strict=True))
+
+        q, table, factors, width = arrays
+        return (
+            slopes(*arrays),
+            jax.grad(along, argnums=range(4))(*arrays),
+            jax.jvp(slopes, arrays, tuple(directions))[1],
+            mapped(jnp.stack([q, -q]), table, jnp.stack([factors, 0.5 * factors]), width),
+        )
+
+    found, expected = (jax.tree.leaves(derivatives(impl, *arrays)) for impl in ("tiled", "dense"))
+    assert_same(tuple(found), tuple(expected))
+
+
+@pytest.mark.backends("jax")
+def test_jax_keeps_no_scores_of_what_functions_capture(library):
+    jax, length = importlib.import_module("jax"), 300
+
+    def loss(x, factor, width):
+        output = flash_attention(
+            x, x, x, impl="tiled", tile=(32, 32), bias=GaussianBias(width),
+            score_mod=lambda score, b, h, q_idx, kv_idx: factor[0] * score, mask=FunctionMask(lambda b, h, q, k: q > k),
+        )  # fmt: skip
+        return output.sum()
+
+    arrays = [library.array(x) for x in (normal(1, 2, length, 4), normal(1), normal(2))]
+    program = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*arrays).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 4 * length**2 / 2
+
+
 @pytest.mark.backends("torch")
 def test_torch_differentiates_what_score_mod_captures(library):
     torch = importlib.import_module("torch")
@@ -139,8 +197,6 @@ def test_torch_differentiates_what_score_mod_captures(library):
 @FORWARD_MODE
 @pytest.mark.backends("torch", "jax")
 def test_score_mod(library, impl):
-    if library.like("jax") and impl == "tiled":
-        pytest.skip("refused, see test_gradients")
     score_mod = bent(library.namespace())
     check(library, lambda q, k, v: flash_attention(q, k, v, score_mod=score_mod, impl=impl, tile=(2, 3)), Q, K, V)
 

@@ -1,4 +1,4 @@
-"""Compiling, mapping and tracing: every numerical function inside the transformations of its library."""
+"""Compiling and mapping: every numerical function inside the transformations of torch."""
 
 import importlib
 
@@ -11,20 +11,6 @@ from tests._public_calls import CALLS, QKV
 from tests._transforms import assert_same, mapped, one_by_one
 
 calls = pytest.mark.parametrize(("function", "arguments"), CALLS.values(), ids=CALLS)
-
-
-@pytest.mark.backends("jax")
-@calls
-def test_jax_jit(library, function, arguments):
-    jit, made = importlib.import_module("jax").jit, [library.array(x) for x in arguments]
-    assert_same(jit(function)(*made), function(*made))
-
-
-@pytest.mark.backends("jax")
-@calls
-def test_jax_vmap(library, function, arguments):
-    vmap, stacked = importlib.import_module("jax").vmap, mapped(library, arguments)
-    assert_same(vmap(function)(*stacked), one_by_one(function, stacked))
 
 
 @pytest.mark.backends("torch")
@@ -50,37 +36,11 @@ def test_torch_compile_with_sizes_that_change(library, options):
 
 
 @pytest.mark.backends("torch")
+@pytest.mark.filterwarnings("ignore:torch.searchsorted:UserWarning")  # mapped numbers lie apart; it copies them
 @calls
 def test_torch_vmap(library, function, arguments):
     vmap, stacked = importlib.import_module("torch").func.vmap, mapped(library, arguments)
     assert_same(vmap(function)(*stacked), one_by_one(function, stacked))
-
-
-@pytest.mark.backends("jax")
-@pytest.mark.parametrize("kind", ["key", "PRNGKey"])
-def test_a_jax_key_may_be_traced(library, kind):
-    jax, made = importlib.import_module("jax"), [library.array(x) for x in QKV]
-
-    def attend(key):
-        return ax.flash_attention(*made, None, 0.5, rng=key)
-
-    key = getattr(jax.random, kind)(3)
-    assert_same(jax.jit(attend)(key), attend(key))
-    keys = jax.random.split(key, 2)
-    first, second = jax.vmap(attend)(keys)
-    assert_same(first, attend(keys[0]))
-    assert_same(second, attend(keys[1]))
-
-
-@pytest.mark.backends("jax")
-def test_gradients_inside_jit_and_vmap(library):
-    jax, stacked = importlib.import_module("jax"), mapped(library, QKV)
-
-    def loss(q, k, v):
-        return (ax.flash_attention(q, k, v, is_causal=True, query_offset=2) ** 2).sum()
-
-    grad = jax.grad(loss, argnums=(0, 1, 2))
-    assert_same(jax.jit(jax.vmap(grad))(*stacked), one_by_one(grad, stacked))
 
 
 @pytest.mark.backends("torch")
@@ -104,14 +64,6 @@ def test_gradients_of_a_compiled_function(library):
         return torch.autograd.grad((function(*made) ** 2).sum(), made)
 
     assert_same(slopes(compiled), slopes(ax.flash_attention))
-
-
-@pytest.mark.backends("jax")
-def test_errors_come_while_tracing(library):
-    jax = importlib.import_module("jax")
-    q, k = library.array(normal(2, 5, 8)), library.array(normal(2, 5, 4))
-    with pytest.raises(ValueError, match="key has width 4 but query has width 8"):
-        jax.jit(ax.flash_attention)(q, k, k)
 
 
 @pytest.mark.backends("torch")

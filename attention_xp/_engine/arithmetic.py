@@ -11,6 +11,7 @@ from attention_xp._engine.products import key_rows, query_key, slopes_key, weigh
 from attention_xp._engine.region import Region
 from attention_xp._random_survivors import head_key, survivors, survivors_one_by_one
 from attention_xp._typing import Array, Namespace
+from attention_xp.biases import Bias
 from attention_xp.masks import Mask
 
 __all__ = ["LOG2_E", "Arithmetic", "allowed_pairs", "summed_to"]
@@ -140,6 +141,10 @@ class Arithmetic:
     def value_slopes(self, weights: Array, gradient: Array) -> Array:
         """(..., H, m, n)^T @ (..., H, m, Dv) -> (..., Hkv, n, Dv)."""
         return key_rows(self.problem, weights, gradient)
+
+    def bias_slopes(self, bias: Bias, region: Region, slopes: Array) -> tuple[Array, ...]:
+        """Return what the slopes of the scores of a region add to the gradients of the arrays of a bias."""
+        return bias.vjp(region, slopes)
 
     def summed(self, slopes: Array, shape: tuple[int, ...]) -> Array:
         """Return the slopes summed to a shape that broadcasts to theirs."""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from attention_xp._backend import pullback
 from attention_xp._engine.arithmetic import LOG2_E, Arithmetic
+from attention_xp._engine.captured import Captured
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
@@ -73,6 +74,7 @@ class Slopes(NamedTuple):
     key: Array  # (..., Hkv, n, D)
     value: Array  # (..., Hkv, n, Dv)
     addends: tuple[Any, ...]  # the shape of the piece of each that covers the tile; of a Bias, those of its arrays
+    captured: tuple[Array, ...] = ()  # by `score_mod`, where that is known
 
 
 def key_factor(problem: Problem) -> float:
@@ -128,8 +130,10 @@ def contribute(
         _of_addend(ops, region, addend, slopes) if is_wanted else None
         for addend, is_wanted in zip(problem.addends, wanted, strict=True)
     )
+    captured: tuple[Array, ...] = ()
     if pull is not None:
-        slopes = pull(slopes)
+        slopes, *captured_slopes = pull(slopes)
+        captured = tuple(captured_slopes)
         if allowed is not None:
             slopes = ops.silence(slopes, allowed, mixed)
     return Slopes(
@@ -137,43 +141,55 @@ def contribute(
         ops.key_slopes(slopes, rows.query),  # (..., n, m) @ (..., m, D) -> (..., n, D)
         value_slopes,
         addends,
+        captured,
     )
 
 
 def _of_addend(ops: Arithmetic, region: Region, addend: Any, slopes: Array) -> Any:
     if isinstance(addend, Bias):
-        return addend.vjp(region, slopes)
+        return ops.bias_slopes(addend, region, slopes)
     return ops.summed(slopes, tuple(region.look_up(addend).shape))
 
 
-Pull = Callable[[Array], Array]
+Pull = Callable[[Array], tuple[Array, ...]]  # slopes of the scores -> of the products, then of what was captured
 
 
 def modified_with_pull(problem: Problem, ops: Arithmetic, region: Region, scores: Array) -> tuple[Array, Pull | None]:
     """Return the scores after every option that touches them, and how slopes come back through those."""
-    pulls: list[Pull] = []
+    steepness: Array | None = None
+    pull: Pull | None = None
     if problem.softcap is not None:
         scores = ops.tanh(scores)
         steepness = problem.softcap * (1.0 - scores * scores)
-        pulls.append(lambda slopes: ops.multiply(slopes, steepness))
         scores = ops.multiply(scores, problem.softcap)
     if problem.score_mod is not None:
         made, pull = _score_mod(problem, ops, region, scores)
-        pulls.insert(0, pull)
         scores = ops.replace(scores, made)
     scores = added(problem, ops, region, scores)
-    if len(pulls) == 2:
-        return scores, lambda slopes: pulls[1](pulls[0](slopes))
-    return scores, pulls[0] if pulls else None
+    return scores, pull if steepness is None else _through(ops, steepness, pull)
+
+
+def _through(ops: Arithmetic, steepness: Array, pull: Pull | None) -> Pull:
+    def pull_both(slopes: Array) -> tuple[Array, ...]:
+        slopes, *captured = (slopes,) if pull is None else pull(slopes)
+        return ops.multiply(slopes, steepness), *captured
+
+    return pull_both
 
 
 def _score_mod(problem: Problem, ops: Arithmetic, region: Region, scores: Array) -> tuple[Array, Pull]:
     """Differentiate `score_mod` by the library, or by the derivative that came with it."""
-    found = pullback(problem.xp, lambda x: changed(problem, region, x), scores)
+    function = problem.score_mod
+
+    def modify(scores: Array, *operands: Array) -> Array:
+        mod = function.holding(operands) if isinstance(function, Captured) else function
+        return as_scores(problem, mod, region, scores)
+
+    found = pullback(problem.xp, modify, scores, *(function.operands if isinstance(function, Captured) else ()))
     if found is not None:
         return found
     slope = as_scores(problem, problem.score_slope, region, scores)
-    return changed(problem, region, scores), lambda slopes: ops.multiply(slopes, slope)
+    return changed(problem, region, scores), lambda slopes: (ops.multiply(slopes, slope),)
 
 
 def _lines_of_sinks(problem: Problem) -> Array:

@@ -11,7 +11,7 @@ from array_api_compat import is_cupy_array, is_jax_array, is_numpy_array, is_tor
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
 
-__all__ = ["freeze", "thaw"]
+__all__ = ["contains", "freeze", "holes", "part", "thaw"]
 
 
 def freeze(thing: Any) -> tuple[Any, list[Array]]:
@@ -47,6 +47,24 @@ class _Shape:
     kind: type
     items: tuple[Any, ...]
     names: tuple[str, ...] = ()  # of the items; those of a tuple have none
+
+
+def part(template: Any, name: str) -> Any:
+    """Return the template of an attribute."""
+    return template.items[template.names.index(name)]
+
+
+def holes(template: Any) -> list[int]:
+    """Return the numbers of the arrays of a template, in their order."""
+    if isinstance(template, _Hole):
+        return [template.index]
+    return [i for item in template.items for i in holes(item)] if isinstance(template, _Shape) else []
+
+
+def contains(template: Any, kind: type) -> bool:
+    """Whether anything in a template is of a class."""
+    items = template.items if isinstance(template, _Shape) else ()
+    return isinstance(template, kind) or any(contains(item, kind) for item in items)
 
 
 def thaw(template: Any, arrays: list[Array]) -> Any:

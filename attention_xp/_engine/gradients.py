@@ -20,6 +20,7 @@ class Gradients(NamedTuple):
     key: Array
     value: Array
     addends: tuple[Any, ...]  # arrays; of a Bias, a tuple of those of its arrays
+    captured: tuple[Array, ...]  # by `score_mod`, where that is known
     sinks: Array | None
 
 
@@ -59,11 +60,11 @@ def backward(
 
 def _walk(problem: Problem, known: Known, wanted: tuple[bool, ...], *, whole: bool) -> Slopes:
     """Visit the tiles the way the library of the arrays likes it."""
-    library = "any" if problem.has_bias_rule else library_name(problem.xp)
+    library = library_name(problem.xp)
     if whole or 0 in problem.query.shape or 0 in problem.key.shape or 0 in problem.value.shape:
         lengths = max(problem.query.shape[-2], 1), max(problem.key.shape[-2], 1)
         return walk_in_loops(dataclasses.replace(problem, tile=lengths), known, wanted)
-    if library == "numpy":
+    if library == "numpy" and not problem.has_bias_rule:
         from attention_xp._engine.threads_backward import walk  # noqa: PLC0415  # imports NumPy
 
         return walk(problem, known, wanted)

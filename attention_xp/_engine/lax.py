@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from attention_xp._backend import spread_like
 from attention_xp._engine.arithmetic import Arithmetic
 from attention_xp._engine.packing import PackedMask
 from attention_xp._engine.problem import Problem
@@ -16,10 +17,10 @@ from attention_xp._engine.products import query_key
 from attention_xp._engine.region import Region, Span
 from attention_xp._engine.step import Running, advance, finish, scale_in_base_2, start
 from attention_xp._engine.tile_sizes import FOLD, tile_sizes
-from attention_xp._typing import Array
+from attention_xp._typing import Array, DType
 from attention_xp.masks import Mask
 
-__all__ = ["Guarded", "Walk", "dynamic_cut", "fold", "guarded"]
+__all__ = ["Guarded", "Walk", "dynamic_cut", "fold", "guarded", "is_moving", "slope_dtype", "zeros"]
 
 
 def fold(first: Any, last: Any, step: Callable[[Array, Any], Any], state: Any) -> Any:
@@ -30,6 +31,21 @@ def fold(first: Any, last: Any, step: Callable[[Array, Any], Any], state: Any) -
 def dynamic_cut(array: Array, starts: list[Any], sizes: list[int]) -> Array:
     """Return a piece of an array whose place is known inside the program."""
     return jax.lax.dynamic_slice(array, [jnp.int32(start) for start in starts], sizes)
+
+
+def zeros(problem: Problem, shape: tuple[int, ...], dtype: DType) -> Array:
+    """Return where a loop begins to sum up."""
+    return spread_like(jnp.zeros(shape, dtype), problem.query)
+
+
+def is_moving(array: Array) -> bool:
+    """Whether JAX differentiates by an array: integers and booleans do not change."""
+    return bool(jnp.issubdtype(array.dtype, jnp.inexact))
+
+
+def slope_dtype(problem: Problem, array: Array) -> DType:
+    """Return the dtype in which the gradient of an array is summed up."""
+    return problem.dtype if jnp.issubdtype(array.dtype, jnp.floating) else array.dtype
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,8 +108,8 @@ class Walk:
     def run(self) -> tuple[Array, Array]:
         """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq)."""
         lead, dtype = self.problem.lead, self.problem.dtype
-        output = jnp.zeros((*lead, self.Sq, self.problem.value.shape[-1]), dtype)
-        lse = jnp.zeros((*lead, self.Sq), dtype)
+        output = zeros(self.problem, (*lead, self.Sq, self.problem.value.shape[-1]), dtype)
+        lse = zeros(self.problem, (*lead, self.Sq), dtype)
         output, lse = fold(0, math.prod(self.grid), self._job, (output, lse))
         return output, lse
 
@@ -124,12 +140,13 @@ class Walk:
     def _attend(self, region: Region, block: Array) -> tuple[Array, Array]:
         problem, query = self.problem, self.scaled_query(region)
         sums = jnp.zeros((*region.sizes[:-1], problem.value.shape[-1]), problem.dtype)
+        nothing = spread_like(start(problem, region, sums, bounded=False), problem.query)
 
         def step(running: Running, tile: Any, rules: tuple[Mask, ...]) -> Running:
             part, key, value = self.tile(region, tile)
             return advance(self.ops, part, query, key, value, running, rules=rules, mixed=(0, self.m))
 
-        running = self.each_tile(region, block, step, start(problem, region, sums, bounded=False))
+        running = self.each_tile(region, block, step, nothing)
         return finish(self.ops, region, running)
 
     def each_tile(
@@ -176,14 +193,7 @@ class Walk:
 
     def _schedule(self) -> tuple[Array, Array, Array]:
         """Return the tiles of each block of rows, full ones first, and where full and where all end."""
-        problem = self.problem
-        row = jnp.minimum(jnp.arange(self.blocks, dtype=jnp.int32) * self.m, self.Sq - self.m)[:, None]
-        column = jnp.minimum(jnp.arange(self.tiles, dtype=jnp.int32) * self.n, self.Sk - self.n)
-        whole = Region.whole(problem)
-        offset = 0 if problem.query_offset is None else whole.per_batch(problem.query_offset)
-        q = row + offset
-        heads = whole.h if self.together == 1 else None
-        span = Span(jnp, row, row + self.m - 1, q, q + self.m - 1, column, column + self.n - 1, whole.b, heads)
+        problem, span = self.problem, self.span()
         answers = [rule.reach(span) for rule in problem.rules if _speaks_of_rows(rule, problem)]
         certainly_unknown = len(answers) < len(problem.rules)
         possible = _all([a for a, _ in answers])
@@ -195,6 +205,17 @@ class Walk:
         order = jnp.argsort(state, axis=-1, stable=True).astype(jnp.int32)
         full, some = (jnp.sum(state <= limit, axis=-1, dtype=jnp.int32) for limit in (0, 1))
         return order, full, some
+
+    def span(self) -> Span:
+        """Return the bounds of all tiles."""
+        problem = self.problem
+        row = jnp.minimum(jnp.arange(self.blocks, dtype=jnp.int32) * self.m, self.Sq - self.m)[:, None]
+        column = jnp.minimum(jnp.arange(self.tiles, dtype=jnp.int32) * self.n, self.Sk - self.n)
+        whole = Region.whole(problem)
+        offset = 0 if problem.query_offset is None else whole.per_batch(problem.query_offset)
+        q = row + offset
+        heads = whole.h if self.together == 1 else None
+        return Span(jnp, row, row + self.m - 1, q, q + self.m - 1, column, column + self.n - 1, whole.b, heads)
 
     def _of_block(self, table: Array, axes: int, region: Region, block: Array) -> Array:
         """Return the entry of one job in a table (..., blocks) whose entries have some axes of their own."""

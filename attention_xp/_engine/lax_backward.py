@@ -9,11 +9,15 @@ import jax.numpy as jnp
 
 from attention_xp._engine.arithmetic import summed_to
 from attention_xp._engine.backward_step import Known, Rows, Slopes, contribute, key_factor, shift_of, surviving
-from attention_xp._engine.lax import Guarded, Walk, dynamic_cut, fold, guarded
+from attention_xp._engine.captured import Captured, exchanged
+from attention_xp._engine.frozen import freeze, thaw
+from attention_xp._engine.lax import Guarded, Walk, dynamic_cut, fold, guarded, is_moving, slope_dtype, zeros
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.scores import query_factor
 from attention_xp._typing import Array
+from attention_xp.biases import Bias
+from attention_xp.biases._bias import evaluated
 from attention_xp.masks import Mask
 
 __all__ = ["BackwardWalk"]
@@ -29,6 +33,18 @@ class _GuardedBackward(Guarded):
     def slopes_key(self, slopes: Array, key: Array, *, exclusive: bool) -> Array:
         """(..., H, m, n) @ (..., Hkv, n, D) -> (..., H, m, D)."""
         return guarded(super().slopes_key, slopes, key, exclusive=exclusive)
+
+    def bias_slopes(self, bias: Bias, region: Region, slopes: Array) -> tuple[Array, ...]:
+        """Differentiate the values of a bias, which needs no `vjp` for that."""
+        template, arrays = freeze(bias)
+        moving = list(map(is_moving, arrays))
+
+        def values(*operands: Array) -> Array:
+            held = thaw(template, exchanged(arrays, moving, operands))
+            return jnp.broadcast_to(evaluated(held, region), region.sizes)
+
+        operands = _operands(bias)
+        return jax.vjp(values, *operands)[1](slopes) if operands else ()
 
 
 class BackwardWalk(Walk):
@@ -46,21 +62,28 @@ class BackwardWalk(Walk):
         shapes = (
             (*problem.lead, *problem.query.shape[-2:]),
             *((*kv_lead, *a.shape[-2:]) for a in (problem.key, problem.value)),
-            *(a.shape if is_wanted else () for a, is_wanted in zip(problem.addends, self.wanted, strict=True)),
         )
-        sums = tuple(jnp.zeros(shape, problem.dtype) for shape in shapes)
-        query, key, value, *addends = fold(0, math.prod(self.grid), self._add_rows, sums)
+        sums = (
+            *(zeros(problem, shape, problem.dtype) for shape in shapes),
+            tuple(
+                _nothing(problem, a) if is_wanted else None
+                for a, is_wanted in zip(problem.addends, self.wanted, strict=True)
+            ),
+            _nothing(problem, problem.score_mod),
+        )
+        query, key, value, addends, captured = fold(0, math.prod(self.grid), self._add_rows, sums)
         return Slopes(
             query * query_factor(problem),
             summed_to(jnp, key * key_factor(problem), tuple(problem.key.shape)),
             summed_to(jnp, value, tuple(problem.value.shape)),
-            tuple(a if is_wanted else None for a, is_wanted in zip(addends, self.wanted, strict=True)),
+            addends,
+            captured,
         )
 
-    def _add_rows(self, job: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
+    def _add_rows(self, job: Array, sums: tuple[Any, ...]) -> tuple[Any, ...]:
         region, block = self.rows_of(job)
         rows = self._rows(region, block)
-        row_sums = jnp.zeros(rows.query.shape, self.problem.dtype)
+        row_sums = zeros(self.problem, rows.query.shape, self.problem.dtype)
         step = partial(self._add_tile, region, rows)
         query, others = self.each_tile(region, block, step, (row_sums, sums[1:]))
         return (_added(sums[0], query, [*region.starts[:-1], 0]), *others)
@@ -81,17 +104,40 @@ class BackwardWalk(Walk):
         return Rows(self.scaled_query(region), gradient, shift_of(self.problem, known.lse), delta)
 
     def _add_tile(
-        self, region: Region, rows: Rows, sums: tuple[Array, tuple[Array, ...]], tile: Any, rules: tuple[Mask, ...]
-    ) -> tuple[Array, tuple[Array, ...]]:
-        query, (key, value, *addends) = sums
+        self, region: Region, rows: Rows, sums: tuple[Array, tuple[Any, ...]], tile: Any, rules: tuple[Mask, ...]
+    ) -> tuple[Array, tuple[Any, ...]]:
+        query, (key, value, addends, captured) = sums
         part, keys, values = self.tile(region, tile)
         slopes = contribute(self.ops, part, rows, keys, values, rules=rules, mixed=(0, self.m), wanted=self.wanted)
         at = [*self.kv_lead(region), part.starts[-1], 0]
-        grown = [
-            whole if piece is None else _added(whole, piece, _place(whole, part))
-            for whole, piece in zip(addends, slopes.addends, strict=True)
-        ]
-        return query + slopes.query, (_added(key, slopes.key, at), _added(value, slopes.value, at), *grown)
+        grown = tuple(_grown(whole, piece, part) for whole, piece in zip(addends, slopes.addends, strict=True))
+        others = _added(key, slopes.key, at), _added(value, slopes.value, at), grown, _summed(captured, slopes.captured)
+        return query + slopes.query, others
+
+
+def _operands(bias: Bias) -> tuple[Array, ...]:
+    """Return the arrays of a bias that there are derivatives by."""
+    return tuple(filter(is_moving, freeze(bias)[1]))
+
+
+def _nothing(problem: Problem, thing: Any) -> Any:
+    """Return the gradient of an array, or those of what holds arrays, before anything was added."""
+    if isinstance(thing, Bias):
+        return tuple(_nothing(problem, a) for a in _operands(thing))
+    if isinstance(thing, Captured):
+        return tuple(_nothing(problem, a) for a in thing.operands)
+    return zeros(problem, thing.shape, slope_dtype(problem, thing)) if hasattr(thing, "dtype") else ()
+
+
+def _grown(whole: Any, piece: Any, part: Region) -> Any:
+    """Return the gradient of an addend with what a tile adds to it; ``None`` for one that is not wanted."""
+    if isinstance(whole, tuple):
+        return _summed(whole, piece)
+    return None if whole is None else _added(whole, piece, _place(whole, part))
+
+
+def _summed(sums: tuple[Array, ...], pieces: tuple[Array, ...]) -> tuple[Array, ...]:
+    return tuple(x + y.astype(x.dtype) for x, y in zip(sums, pieces, strict=True))
 
 
 def _place(whole: Array, part: Region) -> list[Any]:

@@ -25,7 +25,7 @@ from attention_xp._typing import Array, DType, Namespace, ScoreMod
 from attention_xp.biases._bias import Bias
 from attention_xp.masks import CausalMask, FunctionMask, LengthMask, Mask, WindowMask
 
-__all__ = ["Problem"]
+__all__ = ["Problem", "is_foreign"]
 
 _PLAIN = frozenset({"is_causal", "scale", "softcap", "impl"})  # options that are plain values, and alike in most calls
 _KNOWN: dict[Any, dict[str, Any]] = {}  # the fields of plain calls that were found right
@@ -74,7 +74,7 @@ class Problem:
 
     def has_foreign_code(self) -> bool:
         """Whether the call brings functions of its own, or rules of its own classes."""
-        return self.score_mod is not None or any(map(_is_foreign, self.rules))
+        return self.score_mod is not None or any(map(is_foreign, self.rules))
 
     @property
     def is_product(self) -> bool:
@@ -229,10 +229,11 @@ def _remember(name: tuple[Any, ...], problem: Problem) -> None:
     _KNOWN[name] = {**vars(problem), "query": None, "key": None, "value": None}
 
 
-def _is_foreign(rule: Mask) -> bool:
+def is_foreign(rule: Mask) -> bool:
+    """Whether a rule, or one that it is made of, is a function or of a class that is not ours."""
     if isinstance(rule, FunctionMask) or not type(rule).__module__.startswith("attention_xp."):
         return True
-    return any(_is_foreign(part) for part in vars(rule).values() if isinstance(part, Mask))
+    return any(is_foreign(part) for part in vars(rule).values() if isinstance(part, Mask))
 
 
 def _array_options(mask: Any, bias: Any, o: AttentionOptions) -> dict[str, Any]:

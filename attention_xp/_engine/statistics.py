@@ -9,7 +9,7 @@ import sys
 from functools import cache
 from typing import Any, NamedTuple
 
-from attention_xp._backend import device, library_name
+from attention_xp._backend import device, library_name, spread_like
 from attention_xp._engine.borders import formula_is_faster
 from attention_xp._engine.dense import scores_of_region
 from attention_xp._engine.frozen import freeze, thaw
@@ -108,7 +108,7 @@ def _compiled(problem: Problem, rows: int) -> Statistics:
     if problem.has_foreign_code():
         return _scanned(problem, rows)
     template, arrays = freeze(problem)
-    return _jitted()(template, rows, arrays)  # type: ignore[no-any-return]
+    return _jitted()(template, rows, spread_like(arrays, arrays))  # type: ignore[no-any-return]
 
 
 @cache
@@ -137,7 +137,9 @@ def _scanned(problem: Problem, rows: int) -> Statistics:
         return totals + found.key_totals, found[:3]
 
     totals, found = jax.lax.scan(
-        jax.checkpoint(step), jnp.zeros((*lead, Sk), problem.dtype), rows * jnp.arange(Sq // rows, dtype=jnp.int32)
+        jax.checkpoint(step),
+        spread_like(jnp.zeros((*lead, Sk), problem.dtype), problem.query),
+        rows * jnp.arange(Sq // rows, dtype=jnp.int32),
     )
     parts = [jnp.reshape(jnp.moveaxis(x, 0, -2), (*lead, -1)) for x in found]  # (blocks, ..., m) -> (..., blocks * m)
     if Sq % rows:

@@ -63,7 +63,7 @@ def advance_sums(
     change = ops.query_key(query.by, key.at, exclusive=exclusive)
     change = change + ops.query_key(query.at, key.by, exclusive=exclusive) * key_factor(problem)
     if pull is not None:
-        change = pull(change)  # score by score, and so its own transpose
+        change = pull(change)[0]  # score by score, and so its own transpose
     for addend in addends:
         change = change if addend is None else change + region.look_up(addend)
     change = change * weights

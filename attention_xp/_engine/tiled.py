@@ -19,8 +19,6 @@ def refusal(problem: Problem, wanted: Wanted) -> str | None:  # noqa: ARG001
 
 def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:
     """Return whether tiles pay: not for few scores, nor where the weights are materialised anyway."""
-    if library_name(problem.xp) == "jax" and problem.has_foreign_code():
-        return False  # dense is differentiable in what it captures
     return not wanted.weights and not formula_is_faster(problem)
 
 

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 from array_api_compat import is_jax_namespace
 
+from attention_xp._backend import spread_like
 from attention_xp._typing import Array, Namespace
 
 __all__ = ["Rows", "Step", "Stepped", "scan"]
@@ -71,6 +72,7 @@ def _scan_in_program(
     last: Rows | None = None
     if rest is not None and reverse:
         carry, last = step(carry, *rest)
+    carry = spread_like(carry, (carry, whole))
     carry, stacked = jax.lax.scan(remembered, carry, whole, reverse=reverse)
     if rest is not None and not reverse:
         carry, last = step(carry, *rest)
