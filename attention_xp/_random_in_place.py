@@ -10,7 +10,7 @@ from attention_xp._typing import Array
 
 __all__ = ["Survivors"]
 
-_BLOCKS = 2**17  # at a time: threads that meet between operations wait for each other, and so few of them are better
+_BLOCKS = 2**18  # at a time: threads that meet between operations wait for each other, and so few of them are better
 _MOST = 2**32 - 1
 _WORD, _HALF = np.dtype("<u4"), np.dtype("<u2")  # the lower half of a word comes first
 
