@@ -76,7 +76,13 @@ def gated_delta(q, k, v, decay, beta):
     """Linear attention with everything that a rule may have."""
     options = {"update_rule": "gated_delta", "decay": decay, "beta": beta, "feature_map": None, "chunk_size": 4}
     output, state = linear.linear_attention(q, k, v, return_state=True, **options)
-    return output, state.memory, *linear.linear_attention_vjp(q, k, v, **options)[1](output)[:5]
+    return output, state.memory
+
+
+def linear_slopes(q, k, v):
+    """The gradients of linear attention, by the rule whose derivatives compile the fastest."""
+    output, vjp = linear.linear_attention_vjp(q, k, v, is_causal=True, chunk_size=4)
+    return output, *vjp(output)[:3]
 
 
 def performer(q, k, v):
@@ -137,6 +143,7 @@ CALLS = {
         (normal(12, 4, 8), *(normal(12, 2, 8, seed=i) for i in (1, 2)), np.asarray([0, 3, 3, 10])),
     ),
     "linear_attention": (gated_delta, (*LINEAR, -np.abs(normal(2, 2, 9, 8)), normal(2, 2, 9, 1) ** 2 / 9.0)),
+    "linear_attention_vjp": (linear_slopes, LINEAR),
     "performer_features": (performer, LINEAR),
     "self_attention": (lambda x: ax.self_attention(x, 8), (X,)),
     "cross_attention": (lambda x, context: ax.cross_attention(x, context, 8), (X, normal(2, 7, 8))),
