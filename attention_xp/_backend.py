@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from array_api_compat import (
@@ -16,6 +17,7 @@ from array_api_compat import (
 from attention_xp._typing import Array, Device, DType, Namespace
 
 __all__ = [
+    "NOTHING",
     "by_value",
     "can_differentiate",
     "common_namespace",
@@ -38,6 +40,7 @@ __all__ = [
     "library_name",
     "named_dtype",
     "on_host",
+    "outside_autocast",
     "pullback",
     "same_device",
     "spread_like",
@@ -156,6 +159,18 @@ def computation_dtype(xp: Namespace, dtype: DType) -> DType:
 def same_device(xp: Namespace, a: Array, b: Array) -> bool:
     """Whether two arrays of `xp` live together; JAX places its arrays itself."""
     return is_numpy_namespace(xp) or is_jax_namespace(xp) or bool(a.device == b.device)
+
+
+def outside_autocast(xp: Namespace, array: Array) -> AbstractContextManager[Any]:
+    """Return a context in which torch narrows no product by itself."""
+    if is_torch_namespace(xp):
+        torch, kind = sys.modules["torch"], array.device.type
+        if torch.is_autocast_enabled(kind):
+            return torch.autocast(kind, enabled=False)  # type: ignore[no-any-return]
+    return NOTHING
+
+
+NOTHING: AbstractContextManager[Any] = nullcontext()
 
 
 def is_compiling(xp: Namespace) -> bool:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, Unpack
 
-from attention_xp._backend import common_namespace
+from attention_xp._backend import common_namespace, outside_autocast
 from attention_xp._engine.arithmetic import summed_to
 from attention_xp._engine.checks import check_floating, check_placement, shapes
 from attention_xp._engine.choose import KERNELS, choose
@@ -102,7 +102,8 @@ def attention_vjp(
         raise ValueError(reason)
     xp, wide = problem.xp, dataclasses.replace(problem, query=_cast(problem.xp, problem.query, problem.dtype))
     kernel = choose(wide, Wanted(lse=True))
-    result = KERNELS[kernel].attend(wide, Wanted(lse=True))
+    with outside_autocast(xp, query):
+        result = KERNELS[kernel].attend(wide, Wanted(lse=True))
     given = _Given(query, key, value, mask, options.get("bias"), options.get("sinks"))
 
     def vjp(grad_output: Array) -> AttentionGradients:

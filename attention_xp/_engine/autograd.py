@@ -1,11 +1,13 @@
 """torch's door to the tiles: forward by the loop, its derivatives by the analytic steps."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
-from attention_xp._backend import is_transformed
+from attention_xp._backend import in_forward_mode, is_traced, is_transformed
 from attention_xp._engine import loop, loop_tangents
 from attention_xp._engine.frozen import freeze, thaw
 from attention_xp._engine.gradients import backward
@@ -20,10 +22,10 @@ def walk(problem: Problem) -> tuple[Array, Array]:
     """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq), differentiable in memory linear in the lengths.
 
     What a function of the user has captured stays in the dark here: where that wants gradients, or may be
-    mapped, autograd records the loop as it goes.
+    mapped, autograd records the loop: a block of rows at a time, once more when its gradients are wanted.
     """
     if problem.has_bias_rule or (problem.has_foreign_code() and (is_transformed() or _captures(problem))):
-        return loop.walk(problem)
+        return loop.walk(problem, call=_recomputed if _can_recompute() else None)
     rest, arrays = _split(problem)
     if not torch.compiler.is_compiling():
         return TiledWithForwardMode.apply(rest, *arrays)  # type: ignore[no-any-return]
@@ -128,6 +130,16 @@ class TiledWithForwardMode(Tiled):
         return loop_tangents.walk(
             ctx.rest.complete(arrays), output, lse, ctx.rest.sorted(loop_tangents.Tangents, given)
         )
+
+
+def _can_recompute() -> bool:
+    """Whether what a block of rows keeps for its gradients can be dropped: those who trace keep books themselves."""
+    return torch.is_grad_enabled() and not is_traced() and not in_forward_mode()
+
+
+def _recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function, and again for its gradients: nothing but its arguments is kept."""
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def _captures(problem: Problem) -> bool:

@@ -135,7 +135,8 @@ def _broadcast(sizes: tuple[int, ...]) -> int:
 def fits(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
     """Whether `shape` broadcasts, right-aligned, to `target` without enlarging it."""
     return len(shape) <= len(target) and all(
-        n in (1, m) for n, m in zip(reversed(shape), reversed(target), strict=False)
+        n == 1 or n == m  # noqa: PLR1714  # `in` asks for identity first, which no trace can tell
+        for n, m in zip(reversed(shape), reversed(target), strict=False)
     )
 
 

@@ -2,6 +2,7 @@
 
 from types import ModuleType
 
+from attention_xp._backend import NOTHING, outside_autocast
 from attention_xp._engine import dense, fused, tiled
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Attended, Wanted
@@ -29,6 +30,10 @@ def choose(problem: Problem, wanted: Wanted) -> str:
 
 
 def attend(problem: Problem, wanted: Wanted) -> Attended:
-    """Compute a problem with the kernel asked for, or the best that can."""
-    result: Attended = KERNELS[choose(problem, wanted)].attend(problem, wanted)
-    return result
+    """Compute a problem with the kernel asked for, or the best that can.
+
+    Under torch's autocast a guest does as it is used to; the other kernels have chosen the dtype of their products.
+    """
+    name = choose(problem, wanted)
+    with NOTHING if name == "fused" else outside_autocast(problem.xp, problem.query):
+        return KERNELS[name].attend(problem, wanted)  # type: ignore[no-any-return]

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-from attention_xp._backend import can_differentiate, library_name
+from attention_xp._backend import can_differentiate, library_name, outside_autocast
 from attention_xp._engine.backward_step import Known, Slopes, sink_slopes
 from attention_xp._engine.loop_backward import walk as walk_in_loops
 from attention_xp._engine.problem import Problem
@@ -55,7 +55,8 @@ def backward(
     gradient = xp.astype(grad_output, problem.dtype, copy=False)
     known = Known(xp.astype(output, problem.dtype, copy=False), lse, gradient, grad_lse)
     wanted = (True,) * len(problem.addends) if wanted is None else wanted
-    return Gradients(*_walk(problem, known, wanted, whole=whole), sink_slopes(problem, known))
+    with outside_autocast(xp, problem.query):
+        return Gradients(*_walk(problem, known, wanted, whole=whole), sink_slopes(problem, known))
 
 
 def _walk(problem: Problem, known: Known, wanted: tuple[bool, ...], *, whole: bool) -> Slopes:

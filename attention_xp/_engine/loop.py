@@ -1,7 +1,8 @@
 """The walker of every library without one of its own: two Python loops, all heads in one tile."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
+from typing import Any
 
 from attention_xp._backend import device, is_compiling, is_followed
 from attention_xp._engine.arithmetic import Arithmetic
@@ -15,11 +16,13 @@ from attention_xp._typing import Array
 __all__ = ["cast", "tiles_of_rows", "walk"]
 
 
-def walk(problem: Problem) -> tuple[Array, Array]:
-    """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq)."""
+def walk(problem: Problem, call: Callable[..., Any] | None = None) -> tuple[Array, Array]:
+    """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq); each block of rows through `call`, where given."""
     ops, (rows, columns) = Arithmetic(problem), tile_sizes(problem)
     blocks = bounds(0, problem.query.shape[-2], rows)
-    return _side_by_side(problem, blocks, (_attend(ops, *block, columns) for block in blocks))
+    if call is None:
+        return _side_by_side(problem, blocks, (_attend(ops, *block, columns) for block in blocks))
+    return _side_by_side(problem, blocks, (call(_attend, ops, *block, columns) for block in blocks))
 
 
 def _side_by_side(
@@ -86,6 +89,5 @@ def tiles_of_rows(problem: Problem, row: int, stop: int, columns: int) -> list[T
             verdicts.append((bool(possible), bool(certain)))
         answers.append((rule, [[possible for possible, _ in verdicts]], [[certain for _, certain in verdicts]]))
     # A block that sees nothing visits one tile all the same: its result must hang on the inputs for autograd.
-    return plan([(row, stop)], strips, answers, columns) or [
-        Tile((row, stop), (strips[0],), (row, stop), problem.rules)
-    ]
+    # All rows count as one chunk: their bounds, which a trace may not know, would make no keys.
+    return plan([(0, 1)], strips, answers, columns) or [Tile((0, 1), (strips[0],), (0, 1), problem.rules)]

@@ -81,8 +81,8 @@ class Grid:
     def add(self, piece: Array, rows: Bounds, columns: Bounds = (0, 0)) -> None:
         """Add a piece that covers these bounds; an axis that has one part needs none."""
         at = (
-            self.rows.index(rows) if len(self.rows) > 1 else 0,
-            self.columns.index(columns) if len(self.columns) > 1 else 0,
+            _number(self.rows, rows[0]) if len(self.rows) > 1 else 0,
+            _number(self.columns, columns[0]) if len(self.columns) > 1 else 0,
         )
         self.pieces[at] = self.pieces[at] + piece if at in self.pieces else piece
 
@@ -124,3 +124,8 @@ class _Sums:
 
 def _parts(length: int, size: int) -> list[Bounds]:
     return bounds(0, length, size) if length else [(0, 0)]
+
+
+def _number(parts: list[Bounds], start: int) -> int:
+    """Return which part begins here; `index` would compare by identity first, which no trace can."""
+    return len([first for first, _ in parts if first < start])

@@ -68,6 +68,8 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:  # noqa: ARG001
     )
     if problem.ndim != 4:
         output = output.reshape(*problem.lead, *output.shape[-2:])
+    if output.dtype != problem.query.dtype:  # under autocast
+        output = output.to(problem.query.dtype)
     return Attended(with_zero_rows(problem, output), None, None)
 
 
