@@ -59,6 +59,7 @@ class InPlace(Arithmetic):
         self._scores = np.empty(rows * shape.columns, dtype)
         self._sums, self._more = (np.empty(rows * problem.value.shape[-1], dtype) for _ in range(2))
         self._ones = np.ones((shape.columns, 1), dtype)  # made longer where a tile of few rows has more keys
+        self._shifted = np.empty(0, dtype)  # keys, with ones for a shift that rides in the query
         self._views: dict[tuple[int, int], _Views] = {}
         self._at: _Views  # of the tile at hand
         self._keep: dict[object, Array] = {}
@@ -105,7 +106,7 @@ class InPlace(Arithmetic):
         if exclusive and not self.range.keys:
             key, poison = quarantined_key(key)
         if key.shape[-1] < query.shape[-2]:  # the last row of the query is a shift
-            key = np.concat([key, np.ones_like(key[..., :1])], axis=-1)
+            key = self._with_ones(key)
         rows = query.shape[-1]
         views = self._at = self._tile(rows // self._shape.heads if self._shape.folded else rows, key.shape[-2])
         if self._by_keys:
@@ -115,6 +116,15 @@ class InPlace(Arithmetic):
         if poison is not None:
             np.add(views.rows, poison[..., None, :], out=views.rows)
         return views.scores
+
+    def _with_ones(self, key: Array) -> Array:
+        """(..., n, D) -> (..., n, D + 1), with a last column of ones."""
+        shape = *key.shape[:-1], key.shape[-1] + 1
+        if self._shifted.size < math.prod(shape):
+            self._shifted = np.empty(math.prod(shape), key.dtype)
+        target = self._shifted[: math.prod(shape)].reshape(shape)
+        target[..., :-1], target[..., -1] = key, 1.0
+        return target
 
     def _tile(self, m: int, n: int) -> _Views:
         known = self._views.get((m, n))

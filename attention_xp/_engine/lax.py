@@ -140,7 +140,7 @@ class Walk:
     def _attend(self, region: Region, block: Array) -> tuple[Array, Array]:
         problem, query = self.problem, self.scaled_query(region)
         sums = jnp.zeros((*region.sizes[:-1], problem.value.shape[-1]), problem.dtype)
-        nothing = spread_like(start(problem, region, sums, bounded=False), problem.query)
+        nothing = spread_like(start(problem, region, sums, shift=None), problem.query)
 
         def step(running: Running, tile: Any, rules: tuple[Mask, ...]) -> Running:
             part, key, value = self.tile(region, tile)

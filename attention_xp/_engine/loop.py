@@ -50,7 +50,7 @@ def _attend(ops: Arithmetic, row: int, stop: int, columns: int) -> tuple[Array, 
     region = Region(problem, (*(0,) * len(lead), row, 0), (*lead, stop - row, Sk))
     query = cast(problem, problem.query[..., row:stop, :]) * scale_in_base_2(problem)
     sums = xp.zeros((*region.sizes[:-1], problem.value.shape[-1]), dtype=problem.dtype, device=device(problem.query))
-    running = start(problem, region, sums, bounded=False)
+    running = start(problem, region, sums, shift=None)
     for tile in tiles_of_rows(problem, row, stop, columns):
         ((first, last),) = tile.columns
         running = advance(

@@ -17,7 +17,7 @@ from attention_xp._softmax import nonzero
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
 
-__all__ = ["Running", "advance", "finish", "log_sum_exp", "normalized", "scale_in_base_2", "start"]
+__all__ = ["Running", "advance", "finish", "log_sum_exp", "normalized", "scale_in_base_2", "scored", "start"]
 
 
 class Running(NamedTuple):
@@ -33,15 +33,18 @@ def scale_in_base_2(problem: Problem) -> float:
     return query_factor(problem) * (LOG2_E if problem.is_product else 1.0)
 
 
-def start(problem: Problem, region: Region, empty: Array, *, bounded: bool) -> Running:
-    """Return the state before the first tile; the sinks are in it. `empty` is (..., m, Dv) of zeros."""
+def start(problem: Problem, region: Region, empty: Array, *, shift: Array | float | None) -> Running:
+    """Return the state before the first tile; the sinks are in it. `empty` is (..., m, Dv) of zeros.
+
+    `shift` is what the scores are taken relative to in base 2; ``None`` is the largest so far.
+    """
     xp = problem.xp
     total = xp.zeros_like(empty[..., :1]) if empty.shape[-1] else xp.sum(empty, axis=-1, keepdims=True)
     if problem.sinks is None:
-        return Running(None if bounded else total - math.inf, total, empty)
+        return Running(total - math.inf if shift is None else None, total, empty)
     sink = total + region.look_up(problem.sinks) * LOG2_E
-    if bounded:
-        return Running(None, xp.exp(sink * math.log(2.0)), empty)
+    if shift is not None:
+        return Running(None, xp.exp((sink - shift) * math.log(2.0)), empty)
     return Running(sink, xp.where(sink == -math.inf, total, total + 1.0), empty)
 
 
@@ -57,13 +60,8 @@ def advance(
     mixed: Bounds,
 ) -> Running:
     """Return the state after one more tile. `rules` are undecided on the `mixed` rows of it."""
-    problem, xp, exclusive = ops.problem, ops.xp, len(rules) > 0
-    scores = ops.query_key(query, key, exclusive=exclusive)  # (..., m, D) @ (..., D, n) -> (..., m, n)
-    if not problem.is_product:
-        scores = ops.in_base_2(modified(problem, ops, region, scores))
-    allowed = ops.allowed(rules, region.of_rows(*mixed)) if exclusive else None
-    if allowed is not None:
-        scores = ops.exclude(scores, allowed, mixed)
+    xp = ops.xp
+    scores, allowed = scored(ops, region, query, key, rules=rules, mixed=mixed)
     if running.peak is None:
         peak = shift = fade = None
     else:
@@ -77,9 +75,21 @@ def advance(
         total, output = (None if sums is None else ops.multiply(sums, fade) for sums in (total, output))
     total = ops.plus_row_sum(total, weights)
     output = ops.plus_weights_value(
-        output, dropped(ops, region, weights), value, exclusive=exclusive
+        output, dropped(ops, region, weights), value, exclusive=len(rules) > 0
     )  # (..., m, Dv) + (..., m, n) @ (..., n, Dv)
     return Running(peak, total, output)
+
+
+def scored(
+    ops: Arithmetic, region: Region, query: Array, key: Array, *, rules: tuple[Mask, ...], mixed: Bounds
+) -> tuple[Array, Array | None]:
+    """Return the scores of a tile in base 2, (..., m, n), and which of its `mixed` rows are allowed."""
+    problem, exclusive = ops.problem, len(rules) > 0
+    scores = ops.query_key(query, key, exclusive=exclusive)  # (..., m, D) @ (..., D, n) -> (..., m, n)
+    if not problem.is_product:
+        scores = ops.in_base_2(modified(problem, ops, region, scores))
+    allowed = ops.allowed(rules, region.of_rows(*mixed)) if exclusive else None
+    return scores if allowed is None else ops.exclude(scores, allowed, mixed), allowed
 
 
 def finish(ops: Arithmetic, region: Region, running: Running) -> tuple[Array, Array]:

@@ -21,6 +21,7 @@ from attention_xp._engine.step import (
     log_sum_exp,
     normalized,
     scale_in_base_2,
+    scored,
     start,
 )
 from attention_xp._engine.strips import Grid, Item, Plans
@@ -87,9 +88,10 @@ class _Walk:
         known = self.heads.get(starts)
         if known is None:
             sizes = (1,) * len(starts[:-1]) + (self.shape.heads,) * len(starts[-1:])
-            known = self.heads[starts] = Heads.of(self.problem, self.likely, starts, sizes)
+            known = Heads.of(self.problem, self.likely, starts, sizes)
             if not self.likely.bounded:
-                known = self.heads[starts] = known.surely(self.problem, self.ceiling)
+                known = known.surely(self.problem, self.ceiling)
+            self.heads[starts] = known
         return known
 
     def surely(self, heads: Heads) -> Heads:
@@ -128,7 +130,7 @@ class _Block(NamedTuple):
 
     heads: Heads
     region: Region  # under all keys
-    query: Array  # (G, D, m), or (1, D, G * m) where rows are folded
+    query: Array  # (G, D + 1, m), or (1, D + 1, G * m) where rows are folded; the last is for a shift
 
 
 class _Worker:
@@ -138,7 +140,8 @@ class _Worker:
         self.walk, self.problem = walk, walk.problem
         self.ops = InPlace(self.problem, walk.shape)
         self.factor = scale_in_base_2(self.problem)
-        self._columns = np.empty(walk.shape.heads * walk.shape.rows * self.problem.query.shape[-1], self.problem.dtype)
+        width = self.problem.query.shape[-1] + 1
+        self._columns = np.empty(walk.shape.heads * walk.shape.rows * width, self.problem.dtype)
         self._gathered = [np.empty(0, self.problem.dtype), np.empty(0, self.problem.dtype)]  # keys and values
 
     def attend(self, job: int) -> None:
@@ -168,33 +171,36 @@ class _Worker:
         if running is not None:
             return running
         with np.errstate() if allows.sure else np.errstate(over="ignore", invalid="ignore"):
-            return self._fold(block, tiles, self._start(block, tiles))
+            return self._fold(block, tiles, block.query[:, :-1], 0.0 if allows.bounded else None)
 
     def _query(self, rows: Array) -> Array:
-        """Return a block of the query, scaled and transposed once: (..., G, m, D) -> (G, D, m), or (1, D, G * m)."""
+        """Return a block of the query, scaled and transposed once: (..., G, m, D) -> (G, D + 1, m)."""
         m, D = rows.shape[-2:]
         rows = rows.reshape(-1, m, D)
+        columns = self._columns[: len(rows) * m * (D + 1)]
         if self.walk.shape.folded:
-            target = self._columns[: rows.size].reshape(D, -1, m)
-            np.multiply(rows.transpose(2, 0, 1), self.factor, out=target, dtype=self.problem.dtype)
-            return target.reshape(1, D, -1)
-        target = self._columns[: rows.size].reshape(-1, D, m)
-        return np.multiply(rows.transpose(0, 2, 1), self.factor, out=target, dtype=self.problem.dtype)
+            target = columns.reshape(D + 1, -1, m)
+            np.multiply(rows.transpose(2, 0, 1), self.factor, out=target[:-1], dtype=self.problem.dtype)
+            return target.reshape(1, D + 1, -1)
+        target = columns.reshape(-1, D + 1, m)
+        np.multiply(rows.transpose(0, 2, 1), self.factor, out=target[:, :-1], dtype=self.problem.dtype)
+        return target
 
-    def _start(self, block: _Block, tiles: list[Tile]) -> Running:
-        is_bounded = self.ops.range.bounded
-        if len(tiles) == 0 or not _is_whole(tiles[0], block.region):
-            sums = self.ops.sums(block.region.sizes[-2])
-            sums[...] = 0.0
-            return start(self.problem, block.region, sums, bounded=is_bounded)
-        if is_bounded and self.problem.sinks is None:
+    def _start(self, block: _Block, tiles: list[Tile], shift: Array | float | None) -> Running:
+        has_whole = len(tiles) > 0 and _is_whole(tiles[0], block.region)  # it needs no zeros to be added to
+        if has_whole and shift is not None and self.problem.sinks is None:
             return Running(None, None, None)
         sums = self.ops.sums(block.region.sizes[-2])
-        return start(self.problem, block.region, sums, bounded=is_bounded)._replace(output=None)
+        if not has_whole:
+            sums[...] = 0.0
+        running = start(self.problem, block.region, sums, shift=shift)
+        return running._replace(output=None) if has_whole else running
 
-    def _fold(self, block: _Block, tiles: list[Tile], running: Running) -> Running:
+    def _fold(self, block: _Block, tiles: list[Tile], query: Array, shift: Array | float | None) -> Running:
+        """Visit tiles; the scores are taken relative to a shift, ``None`` is the largest."""
+        running = self._start(block, tiles, shift)
         for tile in tiles:
-            running = self._advance(block, running, tile)
+            running = self._advance(block, query, running, tile)
         return running
 
     def _may_guess(self, tiles: list[Tile]) -> bool:
@@ -208,44 +214,47 @@ class _Worker:
         A shift need not be the largest score: within about 100 of it, in base 2, the digits are the
         same. Known beforehand it costs nothing: it rides in the product, ``[key, 1] @ [query; -shift]``.
         """
-        probe, *rest = _split(tiles, _PROBE)
-        if not _is_whole(probe, block.region):
+        peak = self._peak_of_first(block, tiles[0])
+        if peak is None or not np.all(np.isfinite(peak)):
             return None
-        first = self._fold(block, [probe], self._start(block, [probe]))
-        if first.peak is None or not np.all(np.isfinite(first.peak)):
-            return None
-        shift = first.peak + _HEADROOM
-        for sums in (first.total, first.output):
-            np.multiply(sums, 2.0**-_HEADROOM, out=sums)
-        shifted = np.concat([block.query, -shift.reshape(block.query.shape[0], 1, -1)], axis=-2)  # (G, D + 1, m)
+        shift = peak + _HEADROOM
+        np.negative(shift.reshape(len(block.query), -1), out=block.query[:, -1])
         usual, self.ops.range = self.ops.range, self.ops.range._replace(bounded=True)
         with np.errstate(over="ignore", invalid="ignore"):
-            running = self._fold(block._replace(query=shifted), rest, first._replace(peak=None))
+            running = self._fold(block, tiles, block.query, shift)
+            is_good = running.total.max() < _LARGEST_SUM and np.all(np.isfinite(running.output))
         self.ops.range = usual
-        is_good = running.total.max() < _LARGEST_SUM and np.all(np.isfinite(running.output))
         return running._replace(peak=shift) if is_good else None
 
-    def _advance(self, block: _Block, running: Running, tile: Tile) -> Running:
+    def _peak_of_first(self, block: _Block, tile: Tile) -> Array | None:
+        """Return the largest score of each row and the first keys, (..., m, 1)."""
+        if not _is_whole(tile, block.region):
+            return None
+        start, end = tile.columns[0]
+        first = tile._replace(columns=((start, min(end, start + _PROBE)),))
+        key = self._stretches(block.heads.key, first, 0)
+        region, mixed = self._place(block, tile, key.shape[-2])
+        scores, _ = scored(self.ops, region, block.query[:, :-1], key, rules=tile.rules, mixed=mixed)
+        return np.max(scores, axis=-1, keepdims=True)
+
+    def _advance(self, block: _Block, query: Array, running: Running, tile: Tile) -> Running:
         """Add a tile to the sums, in place."""
-        heads, region, query = block
-        (row, stop), first = tile.rows, region.starts[-2]
-        size, some = stop - row, running
-        if size != region.sizes[-2]:
-            part = slice(row - first, stop - first)
+        heads, some = block.heads, running
+        if not _is_whole(tile, block.region):
+            first = block.region.starts[-2]
+            part = slice(tile.rows[0] - first, tile.rows[1] - first)
             query = query[..., part]
             some = Running(*(None if a is None else a[..., part, :] for a in running))
         key, value = self._stretches(heads.key, tile, 0), self._stretches(heads.value, tile, 1)
-        after = advance(
-            self.ops,
-            Region(self.problem, (*heads.starts, row, tile.columns[0][0]), (*heads.sizes, size, key.shape[-2])),
-            query,
-            key,
-            value,
-            some,
-            rules=tile.rules,
-            mixed=(tile.mixed[0] - row, tile.mixed[1] - row),
-        )
+        region, mixed = self._place(block, tile, key.shape[-2])
+        after = advance(self.ops, region, query, key, value, some, rules=tile.rules, mixed=mixed)
         return after if some is running else running
+
+    def _place(self, block: _Block, tile: Tile, keys: int) -> tuple[Region, Bounds]:
+        """Return where a tile lies, and its mixed rows counted from its first."""
+        heads, (row, stop), (first, end) = block.heads, tile.rows, tile.mixed
+        starts, sizes = (*heads.starts, row, tile.columns[0][0]), (*heads.sizes, stop - row, keys)
+        return Region(self.problem, starts, sizes), (first - row, end - row)
 
     def _stretches(self, x: Array, tile: Tile, which: int) -> Array:
         """Return the keys or values of a tile as one array: a copy where they are apart."""
@@ -270,20 +279,6 @@ class _Worker:
 def _reach(tiles: list[Tile]) -> int:
     """Return how many keys the first tiles visit."""
     return sum(end - start for tile in tiles[:4] for start, end in tile.columns)
-
-
-def _split(tiles: list[Tile], keys: int) -> list[Tile]:
-    """Cut the first keys off the first tile."""
-    first, *rest = tiles
-    (start, end), *more = first.columns
-    if end - start <= keys:
-        return [
-            first._replace(columns=((start, end),)),
-            *([first._replace(columns=tuple(more))] if more else []),
-            *rest,
-        ]
-    columns = ((start + keys, end), *more)
-    return [first._replace(columns=((start, start + keys),)), first._replace(columns=columns), *rest]
 
 
 def _is_whole(tile: Tile, region: Region) -> bool:
