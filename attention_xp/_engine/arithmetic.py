@@ -4,17 +4,17 @@ import math
 from functools import reduce
 from operator import and_
 
-from attention_xp._backend import device
+from attention_xp._backend import by_value, can_differentiate, device
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
-from attention_xp._engine.products import key_rows, query_key, slopes_key, weights_value
+from attention_xp._engine.products import are_finite, key_rows, query_key, slopes_key, weights_value
 from attention_xp._engine.region import Region
 from attention_xp._random_survivors import head_key, survivors, survivors_one_by_one
 from attention_xp._typing import Array, Namespace
 from attention_xp.biases import Bias
 from attention_xp.masks import Mask
 
-__all__ = ["LOG2_E", "Arithmetic", "allowed_pairs", "summed_to"]
+__all__ = ["LOG2_E", "Arithmetic", "Followed", "allowed_pairs", "summed_to"]
 
 LOG2_E = math.log2(math.e)
 
@@ -70,6 +70,10 @@ class Arithmetic:
     def replace(self, old: Array, new: Array) -> Array:  # noqa: ARG002
         """Return `new`, where `old` was."""
         return new
+
+    def shielded(self, products: Array, query: Array, key: Array, allowed: Array) -> Array:  # noqa: ARG002
+        """Return the products for a function whose derivative they are not to spoil where they are excluded."""
+        return products
 
     def query_key(self, query: Array, key: Array, *, exclusive: bool) -> Array:
         """(..., H, m, D) @ (..., Hkv, n, D)^T -> (..., H, m, n)."""
@@ -149,3 +153,23 @@ class Arithmetic:
     def summed(self, slopes: Array, shape: tuple[int, ...]) -> Array:
         """Return the slopes summed to a shape that broadcasts to theirs."""
         return summed_to(self.xp, slopes, shape)
+
+
+class Followed(Arithmetic):
+    """Primitives that the library itself may differentiate: what is excluded has no derivative that is NaN."""
+
+    @classmethod
+    def of(cls, problem: Problem) -> Arithmetic:
+        """Return these, or the plain ones of a library that differentiates nothing."""
+        return cls(problem) if can_differentiate(problem.xp) else Arithmetic(problem)
+
+    def query_key(self, query: Array, key: Array, *, exclusive: bool) -> Array:
+        """(..., H, m, D) @ (..., Hkv, n, D)^T -> (..., H, m, n)."""
+        return query_key(self.problem, query, key, exclusive=exclusive, is_followed=True)
+
+    def shielded(self, products: Array, query: Array, key: Array, allowed: Array) -> Array:
+        """Return the products with 0 for what is excluded, where that may not be finite."""
+        xp = self.xp
+        return by_value(
+            xp, lambda: are_finite(query, key), lambda x, _: x, lambda x, a: xp.where(a, x, 0.0), products, allowed
+        )

@@ -25,7 +25,7 @@ def walk(problem: Problem) -> tuple[Array, Array]:
     mapped, autograd records the loop: a block of rows at a time, once more when its gradients are wanted.
     """
     if problem.has_bias_rule or (problem.has_foreign_code() and (is_transformed() or _captures(problem))):
-        return loop.walk(problem, call=_recomputed if _can_recompute() else None)
+        return loop.walk(problem, call=_recomputed if _can_recompute() else None, is_followed=True)
     rest, arrays = _split(problem)
     if not torch.compiler.is_compiling():
         return TiledWithForwardMode.apply(rest, *arrays)  # type: ignore[no-any-return]

@@ -65,6 +65,7 @@ class Rows(NamedTuple):
     gradient: Array  # (..., m, Dv), of the output, with the factor of what survives dropout
     shift: Array | None  # (..., m, 1): the log-sum-exp in base 2; None where it is in the query already
     delta: Array | None  # (..., m, 1); None where it is in the gradient already
+    kept: Array  # the query as key slopes meet it: 0 where it is not finite, which slopes tell if it is attended with
 
 
 class Slopes(NamedTuple):
@@ -107,10 +108,12 @@ def contribute(
     """Return what one tile adds. `rules` are undecided on the `mixed` rows of it; `wanted` are addends."""
     problem, exclusive = ops.problem, len(rules) > 0
     products = ops.query_key(rows.query, key, exclusive=exclusive)  # (..., m, D) @ (..., D, n) -> (..., m, n)
+    allowed = ops.allowed(rules, region.of_rows(*mixed))
+    if allowed is not None and isinstance(problem.score_mod, Captured):
+        products = ops.silence(products, allowed, mixed)  # its slope there times 0 is to be no NaN
     scores, pull = modified_with_pull(problem, ops, region, products)
     if not problem.is_product:
         scores = ops.in_base_2(scores)
-    allowed = ops.allowed(rules, region.of_rows(*mixed))
     if allowed is not None:
         scores = ops.exclude(scores, allowed, mixed)
     weights = ops.powers(scores, rows.shift, allowed, mixed)
@@ -138,7 +141,7 @@ def contribute(
             slopes = ops.silence(slopes, allowed, mixed)
     return Slopes(
         ops.slopes_key(slopes, key, exclusive=exclusive),  # (..., m, n) @ (..., n, D) -> (..., m, D)
-        ops.key_slopes(slopes, rows.query),  # (..., n, m) @ (..., m, D) -> (..., n, D)
+        ops.key_slopes(slopes, rows.kept),  # (..., n, m) @ (..., m, D) -> (..., n, D)
         value_slopes,
         addends,
         captured,

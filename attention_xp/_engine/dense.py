@@ -2,12 +2,21 @@
 
 import math
 
-from attention_xp._engine.arithmetic import Arithmetic, allowed_pairs
+from attention_xp._backend import can_differentiate
+from attention_xp._engine.arithmetic import Arithmetic, Followed, allowed_pairs
 from attention_xp._engine.problem import Problem
-from attention_xp._engine.products import query_key, weights_value
+from attention_xp._engine.products import weights_value
 from attention_xp._engine.region import Region
 from attention_xp._engine.result import Attended, Wanted
-from attention_xp._engine.scores import dropped, modified, of_real_rows, query_factor, survival_factor
+from attention_xp._engine.scores import (
+    dropped,
+    is_bent,
+    modified,
+    of_real_rows,
+    query_factor,
+    survival_factor,
+    without_silent_rows,
+)
 from attention_xp._softmax import exponentials, log_sum, nonzero
 from attention_xp._typing import Array
 
@@ -36,6 +45,8 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
     output = weights_value(problem, weights, value, exclusive=len(problem.rules) > 0)  # (..., H, Sq, Dv)
     if not wanted.weights:
         output = output / divisor
+    if not problem.never_empty and can_differentiate(xp):
+        output = without_silent_rows(problem, region, output, total)
     lse = xp.squeeze(of_real_rows(problem, region, log_sum(total, shift, xp=xp)), axis=-1) if wanted.lse else None
     return Attended(
         output=xp.astype(output, problem.query.dtype, copy=False),
@@ -70,6 +81,10 @@ def scores_of_region(problem: Problem, region: Region, query: Array, key: Array)
     xp = problem.xp
     query, key = (xp.astype(a, problem.dtype, copy=False) for a in (query, key))
     allowed = allowed_pairs(problem.rules, region)
-    scores = query_key(problem, query * query_factor(problem), key, exclusive=allowed is not None)
-    scores = modified(problem, Arithmetic(problem), region, scores)
+    ops = Followed.of(problem)
+    query = query * query_factor(problem)
+    scores = ops.query_key(query, key, exclusive=allowed is not None)
+    if allowed is not None and is_bent(problem):
+        scores = ops.shielded(scores, query, key, allowed)
+    scores = modified(problem, ops, region, scores)
     return scores if allowed is None else xp.where(allowed, scores, -math.inf)

@@ -1,9 +1,10 @@
 """The gradients of attention, from what a forward pass leaves: the one way to them on every library."""
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
-from attention_xp._backend import can_differentiate, library_name, outside_autocast
+from attention_xp._backend import by_value, can_differentiate, library_name, outside_autocast
 from attention_xp._engine.backward_step import Known, Slopes, sink_slopes
 from attention_xp._engine.loop_backward import walk as walk_in_loops
 from attention_xp._engine.problem import Problem
@@ -53,10 +54,27 @@ def backward(
     """
     xp = problem.xp
     gradient = xp.astype(grad_output, problem.dtype, copy=False)
-    known = Known(xp.astype(output, problem.dtype, copy=False), lse, gradient, grad_lse)
+    known = _audible(problem, Known(xp.astype(output, problem.dtype, copy=False), lse, gradient, grad_lse))
     wanted = (True,) * len(problem.addends) if wanted is None else wanted
     with outside_autocast(xp, problem.query):
         return Gradients(*_walk(problem, known, wanted, whole=whole), sink_slopes(problem, known))
+
+
+def _audible(problem: Problem, known: Known) -> Known:
+    """Return what is known with gradients of 0 for the rows that attend nothing, whatever they were."""
+    if problem.never_empty:
+        return known
+    xp, lse = problem.xp, known.lse
+
+    def silenced(gradient: Array, grad_lse: Array | None) -> tuple[Array, Array | None]:
+        attends = lse != -math.inf
+        kept = xp.where(xp.expand_dims(attends, axis=-1), gradient, 0.0)
+        return kept, None if grad_lse is None else xp.where(attends, grad_lse, 0.0)
+
+    gradient, grad_lse = by_value(
+        xp, lambda: xp.all(lse != -math.inf), lambda *same: same, silenced, known.gradient, known.grad_lse
+    )
+    return known._replace(gradient=gradient, grad_lse=grad_lse)
 
 
 def _walk(problem: Problem, known: Known, wanted: tuple[bool, ...], *, whole: bool) -> Slopes:

@@ -77,7 +77,7 @@ class InPlaceBackward(InPlace):
         return np.matmul(slopes.reshape(m, n), key, out=sums).reshape(*lead, m, D)
 
     def key_slopes(self, slopes: Array, query: Array) -> Array:
-        """(..., m, n)^T @ (..., m, D) -> (n, D), without what rides in the query."""
+        """(..., m, n)^T @ (..., m, D) -> (n, D)."""
         return _transposed_product(slopes, query, self._key_sums)
 
     def value_slopes(self, weights: Array, gradient: Array) -> Array:

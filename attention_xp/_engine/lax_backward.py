@@ -13,6 +13,7 @@ from attention_xp._engine.captured import Captured, exchanged
 from attention_xp._engine.frozen import freeze, thaw
 from attention_xp._engine.lax import Guarded, Walk, dynamic_cut, fold, guarded, is_moving, slope_dtype, zeros
 from attention_xp._engine.problem import Problem
+from attention_xp._engine.products import clean
 from attention_xp._engine.region import Region
 from attention_xp._engine.scores import query_factor
 from attention_xp._typing import Array
@@ -101,7 +102,9 @@ class BackwardWalk(Walk):
         if self.blocks * self.m != self.Sq:
             is_fresh = region.row >= block * self.m
             gradient, delta = jnp.where(is_fresh, gradient, 0.0), jnp.where(is_fresh, delta, 0.0)
-        return Rows(self.scaled_query(region), gradient, shift_of(self.problem, known.lse), delta)
+        query = self.scaled_query(region)
+        kept = clean(query) if self.problem.rules else query
+        return Rows(query, gradient, shift_of(self.problem, known.lse), delta, kept)
 
     def _add_tile(
         self, region: Region, rows: Rows, sums: tuple[Array, tuple[Any, ...]], tile: Any, rules: tuple[Mask, ...]

@@ -5,10 +5,11 @@ from itertools import chain
 from typing import Any
 
 from attention_xp._backend import device, is_compiling, is_followed
-from attention_xp._engine.arithmetic import Arithmetic
+from attention_xp._engine.arithmetic import Arithmetic, Followed
 from attention_xp._engine.plan import Bounds, Tile, bounds, plan
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region, Span
+from attention_xp._engine.scores import without_silent_rows
 from attention_xp._engine.step import advance, finish, scale_in_base_2, start
 from attention_xp._engine.tile_sizes import tile_sizes
 from attention_xp._typing import Array
@@ -16,9 +17,12 @@ from attention_xp._typing import Array
 __all__ = ["cast", "tiles_of_rows", "walk"]
 
 
-def walk(problem: Problem, call: Callable[..., Any] | None = None) -> tuple[Array, Array]:
-    """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq); each block of rows through `call`, where given."""
-    ops, (rows, columns) = Arithmetic(problem), tile_sizes(problem)
+def walk(problem: Problem, call: Callable[..., Any] | None = None, *, is_followed: bool = False) -> tuple[Array, Array]:
+    """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq); each block of rows through `call`, where given.
+
+    With `is_followed`, the library records what is done, and may differentiate it.
+    """
+    ops, (rows, columns) = Followed(problem) if is_followed else Arithmetic(problem), tile_sizes(problem)
     blocks = bounds(0, problem.query.shape[-2], rows)
     if call is None:
         return _side_by_side(problem, blocks, (_attend(ops, *block, columns) for block in blocks))
@@ -63,7 +67,8 @@ def _attend(ops: Arithmetic, row: int, stop: int, columns: int) -> tuple[Array, 
             rules=tile.rules,
             mixed=(0, stop - row),
         )
-    return finish(ops, region, running)
+    output, lse = finish(ops, region, running)
+    return without_silent_rows(problem, region, output, running.total) if isinstance(ops, Followed) else output, lse
 
 
 def cast(problem: Problem, x: Array) -> Array:

@@ -6,6 +6,7 @@ from attention_xp._engine.backward_step import Known, Rows, Slopes, contribute, 
 from attention_xp._engine.loop import cast, tiles_of_rows
 from attention_xp._engine.plan import Bounds, bounds
 from attention_xp._engine.problem import Problem
+from attention_xp._engine.products import clean
 from attention_xp._engine.region import Region
 from attention_xp._engine.scores import query_factor
 from attention_xp._engine.step import scale_in_base_2
@@ -61,11 +62,13 @@ def _rows(problem: Problem, known: Known, block: Bounds) -> Rows:
         known.gradient[..., part, :],
         None if known.grad_lse is None else known.grad_lse[..., part],
     )
+    query = cast(problem, problem.query[..., part, :]) * scale_in_base_2(problem)
     return Rows(
-        cast(problem, problem.query[..., part, :]) * scale_in_base_2(problem),
+        query,
         surviving(problem, some.gradient),
         shift_of(problem, some.lse),
         problem.xp.expand_dims(some.delta(problem), axis=-1),
+        clean(query) if problem.rules else query,
     )
 
 

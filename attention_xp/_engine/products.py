@@ -13,7 +13,16 @@ from attention_xp._backend import by_value
 from attention_xp._engine.problem import Problem
 from attention_xp._typing import Array
 
-__all__ = ["clean", "key_rows", "quarantined_key", "quarantined_outputs", "query_key", "slopes_key", "weights_value"]
+__all__ = [
+    "are_finite",
+    "clean",
+    "key_rows",
+    "quarantined_key",
+    "quarantined_outputs",
+    "query_key",
+    "slopes_key",
+    "weights_value",
+]
 
 
 def query_key(
@@ -23,18 +32,30 @@ def query_key(
     *,
     exclusive: bool,
     product: Callable[[Array, Array], Array] | None = None,
+    is_followed: bool = False,
 ) -> Array:
     """Return ``query @ key^T``: (..., H, Sq, D) @ (..., Hkv, D, Sk) -> (..., H, Sq, Sk).
 
     With `exclusive`, some pairs are about to be excluded: a key that is not finite then answers NaN
-    instead of touching the product, so that neither its values nor its gradients leak. A walker may know
-    a better `product` of (..., m, D) and (..., n, D) than the standard has.
+    instead of touching the product, so that neither its values nor its gradients leak. So does a query where the
+    library follows the product, to differentiate it by itself. A walker may know a better `product` of (..., m, D)
+    and (..., n, D) than the standard has.
     """
     folded = _fold(problem, query)
     if not exclusive:
         return _unfold(problem, (product or _scores)(folded, key))
     xp = problem.xp
-    return _unfold(problem, by_value(xp, lambda: xp.all(xp.isfinite(key)), _scores, _quarantined_scores, folded, key))
+    if not is_followed:
+        scores = by_value(xp, lambda: xp.all(xp.isfinite(key)), _scores, _quarantined_scores, folded, key)
+    else:
+        scores = by_value(xp, lambda: are_finite(folded, key), _scores, _quarantined_both, folded, key)
+    return _unfold(problem, scores)
+
+
+def are_finite(query: Array, key: Array) -> Array:
+    """Return whether all numbers of both arrays are finite."""
+    xp = array_namespace(query, key)
+    return xp.all(xp.isfinite(query)) & xp.all(xp.isfinite(key))
 
 
 def weights_value(problem: Problem, weights: Array, value: Array, *, exclusive: bool) -> Array:
@@ -101,6 +122,12 @@ def _scores(query: Array, key: Array) -> Array:
 def _quarantined_scores(query: Array, key: Array) -> Array:
     key, poison = quarantined_key(key)
     return _scores(query, key) + array_namespace(key).expand_dims(poison, axis=-2)
+
+
+def _quarantined_both(query: Array, key: Array) -> Array:
+    xp = array_namespace(query, key)
+    poison = xp.sum(0.0 * query, axis=-1, keepdims=True)  # 0 or NaN, and a slope of NaN comes back to all of the row
+    return _quarantined_scores(clean(query), key) + poison
 
 
 def quarantined_key(key: Array) -> tuple[Array, Array]:

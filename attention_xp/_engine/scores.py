@@ -14,16 +14,23 @@ __all__ = [
     "as_scores",
     "changed",
     "dropped",
+    "is_bent",
     "modified",
     "of_real_rows",
     "query_factor",
     "survival_factor",
+    "without_silent_rows",
 ]
 
 
 def query_factor(problem: Problem) -> float:
     """Return the factor of the query: the scale, and the division that comes first under a soft cap."""
     return problem.scale if problem.softcap is None else problem.scale / problem.softcap
+
+
+def is_bent(problem: Problem) -> bool:
+    """Whether a function is applied to the products, whose derivative has a say."""
+    return problem.softcap is not None or problem.score_mod is not None
 
 
 def modified(problem: Problem, ops: Arithmetic, region: Region, scores: Array) -> Array:
@@ -76,3 +83,14 @@ def of_real_rows(problem: Problem, region: Region, lse: Array) -> Array:
     if problem.query_lengths is None:
         return lse
     return problem.xp.where(region.row < region.per_batch(problem.query_lengths), lse, -math.inf)
+
+
+def without_silent_rows(problem: Problem, region: Region, output: Array, total: Array) -> Array:
+    """Return the output (..., m, Dv) with 0, and no slope whatever comes back, where a row attends nothing.
+
+    `total` (..., m, 1) is the sum of its exponentials.
+    """
+    is_silent = total == 0.0
+    if problem.sinks is not None and problem.query_lengths is not None:
+        is_silent = is_silent | (region.row >= region.per_batch(problem.query_lengths))
+    return problem.xp.where(is_silent, 0.0, output)

@@ -12,7 +12,7 @@ from attention_xp._engine.arithmetic import LOG2_E, Arithmetic
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
-from attention_xp._engine.scores import dropped, modified, of_real_rows, query_factor, survival_factor
+from attention_xp._engine.scores import dropped, is_bent, modified, of_real_rows, query_factor, survival_factor
 from attention_xp._softmax import nonzero
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
@@ -86,9 +86,11 @@ def scored(
     """Return the scores of a tile in base 2, (..., m, n), and which of its `mixed` rows are allowed."""
     problem, exclusive = ops.problem, len(rules) > 0
     scores = ops.query_key(query, key, exclusive=exclusive)  # (..., m, D) @ (..., D, n) -> (..., m, n)
-    if not problem.is_product:
-        scores = ops.in_base_2(modified(problem, ops, region, scores))
     allowed = ops.allowed(rules, region.of_rows(*mixed)) if exclusive else None
+    if not problem.is_product:
+        if allowed is not None and is_bent(problem):
+            scores = ops.shielded(scores, query, key, allowed)
+        scores = ops.in_base_2(modified(problem, ops, region, scores))
     return scores if allowed is None else ops.exclude(scores, allowed, mixed), allowed
 
 

@@ -10,6 +10,7 @@ from attention_xp._engine.backward_step import Known, Rows, shift_of
 from attention_xp._engine.heads import Ceiling, Range, is_finite
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
+from attention_xp._engine.products import clean
 from attention_xp._engine.scores import survival_factor
 from attention_xp._engine.step import scale_in_base_2
 from attention_xp._typing import Array
@@ -62,7 +63,11 @@ class HeadOf:
         self._norms = np.sqrt(np.vecdot(real, real)) * (1.0 if self._rides[0] else LOG2_E)
         self._gradient = _joined(gradients, known.gradient, -self._delta, factor=survival_factor(problem))
         self._has_rules = len(problem.rules) > 0  # else nothing is excluded, and nothing can leak
-        self.is_finite = not self._has_rules or (is_finite(self._gradient) and is_finite(self._delta))
+        has_finite_rows = not self._has_rules or is_finite(self._norms)
+        self._kept = real if has_finite_rows else clean(real)
+        self.is_finite = not self._has_rules or (
+            has_finite_rows and is_finite(self._gradient) and is_finite(self._delta)
+        )
         self._known: dict[Bounds, TileRows] = {}
 
     def rows(self, row: int, stop: int) -> TileRows:
@@ -74,6 +79,7 @@ class HeadOf:
                 self._gradient,
                 None if self._rides[0] else self._shift,
                 None if self._rides[1] else self._delta,
+                self._kept,
             )
             rows = Rows(*(None if a is None else a[part].reshape(*ones, stop - row, -1) for a in arrays))
             shift = self._shift[part]

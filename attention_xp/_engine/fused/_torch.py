@@ -14,6 +14,7 @@ from attention_xp._engine.fused._translation import (
     starts_at_0,
     unknown_option,
     with_zero_keys,
+    with_zero_queries,
     with_zero_rows,
 )
 from attention_xp._engine.problem import Problem
@@ -58,7 +59,7 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:  # noqa: ARG001
     mask = None if causal else _mask(problem, rules)
     grouped = {"enable_gqa": True} if problem.group > 1 else {}  # asked with `if`: a traced size answers with no bool
     output = torch.nn.functional.scaled_dot_product_attention(
-        four_axes(problem, problem.query),
+        four_axes(problem, with_zero_queries(problem)),
         four_axes(problem, with_zero_keys(problem, rules, problem.key)),
         four_axes(problem, with_zero_keys(problem, rules, problem.value)),
         attn_mask=None if mask is None else four_axes(problem, mask),

@@ -17,6 +17,7 @@ __all__ = [
     "starts_at_0",
     "unknown_option",
     "with_zero_keys",
+    "with_zero_queries",
     "with_zero_rows",
 ]
 
@@ -91,8 +92,13 @@ def with_zero_keys(problem: Problem, rules: tuple[Mask, ...], a: Array) -> Array
     return a
 
 
+def with_zero_queries(problem: Problem) -> Array:
+    """Return the query with zeros for the padding, whose NaN a slope of 0 would not silence."""
+    return with_zero_rows(problem, problem.query)
+
+
 def with_zero_rows(problem: Problem, output: Array) -> Array:
-    """Return the output with zeros for the rows of padding."""
+    """Return the output, or the query, with zeros for the rows of padding."""
     if problem.query_lengths is None:
         return output
     region = Region.whole(problem)

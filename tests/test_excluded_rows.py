@@ -1,0 +1,148 @@
+"""Rows that may attend nothing: whatever they hold, and whatever comes back to them, no gradient feels it."""
+
+import numpy as np
+import pytest
+
+from attention_xp import attention_vjp, flash_attention
+from attention_xp.biases import AlibiBias
+from tests._autodiff import WITH_GRADIENTS, gradients
+from tests._backends import to_numpy
+from tests._inputs import inputs, normal
+from tests.score_mods import bent, with_derivative
+
+ARRAYS = (*inputs((2, 4, 5, 4), (2, 2, 5, 4), (2, 2, 5, 3)), normal(2, 4, 5, 3, seed=3))
+NAMES = ("query", "key", "value")
+NO_ROW_1 = np.arange(5)[:, None] != np.asarray([1] * 5)
+
+SILENT = {  # options -> the rows that attend nothing
+    "query lengths": ({"query_lengths": np.asarray([3, 3])}, slice(3, None)),
+    "boolean mask": ({"mask": NO_ROW_1}, slice(1, 2)),
+    "float mask": ({"mask": np.where(NO_ROW_1, 0.5, -np.inf)}, slice(1, 2)),
+    "causal": ({"is_causal": True, "query_offset": -2}, slice(0, 2)),
+    "soft cap": ({"query_lengths": 3, "softcap": 0.8}, slice(3, None)),
+    "score_mod": ({"query_lengths": 3, "score_mod": bent}, slice(3, None)),
+    "bias and sinks": ({"query_lengths": 3, "bias": normal(4, 5, 5), "sinks": normal(4)}, slice(3, None)),
+    "bias rule and soft cap": ({"query_lengths": 3, "bias": "alibi", "softcap": 0.8}, slice(3, None)),
+    "dropout": ({"is_causal": True, "query_offset": -2, "dropout_rate": 0.4, "rng": 5}, slice(0, 2)),
+}
+BAD = [(where, bad) for where in (("query",), ("gradient",), ("query", "gradient")) for bad in (np.nan, np.inf)]
+
+# NumPy warns of infinity minus infinity in a product, as for any array.
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+
+of_each = pytest.mark.parametrize(("options", "rows"), SILENT.values(), ids=SILENT)
+
+
+def made(library, options, *, has_derivatives):
+    """The options with arrays and functions of the library."""
+    xp = library.namespace()
+    options = {name: library.array(x) if isinstance(x, np.ndarray) else x for name, x in options.items()}
+    if "score_mod" in options:
+        options["score_mod"] = bent(xp) if has_derivatives else with_derivative(xp, bent)
+    if isinstance(options.get("bias"), str):
+        options["bias"] = AlibiBias(library.array(normal(4) ** 2))
+    return options
+
+
+def planted(rows, where, bad):
+    """The arguments with numbers that are not finite in some rows."""
+    query, key, value, gradient = ARRAYS
+    query, gradient = query.copy(), gradient.copy()
+    if "query" in where:
+        query[..., rows, 1:] = bad
+    if "gradient" in where:
+        gradient[..., rows, :2] = bad
+    return query, key, value, gradient
+
+
+def check_same(function, rows):
+    """Compare gradients with those of arguments that are finite everywhere."""
+    expected = function(*ARRAYS)
+    assert all(np.isfinite(x).all() and (x != 0.0).any() for x in expected)
+    for where, bad in BAD:
+        for name, actual, clean in zip(NAMES, function(*planted(rows, where, bad)), expected, strict=True):
+            np.testing.assert_allclose(actual, clean, rtol=1e-4, atol=1e-5, err_msg=f"{bad} in {where}: {name}")
+
+
+@of_each
+@pytest.mark.backends("numpy", "strict", "torch", "cupy")  # on JAX it is the way of its own derivatives
+@pytest.mark.parametrize("tile", [(2, 3), (8, 8)], ids=str)
+def test_vjp(library, impl, options, rows, tile):
+    options = made(library, options, has_derivatives=False)
+
+    def slopes(query, key, value, gradient):
+        _, vjp = attention_vjp(*map(library.array, (query, key, value)), impl=impl, tile=tile, **options)
+        *found, of_mask, of_bias, of_sinks = vjp(library.array(gradient))
+        others = [of_mask, of_sinks, *(of_bias if isinstance(of_bias, tuple) else (of_bias,))]
+        assert all(np.isfinite(to_numpy(x)).all() for x in others if x is not None)
+        return [to_numpy(x) for x in found]
+
+    check_same(slopes, rows)
+
+
+@of_each
+@pytest.mark.backends(*WITH_GRADIENTS)
+def test_the_own_derivatives_of_the_library(library, impl, options, rows):
+    options = made(library, options, has_derivatives=True)
+
+    def loss(query, key, value, gradient):
+        return flash_attention(query, key, value, impl=impl, tile=(2, 3), **options) * gradient
+
+    slopes = gradients(library, loss)
+    check_same(lambda *arrays: slopes(*arrays)[:3], rows)
+
+
+@pytest.mark.backends("torch")
+def test_the_kernel_of_torch(library):
+    options = {"query_lengths": library.array(np.asarray([3, 3]))}
+    slopes = gradients(library, lambda q, k, v, g: flash_attention(q, k, v, impl="fused", **options) * g)
+    check_same(lambda q, k, v, g: slopes(q, k, np.tile(v[..., :1], 4), np.tile(g[..., :1], 4))[:3], slice(3, None))
+
+
+@pytest.mark.backends(*WITH_GRADIENTS)
+def test_what_a_function_captured(library, impl):
+    """A factor of all scores, of which those that are NaN are excluded."""
+
+    def loss(factor, query, key):
+        _, _, value, gradient = map(library.array, ARRAYS)
+        output = flash_attention(
+            query,
+            key,
+            value,
+            score_mod=lambda score, *_: factor * score,
+            query_lengths=3,
+            key_lengths=4,
+            impl=impl,
+            tile=(2, 3),
+        )
+        return output * gradient
+
+    query, key = (x.copy() for x in ARRAYS[:2])
+    slopes = gradients(library, loss)
+    expected = slopes(np.asarray(0.7), query, key)
+    query[..., 3:, :], key[..., 4:, :] = np.nan, np.nan
+    for actual, clean in zip(slopes(np.asarray(0.7), query, key), expected, strict=True):
+        np.testing.assert_allclose(actual, clean, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_own", [True, False], ids=["vjp", "own derivatives of the library"])
+def test_a_row_that_attends_something_is_not_silenced(library, impl, is_own):
+    if not is_own and not library.like(*WITH_GRADIENTS):
+        pytest.skip("the library has no derivatives of its own")
+
+    def slopes(query, key, value, gradient):
+        options = {"is_causal": True, "impl": impl, "tile": (2, 2)}
+        if not is_own:
+            function = gradients(library, lambda q, k, v, g: flash_attention(q, k, v, **options) * g)
+            return function(query, key, value, gradient)[:3]
+        _, vjp = attention_vjp(*map(library.array, (query, key, value)), **options)
+        return [to_numpy(x) for x in vjp(library.array(gradient))[:3]]
+
+    query, key, value = slopes(*planted(2, ("query",), np.nan))
+    assert np.isnan(query[..., 2, :]).all()
+    assert np.isnan(key[..., :3, :]).all()
+    assert np.isfinite(np.delete(query, 2, axis=-2)).all()
+    query, _, value = slopes(*planted(2, ("gradient",), np.nan))
+    assert np.isnan(query[..., 2, :]).all()
+    assert np.isnan(value[..., :3, :2]).all()
+    assert np.isfinite(np.delete(query, 2, axis=-2)).all()
