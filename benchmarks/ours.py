@@ -8,7 +8,7 @@ from attention_xp.linear import linear_attention
 from benchmarks.case import Case
 from benchmarks.contenders import Call, contender
 
-__all__ = ["compiled_bytes", "recompile"]
+__all__ = ["compiled_bytes", "differentiated", "recompile"]
 
 
 @contender("ours, NumPy")
@@ -94,6 +94,24 @@ def recompile(jax: Any, function: Any, arrays: list[Any]) -> Call:
 def _jax(case: Case, jax: Any) -> Call:
     function, arrays = _jitted(case, jax)
     return lambda: function(*arrays).block_until_ready()
+
+
+def differentiated(jax: Any, attend: Any, arrays: list[Any], gradient: Any) -> Call:
+    """Return a call of a jitted function that gives the output and the gradients of the arrays."""
+
+    @jax.jit
+    def differentiate(*arrays: Any) -> Any:
+        output, vjp = jax.vjp(attend, *arrays)
+        return output, vjp(gradient)
+
+    return lambda: jax.block_until_ready(differentiate(*arrays))
+
+
+@contender("ours, JAX, gradients", "jax")
+def _jax_gradients(case: Case, jax: Any) -> Call:
+    attend = partial(flash_attention, **case.options(jax.numpy.asarray))
+    *arrays, gradient = map(jax.numpy.asarray, case.inputs_and_gradient())
+    return differentiated(jax, attend, arrays, gradient)
 
 
 @contender("ours, JAX, compiling", "jax")

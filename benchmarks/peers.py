@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks.case import Case
 from benchmarks.contenders import Call, contender
 from benchmarks.formula import usual_attention
-from benchmarks.ours import compiled_bytes, recompile
+from benchmarks.ours import compiled_bytes, differentiated, recompile
 
 __all__: list[str] = []
 
@@ -87,6 +87,13 @@ def _jitted(case: Case, jax: Any) -> tuple[Any, list[Any]]:
 def _jax(case: Case, jax: Any) -> Call:
     function, arrays = _jitted(case, jax)
     return lambda: function(*arrays).block_until_ready()
+
+
+@contender("jax.nn, gradients", "jax")
+def _jax_gradients(case: Case, jax: Any) -> Call:
+    attend = partial(jax.nn.dot_product_attention, is_causal=case.causal)
+    *arrays, gradient = (jax.numpy.asarray(np.swapaxes(x, 1, 2)) for x in case.inputs_and_gradient())
+    return differentiated(jax, attend, arrays, gradient)
 
 
 @contender("jax.nn, compiling", "jax")

@@ -112,6 +112,8 @@ def gradients() -> list[Comparison | Memory]:
         *_four(ours, theirs, 0.95, "full", causal=False),
         *_four(ours, theirs, 0.95, "causal", causal=True),
         *_four(ours, theirs, 1.10, "large scores", causal=False, factor=LARGE),
+        *_four("ours, JAX, gradients", "jax.nn, gradients", 0.5, "JAX, full", causal=False),
+        *_four("ours, JAX, gradients", "jax.nn, gradients", 0.5, "JAX, causal", causal=True),
         Memory(Case((1, 8, 8192, 64)), ours, 64 + 4 * 16),
     ]
 

@@ -92,7 +92,7 @@ class Walk:
     """The loops of one call: over (batch item, head, block of rows), and over tiles of keys."""
 
     def __init__(self, problem: Problem) -> None:
-        self.m, self.n = tile_sizes(problem)
+        self.m, self.n = self.sizes(problem)
         self.Sq, self.Sk = problem.query.shape[-2], problem.key.shape[-2]
         self.together = problem.group if self.Sq <= FOLD else 1  # query heads of a job
         self.group = problem.group
@@ -104,6 +104,11 @@ class Walk:
         self.grid = (*problem.batch, *heads, self.blocks)
         if problem.rules:
             self.order, self.full, self.some = self._schedule()
+
+    @staticmethod
+    def sizes(problem: Problem) -> tuple[int, int]:
+        """Return query rows and key columns of a tile."""
+        return tile_sizes(problem)
 
     def run(self) -> tuple[Array, Array]:
         """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq)."""

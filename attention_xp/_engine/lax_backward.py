@@ -16,6 +16,7 @@ from attention_xp._engine.problem import Problem
 from attention_xp._engine.products import clean
 from attention_xp._engine.region import Region
 from attention_xp._engine.scores import query_factor
+from attention_xp._engine.tile_sizes import backward_tile_sizes
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
 from attention_xp.biases._bias import evaluated
@@ -55,6 +56,11 @@ class BackwardWalk(Walk):
         super().__init__(problem)
         self.known, self.wanted = known, wanted
         self.ops = _GuardedBackward(self.problem)
+
+    @staticmethod
+    def sizes(problem: Problem) -> tuple[int, int]:
+        """Return query rows and key columns of a tile."""
+        return backward_tile_sizes(problem)
 
     def slopes(self) -> Slopes:
         """Return the gradients of query, key, value and of the addends that are wanted, in the shapes of the problem."""

@@ -17,7 +17,7 @@ FOLD = 64  # rows up to which the query heads of a group share one product: NumP
 STRIP = 128  # keys of a strip along an edge of the allowed area, and rows of a chunk: NumPy
 _SIZES = {"numpy": (704, 512), "jax": (512, 512), "torch": (128, 512), "cupy": (512, 1024), "strict": (64, 64)}
 _WHOLE = {"numpy": (704, 1024), "jax": (1024, 1024)}  # where no rule leaves anything out: fewer and larger operations
-_BACKWARD = (704, 512)
+_BACKWARD = {"numpy": (704, 512), "jax": (512, 256)}
 _WINDOW_ROWS = 256  # of a tile under a narrow window
 _FEWEST_ROWS = 64
 _MOST_KEYS = 8192
@@ -98,8 +98,13 @@ def _uncrowded(rows: int, Sq: int) -> int:
 
 
 def backward_tile_sizes(problem: Problem) -> tuple[int, int]:
-    """Return query rows and key columns of a tile of NumPy's backward walker, which holds two tiles at once."""
+    """Return query rows and key columns of a tile of a backward walker, which holds two tiles at once."""
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
-    if problem.tile is not None:
-        return tile_sizes(problem)
-    return _uncrowded(_equal_parts(Sq, _BACKWARD[0]), Sq), _equal_parts(Sk, _BACKWARD[1])
+    library = library_name(problem.xp)
+    finer = tile_sizes(problem)
+    if problem.tile is not None or library not in _BACKWARD:
+        return finer
+    rows, columns = _BACKWARD[library]
+    if library == "numpy":
+        return _uncrowded(_equal_parts(Sq, rows), Sq), _equal_parts(Sk, columns)
+    return finer if finer[0] < min(rows, Sq) else (_equal_parts(Sq, rows), _equal_parts(Sk, columns))
