@@ -5,7 +5,7 @@ from attention_xp._engine.checks import check_floating, shapes
 from attention_xp._engine.region import Region
 from attention_xp._typing import Array, Namespace
 from attention_xp.biases._bias import Bias, check_heads, spread_over_heads
-from attention_xp.masks._algebra import rule
+from attention_xp.masks._mask import rule
 
 __all__ = ["AlibiBias"]
 

@@ -19,10 +19,10 @@ array([[ True,  True, False, False],
 0.030765533447265625
 """
 
-from attention_xp.masks._algebra import Mask
 from attention_xp.masks._array_rules import BlockMask, GlobalMask, SegmentMask
 from attention_xp.masks._function_rule import FunctionMask
 from attention_xp.masks._length_rules import LengthMask, PrefixMask
+from attention_xp.masks._mask import Mask
 from attention_xp.masks._position_rules import CausalMask, StridedMask, WindowMask
 from attention_xp.masks._presets import bigbird_mask, longformer_mask, sparse_transformer_mask
 

@@ -7,8 +7,8 @@ from attention_xp._engine.checks import shapes
 from attention_xp._engine.numbers import check_count
 from attention_xp._engine.region import Region, Span
 from attention_xp._typing import Array
-from attention_xp.masks._algebra import Mask, Reach, rule
 from attention_xp.masks._look_up import by_position, changes, fetched, item_of, items, remembered, summable, taken
+from attention_xp.masks._mask import Mask, Reach, rule
 from attention_xp.masks._summaries import Counts, Extremes
 
 __all__ = ["BlockMask", "GlobalMask", "SegmentMask"]

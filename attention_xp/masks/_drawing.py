@@ -15,8 +15,8 @@ from attention_xp._engine.numbers import check_count
 from attention_xp._engine.region import Region, Span
 from attention_xp._mask_arrays import _mask_of
 from attention_xp._typing import Array, Device, DType, Namespace
-from attention_xp.masks._algebra import Mask
 from attention_xp.masks._look_up import arrays_of, is_numpy
+from attention_xp.masks._mask import Mask
 
 __all__ = ["Canvas", "density", "drawn", "to_array"]
 

@@ -7,7 +7,7 @@ from attention_xp._backend import dtype_name, is_boolean
 from attention_xp._engine.numbers import check_count
 from attention_xp._engine.region import Region
 from attention_xp._typing import Array
-from attention_xp.masks._algebra import Mask, rule
+from attention_xp.masks._mask import Mask, rule
 
 __all__ = ["FunctionMask"]
 

@@ -2,8 +2,8 @@
 
 from attention_xp._engine.region import Region, Span
 from attention_xp._typing import Array
-from attention_xp.masks._algebra import Mask, Reach, rule
 from attention_xp.masks._look_up import check_counts, item_of, least_and_most, line_up
+from attention_xp.masks._mask import Mask, Reach, rule
 
 __all__ = ["LengthMask", "PrefixMask"]
 

@@ -5,7 +5,7 @@ from typing import Any
 from attention_xp._engine.numbers import check_count, check_window
 from attention_xp._engine.region import Region, Span
 from attention_xp._typing import Array
-from attention_xp.masks._algebra import Mask, Reach, rule
+from attention_xp.masks._mask import Mask, Reach, rule
 
 __all__ = ["CausalMask", "LastOfChunk", "SameChunk", "StridedMask", "WindowMask"]
 
