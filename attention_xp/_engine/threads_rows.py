@@ -1,0 +1,171 @@
+"""One thread of NumPy's walker: blocks of rows, each from its first tile to its output."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from attention_xp._engine.gather import Gather
+from attention_xp._engine.heads import Heads, is_finite
+from attention_xp._engine.in_place import InPlace
+from attention_xp._engine.plan import Bounds, Tile
+from attention_xp._engine.region import Region
+from attention_xp._engine.step import Running, advance, log_sum_exp, normalized, scale_in_base_2, scored, start
+from attention_xp._typing import Array
+
+if TYPE_CHECKING:
+    from attention_xp._engine.threads import Walk
+
+__all__ = ["Worker"]
+
+_PROBE = 128  # keys that tell about how large the scores of a row are
+_HEADROOM = 60.0  # in base 2: by so much more may they be larger elsewhere
+_LARGEST_SUM, _SMALLEST_SUM = 2.0**120, 2.0**-60  # of weights, in float32
+
+
+class _Block(NamedTuple):
+    """Rows of some heads that one thread computes."""
+
+    heads: Heads
+    region: Region  # under all keys
+    query: Array  # (G, D + 1, m), or (1, D + 1, G * m) where rows are folded; the last is for a shift
+
+
+class Worker:
+    """One thread with its buffers."""
+
+    def __init__(self, walk: "Walk") -> None:
+        self.walk, self.problem = walk, walk.problem
+        self.ops = InPlace(self.problem, walk.shape)
+        self.factor = scale_in_base_2(self.problem)
+        width = self.problem.query.shape[-1] + 1
+        self._columns = np.empty(walk.shape.heads * walk.shape.rows * width, self.problem.dtype)
+        self._keys, self._values = Gather(self.problem.dtype), Gather(self.problem.dtype)
+
+    def attend(self, job: int) -> None:
+        """Compute one block of rows of some heads."""
+        starts, (row, stop) = self.walk.jobs[job]
+        heads = self.walk.heads_at(starts)
+        at = tuple(slice(start, start + size) for start, size in zip(starts, heads.sizes, strict=True))
+        block = _Block(
+            heads,
+            Region(self.problem, (*starts, row, 0), (*heads.sizes, stop - row, heads.key.shape[-2])),
+            self._query(heads.query[..., row:stop, :]),
+        )
+        tiles = self.walk.tiles_of(starts, (row, stop))
+        running = self._computed(block, tiles)
+        if not heads.range.sure and not _is_sound(running):
+            block = block._replace(heads=self.walk.surely(heads))
+            if not block.heads.range.bounded:
+                running = self._computed(block, tiles)
+        self.ops.output = self.walk.output[(*at, slice(row, stop))]
+        normalized(self.ops, running)
+        if self.walk.lse is not None:
+            self.walk.lse[(*at, slice(row, stop))] = log_sum_exp(self.problem, block.region, running)
+
+    def _computed(self, block: _Block, tiles: list[Tile]) -> Running:
+        allows = self.ops.range = block.heads.range
+        running = self._fold_large(block, tiles) if self._may_guess(tiles) else None
+        if running is not None:
+            return running
+        with np.errstate() if allows.sure else np.errstate(over="ignore", invalid="ignore"):
+            return self._fold(block, tiles, block.query[:, :-1], 0.0 if allows.bounded else None)
+
+    def _query(self, rows: Array) -> Array:
+        """Return a block of the query, scaled and transposed once: (..., G, m, D) -> (G, D + 1, m)."""
+        m, D = rows.shape[-2:]
+        rows = rows.reshape(-1, m, D)
+        columns = self._columns[: len(rows) * m * (D + 1)]
+        if self.walk.shape.folded:
+            target = columns.reshape(D + 1, -1, m)
+            np.multiply(rows.transpose(2, 0, 1), self.factor, out=target[:-1], dtype=self.problem.dtype)
+            return target.reshape(1, D + 1, -1)
+        target = columns.reshape(-1, D + 1, m)
+        np.multiply(rows.transpose(0, 2, 1), self.factor, out=target[:, :-1], dtype=self.problem.dtype)
+        return target
+
+    def _start(self, block: _Block, tiles: list[Tile], shift: Array | float | None) -> Running:
+        has_whole = len(tiles) > 0 and _is_whole(tiles[0], block.region)  # it needs no zeros to be added to
+        if has_whole and shift is not None and self.problem.sinks is None:
+            return Running(None, None, None)
+        sums = self.ops.sums(block.region.sizes[-2])
+        if not has_whole:
+            sums[...] = 0.0
+        running = start(self.problem, block.region, sums, shift=shift)
+        return running._replace(output=None) if has_whole else running
+
+    def _fold(self, block: _Block, tiles: list[Tile], query: Array, shift: Array | float | None) -> Running:
+        """Visit tiles; the scores are taken relative to a shift, ``None`` is the largest."""
+        running = self._start(block, tiles, shift)
+        for tile in tiles:
+            running = self._advance(block, query, running, tile)
+        return running
+
+    def _may_guess(self, tiles: list[Tile]) -> bool:
+        """Whether scores are large, finite and the product alone, and there is enough to gain."""
+        allows = self.ops.range
+        return allows.clip and not allows.bounded and self.problem.is_product and _reach(tiles) > 2 * _PROBE
+
+    def _fold_large(self, block: _Block, tiles: list[Tile]) -> Running | None:
+        """Visit all tiles with the shift that the first keys ask for, ``None`` where that proves too small.
+
+        A shift need not be the largest score: within about 100 of it, in base 2, the digits are the
+        same. Known beforehand it costs nothing: it rides in the product, ``[key, 1] @ [query; -shift]``.
+        """
+        peak = self._peak_of_first(block, tiles[0])
+        if peak is None or not np.all(np.isfinite(peak)):
+            return None
+        shift = peak + _HEADROOM
+        np.negative(shift.reshape(len(block.query), -1), out=block.query[:, -1])
+        usual, self.ops.range = self.ops.range, self.ops.range._replace(bounded=True)
+        with np.errstate(over="ignore", invalid="ignore"):
+            running = self._fold(block, tiles, block.query, shift)
+            is_good = running.total.max() < _LARGEST_SUM and np.all(np.isfinite(running.output))
+        self.ops.range = usual
+        return running._replace(peak=shift) if is_good else None
+
+    def _peak_of_first(self, block: _Block, tile: Tile) -> Array | None:
+        """Return the largest score of each row and the first keys, (..., m, 1)."""
+        if not _is_whole(tile, block.region):
+            return None
+        start, end = tile.columns[0]
+        first = tile._replace(columns=((start, min(end, start + _PROBE)),))
+        key = self._keys(block.heads.key, first)
+        region, mixed = self._place(block, tile, key.shape[-2])
+        scores, _ = scored(self.ops, region, block.query[:, :-1], key, rules=tile.rules, mixed=mixed)
+        return np.max(scores, axis=-1, keepdims=True)
+
+    def _advance(self, block: _Block, query: Array, running: Running, tile: Tile) -> Running:
+        """Add a tile to the sums, in place."""
+        heads, some = block.heads, running
+        if not _is_whole(tile, block.region):
+            first = block.region.starts[-2]
+            part = slice(tile.rows[0] - first, tile.rows[1] - first)
+            query = query[..., part]
+            some = Running(*(None if a is None else a[..., part, :] for a in running))
+        key, value = self._keys(heads.key, tile), self._values(heads.value, tile)
+        region, mixed = self._place(block, tile, key.shape[-2])
+        after = advance(self.ops, region, query, key, value, some, rules=tile.rules, mixed=mixed)
+        return after if some is running else running
+
+    def _place(self, block: _Block, tile: Tile, keys: int) -> tuple[Region, Bounds]:
+        """Return where a tile lies, and its mixed rows counted from its first."""
+        heads, (row, stop), (first, end) = block.heads, tile.rows, tile.mixed
+        starts, sizes = (*heads.starts, row, tile.columns[0][0]), (*heads.sizes, stop - row, keys)
+        return Region(self.problem, starts, sizes), (first - row, end - row)
+
+
+def _reach(tiles: list[Tile]) -> int:
+    """Return how many keys the first tiles visit."""
+    return sum(end - start for tile in tiles[:4] for start, end in tile.columns)
+
+
+def _is_whole(tile: Tile, region: Region) -> bool:
+    """Whether a tile covers all rows of a region."""
+    row, m = region.starts[-2], region.sizes[-2]
+    return tile.rows == (row, row + m)
+
+
+def _is_sound(running: Running) -> bool:
+    """Whether sums of powers without a shift kept all digits, which larger scores than expected would cost."""
+    least, most = running.total.min(), running.total.max()
+    return bool(least > _SMALLEST_SUM and most < _LARGEST_SUM and is_finite(running.output))
