@@ -14,7 +14,7 @@ from attention_xp.biases import Bias
 __all__ = ["Ceiling", "Heads", "Range", "ceiling", "excludes", "is_finite", "likely", "shared"]
 
 _SMALL = 40.0  # powers of two up to here, times values, are summed without a shift
-_SAMPLE, _FEWEST = 256, 4  # vectors of all heads, and of each
+_SAMPLE, _FEWEST = 128, 2  # vectors of all heads, and of each
 
 
 class Ceiling(NamedTuple):

@@ -18,7 +18,7 @@ from attention_xp._engine.problem import Problem
 from attention_xp._engine.products import quarantined_key, quarantined_outputs
 from attention_xp._engine.region import Region
 from attention_xp._engine.rules import ArrayMask, RowMask
-from attention_xp._engine.tile_sizes import TileShape
+from attention_xp._engine.tile_sizes import CROWDED, TileShape
 from attention_xp._random_in_place import Survivors
 from attention_xp._random_survivors import head_key
 from attention_xp._typing import Array
@@ -28,12 +28,14 @@ from attention_xp.masks import Mask
 __all__ = ["InPlace"]
 
 _NEVER = 0.9  # of the largest number: taken off a score, it is no maximum and makes no NaN
+_APART = 16  # numbers that keep lines apart which would compete for the same places in a cache
 _SAFE = 126.0  # float32 exp2 is fast for -126 ... 126, and up to two hundred times slower outside
 
 
 class _Views(NamedTuple):
     """A tile in the buffers, G heads stacked or folded."""
 
+    whole: Array  # the memory of the scores, with what lies between their lines
     product: Array  # as the product writes it
     rows: Array  # (G, m, n), or (1, G * m, n)
     scores: Array  # (..., G, m, n)
@@ -56,7 +58,7 @@ class InPlace(Arithmetic):
         super().__init__(problem)
         dtype, rows = problem.dtype, shape.heads * shape.rows
         self._shape, self._lead = shape, (1,) * (len(problem.lead) - 1)
-        self._scores = np.empty(rows * shape.columns, dtype)
+        self._scores = np.empty((rows + shape.heads * _APART) * shape.columns, dtype)
         self._sums, self._more = (np.empty(rows * problem.value.shape[-1], dtype) for _ in range(2))
         self._ones = np.ones((shape.columns, 1), dtype)  # made longer where a tile of few rows has more keys
         self._shifted = np.empty(0, dtype)  # keys, with ones for a shift that rides in the query
@@ -137,15 +139,16 @@ class InPlace(Arithmetic):
         heads = self._shape.heads
         stacked = 1 if self._shape.folded else heads
         rows = heads // stacked * m
-        product = self._scores[: stacked * rows * n].reshape(
-            (stacked, n, rows) if self._by_keys else (stacked, rows, n)
-        )
+        lines, length = (n, rows) if self._by_keys else (rows, n)
+        room = length + _APART if self._by_keys and length % CROWDED == 0 else length
+        whole = self._scores[: stacked * lines * room].reshape(stacked, lines, room)
+        product = whole[..., :length]
         by_rows = product.transpose(0, 2, 1) if self._by_keys else product
         lead = (*self._lead, heads) if self.problem.lead else ()
         sums, more = (self._outputs(buffer, m) for buffer in (self._sums, self._more))
         if len(self._ones) < n:
             self._ones = np.ones((n, 1), self._ones.dtype)
-        return _Views(product, by_rows, by_rows.reshape(*lead, m, n), sums, more, self._ones[:n])
+        return _Views(whole, product, by_rows, by_rows.reshape(*lead, m, n), sums, more, self._ones[:n])
 
     def _outputs(self, buffer: Array, m: int) -> _Outputs:
         heads, width = self._shape.heads, self.problem.value.shape[-1]
@@ -197,9 +200,10 @@ class InPlace(Arithmetic):
         """Raise in place, inside the range that is fast, and multiply by 0 what is not allowed."""
         if shift is not None:
             np.subtract(scores, shift, out=scores)
+        whole = self._whole(scores)
         if self.range.clip:
-            np.clip(scores, -_SAFE, _SAFE, out=scores)
-        np.exp2(scores, out=scores)
+            np.clip(whole, -_SAFE, _SAFE, out=whole)
+        np.exp2(whole, out=whole)
         if allowed is not None:
             part = scores[..., slice(*mixed), :]
             np.multiply(part, allowed, out=part)
@@ -221,6 +225,14 @@ class InPlace(Arithmetic):
     def thin(self, x: Array, keep: Array) -> Array:
         """Multiply x in place by 0 what does not survive."""
         return np.multiply(x, keep, out=x)
+
+    def _whole(self, scores: Array) -> Array:
+        """Return all the memory of the scores, which is faster to go through than its lines one by one."""
+        views = self._at
+        if scores is not views.scores or views.whole.shape == views.product.shape:
+            return scores
+        views.whole[..., views.product.shape[-1] :] = 0.0
+        return views.whole
 
 
 def _meets_lines_only(problem: Problem) -> bool:

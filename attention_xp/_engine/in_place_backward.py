@@ -84,6 +84,10 @@ class InPlaceBackward(InPlace):
         """(..., m, n)^T @ (..., m, Dv) -> (n, Dv), without what rides in the gradient."""
         return _transposed_product(weights, gradient, self._value_sums)
 
+    def _whole(self, scores: Array) -> Array:
+        """Return the scores: their lines lie side by side."""
+        return scores
+
     def silence(self, slopes: Array, allowed: Array, mixed: Bounds) -> Array:
         """Put 0 where pairs are not allowed, unless the weights of 0 have done so."""
         if not self.is_finite:

@@ -11,7 +11,7 @@ from attention_xp._backend import library_name
 from attention_xp._engine.problem import Problem
 from attention_xp.masks import BlockMask, Mask, WindowMask
 
-__all__ = ["FOLD", "STRIP", "TileShape", "backward_tile_sizes", "tile_shape", "tile_sizes"]
+__all__ = ["CROWDED", "FOLD", "STRIP", "TileShape", "backward_tile_sizes", "tile_shape", "tile_sizes"]
 
 FOLD = 64  # rows up to which the query heads of a group share one product: NumPy and JAX
 STRIP = 128  # keys of a strip along an edge of the allowed area, and rows of a chunk: NumPy
@@ -24,7 +24,7 @@ _MOST_KEYS = 8192
 _TALLEST = 1024  # rows of all heads of a tile: NumPy
 _STACKED = 256  # rows of a head where rules leave something out: fewer rows leave out more
 _LARGEST = 3 * 2**18  # scores of a tile
-_CROWDED = 512  # lines so many numbers apart compete for the same places in a cache
+CROWDED = 512  # lines so many numbers apart compete for the same places in a cache
 _JOBS = 3  # for each thread, at least
 
 
@@ -94,7 +94,7 @@ def _equal_parts(length: int, size: int) -> int:
 
 def _uncrowded(rows: int, Sq: int) -> int:
     """Return a few rows more where they are as long as a cache is wide, unless they are all the rows."""
-    return rows + 16 if rows % _CROWDED == 0 and rows < Sq else rows
+    return rows + 16 if rows % CROWDED == 0 and rows < Sq else rows
 
 
 def backward_tile_sizes(problem: Problem) -> tuple[int, int]:
