@@ -1,7 +1,6 @@
 """Options and fixtures of the whole suite: which backends run, and the documents as tests."""
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests._backends import Backend
+from tests._compiled import compiled
 from tests._documents import documents
 
 pytest_collect_file = documents().pytest()
@@ -67,6 +67,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("library", params, indirect=True, scope="session")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """Let go of what JAX compiled before it is too much for a process."""
+    compiled.bound()
+
+
 @pytest.fixture(scope="session")
 def library(request: pytest.FixtureRequest) -> Backend:
     """The backend under test; a skip with its reason where it cannot run."""
@@ -103,14 +109,6 @@ def device(library: Backend) -> Any:
 def make(library: Backend) -> Callable[..., Any]:
     """Make an array under test: ``make(values, dtype=None)``; floats are float32 unless told."""
     return library.array
-
-
-@pytest.fixture(scope="module", autouse=True)
-def forget_compiled() -> Iterator[None]:
-    """Let go of what JAX compiled for a module: a process may hold only so many pieces of executable memory."""
-    yield
-    if Backend.JAX.package in sys.modules:
-        sys.modules[Backend.JAX.package].clear_caches()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,5 +1,6 @@
 """The suite itself: which backends it runs, skips and refuses."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from tests._assertions import assert_close, dtype_name
 from tests._backends import Backend, to_numpy
+from tests._compiled import LIMIT, Compiled, compiled
 from tests._documents import libraries_of
 
 ROOT = Path(__file__).parents[1]
@@ -89,3 +91,24 @@ def test_readonly_arrays_refuse_to_be_written_to():
 )
 def test_code_blocks_tell_their_libraries(source, expected):
     assert libraries_of(source) == expected
+
+
+@pytest.mark.backends("jax")
+def test_what_is_compiled_is_counted_and_forgotten(make, monkeypatch):
+    jax = importlib.import_module("jax")
+    x = make([1.0])
+    compiled.bound()
+    before = compiled.count
+    jax.jit(lambda x: x + x)(x)
+    assert compiled.count > before
+    cleared = []
+    monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(True))
+    another = Compiled()
+    another.bound()
+    another.count = LIMIT
+    another.bound()
+    assert not cleared
+    another.count = LIMIT + 1
+    another.bound()
+    assert cleared
+    assert another.count == 0
