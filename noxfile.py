@@ -51,7 +51,7 @@ add_tests("torch", "torch")
 # Nearly all the time on JAX goes into compiling, one process a core. The first run compiles quickly: the usual way to
 # emit loops takes twice as long as the older one. The second compiles as users do, without 64-bit types, what depends
 # on the types.
-PARALLEL = ["-n", "auto"]
+PARALLEL = ["-n", "auto", "--dist", "worksteal"]
 QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
 WITHOUT_64_BITS = ["attention", "backends", "normalization", "positional", "random", "rotary", "softmax", "varlen"]
 add_tests(

@@ -18,7 +18,7 @@ FEWEST = 30  # calls of a hundred that a guest that is at hand computes
 
 def examples(library: Backend) -> int:
     """How many calls are tried: JAX compiles every new shape."""
-    return 20 if library.like("jax") else 100
+    return 10 if library.like("jax") else 100
 
 
 def survivors(arrays: tuple[np.ndarray, ...], options: dict[str, Any]) -> np.ndarray:
