@@ -128,7 +128,8 @@ class Worker:
         if not _is_whole(tile, block.region):
             return None
         start, end = tile.columns[0]
-        first = tile._replace(columns=((start, min(end, start + _PROBE)),))
+        some = min(_PROBE, block.region.sizes[-1] // 8)  # among few keys none is much larger than the others
+        first = tile._replace(columns=((start, min(end, start + some)),))
         key = self._keys(block.heads.key, first)
         region, mixed = self._place(block, tile, key.shape[-2])
         scores, _ = scored(self.ops, region, block.query[:, :-1], key, rules=tile.rules, mixed=mixed)
@@ -167,5 +168,5 @@ def _is_whole(tile: Tile, region: Region) -> bool:
 
 def _is_sound(running: Running) -> bool:
     """Whether sums of powers without a shift kept all digits, which larger scores than expected would cost."""
-    least, most = running.total.min(), running.total.max()
+    least, most = (extreme.reduce(running.total, axis=None) for extreme in (np.minimum, np.maximum))
     return bool(least > _SMALLEST_SUM and most < _LARGEST_SUM and is_finite(running.output))
