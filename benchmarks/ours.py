@@ -8,7 +8,7 @@ from attention_xp.linear import linear_attention
 from benchmarks.case import Case
 from benchmarks.contenders import Call, contender
 
-__all__ = ["compiled_bytes", "differentiated", "recompile"]
+__all__ = ["by_autograd", "compiled_bytes", "differentiated", "recompile"]
 
 
 @contender("ours, NumPy")
@@ -54,6 +54,23 @@ for kernel in ("dense", "tiled", "fused"):
     @contender(f"ours, torch, {kernel}", "torch")
     def _torch_by(case: Case, torch: Any, kernel: str = kernel) -> Call:
         return _on_tensors(case, torch, impl=kernel)
+
+
+@contender("ours, torch, gradients", "torch")
+def _torch_gradients(case: Case, torch: Any) -> Call:
+    return by_autograd(case, torch, partial(flash_attention, **case.options(torch.from_numpy)))
+
+
+def by_autograd(case: Case, torch: Any, attend: Any) -> Call:
+    """Return a call that goes forward, and backward by torch."""
+    *arrays, gradient = map(torch.from_numpy, case.inputs_and_gradient())
+    arrays = [x.requires_grad_() for x in arrays]
+
+    def differentiate() -> Any:
+        output = attend(*arrays)
+        return output, torch.autograd.grad(output, arrays, gradient)
+
+    return differentiate
 
 
 def _on_tensors(case: Case, torch: Any, **how: Any) -> Call:

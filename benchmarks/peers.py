@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks.case import Case
 from benchmarks.contenders import Call, contender
 from benchmarks.formula import usual_attention
-from benchmarks.ours import compiled_bytes, differentiated, recompile
+from benchmarks.ours import by_autograd, compiled_bytes, differentiated, recompile
 
 __all__: list[str] = []
 
@@ -32,16 +32,9 @@ def _torch(case: Case, torch: Any) -> Call:
 
 @contender("torch SDPA, gradients", "torch")
 def _torch_gradients(case: Case, torch: Any) -> Call:
-    *arrays, gradient = map(torch.from_numpy, case.inputs_and_gradient())
-    arrays = [x.requires_grad_() for x in arrays]
     attend = torch.nn.functional.scaled_dot_product_attention
     options = {"enable_gqa": True} if case.kv_heads else {}
-
-    def differentiate() -> Any:
-        output = attend(*arrays, is_causal=case.causal, **options)
-        return output, torch.autograd.grad(output, arrays, gradient)
-
-    return differentiate
+    return by_autograd(case, torch, partial(attend, is_causal=case.causal, **options))
 
 
 @contender("torch flex_attention, compiled", "torch", "torch.nn.attention.flex_attention")

@@ -102,7 +102,12 @@ def _microseconds(outcome: Duel, _case: Case) -> float:
 def torch() -> list[Comparison]:
     """What a call costs on top of the kernel of torch, which it ends in."""
     tiny = Comparison(TINY, "ours, torch", "torch SDPA", 12, value=_microseconds, unit="µs")
-    return [tiny, Comparison(USUAL, "ours, torch", "torch SDPA", 1.02)]
+    backward = [replace(USUAL, causal=causal) for causal in (False, True)]
+    return [
+        tiny,
+        Comparison(USUAL, "ours, torch", "torch SDPA", 1.02),
+        *(Comparison(case, "ours, torch, gradients", "torch SDPA, gradients", 1.03) for case in backward),
+    ]
 
 
 def gradients() -> list[Comparison | Memory]:

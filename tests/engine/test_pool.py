@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from attention_xp import flash_attention
+from attention_xp import attention_vjp, flash_attention
 from tests import reference
-from tests._inputs import inputs
+from tests._inputs import inputs, normal
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (2, 4, 64, 8)
@@ -109,22 +109,63 @@ def expected(seed):
     return reference.attention(*(x + 0.1 * seed for x in inputs(SHAPE)), is_causal=True).output
 
 
-def test_several_threads_of_the_user_at_once():
+def awkward(x):
+    """The same numbers, read-only and in no order that a product likes."""
+    x = np.ascontiguousarray(x[..., ::-1].swapaxes(-1, -3)).swapaxes(-1, -3)[..., ::-1]
+    x.flags.writeable = False
+    return x
+
+
+def slopes(seed, impl="tiled"):
+    """Output and gradients, from arrays as awkward as they come."""
+    arrays = [awkward(x + 0.1 * seed) for x in inputs(SHAPE)]
+    bias, gradient = (awkward(normal(*SHAPE[:-1], n, seed=seed)) for n in (SHAPE[-2], SHAPE[-1]))
+    output, vjp = attention_vjp(*arrays, bias=bias, is_causal=True, softcap=2.0, impl=impl, tile=TILE)
+    return output, *(x for x in vjp(gradient) if x is not None)
+
+
+def check_attention(seed, output):
+    """Compare with the formula."""
+    np.testing.assert_allclose(output, expected(seed), rtol=1e-10, atol=1e-12)
+
+
+def check_slopes(seed, found):
+    """Compare with one tile of all scores, which needs no thread."""
+    for actual, wanted in zip(found, slopes(seed, impl="dense"), strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("function", "check"), [(attend, check_attention), (slopes, check_slopes)], ids=["forward", "gradients"]
+)
+def test_several_threads_of_the_user_at_once(function, check):
     count = 6
     together = threading.Barrier(count)
 
     def call(seed):
         together.wait(PATIENCE)
-        return [attend(seed) for _ in range(5)]
+        return [function(seed) for _ in range(5)]
 
     before = blas_threads()
     with threadpool_limits(3, user_api="blas"), ThreadPoolExecutor(count) as threads:
         results = list(threads.map(call, range(count)))
         assert set(blas_threads()) == {3}
     assert blas_threads() == before
-    for seed, outputs in enumerate(results):
-        for output in outputs:
-            np.testing.assert_allclose(output, expected(seed), rtol=1e-10, atol=1e-12)
+    for seed, found in enumerate(results):
+        for one in found:
+            check(seed, one)
+
+
+def test_one_vjp_in_several_threads_at_once():
+    arrays = [awkward(x) for x in inputs(SHAPE)]
+    output, vjp = attention_vjp(*arrays, is_causal=True, impl="tiled", tile=TILE)
+    gradients = [awkward(normal(*output.shape, seed=seed)) for seed in range(6)]
+    wanted = [vjp(gradient) for gradient in gradients]
+    with threadpool_limits(2, user_api="blas"), ThreadPoolExecutor(len(gradients)) as threads:
+        found = list(threads.map(vjp, gradients))
+    for some, others in zip(found, wanted, strict=True):
+        for actual, expected in zip(some[:3], others[:3], strict=True):
+            np.testing.assert_array_equal(actual, expected)
 
 
 def test_attention_inside_attention():
@@ -157,12 +198,13 @@ FORK = """
 import os, sys, threading
 import numpy as np
 from threadpoolctl import threadpool_limits
-from tests.engine.test_pool import Crowd, attend, blas_threads, expected
+from tests.engine.test_pool import Crowd, attend, blas_threads, check_slopes, expected, slopes
 
 def answer():
     crowd = Crowd(2)
     np.testing.assert_allclose(attend(3, score_mod=crowd), expected(3), rtol=1e-10, atol=1e-12)
     assert len(crowd.threads) == 2, crowd.threads
+    check_slopes(3, slopes(3))
     assert set(blas_threads()) == {2}, blas_threads()
 
 with threadpool_limits(2, user_api="blas"):
