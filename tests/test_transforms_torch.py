@@ -1,6 +1,7 @@
 """What torch makes of a function, on every kernel: mapped, differentiated, compiled, exported, narrowed, recomputed."""
 
 import importlib
+import shutil
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tests.score_mods import bent
 pytestmark = [
     pytest.mark.backends("torch"),
     # torch loads its forward-mode rules, and its exporter, with functions of its own that it has deprecated.
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script.*` is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),  # torch's kernel, mapped
 ]
@@ -212,6 +213,32 @@ def test_compile(library, function, arguments):
     torch, made = torch_of(library, arguments)
     torch.compiler.reset()
     assert_same(torch.compile(function, fullgraph=True, backend="eager")(*made), function(*made))
+
+
+@pytest.fixture
+def inductor(tmp_path, monkeypatch):
+    """torch's own compiler, one process of it, with what it keeps in a place of its own."""
+    if not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        pytest.skip("inductor needs a C++ compiler")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    config = importlib.import_module("torch._inductor.config")
+    monkeypatch.setattr(config, "compile_threads", 1)
+    importlib.import_module("torch").compiler.reset()
+    return {"fullgraph": True, "backend": "inductor"}
+
+
+def test_inductor(library, inductor):
+    """Plainly through the kernel of torch, and by tiles with what it knows nothing of."""
+    torch = importlib.import_module("torch")
+
+    def attend(q, k, v):
+        plain = ax.flash_attention(q, k, v)
+        return plain, ax.flash_attention(
+            q, k, v, is_causal=True, softcap=2.0, query_offset=2, impl="tiled", tile=(4, 4)
+        )
+
+    made = [library.array(x) for x in QKV]
+    assert_same(torch.compile(attend, **inductor)(*made), attend(*made))
 
 
 @pytest.mark.parametrize("impl", ["dense", "tiled", "fused", "auto"])
