@@ -18,6 +18,7 @@ def check_gradients(
     gradient: np.ndarray,
     *,
     rtol: float = 1e-6,
+    grad_lse: np.ndarray | None = None,
 ) -> None:
     """Compare the gradient of each floating argument with a difference of the formula, along one direction."""
     for name in FLOATING:
@@ -32,7 +33,9 @@ def check_gradients(
 
         def loss(step: float, name: str = name, direction: np.ndarray = direction) -> float:
             moved = arrays | {name: arrays[name] + step * direction}
-            return float((reference.attention(**moved, **options).output * gradient).sum())
+            result = reference.attention(**moved, **options)
+            of_rows = 0.0 if grad_lse is None else np.where(np.isfinite(result.lse), result.lse, 0.0) * grad_lse
+            return float((result.output * gradient).sum() + np.sum(of_rows))
 
         expected = (loss(_STEP) - loss(-_STEP)) / (2.0 * _STEP)
         scale = 1.0 + np.abs(actual * direction).sum()
