@@ -114,7 +114,7 @@ def test_gradients_through_jax_are_finite(library, stand_in, name):
 def test_jax_agrees_wherever_it_does_not_refuse(library, stand_in):
     computed = []
 
-    @settings(max_examples=100)
+    @settings(max_examples=200)  # most draw what the guest refuses
     @given(cases(("float32",), common=True))
     def agree(case: Case) -> None:
         output = case.by_guest(library)
@@ -124,7 +124,7 @@ def test_jax_agrees_wherever_it_does_not_refuse(library, stand_in):
             computed.append(case)
 
     agree()
-    assert len(computed) >= 3  # the others draw what the guest refuses
+    assert len(computed) >= 10
 
 
 REFUSED = {

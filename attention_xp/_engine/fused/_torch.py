@@ -14,7 +14,6 @@ from attention_xp._engine.fused._translation import (
     starts_at_0,
     unknown_option,
     with_zero_keys,
-    with_zero_queries,
     with_zero_rows,
 )
 from attention_xp._engine.problem import Problem
@@ -59,7 +58,8 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:  # noqa: ARG001
     mask = None if causal else _mask(problem, rules)
     grouped = {"enable_gqa": True} if problem.group > 1 else {}  # asked with `if`: a traced size answers with no bool
     output = torch.nn.functional.scaled_dot_product_attention(
-        four_axes(problem, with_zero_queries(problem)),
+        # A slope of 0 would not silence what is NaN in a padded query.
+        four_axes(problem, with_zero_rows(problem, problem.query)),
         four_axes(problem, with_zero_keys(problem, rules, problem.key)),
         four_axes(problem, with_zero_keys(problem, rules, problem.value)),
         attn_mask=None if mask is None else four_axes(problem, mask),

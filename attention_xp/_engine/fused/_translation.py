@@ -17,7 +17,6 @@ __all__ = [
     "starts_at_0",
     "unknown_option",
     "with_zero_keys",
-    "with_zero_queries",
     "with_zero_rows",
 ]
 
@@ -90,11 +89,6 @@ def with_zero_keys(problem: Problem, rules: tuple[Mask, ...], a: Array) -> Array
             real = rule.allowed(Region.whole(problem))  # (Sk,) or (..., 1, Sk)
             a = problem.xp.where(problem.xp.expand_dims(real[..., 0, :] if real.ndim > 1 else real, axis=-1), a, 0.0)
     return a
-
-
-def with_zero_queries(problem: Problem) -> Array:
-    """Return the query with zeros for the padding, whose NaN a slope of 0 would not silence."""
-    return with_zero_rows(problem, problem.query)
 
 
 def with_zero_rows(problem: Problem, output: Array) -> Array:
