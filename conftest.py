@@ -1,7 +1,9 @@
 """Options and fixtures of the whole suite: which backends run, and the documents as tests."""
 
+import re
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -12,14 +14,16 @@ from tests._compiled import compiled
 from tests._documents import documents
 
 pytest_collect_file = documents().pytest()
-# The modules that import a library other than NumPy at their top.
-_BRIDGES = {Backend.JAX: ("lax", "lax_backward", "lax_captured", "lax_derivatives"), Backend.TORCH: ("autograd",)}
-collect_ignore = [
-    f"attention_xp/_engine/{name}.py"
-    for backend, names in _BRIDGES.items()
-    if not backend.is_installed()
-    for name in names
-]
+
+
+def _needs(path: Path, package: str) -> bool:
+    """Whether the module imports the package at its top, and so cannot be collected without it."""
+    return re.search(rf"^(import|from) {package}\b", path.read_text(encoding="utf-8"), re.MULTILINE) is not None
+
+
+_ABSENT = {backend.package for backend in Backend if not backend.is_installed()}
+_PYTHON = [path for folder in ("attention_xp", "tests") for path in Path(__file__).with_name(folder).rglob("*.py")]
+collect_ignore = [str(path) for path in _PYTHON if any(_needs(path, package) for package in _ABSENT)]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
