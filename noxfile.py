@@ -50,7 +50,7 @@ add_tests("strict")
 add_tests("torch", "torch")
 # Nearly all the time on JAX goes into compiling, one process a core. The first run compiles quickly: the usual way to
 # emit loops takes twice as long as the older one. The second compiles as users do, without 64-bit types, what depends
-# on the types.
+# on the types. The blocks of a document build on each other, so one process runs them.
 PARALLEL = ["-n", "auto", "--dist", "worksteal"]
 QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
 WITHOUT_64_BITS = ["attention", "backends", "normalization", "positional", "random", "rotary", "softmax", "varlen"]
@@ -58,7 +58,8 @@ add_tests(
     "jax",
     "jax",
     runs=(
-        ({"JAX_ENABLE_X64": "1", **QUICKLY}, PARALLEL),
+        ({"JAX_ENABLE_X64": "1", **QUICKLY}, [*PARALLEL, "tests", "attention_xp"]),
+        ({"JAX_ENABLE_X64": "1", **QUICKLY}, ["README.md", "docs"]),
         ({"JAX_ENABLE_X64": "0"}, [*PARALLEL, *(f"tests/test_{name}.py" for name in WITHOUT_64_BITS)]),
     ),
 )

@@ -5,6 +5,7 @@ from functools import reduce
 from operator import and_
 
 from attention_xp._backend import by_value, can_differentiate, device
+from attention_xp._engine.base import base_of
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.products import are_finite, key_rows, query_key, slopes_key, weights_value
@@ -14,9 +15,7 @@ from attention_xp._typing import Array, Namespace
 from attention_xp.biases import Bias
 from attention_xp.masks import Mask
 
-__all__ = ["LOG2_E", "Arithmetic", "Followed", "allowed_pairs", "summed_to"]
-
-LOG2_E = math.log2(math.e)
+__all__ = ["Arithmetic", "Followed", "allowed_pairs", "summed_to"]
 
 
 def allowed_pairs(rules: tuple[Mask, ...], region: Region) -> Array | None:
@@ -40,9 +39,7 @@ class Arithmetic:
 
     def __init__(self, problem: Problem) -> None:
         self.problem, self.xp = problem, problem.xp
-        xp = problem.xp
-        # Not in the standard, but everywhere except in its strict reading.
-        self.exp2 = getattr(xp, "exp2", lambda x: xp.exp(x * math.log(2.0)))
+        self.base = base_of(problem.xp)
 
     def add(self, x: Array, y: Array) -> Array:
         """Return x + y."""
@@ -56,12 +53,13 @@ class Arithmetic:
         """Return x / y."""
         return x / y
 
-    def in_base_2(self, scores: Array) -> Array:
-        """Return ``scores * log2(e)``; a mask may have made them the smallest number, which must not overflow."""
-        if len(self.problem.addends) == 0:
-            return scores * LOG2_E
+    def in_base(self, scores: Array) -> Array:
+        """Return natural scores in the base; a mask may have made them the smallest number, which must not overflow."""
+        log_e = self.base.log_e
+        if log_e == 1.0 or len(self.problem.addends) == 0:
+            return scores if log_e == 1.0 else scores * log_e
         smallest = -0.5 * float(self.xp.finfo(scores.dtype).max)
-        return self.xp.where(scores == -math.inf, scores, self.xp.clip(scores, smallest, None) * LOG2_E)
+        return self.xp.where(scores == -math.inf, scores, self.xp.clip(scores, smallest, None) * log_e)
 
     def tanh(self, x: Array) -> Array:
         """Return the hyperbolic tangent."""
@@ -106,8 +104,8 @@ class Arithmetic:
         return self.xp.where(allowed, scores, -math.inf)
 
     def powers(self, scores: Array, shift: Array | None, allowed: Array | None, mixed: Bounds) -> Array:  # noqa: ARG002
-        """Return ``2 ** (scores - shift)``, exactly 0 where not allowed."""
-        return self.exp2(scores if shift is None else scores - shift)
+        """Return the powers of ``scores - shift``, exactly 0 where not allowed."""
+        return self.base.power(scores if shift is None else scores - shift)
 
     def survivors(self, region: Region) -> Array:
         """Return which weights survive dropout."""

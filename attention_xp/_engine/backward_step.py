@@ -15,13 +15,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from attention_xp._backend import pullback
-from attention_xp._engine.arithmetic import LOG2_E, Arithmetic
+from attention_xp._engine.arithmetic import Arithmetic
+from attention_xp._engine.base import base_of
 from attention_xp._engine.captured import Captured
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.scores import added, as_scores, changed, query_factor, survival_factor
-from attention_xp._engine.step import scale_in_base_2
+from attention_xp._engine.step import scale_in_base
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
 from attention_xp.masks import Mask
@@ -63,7 +64,7 @@ class Rows(NamedTuple):
 
     query: Array  # (..., m, D), with its factor
     gradient: Array  # (..., m, Dv), of the output, with the factor of what survives dropout
-    shift: Array | None  # (..., m, 1): the log-sum-exp in base 2; None where it is in the query already
+    shift: Array | None  # (..., m, 1): the log-sum-exp in the base; None where it is in the query already
     delta: Array | None  # (..., m, 1); None where it is in the gradient already
     kept: Array  # the query as key slopes meet it: 0 where it is not finite, which slopes tell if it is attended with
 
@@ -79,14 +80,14 @@ class Slopes(NamedTuple):
 
 
 def key_factor(problem: Problem) -> float:
-    """Return the factor that slopes of keys lack: the query had it, and that of base 2."""
-    return query_factor(problem) / scale_in_base_2(problem)
+    """Return the factor that slopes of keys lack: the query had it, and that of the base."""
+    return query_factor(problem) / scale_in_base(problem)
 
 
 def shift_of(problem: Problem, lse: Array) -> Array:
-    """Return what is taken off the scores in base 2, (..., m, 1), from the log-sum-exp (..., m)."""
+    """Return what is taken off the scores in the base, (..., m, 1), from the log-sum-exp (..., m)."""
     xp = problem.xp
-    return xp.expand_dims(xp.where(xp.isfinite(lse), lse, 0.0) * LOG2_E, axis=-1)
+    return xp.expand_dims(xp.where(xp.isfinite(lse), lse, 0.0) * base_of(xp).log_e, axis=-1)
 
 
 def surviving(problem: Problem, gradient: Array) -> Array:
@@ -113,7 +114,7 @@ def contribute(
         products = ops.silence(products, allowed, mixed)  # its slope there times 0 is to be no NaN
     scores, pull = modified_with_pull(problem, ops, region, products)
     if not problem.is_product:
-        scores = ops.in_base_2(scores)
+        scores = ops.in_base(scores)
     if allowed is not None:
         scores = ops.exclude(scores, allowed, mixed)
     weights = ops.powers(scores, rows.shift, allowed, mixed)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from attention_xp._engine.arithmetic import LOG2_E
+from attention_xp._engine.base import base_of
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._typing import Array
@@ -18,7 +18,7 @@ _SAMPLE, _FEWEST = 128, 2  # vectors of all heads, and of each
 
 
 class Ceiling(NamedTuple):
-    """How large scores can be, in base 2, where the products are not larger than some number."""
+    """How large scores can be, in the base of the powers, where the products are not larger than some number."""
 
     extra: float  # is added at most
     sink: float
@@ -45,7 +45,7 @@ class Range(NamedTuple):
     def of(cls, problem: Problem, *, limit: float, keys: bool, value: float, infinite: bool, sure: bool) -> "Range":
         """Judge scores that do not exceed a limit, and values of at most some magnitude."""
         largest = float(np.finfo(problem.dtype).max)
-        bounded = limit < _SMALL and value * problem.key.shape[-2] < largest / 2.0**_SMALL
+        bounded = limit < _SMALL * base_of(problem.xp).log_2 and value * problem.key.shape[-2] < largest / 2.0**_SMALL
         clip = math.isfinite(limit) and (not bounded or infinite)
         return cls(bounded, clip, limit < 0.04 * largest, keys, math.isfinite(value), sure)
 
@@ -104,8 +104,8 @@ def _sample(vectors: Array) -> Array:
 
 
 def _product(problem: Problem, query: float, key: float) -> float:
-    """Return a bound on the scaled products in base 2, of vectors no longer than these lengths."""
-    return abs(problem.scale) * LOG2_E * key * query
+    """Return a bound on the scaled products in the base, of vectors no longer than these lengths."""
+    return abs(problem.scale) * base_of(problem.xp).log_e * key * query
 
 
 def _longest(problem: Problem, vectors: Array) -> float:
@@ -119,9 +119,10 @@ def ceiling(problem: Problem) -> Ceiling:
     infinite = any(map(excludes, problem.addends))
     if problem.score_mod is not None:
         return Ceiling(math.inf, 0.0, math.inf, infinite)
-    extra = sum(LOG2_E * _bound(problem, addend) for addend in problem.addends)
-    sink = 0.0 if problem.sinks is None else LOG2_E * _largest(problem.sinks)
-    return Ceiling(extra, sink, math.inf if problem.softcap is None else LOG2_E * problem.softcap, infinite)
+    log_e = base_of(problem.xp).log_e
+    extra = sum(log_e * _bound(problem, addend) for addend in problem.addends)
+    sink = 0.0 if problem.sinks is None else log_e * _largest(problem.sinks)
+    return Ceiling(extra, sink, math.inf if problem.softcap is None else log_e * problem.softcap, infinite)
 
 
 def excludes(addend: Array | Bias) -> bool:

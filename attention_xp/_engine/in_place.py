@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from attention_xp._engine.arithmetic import LOG2_E, Arithmetic, allowed_pairs
+from attention_xp._engine.arithmetic import Arithmetic, allowed_pairs
 from attention_xp._engine.heads import Range
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
@@ -25,11 +25,11 @@ from attention_xp._typing import Array
 from attention_xp.biases import Bias
 from attention_xp.masks import Mask
 
-__all__ = ["InPlace"]
+__all__ = ["SAFE", "InPlace"]
 
 _NEVER = 0.9  # of the largest number: taken off a score, it is no maximum and makes no NaN
 _APART = 16  # numbers that keep lines apart which would compete for the same places in a cache
-_SAFE = 126.0  # float32 exp2 is fast for -126 ... 126, and up to two hundred times slower outside
+SAFE = 126.0  # powers of two in float32 are fast for -126 ... 126, and up to two hundred times slower outside
 
 
 class _Views(NamedTuple):
@@ -68,6 +68,7 @@ class InPlace(Arithmetic):
         self._by_keys = _meets_lines_only(problem)
         self._survivors = Survivors(problem.dropout_rate)
         self._head_keys: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        self._safe = SAFE * self.base.log_2
         self._excess = _NEVER * float(np.finfo(dtype).max)
         self.range: Range  # of the heads at hand
         self.output: Array  # (..., G, m, Dv), where the rows at hand belong
@@ -84,13 +85,15 @@ class InPlace(Arithmetic):
         """Return x / y where the rows at hand belong."""
         return np.divide(x, y, out=self.output)
 
-    def in_base_2(self, scores: Array) -> Array:
+    def in_base(self, scores: Array) -> Array:
         """Multiply in place; what a rule does not exclude stays finite."""
+        if self.base.log_e == 1.0:
+            return scores
         if len(self.problem.addends) > 0 and not self.range.bounded:
             if not self.range.clip:  # minus infinity may be among the scores
-                return self.replace(scores, super().in_base_2(scores))
+                return self.replace(scores, super().in_base(scores))
             np.clip(scores, -0.05 * self._excess, None, out=scores)
-        return np.multiply(scores, LOG2_E, out=scores)
+        return np.multiply(scores, self.base.log_e, out=scores)
 
     def tanh(self, x: Array) -> Array:
         """Return the hyperbolic tangent in x."""
@@ -202,8 +205,8 @@ class InPlace(Arithmetic):
             np.subtract(scores, shift, out=scores)
         whole = self._whole(scores)
         if self.range.clip:
-            np.clip(whole, -_SAFE, _SAFE, out=whole)
-        np.exp2(whole, out=whole)
+            np.clip(whole, -self._safe, self._safe, out=whole)
+        self.base.power(whole, out=whole)
         if allowed is not None:
             part = scores[..., slice(*mixed), :]
             np.multiply(part, allowed, out=part)

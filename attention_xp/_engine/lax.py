@@ -15,7 +15,7 @@ from attention_xp._engine.packing import PackedMask
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.products import query_key
 from attention_xp._engine.region import Region, Span
-from attention_xp._engine.step import Running, advance, finish, scale_in_base_2, start
+from attention_xp._engine.step import Running, advance, finish, scale_in_base, start
 from attention_xp._engine.tile_sizes import FOLD, tile_sizes
 from attention_xp._typing import Array, DType
 from attention_xp.masks import Mask
@@ -140,7 +140,7 @@ class Walk:
         """Return the rows of the query with the factor of the scores."""
         at, sizes = (*region.starts[:-1], 0), (*region.sizes[:-1], self.problem.query.shape[-1])
         query = dynamic_cut(self.problem.query, list(at), list(sizes))
-        return query.astype(self.problem.dtype) * scale_in_base_2(self.problem)
+        return query.astype(self.problem.dtype) * scale_in_base(self.problem)
 
     def _attend(self, region: Region, block: Array) -> tuple[Array, Array]:
         problem, query = self.problem, self.scaled_query(region)

@@ -10,7 +10,7 @@ from attention_xp._engine.plan import Bounds, Tile, bounds, plan
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region, Span
 from attention_xp._engine.scores import without_silent_rows
-from attention_xp._engine.step import advance, finish, scale_in_base_2, start
+from attention_xp._engine.step import advance, finish, scale_in_base, start
 from attention_xp._engine.tile_sizes import tile_sizes
 from attention_xp._typing import Array
 
@@ -52,7 +52,7 @@ def _attend(ops: Arithmetic, row: int, stop: int, columns: int) -> tuple[Array, 
     problem, xp = ops.problem, ops.xp
     lead, Sk = problem.lead, problem.key.shape[-2]
     region = Region(problem, (*(0,) * len(lead), row, 0), (*lead, stop - row, Sk))
-    query = cast(problem, problem.query[..., row:stop, :]) * scale_in_base_2(problem)
+    query = cast(problem, problem.query[..., row:stop, :]) * scale_in_base(problem)
     sums = xp.zeros((*region.sizes[:-1], problem.value.shape[-1]), dtype=problem.dtype, device=device(problem.query))
     running = start(problem, region, sums, shift=None)
     for tile in tiles_of_rows(problem, row, stop, columns):

@@ -9,7 +9,7 @@ from attention_xp._engine.problem import Problem
 from attention_xp._engine.products import clean
 from attention_xp._engine.region import Region
 from attention_xp._engine.scores import query_factor
-from attention_xp._engine.step import scale_in_base_2
+from attention_xp._engine.step import scale_in_base
 from attention_xp._engine.tile_sizes import tile_sizes
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
@@ -62,7 +62,7 @@ def _rows(problem: Problem, known: Known, block: Bounds) -> Rows:
         known.gradient[..., part, :],
         None if known.grad_lse is None else known.grad_lse[..., part],
     )
-    query = cast(problem, problem.query[..., part, :]) * scale_in_base_2(problem)
+    query = cast(problem, problem.query[..., part, :]) * scale_in_base(problem)
     return Rows(
         query,
         surviving(problem, some.gradient),

@@ -9,7 +9,7 @@ from attention_xp._engine.plan import Bounds, bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.scores import query_factor
-from attention_xp._engine.step import scale_in_base_2
+from attention_xp._engine.step import scale_in_base
 from attention_xp._engine.tangent_step import Changing, Sums, advance_sums
 from attention_xp._engine.tile_sizes import tile_sizes
 from attention_xp._typing import Array
@@ -50,7 +50,7 @@ def _rows(problem: Problem, lse: Array, tangents: Tangents, block: Bounds, colum
         sums = advance_sums(
             ops,
             Region(problem, (*(0,) * len(lead), row, first), (*lead, stop - row, last - first)),
-            Changing(query * scale_in_base_2(problem), by * query_factor(problem)),
+            Changing(query * scale_in_base(problem), by * query_factor(problem)),
             shift_of(problem, lse[..., row:stop]),
             key,
             value,

@@ -1,14 +1,15 @@
 """One tile of attention, forward: the online softmax, written once for every library and walker.
 
-Scores are in base 2: the factor ``log2(e)`` rides in the scale of the query where nothing but the
-product makes the score. See Milakov and Gimelshein, "Online normalizer calculation for softmax",
+Scores are in the base that the library raises fast: the factor rides in the scale of the query where
+nothing but the product makes the score. See Milakov and Gimelshein, "Online normalizer calculation for softmax",
 2018, and Dao, "FlashAttention-2", 2023.
 """
 
 import math
 from typing import NamedTuple
 
-from attention_xp._engine.arithmetic import LOG2_E, Arithmetic
+from attention_xp._engine.arithmetic import Arithmetic
+from attention_xp._engine.base import base_of
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
@@ -17,34 +18,34 @@ from attention_xp._softmax import nonzero
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
 
-__all__ = ["Running", "advance", "finish", "log_sum_exp", "normalized", "scale_in_base_2", "scored", "start"]
+__all__ = ["Running", "advance", "finish", "log_sum_exp", "normalized", "scale_in_base", "scored", "start"]
 
 
 class Running(NamedTuple):
     """What is known of a block of rows: the largest score so far, and sums relative to it."""
 
-    peak: Array | None  # (..., m, 1) in base 2; None where scores are small enough to need none
+    peak: Array | None  # (..., m, 1) in the base; None where scores are small enough to need none
     total: Array  # (..., m, 1); None is as good as zeros, and spares writing and adding them
     output: Array  # (..., m, Dv); likewise
 
 
-def scale_in_base_2(problem: Problem) -> float:
+def scale_in_base(problem: Problem) -> float:
     """Return the factor of the query."""
-    return query_factor(problem) * (LOG2_E if problem.is_product else 1.0)
+    return query_factor(problem) * (base_of(problem.xp).log_e if problem.is_product else 1.0)
 
 
 def start(problem: Problem, region: Region, empty: Array, *, shift: Array | float | None) -> Running:
     """Return the state before the first tile; the sinks are in it. `empty` is (..., m, Dv) of zeros.
 
-    `shift` is what the scores are taken relative to in base 2; ``None`` is the largest so far.
+    `shift` is what the scores are taken relative to, in the base; ``None`` is the largest so far.
     """
-    xp = problem.xp
+    xp, base = problem.xp, base_of(problem.xp)
     total = xp.zeros_like(empty[..., :1]) if empty.shape[-1] else xp.sum(empty, axis=-1, keepdims=True)
     if problem.sinks is None:
         return Running(total - math.inf if shift is None else None, total, empty)
-    sink = total + region.look_up(problem.sinks) * LOG2_E
+    sink = total + region.look_up(problem.sinks) * base.log_e
     if shift is not None:
-        return Running(None, xp.exp((sink - shift) * math.log(2.0)), empty)
+        return Running(None, base.power(sink - shift), empty)
     return Running(sink, xp.where(sink == -math.inf, total, total + 1.0), empty)
 
 
@@ -67,7 +68,7 @@ def advance(
     else:
         peak = xp.maximum(running.peak, xp.max(scores, axis=-1, keepdims=True))
         shift = xp.where(xp.isfinite(peak), peak, 0.0)
-        fade = ops.exp2(running.peak - shift)
+        fade = ops.base.power(running.peak - shift)
     weights = ops.powers(scores, shift, allowed, mixed)
     total, output = running.total, running.output
     if fade is not None:
@@ -83,14 +84,14 @@ def advance(
 def scored(
     ops: Arithmetic, region: Region, query: Array, key: Array, *, rules: tuple[Mask, ...], mixed: Bounds
 ) -> tuple[Array, Array | None]:
-    """Return the scores of a tile in base 2, (..., m, n), and which of its `mixed` rows are allowed."""
+    """Return the scores of a tile in the base, (..., m, n), and which of its `mixed` rows are allowed."""
     problem, exclusive = ops.problem, len(rules) > 0
     scores = ops.query_key(query, key, exclusive=exclusive)  # (..., m, D) @ (..., D, n) -> (..., m, n)
     allowed = ops.allowed(rules, region.of_rows(*mixed)) if exclusive else None
     if not problem.is_product:
         if allowed is not None and is_bent(problem):
             scores = ops.shielded(scores, query, key, allowed)
-        scores = ops.in_base_2(modified(problem, ops, region, scores))
+        scores = ops.in_base(modified(problem, ops, region, scores))
     return scores if allowed is None else ops.exclude(scores, allowed, mixed), allowed
 
 
@@ -107,9 +108,9 @@ def normalized(ops: Arithmetic, running: Running) -> Array:
 
 def log_sum_exp(problem: Problem, region: Region, running: Running) -> Array:
     """Return the natural logarithm (..., m) of the sum of the exponentials of the scores."""
-    xp, total = problem.xp, running.total
-    power = xp.log2(nonzero(total, xp=xp))
+    xp, base, total = problem.xp, base_of(problem.xp), running.total
+    power = base.log(nonzero(total, xp=xp))
     if running.peak is not None:
         power = power + xp.where(xp.isfinite(running.peak), running.peak, 0.0)
-    lse = of_real_rows(problem, region, xp.where(total == 0.0, -math.inf, power / LOG2_E))
+    lse = of_real_rows(problem, region, xp.where(total == 0.0, -math.inf, power / base.log_e))
     return xp.squeeze(lse, axis=-1)

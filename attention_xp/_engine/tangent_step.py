@@ -50,12 +50,12 @@ def advance_sums(
     """Return the sums after one more tile.
 
     `query` has the factor of the scores, its change that of the products alone; `shift` is the log-sum-exp in
-    base 2, and `addends` are the changes of those of the problem.
+    the base, and `addends` are the changes of those of the problem.
     """
     problem, exclusive = ops.problem, len(rules) > 0
     scores, pull = modified_with_pull(problem, ops, region, ops.query_key(query.at, key.at, exclusive=exclusive))
     if not problem.is_product:
-        scores = ops.in_base_2(scores)
+        scores = ops.in_base(scores)
     allowed = ops.allowed(rules, region.of_rows(*mixed))
     if allowed is not None:
         scores = ops.exclude(scores, allowed, mixed)

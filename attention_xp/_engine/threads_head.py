@@ -5,20 +5,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from attention_xp._engine.arithmetic import LOG2_E
 from attention_xp._engine.backward_step import Known, Rows, shift_of
+from attention_xp._engine.base import base_of
 from attention_xp._engine.heads import Ceiling, Range, is_finite
+from attention_xp._engine.in_place import SAFE
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.products import clean
 from attention_xp._engine.scores import survival_factor
-from attention_xp._engine.step import scale_in_base_2
+from attention_xp._engine.step import scale_in_base
 from attention_xp._typing import Array
 
 __all__ = ["HeadOf", "KnownKeys", "Places", "TileRows"]
-
-
-_SAFE = 126.0  # float32 exp2 is fast for -126 ... 126
 
 
 class KnownKeys(NamedTuple):
@@ -58,9 +56,9 @@ class HeadOf:
         queries, gradients, self._keys, self._values = buffers
         known = known.at(self.at)
         self._shift, self._delta = shift_of(problem, known.lse), _delta(problem, known)[:, None]
-        self._query = _joined(queries, problem.query[self.at], -self._shift, factor=scale_in_base_2(problem))
+        self._query = _joined(queries, problem.query[self.at], -self._shift, factor=scale_in_base(problem))
         real = self._query[:, : problem.query.shape[-1]]
-        self._norms = np.sqrt(np.vecdot(real, real)) * (1.0 if self._rides[0] else LOG2_E)
+        self._norms = np.sqrt(np.vecdot(real, real)) * (1.0 if self._rides[0] else base_of(problem.xp).log_e)
         self._gradient = _joined(gradients, known.gradient, -self._delta, factor=survival_factor(problem))
         self._has_rules = len(problem.rules) > 0  # else nothing is excluded, and nothing can leak
         has_finite_rows = not self._has_rules or is_finite(self._norms)
@@ -92,7 +90,8 @@ class HeadOf:
         problem = self.problem
         limit = ceiling(rows.norm * keys.norm)
         lowest, highest = rows.shifts
-        is_far = limit + highest > _SAFE or (len(problem.rules) > 0 and limit - lowest > _SAFE)
+        safe = SAFE * base_of(problem.xp).log_2
+        is_far = limit + highest > safe or (len(problem.rules) > 0 and limit - lowest > safe)
         clip = math.isfinite(limit) and (is_far or len(problem.addends) > 0)
         is_tame = limit < 0.04 * float(np.finfo(problem.dtype).max)
         return Range(bounded=True, clip=clip, tame=is_tame, keys=math.isfinite(keys.norm), values=keys.finite)

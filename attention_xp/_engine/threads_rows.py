@@ -9,7 +9,7 @@ from attention_xp._engine.heads import Heads, is_finite
 from attention_xp._engine.in_place import InPlace
 from attention_xp._engine.plan import Bounds, Tile
 from attention_xp._engine.region import Region
-from attention_xp._engine.step import Running, advance, log_sum_exp, normalized, scale_in_base_2, scored, start
+from attention_xp._engine.step import Running, advance, log_sum_exp, normalized, scale_in_base, scored, start
 from attention_xp._typing import Array
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Worker"]
 
 _PROBE = 128  # keys that tell about how large the scores of a row are
-_HEADROOM = 60.0  # in base 2: by so much more may they be larger elsewhere
+_HEADROOM = 60.0  # powers of two: by so much more may they be larger elsewhere
 _LARGEST_SUM, _SMALLEST_SUM = 2.0**120, 2.0**-60  # of weights, in float32
 
 
@@ -36,7 +36,7 @@ class Worker:
     def __init__(self, walk: "Walk") -> None:
         self.walk, self.problem = walk, walk.problem
         self.ops = InPlace(self.problem, walk.shape)
-        self.factor = scale_in_base_2(self.problem)
+        self.factor = scale_in_base(self.problem)
         width = self.problem.query.shape[-1] + 1
         self._columns = np.empty(walk.shape.heads * walk.shape.rows * width, self.problem.dtype)
         self._keys, self._values = Gather(self.problem.dtype), Gather(self.problem.dtype)
@@ -108,13 +108,13 @@ class Worker:
     def _fold_large(self, block: _Block, tiles: list[Tile]) -> Running | None:
         """Visit all tiles with the shift that the first keys ask for, ``None`` where that proves too small.
 
-        A shift need not be the largest score: within about 100 of it, in base 2, the digits are the
+        A shift need not be the largest score: within about 100 powers of two the digits are the
         same. Known beforehand it costs nothing: it rides in the product, ``[key, 1] @ [query; -shift]``.
         """
         peak = self._peak_of_first(block, tiles[0])
         if peak is None or not np.all(np.isfinite(peak)):
             return None
-        shift = peak + _HEADROOM
+        shift = peak + _HEADROOM * self.ops.base.log_2
         np.negative(shift.reshape(len(block.query), -1), out=block.query[:, -1])
         usual, self.ops.range = self.ops.range, self.ops.range._replace(bounded=True)
         with np.errstate(over="ignore", invalid="ignore"):
