@@ -89,7 +89,7 @@ class InPlace(Arithmetic):
         """Multiply in place; what a rule does not exclude stays finite."""
         if self.base.log_e == 1.0:
             return scores
-        if len(self.problem.addends) > 0 and not self.range.bounded:
+        if len(self.problem.addends) > 0 and not (self.range.bounded and self.range.tame):
             if not self.range.clip:  # minus infinity may be among the scores
                 return self.replace(scores, super().in_base(scores))
             np.clip(scores, -0.05 * self._excess, None, out=scores)
