@@ -29,7 +29,7 @@ __all__ = ["SAFE", "InPlace"]
 
 _NEVER = 0.9  # of the largest number: taken off a score, it is no maximum and makes no NaN
 _APART = 16  # numbers that keep lines apart which would compete for the same places in a cache
-SAFE = 126.0  # powers of two in float32 are fast for -126 ... 126, and up to two hundred times slower outside
+SAFE = 124.0  # powers of two in float32 are fast from -124 to 124; subnormal ones take up to a hundred times as long
 
 
 class _Views(NamedTuple):
