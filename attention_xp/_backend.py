@@ -47,6 +47,7 @@ __all__ = [
     "spread_over",
     "values_on_host",
     "varying_axes",
+    "within",
 ]
 
 _LIBRARIES = {
@@ -239,6 +240,15 @@ def cuda_device(array: Array) -> Device | None:
     place = place if hasattr(place, "platform") else jax.config.jax_default_device or jax.local_devices()[0]
     is_cuda = place.platform == "gpu" and "cuda" in place.client.platform_version
     return place if is_cuda else None
+
+
+def within(xp: Namespace, numbers: Array, low: int, high: int) -> Array:
+    """Return numbers not below and not above two bounds, which may be sizes that a trace does not know.
+
+    ``clip`` asks its bounds whether they are NaN, which such a size cannot tell.
+    """
+    numbers = xp.where(numbers < low, low, numbers)
+    return xp.where(numbers > high, high, numbers)
 
 
 def spread_like(arrays: Any, like: Any) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from attention_xp._engine.numbers import check_count, check_flag, check_number, check_positive
-from attention_xp._rotary_points import Points
+from attention_xp._rotary_points import Points, in_turns
 from attention_xp._rotary_scaling import RotaryScaling
 from attention_xp._typing import Array
 
@@ -85,7 +85,7 @@ class YarnScaling(RotaryScaling):
         """Return the indices between which frequencies are blended."""
 
         def index(turns: float) -> float:  # of the frequency that makes so many turns over the original length
-            wavelength = self.original_max_positions / (2.0 * math.pi * turns)
+            wavelength = in_turns(self.original_max_positions) / turns
             return rotary_dim * math.log(wavelength) / (2.0 * math.log(base))
 
         first, last = index(self.beta_fast), index(self.beta_slow)
@@ -134,7 +134,7 @@ class Llama3Scaling(RotaryScaling):
         return [self._scaled(f) for f in super().frequencies(rotary_dim, base, length)]
 
     def _scaled(self, frequency: float) -> float:
-        turns = self.original_max_positions * frequency / (2.0 * math.pi)  # over the original length
+        turns: float = in_turns(self.original_max_positions * frequency)  # over the original length
         kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         kept = min(max(kept, 0.0), 1.0)
         return (1.0 - kept) * frequency / self.factor + kept * frequency

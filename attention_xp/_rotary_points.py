@@ -1,13 +1,12 @@
 """Positions, and their products with frequencies: angles that keep their digits however far the position."""
 
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from attention_xp._backend import device as device_of
 from attention_xp._typing import Array, DType, Namespace
 
-__all__ = ["Points"]
+__all__ = ["Points", "in_turns"]
 
 _BITS = 12
 _DIGIT = 1 << _BITS
@@ -35,7 +34,7 @@ class Points(NamedTuple):
 
     def turns_by_array(self, frequencies: Array) -> Array:
         """Return positions times frequencies that are an array, in turns, at the precision of the dtype."""
-        return self.xp.astype(self.positions, self.dtype) * (frequencies * (0.5 / math.pi))
+        return self.xp.astype(self.positions, self.dtype) * in_turns(frequencies)
 
     def turns(self, frequencies: Sequence[float]) -> Array:
         r"""Return positions times frequencies in turns, of which whole ones are left out.
@@ -47,7 +46,7 @@ class Points(NamedTuple):
         """
         total = None
         for j, digit in enumerate(self._digits()):
-            parts = [_split(f * (0.5 / math.pi) * float(_DIGIT**j)) for f in frequencies]
+            parts = [_split(in_turns(f) * float(_DIGIT**j)) for f in frequencies]
             coarse = digit * self.row([part for part, _ in parts])
             fine = digit * self.row([rest for _, rest in parts])
             turns = coarse - self.xp.round(coarse) + fine
@@ -61,6 +60,11 @@ class Points(NamedTuple):
         shifted = [self.positions >> (_BITS * j) if j else self.positions for j in range(count)]
         digits = [*(p & (_DIGIT - 1) for p in shifted[:-1]), shifted[-1]]
         return [self.xp.astype(d, self.dtype) for d in digits]
+
+
+def in_turns(radians: Any) -> Any:
+    """Return angles in turns, divided by two pi: a number without a name, which Dynamo does not take for one that may change."""
+    return radians * 0.15915494309189535
 
 
 def _split(turns: float) -> tuple[float, float]:

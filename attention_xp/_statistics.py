@@ -2,7 +2,7 @@
 
 from typing import NamedTuple, Unpack
 
-from attention_xp._backend import common_namespace
+from attention_xp._backend import common_namespace, outside_autocast
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.statistics import statistics
 from attention_xp._options import AttentionOptions, with_options
@@ -96,4 +96,5 @@ def attention_statistics(
     problem = Problem.of(query, key, value, mask, 0.0, options)
     if problem.impl == "fused":
         raise ValueError("impl='fused' cannot compute this call: no library has a kernel for statistics")
-    return AttentionStatistics(*statistics(problem))
+    with outside_autocast(problem.xp, query):
+        return AttentionStatistics(*statistics(problem))

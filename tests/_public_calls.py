@@ -1,4 +1,4 @@
-"""One call, or several, of every numerical function: what transformations are tried on."""
+"""One call, or several, of every numerical function, on every kernel: what transformations are tried on."""
 
 from functools import partial
 
@@ -9,7 +9,7 @@ import attention_xp as ax
 from attention_xp import biases, linear, masks
 from tests._inputs import inputs, normal
 
-__all__ = ["CALLS", "QKV", "X"]
+__all__ = ["CALLS", "FUSED", "QKV"]
 
 QKV = inputs((2, 4, 5, 8), (2, 2, 7, 8))
 X = normal(2, 5, 8)
@@ -18,16 +18,16 @@ KEEP = normal(2, 1, 5, 7) > -0.5
 POSITIONS = np.random.default_rng(0).integers(0, 60, (2, 2, 5))
 
 
-def every_option(q, k, v, mask, bias, sinks, lengths, factor, *, impl="auto"):
+def every_option(q, k, v, mask, bias, sinks, lengths, factor, **how):
     """Attention with all options that are arrays, and all that are not."""
     return ax.flash_attention(
         q, k, v, mask, 0.5, rng=1, bias=bias, sinks=sinks, is_causal=True, window=(4, 1), query_offset=lengths,
-        query_lengths=lengths, key_lengths=lengths, scale=0.5, softcap=2.0, impl=impl, tile=(2, 3),
-        score_mod=lambda score, b, h, q_idx, kv_idx: factor[h] * score,
+        query_lengths=lengths, key_lengths=lengths, scale=0.5, softcap=2.0,
+        score_mod=lambda score, b, h, q_idx, kv_idx: factor[h] * score, **how,
     )  # fmt: skip
 
 
-def every_mask(q, k, v, which, bounds):
+def every_mask(q, k, v, which, bounds, **how):
     """Attention under rules of every kind."""
     mask = (
         (masks.CausalMask() & masks.WindowMask(4, 1) & masks.SegmentMask(which, which))
@@ -35,46 +35,50 @@ def every_mask(q, k, v, which, bounds):
         | masks.GlobalMask(which == 2)
         | masks.FunctionMask(lambda b, h, q_idx, kv_idx: kv_idx == q_idx + bounds[0])
     ) & masks.BlockMask(which[:6].reshape(2, 3) < 2, (4, 3))
-    return ax.flash_attention(
-        q, k, v, mask & masks.LengthMask(bounds), impl="tiled", tile=(2, 3), return_lse=True, query_offset=0
-    )[0]
+    return ax.flash_attention(q, k, v, mask & masks.LengthMask(bounds), query_offset=0, **how)
 
 
-def slopes(q, k, v, bias, sinks, *, impl="auto"):
+def slopes(q, k, v, bias, sinks, **how):
     """The gradients of attention."""
-    output, vjp = ax.attention_vjp(q, k, v, bias=bias, sinks=sinks, softcap=2.0, impl=impl, tile=(2, 3))
+    output, vjp = ax.attention_vjp(q, k, v, bias=bias, sinks=sinks, softcap=2.0, **how)
     gradients = vjp(output)
     return output, *gradients[:3], gradients.bias, gradients.sinks
 
 
-def every_bias(q, k, v, slopes, table):
+def every_bias(q, k, v, slopes, table, **how):
     """Attention under biases that are rules."""
     return tuple(
-        ax.flash_attention(q, k, v, bias=bias, query_offset=2, impl="tiled", tile=(2, 3))
+        ax.flash_attention(q, k, v, bias=bias, query_offset=2, **how)
         for bias in (biases.AlibiBias(slopes), biases.RelativePositionBias(table, max_distance=9))
     )
 
 
-def relative_scores(q, k, v, embeddings):
+def relative_scores(q, k, v, embeddings, **how):
     """Attention with scores of distances, and the same the older way."""
     scores = biases.relative_position_scores(q, embeddings, 7, query_offset=2)
-    return ax.flash_attention(q, k, v, bias=scores), biases.relative_shift(scores)
+    return ax.flash_attention(q, k, v, bias=scores, **how), biases.relative_shift(scores)
 
 
-def parts(q, k, v):
+def parts(q, k, v, **how):
     """Attention to two parts of the keys."""
-    pieces = [ax.flash_attention(q, k[..., i, :], v[..., i, :], return_lse=True) for i in (slice(3), slice(3, 7))]
+    bounds = (slice(3), slice(3, 7))
+    pieces = [ax.flash_attention(q, k[..., i, :], v[..., i, :], return_lse=True, **how) for i in bounds]
     return ax.merge_attention(*zip(*pieces, strict=True))
 
 
-def packed(q, k, v, bounds):
+def with_lengths(q, k, v, rows, columns, **how):
+    """Attention to as many keys as a batch item has."""
+    return ax.flash_attention(q, k, v, query_lengths=rows, key_lengths=columns, **how)
+
+
+def packed(q, k, v, bounds, **how):
     """Attention within packed sequences."""
-    return ax.varlen_attention(q, k, v, bounds, is_causal=True)
+    return ax.varlen_attention(q, k, v, bounds, is_causal=True, **how)
 
 
-def gated_delta(q, k, v, decay, beta):
+def gated_delta(q, k, v, decay, beta, **how):
     """Linear attention with everything that a rule may have."""
-    options = {"update_rule": "gated_delta", "decay": decay, "beta": beta, "feature_map": None, "chunk_size": 4}
+    options = {"update_rule": "gated_delta", "decay": decay, "beta": beta, "feature_map": None} | how
     output, state = linear.linear_attention(q, k, v, return_state=True, **options)
     return output, state.memory
 
@@ -91,9 +95,9 @@ def performer(q, k, v):
     return linear.linear_attention(q, k, v, feature_map=linear.performer_features(8, 12, rng=0, **where))
 
 
-def with_params(x, *params):
+def with_params(x, *params, **how):
     """Multi-head attention with projections and biases."""
-    return ax.multi_head_self_attention(x, 2, 8, params=ax.MultiHeadParams(*params))
+    return ax.multi_head_self_attention(x, 2, 8, params=ax.MultiHeadParams(*params), **how)
 
 
 def every_rotary_option(x, positions):
@@ -115,48 +119,72 @@ def rotary_rows(x, positions, table):
     return ax.rotary_embedding(x, positions, sections=(1, 3), cache=cache), ax.rotary_embedding(x, cache=cache)
 
 
+LENGTHS = np.asarray([2, 5]), np.asarray([7, 3])  # of rows, and of keys
 OPERANDS = (*QKV, KEEP, normal(4, 5, 7), normal(4), np.asarray([3, 5]), normal(4))
-CALLS = {
-    "scaled_dot_product_attention": (ax.scaled_dot_product_attention, QKV),
-    "no weights": (lambda q, k, v: ax.scaled_dot_product_attention(q, k, v, return_weights=False)[0], QKV),
+SEVEN = inputs((2, 4, 7, 8), (2, 2, 7, 8))
+FLASH = {  # what the kernel of a library may know as well
     "flash_attention": (ax.flash_attention, QKV),
-    "log-sum-exp": (lambda q, k, v: ax.flash_attention(q, k, v, return_lse=True), QKV),
-    "causal": (lambda q, k, v: ax.flash_attention(q, k, v, is_causal=True, query_offset=2), QKV),
-    "tiles": (lambda q, k, v: ax.flash_attention(q, k, v, impl="tiled", tile=(2, 3), return_lse=True), QKV),
-    "boolean mask": (ax.scaled_dot_product_attention, (*QKV, KEEP)),
-    "float mask": (ax.scaled_dot_product_attention, (*QKV, np.where(KEEP, 0.5, -np.inf))),
-    "dropout on weights": (lambda q, k, v: ax.flash_attention(q, k, v, None, 0.5, rng=3), QKV),
-    "every option": (every_option, OPERANDS),
-    "every option, tiled": (partial(every_option, impl="tiled"), OPERANDS),
-    "every mask": (
-        every_mask,
-        (*inputs((2, 4, 7, 8), (2, 2, 7, 8)), np.asarray([0, 0, 1, 1, 1, 2, 3]), np.asarray([3, 6])),
+    "square causal": (lambda q, k, v, **how: ax.flash_attention(q, k, v, is_causal=True, **how), SEVEN),
+    "boolean mask": (ax.flash_attention, (*QKV, KEEP)),
+    "float mask": (ax.flash_attention, (*QKV, np.where(KEEP, 0.5, -np.inf))),
+    "bias": (lambda q, k, v, bias, **how: ax.flash_attention(q, k, v, bias=bias, **how), (*QKV, normal(4, 5, 7))),
+    "lengths": (with_lengths, (*QKV, *LENGTHS)),
+}
+ATTENTION = FLASH | {
+    "scaled_dot_product_attention": (ax.scaled_dot_product_attention, QKV),
+    "no weights": (
+        lambda q, k, v, **how: ax.scaled_dot_product_attention(q, k, v, return_weights=False, **how)[0],
+        QKV,
     ),
+    "causal": (
+        lambda q, k, v, **how: ax.flash_attention(q, k, v, is_causal=True, query_offset=2, return_lse=True, **how),
+        QKV,
+    ),
+    "dropout on weights": (lambda q, k, v, **how: ax.flash_attention(q, k, v, None, 0.5, rng=3, **how), QKV),
+    "every option": (every_option, OPERANDS),
+    "every mask": (every_mask, (*SEVEN, np.asarray([0, 0, 1, 1, 1, 2, 3]), np.asarray([3, 6]))),
     "every bias": (every_bias, (*QKV, normal(4), normal(8, 4))),
     "relative scores": (relative_scores, (*QKV, normal(5, 8))),
     "attention_vjp": (slopes, (*QKV, normal(4, 5, 7), normal(4))),
-    "attention_vjp, tiled": (partial(slopes, impl="tiled"), (*QKV, normal(4, 5, 7), normal(4))),
-    "attention_statistics": (lambda q, k: ax.attention_statistics(q, k, is_causal=True, query_offset=2), QKV[:2]),
+    "attention_statistics": (
+        lambda q, k, **how: ax.attention_statistics(q, k, is_causal=True, query_offset=2, **how),
+        QKV[:2],
+    ),
     "merge_attention": (parts, QKV),
     "varlen_attention": (
         packed,
         (normal(12, 4, 8), *(normal(12, 2, 8, seed=i) for i in (1, 2)), np.asarray([0, 3, 3, 10])),
     ),
-    "linear_attention": (gated_delta, (*LINEAR, -np.abs(normal(2, 2, 9, 8)), normal(2, 2, 9, 1) ** 2 / 9.0)),
+    "self_attention": (lambda x, **how: ax.self_attention(x, 8, **how), (X,)),
+    "cross_attention": (lambda x, context, **how: ax.cross_attention(x, context, 8, **how), (X, normal(2, 7, 8))),
+    "multi_head_attention": (lambda x, y, **how: ax.multi_head_attention(x, y, y, 2, 8, **how), (X, normal(2, 7, 8))),
+    "multi-head params": (with_params, (X, *(normal(8, 8, seed=i) for i in range(4)), normal(8))),
+}
+HOW = {"dense": {"impl": "dense"}, "tiled": {"impl": "tiled", "tile": (2, 3)}}  # tiles that do not divide the lengths
+GATED = gated_delta, (*LINEAR, -np.abs(normal(2, 2, 9, 8)), normal(2, 2, 9, 1) ** 2 / 9.0)
+OTHERS = {
+    "linear_attention, chunked": (partial(GATED[0], impl="chunked", chunk_size=4), GATED[1]),
+    "linear_attention, recurrent": (partial(GATED[0], impl="recurrent"), GATED[1]),
     "linear_attention_vjp": (linear_slopes, LINEAR),
     "performer_features": (performer, LINEAR),
-    "self_attention": (lambda x: ax.self_attention(x, 8), (X,)),
-    "cross_attention": (lambda x, context: ax.cross_attention(x, context, 8), (X, normal(2, 7, 8))),
-    "multi_head_attention": (lambda x, y: ax.multi_head_attention(x, y, y, 2, 8), (X, normal(2, 7, 8))),
-    "multi-head params": (with_params, (X, *(normal(8, 8, seed=i) for i in range(4)), normal(8))),
     "softmax": (ax.softmax, (X,)),
     "layer_normalization": (ax.layer_normalization, (X, normal(8), normal(8, seed=1))),
     "dropout": (lambda x: ax.dropout(x, 0.5, rng=3), (X,)),
     "rotary_embedding": (lambda x: ax.rotary_embedding(x, interleaved=True, rotary_dim=6), (X,)),
-    "rotary positions": (every_rotary_option, (normal(2, 3, 5, 8), POSITIONS)),
+    "rotary positions": (every_rotary_option, (normal(2, 4, 5, 8), POSITIONS)),
     "rotary scaling": (rotary_scaling, (X, POSITIONS[0])),
-    "rotary cache": (rotary_rows, (normal(2, 3, 5, 8), POSITIONS, normal(60, 4))),
+    "rotary cache": (rotary_rows, (normal(2, 4, 5, 8), POSITIONS, normal(60, 4))),
     "axial_rotary_embedding": (lambda x: ax.axial_rotary_embedding(x, 1, 5), (X,)),
     "permute_rotary_weights": (lambda w: ax.permute_rotary_weights(w, 2, to="half"), (X,)),
     "create_padding_mask": (lambda t: ax.create_padding_mask(t, dtype="float32"), (np.asarray([[1, 0], [2, 3]]),)),
+}
+CALLS = OTHERS | {
+    f"{name}, {impl}": (partial(function, **how), arguments)
+    for name, (function, arguments) in ATTENTION.items()
+    for impl, how in HOW.items()
+}
+FUSED = {
+    f"{name}, {impl}": (partial(function, impl=impl), arguments)
+    for name, (function, arguments) in FLASH.items()
+    for impl in ("auto", "fused")
 }

@@ -1,63 +1,143 @@
-"""A program: attention on eight devices, each with its own batch items and heads, is attention on one."""
+"""A program: on eight devices, each with its own batch items and heads, each computes what it would alone.
 
-from functools import partial
+What a device would compute alone, NumPy tells; so it does of the gradients, by differences.
+"""
 
 import jax
 import numpy as np
+import pytest
 from jax.sharding import PartitionSpec
 
 from attention_xp import flash_attention
 from attention_xp._backend import spread_like
-from tests._inputs import inputs, normal
+from tests._public_calls import CALLS
 
-HEADS = PartitionSpec("batch", "heads")
-QKV = tuple(x.astype("float32") for x in inputs((8, 4, 9, 8), (8, 2, 11, 8)))
-ARRAYS = {
-    "bias": (normal(4, 9, 11), PartitionSpec("heads")),
-    "sinks": (normal(4), PartitionSpec("heads")),
-    "key_lengths": (np.arange(3, 11), PartitionSpec("batch")),
-    "factor": (normal(8, 1, 1, 1), PartitionSpec("batch")),
+MESH = {"batch": 4, "heads": 2}
+AXES = {"b": "batch", "h": "heads", ".": None}
+# How the axes of each argument are shared out: b over batch, h over heads, "." and those that are not named over none.
+SHARED = {
+    "": "bh bh bh",
+    "boolean mask": "bh bh bh b",
+    "float mask": "bh bh bh b",
+    "bias": "bh bh bh h",
+    "lengths": "bh bh bh b b",
+    "every option": "bh bh bh b h h b h",
+    "every mask": "bh bh bh . b",
+    "every bias": "bh bh bh h .h",
+    "relative scores": "bh bh bh .",
+    "attention_vjp": "bh bh bh h h",
+    "attention_statistics": "bh bh",
+    "varlen_attention": ".h .h .h .",
+    "self_attention": "b",
+    "cross_attention": "b b",
+    "multi_head_attention": "b b",
+    "multi-head params": "b . . . . .",
+    "linear_attention": "bh bh bh bh bh",
+    "softmax": "b",
+    "layer_normalization": "b . .",
+    "dropout": "b",
+    "rotary_embedding": "b",
+    "rotary positions": "bh .b",
+    "rotary scaling": "b b",
+    "rotary cache": "bh .b .",
+    "axial_rotary_embedding": "b",
+    "permute_rotary_weights": "b",
+    "create_padding_mask": "b",
 }
-OPTIONS = {"is_causal": True, "window": (6, 1), "query_offset": 2, "softcap": 2.0}
+CAPTURED = ("every option", "every mask")  # what their functions hold has to differ where the query does
+STEP = 1e-5
 
 
-def outcome(impl, names, options, arrays):
-    """Output and log-sum-exp, and the gradients in all floating arrays."""
-    integers = {n: x for n, x in zip(names, arrays[3:], strict=True) if n == "key_lengths"}
-
-    def loss(floating):
-        q, k, v, *rest = floating
-        given = dict(zip([n for n in names if n not in integers], rest, strict=True)) | integers
-        factor = given.pop("factor", None)
-        if factor is not None:
-            factor = spread_like(factor, q)
-            given["score_mod"] = lambda score, b, h, q_idx, kv_idx: score * factor[b % factor.shape[0], 0, 0, 0]
-        output, lse = flash_attention(q, k, v, impl=impl, tile=(4, 5), return_lse=True, **options, **given)
-        return (output**2).sum() + lse.sum(), (output, lse)
-
-    floating = [x for x in arrays if x.dtype == "float32"]
-    (_, results), slopes = jax.value_and_grad(loss, has_aux=True)(floating)
-    return *results, *slopes
+def enlarged(array, letters):
+    """An argument for as many batch items as there are devices for."""
+    if "b" not in letters:
+        return array
+    factors = (1.0, 0.5, 2.0, 0.75) if array.dtype.kind == "f" else (True,) * 4
+    return np.concatenate([array * np.asarray(f, array.dtype) for f in factors], axis=letters.index("b"))
 
 
-def main():
-    """Compare one device with eight, for each kernel."""
-    mesh = jax.make_mesh((4, 2), ("batch", "heads"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    for impl in ("auto", "dense", "tiled"):
-        for names, options in (((), {}), (("bias", "sinks", "key_lengths"), OPTIONS), (("factor",), {})):
-            arrays = [*QKV, *(ARRAYS[n][0] for n in names)]
-            arrays = [x.astype("float32" if x.dtype.kind == "f" else "int32") for x in arrays]
-            specs = (*(HEADS,) * 3, *(ARRAYS[n][1] for n in names))
-            of_slopes = [s for s, x in zip(specs, arrays, strict=True) if x.dtype == "float32"]
-            function = partial(outcome, impl, names, options)
-            sharded = jax.jit(
-                jax.shard_map(function, mesh=mesh, in_specs=(list(specs),), out_specs=(HEADS, HEADS, *of_slopes))
-            )
-            found = sharded(arrays)
-            assert len(found[0].sharding.device_set) == 8
-            for one, other in zip(found, jax.jit(function)(arrays), strict=True):
-                np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4, err_msg=f"{impl} {names}")
+def shard(array, letters, place):
+    """The part of an argument that the device at a place of the mesh has."""
+    for axis, letter in enumerate(letters):
+        if letter in "bh":
+            i = "bh".index(letter)
+            array = np.split(array, list(MESH.values())[i], axis=axis)[place[i]]
+    return array
+
+
+def direction(array):
+    """Some change of an argument."""
+    return np.cos(1.0 + np.arange(array.size)).reshape(array.shape)
+
+
+def total(outputs, xp):
+    """The sum of all results, each number with a weight of its own."""
+    return sum((xp.sin(1.0 + xp.arange(y.size)) * y.ravel()).sum() for y in outputs)
+
+
+def over_devices(function, in_specs, out_specs):
+    """A function as all devices call it, each with its part of the arguments."""
+    mesh = jax.make_mesh(tuple(MESH.values()), tuple(MESH), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs))
+
+
+def on_devices(name, function, arrays, letters):
+    """The results of each device, and the slopes of the sum of all totals."""
+    moving = [x.dtype.kind == "f" for x in arrays]
+    specs = [PartitionSpec(*(AXES[letter] for letter in some)) for some in letters]
+
+    def outputs(arrays):
+        if name in CAPTURED:
+            arrays = spread_like(arrays, arrays)
+        return spread_like(jax.tree.leaves(function(*arrays)), jax.lax.axis_index(tuple(MESH)))
+
+    def with_slopes(arrays):
+        def loss(some):
+            rest = iter(some)
+            found = outputs([next(rest) if moves else x for x, moves in zip(arrays, moving, strict=True)])
+            return total(found, jax.numpy), found
+
+        some = [x for x, moves in zip(arrays, moving, strict=True) if moves]
+        (_, found), slopes = jax.value_and_grad(loss, has_aux=True)(some) if some else ((0, outputs(arrays)), [])
+        return [x[None] for x in found], slopes
+
+    of_slopes = [spec for spec, moves in zip(specs, moving, strict=True) if moves]
+    return over_devices(with_slopes, (specs,), (PartitionSpec(tuple(MESH)), of_slopes))(arrays)
+
+
+def check(name, function, arguments):
+    """Compare eight devices with NumPy on the part of each."""
+    letters = SHARED.get(name, SHARED[""]).split()
+    arrays = [enlarged(x, some) for x, some in zip(arguments, letters, strict=True)]
+    found, slopes = on_devices(name, function, arrays, letters)
+
+    def alone(place, step):
+        moved = [x + step * direction(x) if x.dtype.kind == "f" else x for x in arrays]
+        return jax.tree.leaves(function(*(shard(x, some, place) for x, some in zip(moved, letters, strict=True))))
+
+    places = list(np.ndindex(*MESH.values()))
+    for device, place in enumerate(places):
+        for one, other in zip(found, alone(place, 0.0), strict=True):
+            np.testing.assert_allclose(one[device], other, rtol=1e-5, atol=1e-5, err_msg=name)
+    if slopes:
+        above, below = (sum(total(alone(place, step), np) for place in places) for step in (STEP, -STEP))
+        slope = sum((x * direction(x)).sum() for x in map(np.asarray, slopes))
+        np.testing.assert_allclose(slope, (above - below) / (2.0 * STEP), rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def check_refusal():
+    """Tiles cannot differentiate by what a function holds that is alike on devices whose queries are not."""
+
+    def attend(x, factor):
+        return flash_attention(x, x, x, score_mod=lambda score, *_: factor[0] * score, impl="tiled", tile=(2, 3))
+
+    own = PartitionSpec(*MESH)
+    with pytest.raises(ValueError, match=r"pcast.* to differ along \['batch', 'heads'\], got \['batch'\]"):
+        over_devices(attend, (own, PartitionSpec("batch")), own)(np.ones((4, 2, 5, 8)), np.ones(4))
 
 
 if __name__ == "__main__":
-    main()
+    jax.config.update("jax_enable_x64", True)
+    check_refusal()
+    for name, (function, arguments) in CALLS.items():
+        check(name.partition(", ")[0], function, arguments)

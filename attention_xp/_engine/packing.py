@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from attention_xp._backend import device
+from attention_xp._backend import device, within
 from attention_xp._engine.region import Region, Span
 from attention_xp._typing import Array, Namespace
 from attention_xp.masks import Mask
@@ -27,7 +27,7 @@ def pack(xp: Namespace, rows: int, keys: int, cu_q: Array, cu_k: Array, offset: 
     q_item, q_position = _places(xp, rows, cu_q)
     k_item, k_position = _places(xp, keys, cu_k)
     if not isinstance(offset, int):
-        index = xp.clip(q_item, 0, offset.shape[0] - 1)
+        index = within(xp, q_item, 0, offset.shape[0] - 1)
         offset = xp.take(xp.astype(offset, xp.int32, copy=False), index, axis=0)
     k_item = xp.where(k_item < cu_k.shape[0] - 1, k_item, -1)
     return Packing(q_item, k_item, q_position + offset, k_position, same)

@@ -24,7 +24,6 @@ from attention_xp._typing import Array
 
 __all__ = ["Statistics", "columns_of_rows", "of_region", "statistics"]
 
-_LOWEST = -1000.0  # below the logarithm of every number, and finite: times its exponential it is 0
 _PAIRS_AT_ONCE = 2**21  # of all heads; and one row in any case
 _PAIRS_OF_A_JOB = 2**19  # on NumPy: what a thread makes of them stays in the cache, and in memory that it had before
 
@@ -69,7 +68,8 @@ def of_region(problem: Problem, region: Region, query: Array, key: Array) -> Sta
     )
     divisor = nonzero(total, xp=xp)
     # -sum w log(w) with w = e / total: a pass for each factor of e, and none to divide all of them.
-    heights = xp.sum(weights * xp.clip(scores - shift, _LOWEST, None), axis=-1, keepdims=True)
+    lowest = -1000.0  # below the logarithm of every number, and finite: times its exponential it is 0
+    heights = xp.sum(weights * xp.clip(scores - shift, lowest, None), axis=-1, keepdims=True)
     own = total if problem.sinks is None else xp.sum(weights, axis=-1, keepdims=True)
     entropy = (xp.log(divisor) * own - heights) / divisor
     return Statistics(

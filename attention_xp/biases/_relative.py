@@ -2,7 +2,14 @@
 
 import math
 
-from attention_xp._backend import common_namespace, computation_dtype, device as device_of, dtype_name
+from attention_xp._backend import (
+    common_namespace,
+    computation_dtype,
+    device as device_of,
+    dtype_name,
+    outside_autocast,
+    within,
+)
 from attention_xp._engine.alignment import Alignment
 from attention_xp._engine.checks import check_floating, check_placement, shapes
 from attention_xp._engine.numbers import check_count
@@ -67,7 +74,8 @@ def relative_position_scores(query: Array, embeddings: Array, key_len: int, *, q
         raise TypeError("query_offset must be an int or an integer array, got NoneType")
     dtype = computation_dtype(xp, query.dtype)
     wide = (xp.astype(a, dtype, copy=False) for a in (query, xp.matrix_transpose(embeddings)))
-    products = xp.matmul(*wide)  # (..., H, Sq, D) @ (D, R) -> (..., H, Sq, R)
+    with outside_autocast(xp, query):
+        products = xp.matmul(*wide)  # (..., H, Sq, D) @ (D, R) -> (..., H, Sq, R)
     if not isinstance(offset, int):
         offset = xp.reshape(offset, (*offset.shape, *(1,) * (3 if has_heads else 2)))
     return xp.astype(_gathered(xp, products, key_len, offset), query.dtype, copy=False)
@@ -130,15 +138,18 @@ def _check(xp: Namespace, query: Array, embeddings: Array) -> None:
         raise TypeError(
             f"embeddings is {dtype_name(embeddings.dtype)} but query is {dtype_name(query.dtype)}: expected one dtype"
         )
-    expected = f"expected query (..., Sq, D) and embeddings (2 * max_distance + 1, D), {shapes(query=query, embeddings=embeddings)}"
+    wrong = None
     if query.ndim < 2 or embeddings.ndim != 2:
-        raise ValueError(f"query needs at least 2 axes and embeddings exactly 2: {expected}")
-    if embeddings.shape[1] != query.shape[-1]:
+        wrong = "query needs at least 2 axes and embeddings exactly 2"
+    elif embeddings.shape[1] != query.shape[-1]:
+        wrong = f"embeddings has width {embeddings.shape[1]} but query has width {query.shape[-1]}"
+    elif embeddings.shape[0] % 2 == 0:
+        wrong = f"embeddings has {embeddings.shape[0]} rows, which leaves none for distance 0"
+    if wrong is not None:
         raise ValueError(
-            f"embeddings has width {embeddings.shape[1]} but query has width {query.shape[-1]}: {expected}"
+            f"{wrong}: expected query (..., Sq, D) and embeddings (2 * max_distance + 1, D), "
+            f"{shapes(query=query, embeddings=embeddings)}"
         )
-    if embeddings.shape[0] % 2 == 0:
-        raise ValueError(f"embeddings has {embeddings.shape[0]} rows, which leaves none for distance 0: {expected}")
 
 
 def _gathered(xp: Namespace, products: Array, key_len: int, offset: int | Array) -> Array:
@@ -146,7 +157,7 @@ def _gathered(xp: Namespace, products: Array, key_len: int, offset: int | Array)
     *lead, Sq, R = products.shape
     i, j = (xp.arange(n, dtype=xp.int32, device=device_of(products)) for n in (Sq, key_len))
     reach = R // 2
-    column = xp.clip(j[None, :] - i[:, None] - offset, -reach, reach) + reach  # (Sq, Sk), or with axes in front
+    column = within(xp, j[None, :] - i[:, None] - offset, -reach, reach) + reach  # (Sq, Sk), or with axes in front
     if isinstance(offset, int):
         places = xp.reshape(i[:, None] * R + column, (-1,))
         return xp.reshape(xp.take(xp.reshape(products, (*lead, Sq * R)), places, axis=-1), (*lead, Sq, key_len))

@@ -14,6 +14,7 @@ Zhang, Shen and Kim, "Parallelizing linear transformers with the delta rule over
 Yang, Kautz and Hatamizadeh, "Gated delta networks", ICLR 2025).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from attention_xp._backend import device
@@ -42,7 +43,7 @@ class Setting(NamedTuple):
     feature_map: RowMap | None
     scale: float
     normalize: bool
-    triangles: dict[int, Triangle]  # by the number of rows
+    triangle_of: Callable[[int], Triangle]  # the parts of one for a chunk of some rows
 
 
 class Chunk:
@@ -54,7 +55,7 @@ class Chunk:
         self.rows: Rows = tuple(None if a is None else xp.astype(a, setting.dtype, copy=False) for a in rows)
         query, key, value, g, beta = self.rows
         self.query, self.key, self.value, self.beta = self._features(query), self._features(key), value, beta
-        parts = self.parts = setting.triangles[key.shape[-2]]
+        parts = self.parts = setting.triangle_of(key.shape[-2])
         self.decay = decay_of(g, parts, xp)
         self.written = value  # (..., C, Dv): what the keys are told to remember
         if beta is not None:

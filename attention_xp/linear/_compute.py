@@ -2,12 +2,12 @@
 
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from array_api_compat import is_jax_namespace
 
-from attention_xp._backend import device
+from attention_xp._backend import device, is_compiling, outside_autocast
 from attention_xp._engine.frozen import freeze, thaw
 from attention_xp._typing import Array
 from attention_xp.linear._chunk import Carry, Chunk, Setting, answer, answer_vjp, reduced, weights_sum
@@ -21,7 +21,8 @@ __all__ = ["backward", "forward", "forward_keeping", "run"]
 def run(function: Callable[..., Any], problem: LinearProblem, *operands: Any) -> Any:
     """Call ``function(problem, *operands)``; on JAX as one program that is compiled once for each kind of call."""
     if not is_jax_namespace(problem.xp):
-        return function(problem, *operands)
+        with outside_autocast(problem.xp, problem.query):
+            return function(problem, *operands)
     template, arrays = freeze(problem)
     return _compiled(function)(template, arrays, *operands)
 
@@ -37,11 +38,14 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _setting(problem: LinearProblem) -> Setting:
     xp, S, size = problem.xp, problem.key.shape[-2], problem.size
-    lengths = {min(size, S), S % size} - {0} if problem.causal else set()
     split = problem.decay is not None or problem.beta is not None
-    where = device(problem.query)
-    parts = {C: triangle(C, split=split, xp=xp, dtype=problem.dtype, device=where) for C in sorted(lengths)}
-    return Setting(xp, problem.dtype, problem.feature_map, problem.scale, problem.normalize, parts)
+    make = partial(triangle, split=split, xp=xp, dtype=problem.dtype, device=device(problem.query))
+    setting = partial(Setting, xp, problem.dtype, problem.feature_map, problem.scale, problem.normalize)
+    if is_compiling(xp):  # a length that is left open names no entry: one triangle serves shorter chunks too
+        one = make(1 if S == 1 else size)
+        return setting(lambda _: one)
+    lengths = {min(size, S), S % size} - {0} if problem.causal else set()
+    return setting({C: make(C) for C in sorted(lengths)}.__getitem__)
 
 
 def _start(problem: LinearProblem) -> Carry:

@@ -6,7 +6,7 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from attention_xp._backend import computation_dtype, creation_namespace, floating_dtype
+from attention_xp._backend import computation_dtype, creation_namespace, floating_dtype, outside_autocast
 from attention_xp._engine.numbers import check_count, check_flag, check_positive
 from attention_xp._random import check_rng, normal
 from attention_xp._typing import Array, Device, DType, Namespace
@@ -27,7 +27,8 @@ class PerformerFeatures:
         """Return the features ``(..., S, m)``, all positive."""
         xp = array_namespace(x)
         x = x * math.sqrt(self.scale)
-        projected = xp.matmul(x, xp.astype(self.projection, x.dtype, copy=False))
+        with outside_autocast(xp, x):
+            projected = xp.matmul(x, xp.astype(self.projection, x.dtype, copy=False))
         half = 0.5 * xp.sum(x * x, axis=-1, keepdims=True)
         return xp.exp(projected - (half + 0.5 * math.log(self.projection.shape[-1])))
 
@@ -45,7 +46,8 @@ class PerformerFeatures:
         xp = array_namespace(x)
         grad = grad * self(x)
         projection = xp.matrix_transpose(xp.astype(self.projection, x.dtype, copy=False))
-        along = xp.matmul(grad, projection) * math.sqrt(self.scale)
+        with outside_autocast(xp, x):
+            along = xp.matmul(grad, projection) * math.sqrt(self.scale)
         return along - x * (self.scale * xp.sum(grad, axis=-1, keepdims=True))
 
 

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 from array_api_compat import is_jax_namespace
 
 from attention_xp._backend import spread_like
+from attention_xp._engine.plan import bounds
 from attention_xp._typing import Array, Namespace
 
 __all__ = ["Rows", "Step", "Stepped", "scan"]
@@ -36,10 +37,10 @@ def scan(
     S = next(a.shape[-2] for a in rows if a is not None)
     if is_jax_namespace(xp) and 2 * size <= S:
         return _scan_in_program(step, carry, tuple(rows), tuple(marks), S, size, xp, reverse)
-    starts = range(0, S, size)
+    chunks = bounds(0, S, size)
     results: list[Rows] = []
-    for i in reversed(range(len(starts))) if reverse else range(len(starts)):
-        cut, mark = _cut(rows, starts[i], starts[i] + size), _cut(marks, i, i + 1)
+    for i in reversed(range(len(chunks))) if reverse else range(len(chunks)):
+        cut, mark = _cut(rows, *chunks[i]), _cut(marks, i, i + 1)
         carry, result = step(carry, cut, mark)
         results.append(result)
     if reverse:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from attention_xp._backend import common_namespace, dtype_name, is_boolean, is_integer
+from attention_xp._backend import common_namespace, dtype_name, is_boolean, is_integer, within
 from attention_xp._engine.checks import shapes
 from attention_xp._engine.numbers import check_count
 from attention_xp._engine.region import Region, Span
@@ -236,9 +236,9 @@ class BlockMask(Mask):
         inside = (i >= 0) & (i < rows) & (j < columns)
         if 0 in self.layout.shape:
             return inside
-        block = items(region, self.lead) * rows + xp.clip(i, 0, rows - 1)
+        block = items(region, self.lead) * rows + within(xp, i, 0, rows - 1)
         flat = xp.reshape(fetched(region, self.layout), (-1,))
-        return taken(xp, flat, block * columns + xp.clip(j, 0, columns - 1)) & inside
+        return taken(xp, flat, block * columns + within(xp, j, 0, columns - 1)) & inside
 
     def seams(self, q_stop: int, k_stop: int) -> tuple[list[int], list[int]]:
         """Return where blocks begin."""

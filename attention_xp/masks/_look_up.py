@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from numbers import Integral
 from typing import Any
 
-from attention_xp._backend import common_namespace, device, dtype_name, is_integer, library_name
+from attention_xp._backend import common_namespace, device, dtype_name, is_integer, library_name, within
 from attention_xp._engine.checks import check_placement, fits
 from attention_xp._engine.numbers import check_count
 from attention_xp._engine.region import Region, Span
@@ -119,7 +119,7 @@ def by_position(region: Region, values: Array, position: Array) -> tuple[Array, 
     if length == 0:
         return xp.zeros(inside.shape, dtype=values.dtype, device=device(inside)), inside
     item = items(region, (*values.shape[:-1], 1))
-    return taken(xp, xp.reshape(values, (-1,)), item * length + xp.clip(position, 0, length - 1)), inside
+    return taken(xp, xp.reshape(values, (-1,)), item * length + within(xp, position, 0, length - 1)), inside
 
 
 def taken(xp: Namespace, flat: Array, index: Array) -> Array:
