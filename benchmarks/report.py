@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
+import numpy as np
 from rich.table import Table
 
 from benchmarks.comparison import Row
@@ -72,13 +73,21 @@ def environment() -> str:
     versions = ", ".join(f"{name} {version(installed[name][0])}" for name in PACKAGES if name in installed)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     day = datetime.now(UTC).date()
-    return f"{day}; {_processor()}, {cores} cores; Python {platform.python_version()}, {versions}."
+    return (
+        f"{day}; {_processor()} with {_instructions()}, {cores} cores; Python {platform.python_version()}, {versions}."
+    )
 
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", info.read_text("utf-8")) if info.exists() else []
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def _instructions() -> str:
+    """Return the latest instruction set that NumPy found: its ``exp2`` wants AVX-512, X86_V4."""
+    found = np.show_config(mode="dicts")["SIMD Extensions"]["found"]  # type: ignore[index, call-overload]
+    return found[-1] if found else "no vector instructions"
 
 
 def write_section(title: str, body: str, page: Path = PAGE) -> None:
