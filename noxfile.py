@@ -30,16 +30,23 @@ def lint(session: nox.Session) -> None:
     session.run("sp-repo-review", ".")
 
 
+# A process a core shares the tests out. The blocks of a document build on each other: they stay in one process.
+PARALLEL = (["-n", "auto", "--dist", "worksteal", "tests", "attention_xp"], ["README.md", "docs"])
+
+
 def add_tests(
-    backend: str, *groups: str, xp: str | None = None, runs: Iterable[tuple[dict[str, str], list[str]]] = (({}, []),)
+    backend: str,
+    *groups: str,
+    xp: str | None = None,
+    runs: Iterable[tuple[dict[str, str], Iterable[list[str]]]] = (({}, PARALLEL),),
 ) -> None:
-    """Add a session that runs the tests on one backend: for each run an environment, and arguments of pytest."""
+    """Add a session that runs the tests on one backend, in each environment with each list of pytest's arguments."""
 
     def tests(session: nox.Session) -> None:
         install(session, "tests", *groups)
         for env, usual in runs:
-            arguments = session.posargs or usual
-            session.run("python", "-m", "pytest", f"--xp={xp or backend}", *arguments, env=env)
+            for arguments in [session.posargs] if session.posargs else usual:
+                session.run("python", "-m", "pytest", f"--xp={xp or backend}", *arguments, env=env)
 
     tests.__doc__ = f"Run the tests on {backend}; arguments go to pytest."
     nox.session(name=f"tests-{backend}")(tests)
@@ -48,22 +55,19 @@ def add_tests(
 add_tests("numpy", xp="numpy,numpy:readonly")
 add_tests("strict")
 add_tests("torch", "torch")
-# Nearly all the time on JAX goes into compiling, one process a core. The first run compiles quickly: the usual way to
-# emit loops takes twice as long as the older one. The second compiles as users do, without 64-bit types, what depends
-# on the types. The blocks of a document build on each other, so one process runs them.
-PARALLEL = ["-n", "auto", "--dist", "worksteal"]
+# Nearly all the time on JAX goes into compiling. The first environment compiles quickly: the usual way to emit loops
+# takes twice as long as the older one. The second compiles as users do, without 64-bit types, what depends on the types.
 QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
 WITHOUT_64_BITS = ["attention", "backends", "normalization", "positional", "random", "rotary", "softmax", "varlen"]
 add_tests(
     "jax",
     "jax",
     runs=(
-        ({"JAX_ENABLE_X64": "1", **QUICKLY}, [*PARALLEL, "tests", "attention_xp"]),
-        ({"JAX_ENABLE_X64": "1", **QUICKLY}, ["README.md", "docs"]),
-        ({"JAX_ENABLE_X64": "0"}, [*PARALLEL, *(f"tests/test_{name}.py" for name in WITHOUT_64_BITS)]),
+        ({"JAX_ENABLE_X64": "1", **QUICKLY}, PARALLEL),
+        ({"JAX_ENABLE_X64": "0"}, [["-n", "auto", *(f"tests/test_{name}.py" for name in WITHOUT_64_BITS)]]),
     ),
 )
-add_tests("cupy", "cupy")
+add_tests("cupy", "cupy", runs=(({}, [[]]),))  # one process has the device
 
 
 @nox.session
