@@ -5,6 +5,7 @@ No GPU is needed: JAX's other implementation stands in for cuDNN's, and NumPy ar
 
 import importlib
 import re
+import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from hypothesis import assume, given, settings
 
 from attention_xp import flash_attention
 from attention_xp._engine import fused
-from attention_xp._engine.fused import _cupy, _jax
+from attention_xp._engine.fused import _cupy, _jax, _torch
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Wanted
 from attention_xp.masks import CausalMask, LengthMask, PrefixMask
@@ -82,9 +83,21 @@ def test_jax_with_any_number_of_axes(library, stand_in, shape):
     fuse(library, {"key_lengths": lengths, "mask": normal(6, 6) > 0.0}, inputs(shape))
 
 
-@pytest.mark.backends("jax")
-def test_jax_with_leading_axes_that_broadcast(library, stand_in):
-    fuse(library, {"is_causal": True, "query_offset": 0}, inputs((2, 1, 4, 6, 8), (1, 3, 2, 5, 8)))
+BROADCAST = {
+    "five axes": inputs((2, 1, 4, 6, 8), (1, 3, 2, 5, 8)),
+    "queries": inputs((1, 4, 6, 8), (2, 2, 5, 8)),
+    "keys": inputs((2, 4, 6, 8), (1, 2, 5, 8)),
+    "values": inputs((2, 4, 6, 8), (2, 2, 5, 8), (1, 2, 5, 8)),
+}
+
+
+@pytest.mark.backends("jax", "torch")
+@pytest.mark.parametrize("arrays", BROADCAST.values(), ids=BROADCAST)
+def test_leading_axes_that_broadcast(library, request, arrays):
+    if library.like("jax"):
+        request.getfixturevalue("stand_in")
+    fuse(library, {"is_causal": True, "query_offset": 0}, arrays)
+    fuse(library, {"key_lengths": 3}, arrays)
 
 
 @pytest.mark.backends("jax")
@@ -160,6 +173,7 @@ def assert_refused(library, options, wanted=None, reason="", arrays=QKV, dtype="
 @pytest.mark.parametrize(
     ("capability", "width", "dtype", "options", "reason"),
     [
+        ("7.5", 64, "float16", {}, r"compute capability 8.0 \(Ampere\) or later"),
         ("8.0", 64, "float16", {}, None),
         ("8.0", 128, "bfloat16", {"is_causal": True}, None),
         ("8.0", 136, "float16", {}, "a multiple of 8 up to 128, not 136"),
@@ -213,7 +227,7 @@ def test_a_cuda_device_makes_cudnn_worthwhile_except_under_vmap(library, monkeyp
 def cupy_stand_in(monkeypatch):
     """NumPy arrays go the way of CuPy's, and there is no stream."""
     torch = pytest.importorskip("torch")
-    monkeypatch.setitem(fused._GUESTS, "numpy", _cupy)
+    monkeypatch.setitem(fused._GUESTS, "numpy", (_cupy,))
     monkeypatch.setattr(_cupy, "_has_torch", lambda: True)
     monkeypatch.setattr(_cupy, "_current_stream", lambda query: nullcontext())
     return torch
@@ -265,8 +279,44 @@ def test_what_torch_refuses_is_refused_for_cupy(cupy_stand_in):
         flash_attention(*QKV, CausalMask(), query_offset=1, impl="fused")
 
 
+@pytest.mark.parametrize(("pointer", "stream"), [(0, ("default", 3)), (7, ("external", 7, 3)), (2, ("external", 2, 3))])
+def test_the_stream_of_cupy_becomes_that_of_torch(monkeypatch, pointer, stream):
+    cuda = SimpleNamespace(
+        default_stream=lambda device: ("default", device),
+        ExternalStream=lambda pointer, device: ("external", pointer, device),
+        stream=lambda stream: stream,
+    )
+    of_device = {3: SimpleNamespace(ptr=pointer)}
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(get_current_stream=of_device.get)))
+    assert _cupy._current_stream(SimpleNamespace(device=SimpleNamespace(id=3))) == stream
+
+
+def test_arrays_of_cupy_are_outside_of_autocast(cupy_stand_in):
+    arrays = [x.astype(np.float32) for x in QKV]
+    with cupy_stand_in.autocast("cpu", dtype=cupy_stand_in.bfloat16):
+        output = flash_attention(*arrays, impl="fused")
+    np.testing.assert_allclose(output, reference.attention(*arrays).output, rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.backends("torch")
+@pytest.mark.parametrize("name", ["nothing allowed", "bias that empties rows", "no keys", "floating mask"])
+def test_rows_that_a_kernel_averages_are_zero(library, monkeypatch, name):
+    torch = importlib.import_module("torch")
+    kernel = torch.nn.functional.scaled_dot_product_attention
+
+    def average(*arrays, attn_mask, **options):
+        """Exclude by the lowest number of 16 bits, as cuDNN's kernel inside torch has done."""
+        excluded = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask == -torch.inf
+        return kernel(*arrays, attn_mask=torch.where(excluded, -65504.0, 1.0 * attn_mask), **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", average)
+    monkeypatch.setattr(_torch, "_gives_zeros", lambda query: False)
+    fuse(library, CALLS[name])
+
+
 def test_cupy_without_a_torch_that_has_cuda(monkeypatch):
-    monkeypatch.setitem(fused._GUESTS, "numpy", _cupy)
+    monkeypatch.setitem(fused._GUESTS, "numpy", (_cupy,))
     monkeypatch.setattr(_cupy, "_has_torch", lambda: False)
     with pytest.raises(ValueError, match="no PyTorch with CUDA is installed"):
         flash_attention(*QKV, impl="fused")

@@ -9,27 +9,40 @@ from attention_xp._engine.result import Attended, Wanted
 
 __all__ = ["attend", "is_worthwhile", "refusal"]
 
-_GUESTS: dict[str, ModuleType] = {"torch": _torch, "jax": _jax, "cupy": _cupy}
+# The first that does not refuse is taken.
+_GUESTS: dict[str, tuple[ModuleType, ...]] = {"torch": (_torch,), "jax": (_jax,), "cupy": (_cupy,)}
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:
-    """Return why no guest can compute the problem."""
+    """Return why no guest can compute the problem: what each of them says."""
     library = library_name(problem.xp)
     if library not in _GUESTS:
         return f"there is no fused kernel for {library} arrays"
     if wanted.weights:
         return "a fused kernel does not give the weights"
-    reason: str | None = _GUESTS[library].refusal(problem, wanted)
-    return reason
+    reasons: list[str] = []
+    for guest in _GUESTS[library]:
+        reason = guest.refusal(problem, wanted)
+        if reason is None:
+            return None
+        reasons.append(reason)
+    return "; ".join(reasons)
 
 
 def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:
     """Return whether a guest is the best choice where it can."""
-    guest = _GUESTS.get(library_name(problem.xp))
-    return guest is not None and not wanted.weights and bool(guest.is_worthwhile(problem))
+    if wanted.weights or library_name(problem.xp) not in _GUESTS:
+        return False
+    return bool(_taken(problem, wanted).is_worthwhile(problem))
 
 
 def attend(problem: Problem, wanted: Wanted) -> Attended:
     """Hand the problem to the guest."""
-    result: Attended = _GUESTS[library_name(problem.xp)].attend(problem, wanted)
+    result: Attended = _taken(problem, wanted).attend(problem, wanted)
     return result
+
+
+def _taken(problem: Problem, wanted: Wanted) -> ModuleType:
+    """Return the guest that computes the problem, if one can; the last of them is not asked."""
+    *others, last = _GUESTS[library_name(problem.xp)]
+    return next((guest for guest in others if guest.refusal(problem, wanted) is None), last)

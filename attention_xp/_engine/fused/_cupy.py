@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from attention_xp._backend import creation_namespace, dtype_name
+from attention_xp._backend import creation_namespace, dtype_name, outside_autocast
 from attention_xp._engine.borders import sdpa_is_faster
 from attention_xp._engine.frozen import freeze, thaw
 from attention_xp._engine.fused import _torch
@@ -41,16 +41,21 @@ def _has_torch() -> bool:
 
 
 def attend(problem: Problem, wanted: Wanted) -> Attended:
-    """Let torch attend on the current stream; its result comes back as it went."""
+    """Let torch attend on the current stream, at the precision of the arrays; its result comes back as it went."""
     with _current_stream(problem.query):
-        output = _torch.attend(_for_torch(problem), wanted).output
+        converted = _for_torch(problem)
+        with outside_autocast(converted.xp, converted.query):
+            output = _torch.attend(converted, wanted).output
         return Attended(problem.xp.from_dlpack(output), None, None)
 
 
 def _current_stream(query: Array) -> AbstractContextManager[Any]:
     """Make CuPy's current stream that of torch, so that neither has to wait for the other."""
-    torch, cupy = sys.modules["torch"], sys.modules["cupy"]
-    stream = torch.cuda.ExternalStream(cupy.cuda.get_current_stream().ptr, device=query.device.id)
+    torch, number = sys.modules["torch"], query.device.id
+    pointer = sys.modules["cupy"].cuda.get_current_stream(number).ptr
+    # Made from 0, which is the default stream, a stream of torch is one of its own that waits for nobody.
+    default, external = torch.cuda.default_stream, torch.cuda.ExternalStream
+    stream = external(pointer, device=number) if pointer else default(number)
     current: AbstractContextManager[Any] = torch.cuda.stream(stream)
     return current
 

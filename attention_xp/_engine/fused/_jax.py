@@ -11,22 +11,29 @@ from attention_xp._backend import cuda_device, dtype_name, is_mapped
 from attention_xp._engine.fused._translation import (
     added,
     allowed,
+    band,
     column_rules,
+    fill_empty_rows,
+    fill_padding,
     four_axes,
+    has_array,
+    operand,
+    refused_rule,
     starts_at_0,
     unknown_option,
+    valid_lengths,
     with_zero_keys,
-    with_zero_rows,
 )
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Attended, Wanted
 from attention_xp._engine.rules import ArrayMask
 from attention_xp._typing import Array, Device
-from attention_xp.masks import CausalMask, LengthMask, Mask, WindowMask
+from attention_xp.masks import CausalMask, Mask, WindowMask
 
 __all__ = ["attend", "is_worthwhile", "refusal"]
 
 _IMPLEMENTATION = "cudnn"  # "xla" computes the same on any device, dtype and width, for the tests
+_OLDEST = 8.0
 _STEP = 8  # every head dimension is a multiple of it
 
 
@@ -47,6 +54,8 @@ def _refused_device(problem: Problem) -> str | None:
         return "cuDNN, JAX's fused kernel, needs a CUDA device"
     if problem.query.dtype == problem.dtype:
         return f"cuDNN's attention computes in 16 bits (float16 or bfloat16), not in {dtype_name(problem.dtype)}"
+    if float(device.compute_capability) < _OLDEST:
+        return f"cuDNN's attention needs a GPU of compute capability {_OLDEST} (Ampere) or later"
     widest = _widest(device)
     if widest < D or D % _STEP:
         return f"cuDNN's attention needs a head dimension D that is a multiple of {_STEP} up to {widest}, not {D}"
@@ -65,30 +74,25 @@ def _refused_option(problem: Problem, wanted: Wanted) -> str | None:
 
 def _refused_mask(problem: Problem) -> str | None:
     rules, lengths = column_rules(problem), (problem.query.shape[-2], problem.key.shape[-2])
-    if not all(isinstance(rule, ArrayMask | CausalMask | LengthMask | WindowMask) for rule in rules):
-        return "cuDNN's attention would need this mask as an array of (Sq, Sk)"
-    if _is_causal(rules) and not starts_at_0(problem):
+    reason = refused_rule(rules)
+    if reason is not None:
+        return reason
+    if band(rules)[1] == 0 and not starts_at_0(problem):
         return "cuDNN's attention knows no query_offset under a causal mask"
     if any(isinstance(rule, WindowMask) for rule in rules):
         return _refused_window(problem, rules)
-    has_array = len(problem.addends) > 0 or any(isinstance(rule, ArrayMask) for rule in rules)
-    if has_array and any(length % 2 for length in lengths):
+    if has_array(problem, rules) and any(length % 2 for length in lengths):
         return "cuDNN's attention is differentiable under a mask or bias of even lengths Sq and Sk only"
     return None
 
 
 def _refused_window(problem: Problem, rules: tuple[Mask, ...]) -> str | None:
-    if not _is_causal(rules):
+    if band(rules)[1] != 0:
         return "cuDNN's attention knows a window under a causal mask only: window=(left, 0)"
     is_alone = len(problem.addends) == 0 and all(isinstance(rule, CausalMask | WindowMask) for rule in rules)
     if not is_alone or problem.query.shape[-2] != problem.key.shape[-2]:
         return "cuDNN's attention takes a window with Sq == Sk only, and with no mask, bias or lengths"
     return None
-
-
-def _is_causal(rules: tuple[Mask, ...]) -> bool:
-    """Whether nobody sees what comes later."""
-    return any(isinstance(rule, CausalMask) or (isinstance(rule, WindowMask) and rule.right == 0) for rule in rules)
 
 
 def is_worthwhile(problem: Problem) -> bool:
@@ -103,21 +107,22 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:  # noqa: ARG001
     xp, rules = problem.xp, column_rules(problem)
     key, value = (with_zero_keys(problem, rules, a) for a in (problem.key, problem.value))
     bias, keep = _bias_and_mask(problem, rules)
-    q_lengths, k_lengths = _lengths(problem, rules)
+    q_lengths, k_lengths = valid_lengths(problem, rules)
+    left, right = band(rules)
     output = jax.nn.dot_product_attention(
-        *(xp.permute_dims(four_axes(problem, a), (0, 2, 1, 3)) for a in (problem.query, key, value)),
+        *(xp.permute_dims(operand(problem, a), (0, 2, 1, 3)) for a in (problem.query, key, value)),
         bias=bias,
         mask=keep,
         scale=problem.scale,
-        is_causal=_is_causal(rules),
+        is_causal=right == 0,
         query_seq_lengths=q_lengths,
         key_value_seq_lengths=k_lengths,
-        local_window_size=_window(rules),
+        local_window_size=None if left is None else (left, 0),
         implementation=_IMPLEMENTATION,
     )
     output = xp.permute_dims(output, (0, 2, 1, 3))  # (B, Sq, H, D) -> (B, H, Sq, D)
-    output = _with_zero_empty_rows(problem, rules, output)
-    return Attended(with_zero_rows(problem, xp.reshape(output, (*problem.lead, *output.shape[-2:]))), None, None)
+    output = xp.reshape(output, (*problem.lead, *output.shape[-2:]))
+    return Attended(fill_padding(problem, fill_empty_rows(problem, rules, output)), None, None)
 
 
 def _bias_and_mask(problem: Problem, rules: tuple[Mask, ...]) -> tuple[Array | None, Array | None]:
@@ -133,41 +138,6 @@ def _bias_and_mask(problem: Problem, rules: tuple[Mask, ...]) -> tuple[Array | N
 
 
 def _spread(problem: Problem, a: Array) -> Array:
-    """Return an array that broadcasts to the scores with all of Sq and Sk."""
+    """Return (B or 1, H or 1, Sq, Sk) of what broadcasts to the scores."""
     a = four_axes(problem, a)
     return problem.xp.broadcast_to(a, (*a.shape[:2], problem.query.shape[-2], problem.key.shape[-2]))
-
-
-def _lengths(problem: Problem, rules: tuple[Mask, ...]) -> tuple[Array | None, Array | None]:
-    """Return how many rows and how many keys of each batch item are no padding, (B,) int32."""
-    xp = problem.xp
-    Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
-    rows = None if problem.query_lengths is None else _per_item(problem, problem.query_lengths, Sq)
-    columns = [_per_item(problem, rule.lengths, Sk) for rule in rules if isinstance(rule, LengthMask)]
-    return rows, xp.min(xp.stack(columns), axis=0) if columns else None
-
-
-def _per_item(problem: Problem, lengths: int | Array, most: int) -> Array:
-    xp = problem.xp
-    lengths = xp.clip(xp.astype(xp.asarray(lengths), xp.int32), 0, most)
-    return xp.reshape(xp.broadcast_to(lengths, problem.batch), (-1,))
-
-
-def _window(rules: tuple[Mask, ...]) -> tuple[int, int] | None:
-    """Return how far a query sees to the left, where that is limited, and nothing to the right."""
-    sides = [rule.left for rule in rules if isinstance(rule, WindowMask) and rule.left is not None]
-    return (min(sides), 0) if sides else None
-
-
-def _with_zero_empty_rows(problem: Problem, rules: tuple[Mask, ...], output: Array) -> Array:
-    """Return the output (B, H, Sq, D) with zeros where a row may attend nothing: the kernel averages there."""
-    xp, total = problem.xp, added(problem)
-    if total is None and not any(isinstance(rule, ArrayMask) for rule in rules):  # others leave key 0, or nothing
-        rules = tuple(rule for rule in rules if isinstance(rule, LengthMask))
-    keep = allowed(problem, rules)
-    if total is not None:
-        keep = total != -xp.inf if keep is None else keep & (total != -xp.inf)
-    if keep is None:
-        return output
-    keep = xp.reshape(keep, (1,) * (2 - keep.ndim) + tuple(keep.shape)) if keep.ndim < 2 else keep
-    return xp.where(four_axes(problem, xp.any(keep, axis=-1, keepdims=True)), output, 0.0)

@@ -10,11 +10,13 @@ from attention_xp._engine.fused._translation import (
     added,
     allowed,
     column_rules,
+    fill_empty_rows,
+    fill_padding,
     four_axes,
+    operand,
     starts_at_0,
     unknown_option,
     with_zero_keys,
-    with_zero_rows,
 )
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Attended, Wanted
@@ -59,9 +61,9 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:  # noqa: ARG001
     grouped = {"enable_gqa": True} if problem.group > 1 else {}  # asked with `if`: a traced size answers with no bool
     output = torch.nn.functional.scaled_dot_product_attention(
         # A slope of 0 would not silence what is NaN in a padded query.
-        four_axes(problem, with_zero_rows(problem, problem.query)),
-        four_axes(problem, with_zero_keys(problem, rules, problem.key)),
-        four_axes(problem, with_zero_keys(problem, rules, problem.value)),
+        operand(problem, fill_padding(problem, problem.query)),
+        operand(problem, with_zero_keys(problem, rules, problem.key)),
+        operand(problem, with_zero_keys(problem, rules, problem.value)),
         attn_mask=None if mask is None else four_axes(problem, mask),
         is_causal=causal,
         scale=problem.scale,
@@ -71,7 +73,14 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:  # noqa: ARG001
         output = output.reshape(*problem.lead, *output.shape[-2:])
     if output.dtype != problem.query.dtype:  # under autocast
         output = output.to(problem.query.dtype)
-    return Attended(with_zero_rows(problem, output), None, None)
+    if mask is not None and not _gives_zeros(problem.query):
+        output = fill_empty_rows(problem, rules, output)
+    return Attended(fill_padding(problem, output), None, None)
+
+
+def _gives_zeros(query: Array) -> bool:
+    """Whether the kernel has zeros for a row that may attend nothing; on a GPU, one of them averages all keys."""
+    return bool(query.device.type == "cpu")
 
 
 def _mask(problem: Problem, rules: tuple[Mask, ...]) -> Array | None:

@@ -1,23 +1,31 @@
 """What the kernels of all libraries need: rules and additions in their words, and padding made harmless."""
 
+import math
+
 from attention_xp._engine.arithmetic import allowed_pairs
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.result import Wanted
-from attention_xp._engine.rules import RowMask
+from attention_xp._engine.rules import ArrayMask, RowMask
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
-from attention_xp.masks import LengthMask, Mask
+from attention_xp.masks import CausalMask, LengthMask, Mask, WindowMask
 
 __all__ = [
     "added",
     "allowed",
+    "band",
     "column_rules",
+    "fill_empty_rows",
+    "fill_padding",
     "four_axes",
+    "has_array",
+    "operand",
+    "refused_rule",
     "starts_at_0",
     "unknown_option",
+    "valid_lengths",
     "with_zero_keys",
-    "with_zero_rows",
 ]
 
 
@@ -53,6 +61,42 @@ def column_rules(problem: Problem) -> tuple[Mask, ...]:
     return tuple(rule for rule in problem.rules if not isinstance(rule, RowMask)) if problem.rules else ()
 
 
+def refused_rule(rules: tuple[Mask, ...]) -> str | None:
+    """Return what keeps cuDNN from a mask: it draws a band and counts lengths, and takes the rest as an array."""
+    if all(isinstance(rule, ArrayMask | CausalMask | LengthMask | WindowMask) for rule in rules):
+        return None
+    return "cuDNN's attention would need this mask as an array of (Sq, Sk)"
+
+
+def has_array(problem: Problem, rules: tuple[Mask, ...]) -> bool:
+    """Whether scores of (Sq, Sk) are added or excluded by an array."""
+    return len(problem.addends) > 0 or any(isinstance(rule, ArrayMask) for rule in rules)
+
+
+def band(rules: tuple[Mask, ...]) -> tuple[int | None, int | None]:
+    """Return how far a query sees to the left and to the right, ``None`` without a limit."""
+    windows = [rule for rule in rules if isinstance(rule, WindowMask)]
+    rights = [window.right for window in windows if window.right is not None]
+    rights += [0 for rule in rules if isinstance(rule, CausalMask)]
+    lefts = (window.left for window in windows if window.left is not None)
+    return min(lefts, default=None), min(rights, default=None)
+
+
+def valid_lengths(problem: Problem, rules: tuple[Mask, ...]) -> tuple[Array | None, Array | None]:
+    """Return how many rows and how many keys of each batch item are no padding, (B,) int32."""
+    xp = problem.xp
+    Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
+    rows = None if problem.query_lengths is None else _per_item(problem, problem.query_lengths, Sq)
+    columns = [_per_item(problem, rule.lengths, Sk) for rule in rules if isinstance(rule, LengthMask)]
+    return rows, xp.min(xp.stack(columns), axis=0) if columns else None
+
+
+def _per_item(problem: Problem, lengths: int | Array, most: int) -> Array:
+    xp = problem.xp
+    lengths = xp.clip(xp.astype(xp.asarray(lengths), xp.int32), 0, most)
+    return xp.reshape(xp.broadcast_to(lengths, problem.batch), (-1,))
+
+
 def starts_at_0(problem: Problem) -> bool:
     """Whether the first query of every batch item stands beside the first key."""
     return problem.query_offset is None or (isinstance(problem.query_offset, int) and problem.query_offset == 0)
@@ -82,6 +126,12 @@ def four_axes(problem: Problem, a: Array) -> Array:
     return xp.reshape(xp.broadcast_to(a, (*lead, *a.shape[-2:])), (-1, heads, *a.shape[-2:]))
 
 
+def operand(problem: Problem, a: Array) -> Array:
+    """Return (B, H, S, D) of query, keys or values, with all batch items."""
+    a, items = four_axes(problem, a), math.prod(problem.batch)
+    return a if a.shape[0] == items else problem.xp.broadcast_to(a, (items, *a.shape[1:]))
+
+
 def with_zero_keys(problem: Problem, rules: tuple[Mask, ...], a: Array) -> Array:
     """Return keys or values with zeros for the padding, whose NaN a weight of 0 would not silence."""
     for rule in rules:
@@ -91,9 +141,23 @@ def with_zero_keys(problem: Problem, rules: tuple[Mask, ...], a: Array) -> Array
     return a
 
 
-def with_zero_rows(problem: Problem, output: Array) -> Array:
-    """Return the output, or the query, with zeros for the rows of padding."""
+def fill_padding(problem: Problem, rows: Array, value: float = 0.0) -> Array:
+    """Return rows (..., Sq, n) of output or query, with one value wherever they are padding."""
     if problem.query_lengths is None:
-        return output
+        return rows
     region = Region.whole(problem)
-    return problem.xp.where(region.row < region.per_batch(problem.query_lengths), output, 0.0)
+    return problem.xp.where(region.row < region.per_batch(problem.query_lengths), rows, value)
+
+
+def fill_empty_rows(problem: Problem, rules: tuple[Mask, ...], rows: Array, value: float = 0.0) -> Array:
+    """Return rows (..., Sq, n) of the output, with one value where a row may attend nothing: kernels average there."""
+    xp, total = problem.xp, added(problem)
+    if not has_array(problem, rules):  # the others leave key 0, or nothing
+        rules = tuple(rule for rule in rules if isinstance(rule, LengthMask))
+    keep = allowed(problem, rules)
+    if total is not None:
+        keep = total != -xp.inf if keep is None else keep & (total != -xp.inf)
+    if keep is None:
+        return rows
+    keep = xp.reshape(keep, (1, *keep.shape)) if keep.ndim == 1 else keep
+    return xp.where(xp.any(keep, axis=-1, keepdims=True), rows, value)
