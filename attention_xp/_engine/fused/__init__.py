@@ -3,14 +3,14 @@
 from types import ModuleType
 
 from attention_xp._backend import library_name
-from attention_xp._engine.fused import _cupy, _jax, _torch
+from attention_xp._engine.fused import _cudnn, _cupy, _jax, _torch
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Attended, Wanted
 
 __all__ = ["attend", "is_worthwhile", "refusal"]
 
 # The first that does not refuse is taken.
-_GUESTS: dict[str, tuple[ModuleType, ...]] = {"torch": (_torch,), "jax": (_jax,), "cupy": (_cupy,)}
+_GUESTS: dict[str, tuple[ModuleType, ...]] = {"torch": (_torch,), "jax": (_jax,), "cupy": (_cupy, _cudnn)}
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:
