@@ -1,4 +1,4 @@
-"""The guests of CuPy on a GPU, each alone: torch's kernel and cuDNN's."""
+"""The guests on a GPU, each alone: torch's kernel and cuDNN's for CuPy arrays, and JAX's cuDNN."""
 
 import importlib
 
@@ -47,6 +47,17 @@ def test_torch_agrees_or_refuses(library, torch_alone, options):
         fuse(library, options)
     except ValueError as error:
         if "impl='fused' cannot compute this call: torch's" not in str(error):
+            raise
+
+
+@pytest.mark.backends("jax:gpu")
+@pytest.mark.parametrize(("arrays", "options"), CALLS.values(), ids=CALLS)
+def test_jax_agrees_or_refuses(library, arrays, options):
+    try:
+        with importlib.import_module("jax").numpy_dtype_promotion("standard"):  # it mixes dtypes itself
+            fuse_halves(library, arrays, options, lse=False)
+    except ValueError as error:
+        if "impl='fused' cannot compute this call: " not in str(error):
             raise
 
 
