@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Any
 
 from attention_xp import __version__
-from attention_xp._backend import creation_namespace
+from attention_xp._backend.libraries import creation_namespace
 from attention_xp._self_check import JOBS, Job
 from attention_xp._typing import Array, Device, Namespace
 

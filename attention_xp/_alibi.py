@@ -1,6 +1,7 @@
 """The slopes of attention with linear biases."""
 
-from attention_xp._backend import creation_namespace, floating_dtype
+from attention_xp._backend.dtypes import floating_dtype
+from attention_xp._backend.libraries import creation_namespace
 from attention_xp._engine.numbers import check_count
 from attention_xp._typing import Array, Device, DType, Namespace
 

@@ -2,7 +2,7 @@
 
 from typing import Any, Unpack
 
-from attention_xp._backend import common_namespace
+from attention_xp._backend.libraries import common_namespace
 from attention_xp._engine.checks import check_width
 from attention_xp._engine.choose import attend
 from attention_xp._engine.problem import Problem

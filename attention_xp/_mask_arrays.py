@@ -2,16 +2,8 @@
 
 import math
 
-from attention_xp._backend import (
-    common_namespace,
-    creation_namespace,
-    device as device_of,
-    dtype_name,
-    is_boolean,
-    is_floating,
-    is_integer,
-    named_dtype,
-)
+from attention_xp._backend.dtypes import dtype_name, is_boolean, is_floating, is_integer, named_dtype
+from attention_xp._backend.libraries import common_namespace, creation_namespace, device as device_of
 from attention_xp._engine.checks import shapes
 from attention_xp._engine.numbers import check_count
 from attention_xp._typing import Array, Device, DType, Namespace

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from attention_xp._backend import common_namespace, computation_dtype
+from attention_xp._backend.dtypes import computation_dtype
+from attention_xp._backend.libraries import common_namespace
 from attention_xp._engine.checks import check_floating, shapes
 from attention_xp._softmax import exponentials, log_sum, nonzero
 from attention_xp._typing import Array

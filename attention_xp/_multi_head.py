@@ -3,7 +3,7 @@
 from typing import Unpack
 
 from attention_xp._attention import scaled_dot_product_attention
-from attention_xp._backend import common_namespace
+from attention_xp._backend.libraries import common_namespace
 from attention_xp._multi_head_params import MultiHeadParams, check_widths, given_arrays, head_counts, project
 from attention_xp._options import AttentionOptions, with_options
 from attention_xp._typing import Array, Namespace

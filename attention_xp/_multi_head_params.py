@@ -2,7 +2,8 @@
 
 from typing import Any, NamedTuple
 
-from attention_xp._backend import computation_dtype, creation_namespace, dtype_name, floating_dtype
+from attention_xp._backend.dtypes import computation_dtype, dtype_name, floating_dtype
+from attention_xp._backend.libraries import creation_namespace
 from attention_xp._engine.checks import check_floating, check_placement, shapes
 from attention_xp._engine.numbers import check_count
 from attention_xp._random import check_rng, uniform

@@ -1,6 +1,7 @@
 """Layer normalisation."""
 
-from attention_xp._backend import common_namespace, computation_dtype
+from attention_xp._backend.dtypes import computation_dtype
+from attention_xp._backend.libraries import common_namespace
 from attention_xp._engine.checks import check_floating, check_placement, shapes
 from attention_xp._engine.numbers import check_number
 from attention_xp._typing import Array

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from attention_xp._backend import creation_namespace, floating_dtype
+from attention_xp._backend.dtypes import floating_dtype
+from attention_xp._backend.libraries import creation_namespace
 from attention_xp._engine.numbers import check_count, check_positive
 from attention_xp._random import check_rng, normal
 from attention_xp._typing import Array, Device, DType, Namespace

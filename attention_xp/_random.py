@@ -7,14 +7,8 @@ from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
-from attention_xp._backend import (
-    common_namespace,
-    computation_dtype,
-    device,
-    dtype_name,
-    is_floating,
-    library_name,
-)
+from attention_xp._backend.dtypes import computation_dtype, dtype_name, is_floating
+from attention_xp._backend.libraries import common_namespace, device, library_name
 from attention_xp._engine.numbers import check_number
 from attention_xp._random_threefry import threefry
 from attention_xp._typing import Array, Device, DType, Namespace

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from attention_xp._backend import common_namespace, computation_dtype, device as device_of
+from attention_xp._backend.dtypes import computation_dtype
+from attention_xp._backend.libraries import common_namespace, device as device_of
 from attention_xp._engine.checks import check_floating, check_placement, fits, shapes
 from attention_xp._engine.numbers import check_flag
 from attention_xp._rotary_cache import RotaryCache, check_cache, check_rotary_dim, looked_up

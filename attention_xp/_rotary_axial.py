@@ -1,6 +1,6 @@
 """Rotary position embeddings of images."""
 
-from attention_xp._backend import common_namespace, device as device_of
+from attention_xp._backend.libraries import common_namespace, device as device_of
 from attention_xp._engine.checks import shapes
 from attention_xp._engine.numbers import check_count
 from attention_xp._rotary import rotary_embedding

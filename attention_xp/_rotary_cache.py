@@ -3,13 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from attention_xp._backend import (
-    common_namespace,
-    computation_dtype,
-    creation_namespace,
-    device as device_of,
-    floating_dtype,
-)
+from attention_xp._backend.dtypes import computation_dtype, floating_dtype
+from attention_xp._backend.libraries import common_namespace, creation_namespace, device as device_of
 from attention_xp._engine.checks import check_floating, check_placement, shapes
 from attention_xp._engine.numbers import check_count
 from attention_xp._rotary_scaling import RotaryScaling

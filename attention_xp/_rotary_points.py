@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from attention_xp._backend import device as device_of
+from attention_xp._backend.libraries import device as device_of
 from attention_xp._typing import Array, DType, Namespace
 
 __all__ = ["Points", "in_turns"]

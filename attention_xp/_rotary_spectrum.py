@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from attention_xp._backend import device as device_of, dtype_name, is_integer
+from attention_xp._backend.dtypes import dtype_name, is_integer
+from attention_xp._backend.libraries import device as device_of
 from attention_xp._engine.checks import shapes
 from attention_xp._engine.numbers import check_count, check_flag, check_positive
 from attention_xp._rotary_points import Points

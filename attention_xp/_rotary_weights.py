@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from attention_xp._backend import common_namespace, device as device_of
+from attention_xp._backend.libraries import common_namespace, device as device_of
 from attention_xp._engine.checks import check_floating, shapes
 from attention_xp._engine.numbers import check_count
 from attention_xp._rotary_cache import check_rotary_dim

@@ -2,7 +2,9 @@
 
 import math
 
-from attention_xp._backend import common_namespace, computation_dtype, constant, device, dtype_name, is_floating
+from attention_xp._backend.derivatives import constant
+from attention_xp._backend.dtypes import computation_dtype, dtype_name, is_floating
+from attention_xp._backend.libraries import common_namespace, device
 from attention_xp._typing import Array, Namespace
 
 __all__ = ["exponentials", "largest", "log_sum", "nonzero", "softmax"]

@@ -2,7 +2,8 @@
 
 from typing import NamedTuple, Unpack
 
-from attention_xp._backend import common_namespace, outside_autocast
+from attention_xp._backend.libraries import common_namespace
+from attention_xp._backend.modes import outside_autocast
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.statistics import statistics
 from attention_xp._options import AttentionOptions, with_options

@@ -4,7 +4,9 @@ from itertools import pairwise
 from numbers import Integral
 from typing import Any, Unpack
 
-from attention_xp._backend import common_namespace, device, dtype_name, is_integer, values_on_host
+from attention_xp._backend.dtypes import dtype_name, is_integer
+from attention_xp._backend.libraries import common_namespace, device
+from attention_xp._backend.values import values_on_host
 from attention_xp._engine.checks import check_floating, check_placement, shapes
 from attention_xp._engine.choose import attend
 from attention_xp._engine.packing import pack

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, Unpack
 
-from attention_xp._backend import common_namespace, outside_autocast
+from attention_xp._backend.libraries import common_namespace
+from attention_xp._backend.modes import outside_autocast
 from attention_xp._engine.arithmetic import summed_to
 from attention_xp._engine.checks import check_floating, check_placement, shapes
 from attention_xp._engine.choose import KERNELS, choose

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from attention_xp import flash_attention
-from attention_xp._backend import spread_like
+from attention_xp._backend.sharding import spread_like
 from tests._public_calls import CALLS
 
 MESH = {"batch": 4, "heads": 2}

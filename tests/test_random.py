@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from attention_xp import _random_in_place, dropout, scaled_dot_product_attention
-from attention_xp._backend import device
+from attention_xp._backend.libraries import device
 from attention_xp._random import random_bits
 from attention_xp._random_in_place import Survivors
 from attention_xp._random_survivors import smallest_draw, survivors, survivors_one_by_one

@@ -3,7 +3,7 @@
 from numbers import Integral
 from typing import Any, NamedTuple
 
-from attention_xp._backend import computation_dtype, dtype_name, is_boolean, is_floating, is_integer
+from attention_xp._backend.dtypes import computation_dtype, dtype_name, is_boolean, is_floating, is_integer
 from attention_xp._engine.checks import check_floating, check_placement, fits, shapes
 from attention_xp._engine.numbers import check_count
 from attention_xp._typing import Array, DType, Namespace

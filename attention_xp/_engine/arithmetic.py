@@ -4,7 +4,9 @@ import math
 from functools import reduce
 from operator import and_
 
-from attention_xp._backend import by_value, can_differentiate, device
+from attention_xp._backend.derivatives import can_differentiate
+from attention_xp._backend.libraries import device
+from attention_xp._backend.values import by_value
 from attention_xp._engine.base import base_of
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from attention_xp._backend import in_forward_mode, is_traced, is_transformed
+from attention_xp._backend.modes import in_forward_mode, is_traced, is_transformed
 from attention_xp._engine import loop, loop_tangents
 from attention_xp._engine.frozen import freeze, thaw
 from attention_xp._engine.gradients import backward

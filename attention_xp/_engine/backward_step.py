@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from attention_xp._backend import pullback
+from attention_xp._backend.derivatives import pullback
 from attention_xp._engine.arithmetic import Arithmetic
 from attention_xp._engine.base import base_of
 from attention_xp._engine.captured import Captured

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
-from attention_xp._backend import library_name
+from attention_xp._backend.libraries import library_name
 from attention_xp._typing import Array, Namespace
 
 __all__ = ["Base", "base_of"]

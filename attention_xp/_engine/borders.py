@@ -7,7 +7,7 @@ is the fastest on a ladder of sizes beside what was chosen. Run it again when a 
 import math
 from typing import NamedTuple
 
-from attention_xp._backend import library_name
+from attention_xp._backend.libraries import library_name
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.tile_sizes import FOLD
 

@@ -2,7 +2,8 @@
 
 from typing import Any, NamedTuple
 
-from attention_xp._backend import dtype_name, is_floating, same_device
+from attention_xp._backend.dtypes import dtype_name, is_floating
+from attention_xp._backend.libraries import same_device
 from attention_xp._engine.numbers import check_count
 from attention_xp._typing import Array, Namespace
 

@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from attention_xp._backend import NOTHING, outside_autocast
+from attention_xp._backend.modes import NOTHING, outside_autocast
 from attention_xp._engine import dense, fused, tiled
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Attended, Wanted

@@ -2,7 +2,7 @@
 
 import math
 
-from attention_xp._backend import can_differentiate
+from attention_xp._backend.derivatives import can_differentiate
 from attention_xp._engine.arithmetic import Arithmetic, Followed, allowed_pairs
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.products import weights_value

@@ -4,7 +4,10 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
-from attention_xp._backend import by_value, can_differentiate, library_name, outside_autocast
+from attention_xp._backend.derivatives import can_differentiate
+from attention_xp._backend.libraries import library_name
+from attention_xp._backend.modes import outside_autocast
+from attention_xp._backend.values import by_value
 from attention_xp._engine.backward_step import Known, Slopes, sink_slopes
 from attention_xp._engine.loop_backward import walk as walk_in_loops
 from attention_xp._engine.problem import Problem

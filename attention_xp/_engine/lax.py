@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from attention_xp._backend import spread_like
+from attention_xp._backend.sharding import spread_like
 from attention_xp._engine.arithmetic import Arithmetic
 from attention_xp._engine.packing import PackedMask
 from attention_xp._engine.problem import Problem

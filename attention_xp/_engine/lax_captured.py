@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-from attention_xp._backend import spread_like, spread_over, varying_axes
+from attention_xp._backend.sharding import spread_like, spread_over, varying_axes
 from attention_xp._engine.captured import Captured, Programs
 from attention_xp._engine.frozen import freeze, thaw
 from attention_xp._engine.lax import Walk, dynamic_cut, is_moving

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from attention_xp._backend import spread_like
+from attention_xp._backend.sharding import spread_like
 from attention_xp._engine import dense
 from attention_xp._engine.backward_step import Known, Slopes
 from attention_xp._engine.captured import Captured, Programs, exchanged

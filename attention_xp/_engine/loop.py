@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
-from attention_xp._backend import device, is_compiling, is_followed
+from attention_xp._backend.libraries import device
+from attention_xp._backend.modes import is_compiling, is_followed
 from attention_xp._engine.arithmetic import Arithmetic, Followed
 from attention_xp._engine.plan import Bounds, Tile, bounds, plan
 from attention_xp._engine.problem import Problem

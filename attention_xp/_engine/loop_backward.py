@@ -1,6 +1,6 @@
 """The backward walker of every library without one of its own: two Python loops, all heads in one tile."""
 
-from attention_xp._backend import device
+from attention_xp._backend.libraries import device
 from attention_xp._engine.arithmetic import Arithmetic, summed_to
 from attention_xp._engine.backward_step import Known, Rows, Slopes, contribute, key_factor, shift_of, surviving
 from attention_xp._engine.loop import cast, tiles_of_rows

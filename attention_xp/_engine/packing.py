@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from attention_xp._backend import device, within
+from attention_xp._backend.libraries import device
+from attention_xp._backend.values import within
 from attention_xp._engine.region import Region, Span
 from attention_xp._typing import Array, Namespace
 from attention_xp.masks import Mask

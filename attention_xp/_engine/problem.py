@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-from attention_xp._backend import common_namespace, is_boolean, is_traced
+from attention_xp._backend.dtypes import is_boolean
+from attention_xp._backend.libraries import common_namespace
+from attention_xp._backend.modes import is_traced
 from attention_xp._engine.alignment import Alignment
 from attention_xp._engine.checks import check_inputs, shapes
 from attention_xp._engine.numbers import (

@@ -9,7 +9,7 @@ from math import inf, nan
 
 from array_api_compat import array_namespace
 
-from attention_xp._backend import by_value
+from attention_xp._backend.values import by_value
 from attention_xp._engine.problem import Problem
 from attention_xp._typing import Array
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from attention_xp._backend import device, library_name
+from attention_xp._backend.libraries import device, library_name
 from attention_xp._typing import Array, Namespace
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from attention_xp._backend import on_host
+from attention_xp._backend.values import on_host
 from attention_xp._engine.region import Region, Span
 from attention_xp._typing import Array
 from attention_xp.masks import Mask

@@ -9,7 +9,8 @@ import sys
 from functools import cache
 from typing import Any, NamedTuple
 
-from attention_xp._backend import device, library_name, spread_like
+from attention_xp._backend.libraries import device, library_name
+from attention_xp._backend.sharding import spread_like
 from attention_xp._engine.borders import formula_is_faster
 from attention_xp._engine.dense import scores_of_region
 from attention_xp._engine.frozen import freeze, thaw

@@ -7,7 +7,7 @@ import math
 import sys
 from typing import NamedTuple
 
-from attention_xp._backend import library_name
+from attention_xp._backend.libraries import library_name
 from attention_xp._engine.problem import Problem
 from attention_xp.masks import BlockMask, Mask, WindowMask
 

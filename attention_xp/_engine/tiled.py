@@ -1,6 +1,6 @@
 """The online softmax over tiles: memory linear in the lengths, every option."""
 
-from attention_xp._backend import library_name
+from attention_xp._backend.libraries import library_name
 from attention_xp._engine import dense
 from attention_xp._engine.borders import formula_is_faster
 from attention_xp._engine.plan import bounds

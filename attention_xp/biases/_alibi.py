@@ -1,6 +1,6 @@
 """Linear biases: scores fall with the distance."""
 
-from attention_xp._backend import common_namespace
+from attention_xp._backend.libraries import common_namespace
 from attention_xp._engine.checks import check_floating, shapes
 from attention_xp._engine.region import Region
 from attention_xp._typing import Array, Namespace

@@ -2,7 +2,8 @@
 
 import math
 
-from attention_xp._backend import common_namespace, device, dtype_name, is_floating
+from attention_xp._backend.dtypes import dtype_name, is_floating
+from attention_xp._backend.libraries import common_namespace, device
 from attention_xp._engine.checks import fits, shapes
 from attention_xp._engine.region import Region
 from attention_xp._typing import Array, Namespace

@@ -1,6 +1,6 @@
 """A number for every bucket of distances (T5)."""
 
-from attention_xp._backend import common_namespace, device
+from attention_xp._backend.libraries import common_namespace, device
 from attention_xp._engine.checks import check_floating, shapes
 from attention_xp._engine.numbers import check_count, check_flag
 from attention_xp._engine.region import Region

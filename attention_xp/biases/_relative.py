@@ -2,14 +2,10 @@
 
 import math
 
-from attention_xp._backend import (
-    common_namespace,
-    computation_dtype,
-    device as device_of,
-    dtype_name,
-    outside_autocast,
-    within,
-)
+from attention_xp._backend.dtypes import computation_dtype, dtype_name
+from attention_xp._backend.libraries import common_namespace, device as device_of
+from attention_xp._backend.modes import outside_autocast
+from attention_xp._backend.values import within
 from attention_xp._engine.alignment import Alignment
 from attention_xp._engine.checks import check_floating, check_placement, shapes
 from attention_xp._engine.numbers import check_count

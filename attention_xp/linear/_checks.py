@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from attention_xp._backend import common_namespace
+from attention_xp._backend.libraries import common_namespace
 from attention_xp._engine.checks import check_floating, fits, shapes
 from attention_xp._engine.numbers import check_count
 from attention_xp._typing import Array

@@ -17,7 +17,7 @@ Yang, Kautz and Hatamizadeh, "Gated delta networks", ICLR 2025).
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from attention_xp._backend import device
+from attention_xp._backend.libraries import device
 from attention_xp._softmax import nonzero
 from attention_xp._typing import Array, DType, Namespace
 from attention_xp.linear._decay import decay_of, sum_ahead

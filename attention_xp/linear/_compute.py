@@ -7,7 +7,8 @@ from typing import Any
 
 from array_api_compat import is_jax_namespace
 
-from attention_xp._backend import device, is_compiling, outside_autocast
+from attention_xp._backend.libraries import device
+from attention_xp._backend.modes import is_compiling, outside_autocast
 from attention_xp._engine.frozen import freeze, thaw
 from attention_xp._typing import Array
 from attention_xp.linear._chunk import Carry, Chunk, Setting, answer, answer_vjp, reduced, weights_sum

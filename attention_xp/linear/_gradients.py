@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from attention_xp._backend import common_namespace, same_device
+from attention_xp._backend.libraries import common_namespace, same_device
 from attention_xp._engine.checks import check_floating, shapes
 from attention_xp._engine.numbers import check_flag
 from attention_xp._typing import Array

@@ -6,7 +6,9 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from attention_xp._backend import computation_dtype, creation_namespace, floating_dtype, outside_autocast
+from attention_xp._backend.dtypes import computation_dtype, floating_dtype
+from attention_xp._backend.libraries import creation_namespace
+from attention_xp._backend.modes import outside_autocast
 from attention_xp._engine.numbers import check_count, check_flag, check_positive
 from attention_xp._random import check_rng, normal
 from attention_xp._typing import Array, Device, DType, Namespace

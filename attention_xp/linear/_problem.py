@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from attention_xp._backend import common_namespace, computation_dtype
+from attention_xp._backend.dtypes import computation_dtype
+from attention_xp._backend.libraries import common_namespace
 from attention_xp._engine.checks import check_floating, check_inputs, check_placement
 from attention_xp._engine.numbers import check_flag, check_number
 from attention_xp._typing import Array, DType, Namespace

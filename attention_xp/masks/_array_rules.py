@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from attention_xp._backend import common_namespace, dtype_name, is_boolean, is_integer, within
+from attention_xp._backend.dtypes import dtype_name, is_boolean, is_integer
+from attention_xp._backend.libraries import common_namespace
+from attention_xp._backend.values import within
 from attention_xp._engine.checks import shapes
 from attention_xp._engine.numbers import check_count
 from attention_xp._engine.region import Region, Span

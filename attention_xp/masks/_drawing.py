@@ -5,12 +5,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from attention_xp._backend import (
-    common_namespace,
-    creation_namespace,
-    device as device_of,
-    library_name,
-)
+from attention_xp._backend.libraries import common_namespace, creation_namespace, device as device_of, library_name
 from attention_xp._engine.numbers import check_count
 from attention_xp._engine.region import Region, Span
 from attention_xp._mask_arrays import _mask_of

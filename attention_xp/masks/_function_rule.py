@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TypeAlias
 
-from attention_xp._backend import dtype_name, is_boolean
+from attention_xp._backend.dtypes import dtype_name, is_boolean
 from attention_xp._engine.numbers import check_count
 from attention_xp._engine.region import Region
 from attention_xp._typing import Array

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from numbers import Integral
 from typing import Any
 
-from attention_xp._backend import common_namespace, device, dtype_name, is_integer, library_name, within
+from attention_xp._backend.dtypes import dtype_name, is_integer
+from attention_xp._backend.libraries import common_namespace, device, library_name
+from attention_xp._backend.values import within
 from attention_xp._engine.checks import check_placement, fits
 from attention_xp._engine.numbers import check_count
 from attention_xp._engine.region import Region, Span

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from attention_xp._backend import dtype_name
+from attention_xp._backend.dtypes import dtype_name
 from attention_xp._engine.region import Region, Span
 from attention_xp._typing import Array, Device, DType, Namespace
 from attention_xp.masks._look_up import check_arrays

@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from attention_xp._backend import library_name
+from attention_xp._backend.libraries import library_name
 from attention_xp._engine.fused import _cudnn, _cupy, _jax, _torch
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Attended, Wanted

@@ -11,7 +11,7 @@ from functools import cache, lru_cache
 from importlib import import_module
 from typing import Any, NamedTuple, cast
 
-from attention_xp._backend import dtype_name
+from attention_xp._backend.dtypes import dtype_name
 from attention_xp._engine.borders import formula_is_faster
 from attention_xp._engine.fused._cudnn_arrays import address, bias_shape, inputs, layout, outputs
 from attention_xp._engine.fused._cudnn_graph import Spec, build

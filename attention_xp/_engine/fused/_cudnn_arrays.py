@@ -2,7 +2,7 @@
 
 import math
 
-from attention_xp._backend import device
+from attention_xp._backend.libraries import device
 from attention_xp._engine.fused._cudnn_graph import Layout, Spec
 from attention_xp._engine.fused._translation import (
     added,

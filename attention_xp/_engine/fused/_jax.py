@@ -7,7 +7,9 @@ in its own tests: a bias and a mask with causal order or lengths, a window with 
 import sys
 from typing import Any
 
-from attention_xp._backend import cuda_device, dtype_name, is_mapped
+from attention_xp._backend.dtypes import dtype_name
+from attention_xp._backend.libraries import cuda_device
+from attention_xp._backend.modes import is_mapped
 from attention_xp._engine.fused._translation import (
     added,
     allowed,

@@ -4,7 +4,7 @@ import math
 import sys
 from typing import Any
 
-from attention_xp._backend import in_forward_mode, is_mapped
+from attention_xp._backend.modes import in_forward_mode, is_mapped
 from attention_xp._engine.borders import sdpa_is_faster
 from attention_xp._engine.fused._translation import (
     added,

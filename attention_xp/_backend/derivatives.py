@@ -1,0 +1,37 @@
+"""The derivatives that libraries have of their own."""
+
+import sys
+from collections.abc import Callable
+
+from array_api_compat import is_jax_namespace, is_torch_namespace
+
+from attention_xp._typing import Array, Namespace
+
+__all__ = [
+    "can_differentiate",
+    "constant",
+    "pullback",
+]
+
+
+def can_differentiate(xp: Namespace) -> bool:
+    """Whether the library has derivatives of its own."""
+    return bool(is_torch_namespace(xp) or is_jax_namespace(xp))
+
+
+def constant(xp: Namespace, array: Array) -> Array:
+    """Return an array that derivatives take for a constant."""
+    if is_jax_namespace(xp):
+        return sys.modules["jax"].lax.stop_gradient(array)
+    return array.detach() if is_torch_namespace(xp) else array
+
+
+def pullback(
+    xp: Namespace, function: Callable[..., Array], *arrays: Array
+) -> tuple[Array, Callable[[Array], tuple[Array, ...]]] | None:
+    """Return ``function(*arrays)`` and its transposed derivative, or ``None`` where the library has no derivatives."""
+    if is_torch_namespace(xp):
+        return sys.modules["torch"].func.vjp(function, *arrays)  # type: ignore[no-any-return]
+    if is_jax_namespace(xp):
+        return sys.modules["jax"].vjp(function, *arrays)  # type: ignore[no-any-return]
+    return None

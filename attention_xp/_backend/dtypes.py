@@ -1,0 +1,65 @@
+"""What kind a dtype is, whatever library spells it."""
+
+from attention_xp._backend.libraries import library_name
+from attention_xp._typing import DType, Namespace
+
+__all__ = [
+    "computation_dtype",
+    "dtype_name",
+    "floating_dtype",
+    "is_boolean",
+    "is_floating",
+    "is_integer",
+    "named_dtype",
+]
+
+_FLOATING = frozenset({"bfloat16", "float16", "float32", "float64"})
+
+
+def dtype_name(dtype: DType) -> str:
+    """Return ``"float32"`` for any library's spelling of that dtype."""
+    name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
+    return str(name).rpartition(".")[2]
+
+
+def named_dtype(xp: Namespace, dtype: DType | str | None) -> DType | None:
+    """Return the dtype of `xp` that a name such as ``"float32"`` stands for; ``None`` is the default.
+
+    Only floating and boolean dtypes are let through.
+    """
+    if dtype is None:
+        return None
+    name = dtype if isinstance(dtype, str) else dtype_name(dtype)
+    if name not in _FLOATING | {"bool"} or not hasattr(xp, name):
+        known = ", ".join(sorted(n for n in _FLOATING | {"bool"} if hasattr(xp, n)))
+        raise ValueError(f"dtype {name!r} cannot be used with {library_name(xp)}: expected one of {known}")
+    return getattr(xp, name)
+
+
+def floating_dtype(xp: Namespace, dtype: DType | str | None) -> DType | None:
+    """Like `named_dtype`, for floating dtypes alone."""
+    dtype = named_dtype(xp, dtype)
+    if dtype is not None and not is_floating(xp, dtype):
+        raise ValueError(f"dtype must be floating, got {dtype_name(dtype)}")
+    return dtype
+
+
+def is_floating(xp: Namespace, dtype: DType) -> bool:
+    """Whether `dtype` is one that attention is computed for (16, 32 or 64 bits)."""
+    # Names, because the standard's `isdtype` does not know 16-bit types and raises on some of them.
+    return dtype == xp.float32 or dtype_name(dtype) in _FLOATING
+
+
+def is_integer(xp: Namespace, dtype: DType) -> bool:
+    """Whether `dtype` is a signed or unsigned integer."""
+    return bool(dtype_name(dtype).startswith(("int", "uint")) and xp.isdtype(dtype, "integral"))
+
+
+def is_boolean(xp: Namespace, dtype: DType) -> bool:
+    """Whether `dtype` is boolean."""
+    return bool(dtype == xp.bool)
+
+
+def computation_dtype(xp: Namespace, dtype: DType) -> DType:
+    """Return float64 for float64, float32 for everything narrower."""
+    return xp.float64 if dtype == xp.float64 else xp.float32

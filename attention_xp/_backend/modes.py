@@ -1,0 +1,70 @@
+"""Which mode or transformation of torch and JAX a call is made inside."""
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from array_api_compat import is_jax_array, is_torch_namespace
+
+from attention_xp._typing import Array, Namespace
+
+__all__ = [
+    "NOTHING",
+    "in_forward_mode",
+    "is_compiling",
+    "is_followed",
+    "is_mapped",
+    "is_traced",
+    "is_transformed",
+    "outside_autocast",
+]
+
+NOTHING: AbstractContextManager[Any] = nullcontext()
+
+
+def outside_autocast(xp: Namespace, array: Array) -> AbstractContextManager[Any]:
+    """Return a context in which torch narrows no product by itself."""
+    if is_torch_namespace(xp):
+        torch, kind = sys.modules["torch"], array.device.type
+        if torch.is_autocast_enabled(kind):
+            return torch.autocast(kind, enabled=False)  # type: ignore[no-any-return]
+    return NOTHING
+
+
+def is_compiling(xp: Namespace) -> bool:
+    """Whether torch compiles or exports, so that sizes may be none."""
+    return is_torch_namespace(xp) and bool(sys.modules["torch"].compiler.is_compiling())
+
+
+def in_forward_mode() -> bool:
+    """Whether torch may be computing tangents, of which there is no public question for a function at large."""
+    torch = sys.modules["torch"]
+    return not torch.compiler.is_compiling() and bool(torch.autograd.forward_ad._current_level >= 0)
+
+
+def is_transformed() -> bool:
+    """Whether one of the transformations of ``torch.func`` is at work."""
+    torch = sys.modules["torch"]
+    return not torch.compiler.is_compiling() and bool(torch._C._functorch.peek_interpreter_stack() is not None)
+
+
+def is_traced() -> bool:
+    """Whether torch is compiling, mapping or differentiating: sizes may be none, and a tensor may stand for others."""
+    torch = sys.modules.get("torch")
+    return torch is not None and (bool(torch.compiler.is_compiling()) or is_transformed())
+
+
+def is_followed(xp: Namespace, result: Array) -> bool:
+    """Whether torch follows what becomes of a result, so that it must not be written into another array."""
+    return is_torch_namespace(xp) and (bool(result.requires_grad) or is_traced())
+
+
+def is_mapped(*arrays: Array) -> bool:
+    """Whether one of some arrays of torch or JAX stands for a batch of arrays inside `vmap`."""
+    if is_jax_array(arrays[0]):
+        return any(type(a).__name__ == "BatchTracer" for a in arrays)  # there is no public question
+    torch = sys.modules["torch"]
+    functorch = torch._C._functorch  # nor is there here
+    if torch.compiler.is_compiling() or functorch.peek_interpreter_stack() is None:
+        return False
+    return any(map(functorch.is_batchedtensor, arrays))

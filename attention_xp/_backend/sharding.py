@@ -1,0 +1,41 @@
+"""Arrays of JAX that differ between devices, inside `jax.shard_map`."""
+
+import sys
+from typing import Any
+
+from attention_xp._typing import Array
+
+__all__ = [
+    "spread_like",
+    "spread_over",
+    "varying_axes",
+]
+
+
+def varying_axes(arrays: Any) -> frozenset[str]:
+    """Return the axes of a mesh along which arrays of JAX differ: none, but inside `jax.shard_map`."""
+    jax: Any = sys.modules["jax"]
+    if not hasattr(jax, "typeof"):
+        return frozenset()
+    kinds = [jax.typeof(array) for array in jax.tree.leaves(arrays)]
+    kinds = [getattr(kind, "manual_axis_type", kind) for kind in kinds]  # since JAX 0.10
+    return frozenset().union(*(getattr(kind, "varying", getattr(kind, "vma", frozenset())) for kind in kinds))
+
+
+def spread_like(arrays: Any, like: Any) -> Any:
+    """Return arrays of JAX, nested in any way, that differ between devices wherever one of `like` does.
+
+    Inside `jax.shard_map`, a loop may not make something of that kind out of zeros that are the same on all devices.
+    """
+    return spread_over(arrays, varying_axes(like))
+
+
+def spread_over(arrays: Any, axes: frozenset[str]) -> Any:
+    """Return arrays of JAX that differ between devices along some axes of a mesh."""
+    jax: Any = sys.modules["jax"]
+
+    def spread(array: Array) -> Array:
+        missing = tuple(sorted(axes - varying_axes(array)))
+        return jax.lax.pcast(array, missing, to="varying") if missing else array
+
+    return jax.tree.map(spread, arrays) if axes else arrays

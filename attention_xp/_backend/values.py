@@ -1,0 +1,72 @@
+"""Values of arrays, for Python to read where that costs and breaks nothing."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from array_api_compat import is_jax_namespace, is_numpy_namespace, is_torch_namespace
+
+from attention_xp._typing import Array, Namespace
+
+__all__ = [
+    "by_value",
+    "on_host",
+    "values_on_host",
+    "within",
+]
+
+
+def on_host(xp: Namespace, array: Array) -> bool:
+    """Whether the values of `array` can be read at once, by a caller who computes with NumPy."""
+    return is_numpy_namespace(xp) and type(array).__module__ == "numpy"
+
+
+def values_on_host(xp: Namespace, integers: Array) -> list[int] | None:
+    """Return the values of a small integer array, or ``None`` where a trace hides them.
+
+    On a GPU this waits for them. JAX always says ``None``: what depends on values would be compiled
+    anew for each.
+    """
+    if is_jax_namespace(xp) or (is_torch_namespace(xp) and sys.modules["torch"].compiler.is_compiling()):
+        return None
+    try:
+        return [int(i) for i in integers]
+    except RuntimeError:  # a mapped tensor
+        return None
+
+
+def within(xp: Namespace, numbers: Array, low: int, high: int) -> Array:
+    """Return numbers not below and not above two bounds, which may be sizes that a trace does not know.
+
+    ``clip`` asks its bounds whether they are NaN, which such a size cannot tell.
+    """
+    numbers = xp.where(numbers < low, low, numbers)
+    return xp.where(numbers > high, high, numbers)
+
+
+def by_value(
+    xp: Namespace,
+    quick_is_right: Callable[[], Array],
+    quick: Callable[..., Any],
+    careful: Callable[..., Any],
+    *operands: Array,
+) -> Any:
+    """Return ``quick(*operands)`` where the values allow it, else ``careful(*operands)``.
+
+    This is the one place where array values steer the work: a host `if` on NumPy and on torch's CPU.
+    Elsewhere asking would stall a GPU or break a graph, so the careful way is always taken; also on
+    JAX, whose `cond` cannot be differentiated and mapped at once.
+    """
+    return (quick if _known_on_host(xp, quick_is_right, operands[0]) else careful)(*operands)
+
+
+def _known_on_host(xp: Namespace, condition: Callable[[], Array], operand: Array) -> bool:
+    """Whether a condition holds and can be read without a detour."""
+    if is_numpy_namespace(xp):
+        return bool(condition())
+    if not is_torch_namespace(xp) or operand.device.type != "cpu" or sys.modules["torch"].compiler.is_compiling():
+        return False
+    try:
+        return bool(condition())
+    except RuntimeError:  # a mapped or a fake tensor has no value to read
+        return False
