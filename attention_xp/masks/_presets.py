@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from attention_xp._engine.numbers import check_count, check_window
 from attention_xp._typing import Array
-from attention_xp.masks._array_rules import BlockMask, GlobalMask
+from attention_xp.masks._flag_rules import BlockMask, GlobalMask
 from attention_xp.masks._mask import Mask
 from attention_xp.masks._position_rules import CausalMask, LastOfChunk, SameChunk, StridedMask, WindowMask
 
