@@ -7,7 +7,6 @@ from typing import Any
 
 from attention_xp._backend.dtypes import is_boolean
 from attention_xp._backend.libraries import common_namespace
-from attention_xp._backend.modes import is_traced
 from attention_xp._engine.alignment import Alignment
 from attention_xp._engine.checks import check_inputs, shapes
 from attention_xp._engine.numbers import (
@@ -20,6 +19,7 @@ from attention_xp._engine.numbers import (
     check_window,
 )
 from attention_xp._engine.packing import PackedMask, Packing
+from attention_xp._engine.plain_calls import KNOWN, plain_name, remember
 from attention_xp._engine.rules import ArrayMask, RowMask
 from attention_xp._options import AttentionOptions, complete
 from attention_xp._random import check_rate, check_rng, seed_words
@@ -28,10 +28,6 @@ from attention_xp.biases._bias import Bias
 from attention_xp.masks import CausalMask, FunctionMask, LengthMask, Mask, WindowMask
 
 __all__ = ["Problem", "is_foreign"]
-
-_PLAIN = frozenset({"is_causal", "scale", "softcap", "impl"})  # options that are plain values, and alike in most calls
-_KNOWN: dict[Any, dict[str, Any]] = {}  # the fields of plain calls that were found right
-_MOST = 512
 
 
 @dataclass(frozen=True)
@@ -121,14 +117,15 @@ class Problem:
         packing: Packing | None = None,
     ) -> "Problem":
         """Check a call and line everything up with the scores."""
-        name = _name(query, key, value, mask, dropout_rate, options) if packing is None and first_item == 0 else None
-        if name is not None and name in _KNOWN:  # a trace that so much as asks would hang on what else is known
+        is_whole = packing is None and first_item == 0
+        name = plain_name(query, key, value, mask, dropout_rate, options) if is_whole else None
+        if name is not None and name in KNOWN:  # a trace that so much as asks would hang on what else is known
             problem = object.__new__(cls)  # to set the fields one by one takes as long as attention on small arrays
-            vars(problem).update(_KNOWN[name], query=query, key=key, value=value)
+            vars(problem).update(KNOWN[name], query=query, key=key, value=value)
             return problem
         problem = cls._checked(query, key, value, mask, dropout_rate, options, first_item, packing)
         if name is not None and problem.query is query:
-            _remember(name, problem)
+            remember(name, vars(problem))
         return problem
 
     @classmethod
@@ -160,15 +157,11 @@ class Problem:
         if offset is None:
             _refuse_to_guess(rules, query, key)
         narrow = all(a is None or a.dtype in (xp.bool, query.dtype) for a in (bias_array, mask_array))
-        addends = [] if o["bias"] is None else [o["bias"]]
-        if bias_array is not None:
-            addends = [line_up.addend("bias", bias_array)]
+        addends = _addends(line_up, o["bias"])
         if mask_array is not None:
-            mask_array = line_up.mask(mask_array)
-            if not is_boolean(xp, mask_array.dtype):
-                addends.append(mask_array)
-                mask_array = mask_array != -math.inf
-            rules.append(ArrayMask(mask_array, batch, heads is not None))
+            allowed, more = _mask_parts(line_up.mask(mask_array), xp)
+            addends += more
+            rules.append(ArrayMask(allowed, batch, heads is not None))
         if packing is not None:
             rules.append(PackedMask(packing.q_item, packing.k_item))
         score_mod, score_slope = check_score_mod(o["score_mod"])
@@ -201,34 +194,6 @@ class Problem:
             first_item=first_item,
             packing=packing,
         )
-
-
-def _name(
-    query: Array, key: Array, value: Array, mask: Any, dropout_rate: float, options: AttentionOptions
-) -> tuple[Any, ...] | None:
-    """Return all that the fields of a plain call depend on; ``None`` for a call with more arrays, or within a trace."""
-    if mask is not None or type(dropout_rate) is not float or dropout_rate or not options.keys() <= _PLAIN:
-        return None
-    if is_traced():
-        return None
-    try:
-        name = (
-            *(type(query), query.shape, query.dtype, query.device),
-            *(type(key), key.shape, key.dtype, key.device),
-            *(type(value), value.shape, value.dtype, value.device),
-            *options.items(),
-            *map(type, options.values()),  # True is no 1
-        )
-        hash(name)
-    except (AttributeError, TypeError):  # no array, one that JAX traces, or a size that cannot be told from another
-        return None
-    return name
-
-
-def _remember(name: tuple[Any, ...], problem: Problem) -> None:
-    if len(_KNOWN) >= _MOST:
-        _KNOWN.clear()
-    _KNOWN[name] = {**vars(problem), "query": None, "key": None, "value": None}
 
 
 def is_foreign(rule: Mask) -> bool:
@@ -272,6 +237,18 @@ def _rules(o: AttentionOptions, mask: Mask | None, rows: Any, columns: Any) -> l
     if rows is not None:
         rules.append(RowMask(rows))
     return rules
+
+
+def _addends(line_up: Alignment, bias: Array | Bias | None) -> list[Any]:
+    """Return what the bias adds to the scores."""
+    if bias is None or isinstance(bias, Bias):
+        return [] if bias is None else [bias]
+    return [line_up.addend("bias", bias)]
+
+
+def _mask_parts(mask: Array, xp: Namespace) -> tuple[Array, list[Array]]:
+    """Return where a mask allows, and what it adds to the scores."""
+    return (mask, []) if is_boolean(xp, mask.dtype) else (mask != -math.inf, [mask])
 
 
 def _refuse_to_guess(rules: list[Mask], query: Array, key: Array) -> None:

@@ -1,0 +1,45 @@
+"""Calls without options that are arrays, as most are: found right once, they are not checked again.
+
+On small arrays the checks would take longer than attention itself.
+"""
+
+from typing import Any
+
+from attention_xp._backend.modes import is_traced
+from attention_xp._options import AttentionOptions
+from attention_xp._typing import Array
+
+__all__ = ["KNOWN", "plain_name", "remember"]
+
+KNOWN: dict[Any, dict[str, Any]] = {}  # the fields of plain calls that were found right
+_PLAIN = frozenset({"is_causal", "scale", "softcap", "impl"})  # options that are plain values, and alike in most calls
+_MOST = 512
+
+
+def plain_name(
+    query: Array, key: Array, value: Array, mask: Any, dropout_rate: float, options: AttentionOptions
+) -> tuple[Any, ...] | None:
+    """Return all that the fields of a plain call depend on; ``None`` for a call with more arrays, or within a trace."""
+    if mask is not None or type(dropout_rate) is not float or dropout_rate or not options.keys() <= _PLAIN:
+        return None
+    if is_traced():
+        return None
+    try:
+        name = (
+            *(type(query), query.shape, query.dtype, query.device),
+            *(type(key), key.shape, key.dtype, key.device),
+            *(type(value), value.shape, value.dtype, value.device),
+            *options.items(),
+            *map(type, options.values()),  # True is no 1
+        )
+        hash(name)
+    except (AttributeError, TypeError):  # no array, one that JAX traces, or a size that cannot be told from another
+        return None
+    return name
+
+
+def remember(name: tuple[Any, ...], fields: dict[str, Any]) -> None:
+    """Keep the fields of a call, without its arrays."""
+    if len(KNOWN) >= _MOST:
+        KNOWN.clear()
+    KNOWN[name] = {**fields, "query": None, "key": None, "value": None}
