@@ -1,7 +1,7 @@
 """NumPy's primitives for the backward tile step, in the buffers of one thread.
 
-Queries and gradients come as rows, (..., m, W), with one column more than keys and values have where a
-shift rides in the product: ``[query, -lse] @ [key, 1]^T`` and ``[gradient, -delta] @ [value, 1]^T``.
+Queries and gradients come as rows of G heads, (G, m, W), with one column more than keys and values have where
+a shift rides in the product: ``[query, -lse] @ [key, 1]^T`` and ``[gradient, -delta] @ [value, 1]^T``.
 The layout of a tile is that of `InPlace`, and again no product needs a transposed copy.
 """
 
@@ -24,65 +24,64 @@ __all__ = ["InPlaceBackward"]
 class InPlaceBackward(InPlace):
     """Primitives that allocate nothing of the size of a tile."""
 
-    def __init__(self, problem: Problem, rows: int, columns: int) -> None:
-        super().__init__(problem, TileShape(1, rows, columns, folded=False))
+    def __init__(self, problem: Problem, shape: TileShape) -> None:
+        super().__init__(problem, shape)
         D, Dv = problem.query.shape[-1], problem.value.shape[-1]
-        self._shapes = (rows * columns,), (rows * columns,), (rows * D,), (columns, D), (columns, Dv)
+        heads, rows, columns, _ = shape
+        scores = heads * rows * columns
+        self._lengths = scores, scores, heads * rows * D, heads * columns * D, heads * columns * Dv
         self._has_pull = problem.softcap is not None or problem.score_mod is not None
         self.is_finite = True
 
-    def lengths(self) -> list[int]:
+    def lengths(self) -> tuple[int, ...]:
         """Return how many numbers each buffer holds."""
-        return [math.prod(shape) for shape in self._shapes]
+        return self._lengths
 
     def use(self, scratch: Scratch) -> None:
         """Take the buffers from memory that is lent."""
-        self._scores, self._slopes, self._row_sums, self._key_sums, self._value_sums = (
-            scratch.empty(*shape) for shape in self._shapes
-        )
+        self._scores, self._slopes, self._row_sums, self._key_sums, self._value_sums = map(scratch.empty, self._lengths)
 
     def prepare_tile(self, allows: Range, *, is_finite: bool) -> None:
         """Get ready for rows and keys of which something is known."""
         self.range, self.is_finite = allows, is_finite
 
     def query_key(self, query: Array, key: Array, *, exclusive: bool) -> Array:
-        """(..., m, W) and (n, W) -> (..., m, n)."""
+        """(G, m, W) and (G, n, W) -> (..., G, m, n)."""
         return self._joint(self._scores, query, key, poisoned=exclusive and not self.range.keys)
 
     def gradient_value(self, gradient: Array, value: Array, *, exclusive: bool) -> Array:
-        """(..., m, W) and (n, W) -> (..., m, n)."""
+        """(G, m, W) and (G, n, W) -> (..., G, m, n)."""
         return self._joint(self._slopes, gradient, value, poisoned=exclusive and not self.range.values)
 
     def _joint(self, buffer: Array, rows: Array, keys: Array, *, poisoned: bool) -> Array:
-        """(..., m, W) and (n, W) -> (..., m, n), in the memory order of the tile."""
-        *lead, m, W = rows.shape
-        n, rows = keys.shape[0], rows.reshape(m, W)
+        """(G, m, W) and (G, n, W) -> (..., G, m, n), in the memory order of the tile."""
+        (G, m, _), n = rows.shape, keys.shape[-2]
         keys, poison = quarantined_key(keys) if poisoned else (keys, None)
         if self._by_keys:
-            tile = np.matmul(keys, rows.T, out=buffer[: n * m].reshape(n, m)).T
+            tile = np.matmul(keys, rows.mT, out=buffer[: G * n * m].reshape(G, n, m)).mT
         else:
-            tile = np.matmul(rows, keys.T, out=buffer[: n * m].reshape(m, n))
+            tile = np.matmul(rows, keys.mT, out=buffer[: G * m * n].reshape(G, m, n))
         if poison is not None:
-            tile += poison
-        return tile.reshape(*lead, m, n)
+            tile += poison[:, None, :]
+        return tile.reshape(*self._lead, G, m, n)
 
     def slopes_key(self, slopes: Array, key: Array, *, exclusive: bool) -> Array:
-        """(..., m, n) @ (n, D) -> (..., m, D)."""
-        *lead, m, n = slopes.shape
-        D = self.problem.query.shape[-1]
-        key = key[:, :D]
+        """(..., G, m, n) @ (G, n, D) -> (G, m, D)."""
+        key = key[..., : self.problem.query.shape[-1]]
         if exclusive and not self.range.keys:
             key = clean(key)
-        sums = self._row_sums[: m * D].reshape(m, D)
-        return np.matmul(slopes.reshape(m, n), key, out=sums).reshape(*lead, m, D)
+        return _product(slopes.reshape(-1, *slopes.shape[-2:]), key, self._row_sums)
 
     def key_slopes(self, slopes: Array, query: Array) -> Array:
-        """(..., m, n)^T @ (..., m, D) -> (n, D)."""
-        return _transposed_product(slopes, query, self._key_sums)
+        """(..., G, m, n)^T @ (G, m, D) -> (G, n, D)."""
+        return self._transposed_product(slopes, query, self._key_sums, self.problem.query.shape[-1])
 
     def value_slopes(self, weights: Array, gradient: Array) -> Array:
-        """(..., m, n)^T @ (..., m, Dv) -> (n, Dv), without what rides in the gradient."""
-        return _transposed_product(weights, gradient, self._value_sums)
+        """(..., G, m, n)^T @ (G, m, Dv) -> (G, n, Dv), without what rides in the gradient."""
+        return self._transposed_product(weights, gradient, self._value_sums, self.problem.value.shape[-1])
+
+    def _transposed_product(self, weights: Array, rows: Array, buffer: Array, width: int) -> Array:
+        return _product(weights.reshape(-1, *weights.shape[-2:]).mT, rows[..., :width], buffer)
 
     def _whole(self, scores: Array) -> Array:
         """Return the scores: their lines lie side by side."""
@@ -100,7 +99,7 @@ class InPlaceBackward(InPlace):
         return np.array(sums) if self._has_pull and np.may_share_memory(sums, slopes) else sums
 
 
-def _transposed_product(weights: Array, rows: Array, sums: Array) -> Array:
-    m, n = weights.shape[-2:]
-    W = sums.shape[1]
-    return np.matmul(weights.reshape(m, n).T, rows.reshape(m, -1)[:, :W], out=sums[:n])
+def _product(x: Array, y: Array, buffer: Array) -> Array:
+    """(G, m, n) @ (G or 1, n, W) -> (G, m, W), in a buffer."""
+    shape = *x.shape[:2], y.shape[-1]
+    return np.matmul(x, y, out=buffer[: math.prod(shape)].reshape(shape))

@@ -1,5 +1,6 @@
 """Memory that a thread keeps from call to call: fresh pages would cost more than what is computed in them."""
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ class Scratch:
 
     def empty(self, *shape: int) -> Array:
         """Return an array that nothing was written to."""
-        size = int(np.prod(shape)) * self._dtype.itemsize
+        size = math.prod(shape) * self._dtype.itemsize
         array = self._block[self._start : self._start + size].view(self._dtype).reshape(shape)
         self._start += _lines(size)
         return array

@@ -1,4 +1,4 @@
-"""One query head on its way backward through NumPy's tiles: its rows, keys and values, with what rides in products."""
+"""Some query heads on their way backward through NumPy's tiles: their rows, keys and values, with what rides in products."""
 
 import math
 from typing import NamedTuple
@@ -7,122 +7,118 @@ import numpy as np
 
 from attention_xp._engine.backward_step import Known, Rows, shift_of
 from attention_xp._engine.base import base_of
-from attention_xp._engine.heads import Ceiling, Range, is_finite
+from attention_xp._engine.heads import Ceiling, Range, is_finite, shared
 from attention_xp._engine.in_place import SAFE
-from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.products import clean
 from attention_xp._engine.scores import survival_factor
 from attention_xp._engine.step import scale_in_base
 from attention_xp._typing import Array
 
-__all__ = ["HeadOf", "KnownKeys", "Places", "TileRows"]
+__all__ = ["HeadsOf", "Place", "Stretch"]
 
 
-class KnownKeys(NamedTuple):
-    """What is known of a stretch of keys and values."""
+class Place(NamedTuple):
+    """Where query heads are found that follow each other along the last leading axis."""
 
-    norm: float  # of the longest key; not finite where a key is not
-    finite: bool  # the values
+    starts: tuple[int, ...]  # the leading index of the first
+    heads: int
+
+    @property
+    def at(self) -> tuple[slice, ...]:
+        """The leading index of their rows."""
+        return tuple(slice(start, start + size) for start, size in zip(self.starts, self.sizes, strict=True))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The lengths of their leading axes."""
+        return (1,) * len(self.starts[:-1]) + (self.heads,) * len(self.starts[-1:])
+
+    def cut(self, size: int) -> "list[Place]":
+        """Return the same in pieces of at most so many heads."""
+        if self.heads <= size:
+            return [self]
+        *outer, first = self.starts
+        return [Place((*outer, first + i), min(size, self.heads - i)) for i in range(0, self.heads, size)]
 
 
-class Places(NamedTuple):
-    """Where a query head is found: its batch item and number, and the leading indices of its rows and keys."""
+class Stretch(NamedTuple):
+    """Some keys and values of the heads, and what is known of them."""
 
-    b: int
-    h: int
-    at: tuple[int, ...]
-    kv_at: tuple[int, ...]
-
-
-class TileRows(NamedTuple):
-    """Some rows of a head, and what is known of them."""
-
-    rows: Rows
-    norm: float  # of the longest query
-    shifts: tuple[float, float]  # the smallest and the largest
+    keys: Array  # (G, n, D + 1), or without the ones for a shift
+    values: Array  # (G, n, Dv + 1), likewise
+    range: Range
+    is_finite: bool  # and all rows
 
 
-class HeadOf:
-    """The rows, keys and values of one query head, with what rides in the products."""
+class HeadsOf:
+    """The rows, keys and values of G query heads, with what rides in the products."""
 
     def __init__(
-        self, problem: Problem, known: Known, places: Places, buffers: list[Array], *, rides: tuple[bool, bool]
+        self, problem: Problem, known: Known, place: Place, buffers: list[Array], *, rides: tuple[bool, bool]
     ) -> None:
-        self.problem, self.at, self.kv_at = problem, places.at, places.kv_at
-        self.b, self.h = places.b, places.h
-        self._rides = rides
-        self._key, self._value = (a[_at(a, self.kv_at)] for a in (problem.key, problem.value))
-        queries, gradients, self._keys, self._values = buffers
-        known = known.at(self.at)
-        self._shift, self._delta = shift_of(problem, known.lse), _delta(problem, known)[:, None]
-        self._query = _joined(queries, problem.query[self.at], -self._shift, factor=scale_in_base(problem))
-        real = self._query[:, : problem.query.shape[-1]]
-        self._norms = np.sqrt(np.vecdot(real, real)) * (1.0 if self._rides[0] else base_of(problem.xp).log_e)
-        self._gradient = _joined(gradients, known.gradient, -self._delta, factor=survival_factor(problem))
+        self.problem, self._rides = problem, rides
+        at, width = place.at, problem.query.shape[-1]
+        self._key, self._value = (_flat(shared(problem, a, at)) for a in (problem.key, problem.value))
+        queries, gradients, self._keys, self._values = (buffer[: place.heads] for buffer in buffers)
+        known = known.at(at)
+        shift, delta = (_flat(a) for a in (shift_of(problem, known.lse), _delta(problem, known)[..., None]))
+        _join(queries, _flat(problem.query[at]), -shift, factor=scale_in_base(problem))
+        _join(gradients, _flat(known.gradient), -delta, factor=survival_factor(problem))
+        real = queries[..., :width]
+        self._norm = math.sqrt(float(np.max(np.vecdot(real, real))))
+        self._shifts = float(np.min(shift)), float(np.max(shift))
         self._has_rules = len(problem.rules) > 0  # else nothing is excluded, and nothing can leak
-        has_finite_rows = not self._has_rules or is_finite(self._norms)
-        self._kept = real if has_finite_rows else clean(real)
-        self.is_finite = not self._has_rules or (
-            has_finite_rows and is_finite(self._gradient) and is_finite(self._delta)
+        has_finite_rows = not self._has_rules or math.isfinite(self._norm)
+        self._is_finite = has_finite_rows and (
+            not self._has_rules or (is_finite(gradients) and (rides[1] or is_finite(delta)))
         )
-        self._known: dict[Bounds, TileRows] = {}
+        kept = real if has_finite_rows else clean(real)
+        self._rows = Rows(queries, gradients, None if rides[0] else shift, None if rides[1] else delta, kept)
 
-    def rows(self, row: int, stop: int) -> TileRows:
+    def rows(self, row: int, stop: int) -> Rows:
         """Return some rows as the step wants them."""
-        if (row, stop) not in self._known:
-            part, ones = slice(row, stop), (1,) * len(self.at)
-            arrays = (
-                self._query,
-                self._gradient,
-                None if self._rides[0] else self._shift,
-                None if self._rides[1] else self._delta,
-                self._kept,
-            )
-            rows = Rows(*(None if a is None else a[part].reshape(*ones, stop - row, -1) for a in arrays))
-            shift = self._shift[part]
-            shifts = float(np.min(shift)), float(np.max(shift))
-            self._known[row, stop] = TileRows(rows, float(np.max(self._norms[part])), shifts)
-        return self._known[row, stop]
+        return Rows(*(None if a is None else a[:, row:stop] for a in self._rows))
 
-    def allows(self, rows: TileRows, keys: KnownKeys, ceiling: Ceiling) -> Range:
+    def stretch(self, first: int, last: int, ceiling: Ceiling) -> Stretch:
+        """Return some keys and values."""
+        key, value = self._key[:, first:last], self._value[:, first:last]
+        keys, values = (a[: len(key), : last - first] for a in (self._keys, self._values))
+        _join(keys, key, 1.0)
+        _join(values, value, 1.0)
+        real = keys[..., : key.shape[-1]]
+        norm = math.sqrt(float(np.max(np.vecdot(real, real))))
+        allows = self._allows(norm, ceiling, values=not self._has_rules or is_finite(values))
+        return Stretch(keys, values, allows, allows.keys and allows.values and self._is_finite)
+
+    def _allows(self, norm: float, ceiling: Ceiling, *, values: bool) -> Range:
         """Return what the size of scores allows: they ride with their shift, so that none can be large."""
-        problem = self.problem
-        limit = ceiling(rows.norm * keys.norm)
-        lowest, highest = rows.shifts
-        safe = SAFE * base_of(problem.xp).log_2
-        is_far = limit + highest > safe or (len(problem.rules) > 0 and limit - lowest > safe)
+        problem, base = self.problem, base_of(self.problem.xp)
+        limit = ceiling(self._norm * norm * (1.0 if self._rides[0] else base.log_e))
+        lowest, highest = self._shifts
+        safe = SAFE * base.log_2
+        is_far = limit + highest > safe or (self._has_rules and limit - lowest > safe)
         clip = math.isfinite(limit) and (is_far or len(problem.addends) > 0)
         is_tame = limit < 0.04 * float(np.finfo(problem.dtype).max)
-        return Range(bounded=True, clip=clip, tame=is_tame, keys=math.isfinite(keys.norm), values=keys.finite)
-
-    def keys(self, first: int, last: int) -> tuple[Array, Array, KnownKeys]:
-        """Return a stretch of keys and values, and what is known of them."""
-        key, value = self._key[first:last], self._value[first:last]
-        keys = _joined(self._keys[: last - first], key, 1.0)
-        values = _joined(self._values[: last - first], value, 1.0)
-        real = keys[:, : key.shape[1]]
-        norm = math.sqrt(float(np.max(np.vecdot(real, real))))
-        return keys, values, KnownKeys(norm, not self._has_rules or is_finite(values))
+        return Range(bounded=True, clip=clip, tame=is_tame, keys=math.isfinite(norm), values=values)
 
 
-def _joined(out: Array, array: Array, rider: Array | float, *, factor: float = 1.0) -> Array:
+def _flat(array: Array) -> Array:
+    """(..., G, m, W) -> (G, m, W), where all axes before are 1; heads there may be none."""
+    return array.reshape(-1, *array.shape[-2:])
+
+
+def _join(out: Array, array: Array, rider: Array | float, *, factor: float = 1.0) -> None:
     """Copy an array times a factor, and behind it, where there is room, the column that is to ride in a product."""
-    width = array.shape[1]
+    width = array.shape[-1]
     if factor == 1.0:
-        out[:, :width] = array
+        out[..., :width] = array
     else:
-        np.multiply(array, factor, out=out[:, :width], dtype=out.dtype)
-    out[:, width:] = rider
-    return out
+        np.multiply(array, factor, out=out[..., :width], dtype=out.dtype)
+    out[..., width:] = rider
 
 
 def _delta(problem: Problem, known: Known) -> Array:
     """Return the same as `Known.delta`, without an array of all products."""
     sums = np.vecdot(known.output, known.gradient)
     return sums if known.grad_lse is None else sums - known.grad_lse.astype(problem.dtype, copy=False)
-
-
-def _at(array: Array, index: tuple[int, ...]) -> tuple[int, ...]:
-    """Return a leading index of an array whose leading axes may be 1."""
-    return tuple(0 if n == 1 else i for i, n in zip(index, array.shape[:-2], strict=True))

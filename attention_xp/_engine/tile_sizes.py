@@ -11,13 +11,23 @@ from attention_xp._backend.libraries import library_name
 from attention_xp._engine.problem import Problem
 from attention_xp.masks import BlockMask, Mask, WindowMask
 
-__all__ = ["CROWDED", "FOLD", "STRIP", "TileShape", "backward_tile_sizes", "tile_shape", "tile_sizes"]
+__all__ = [
+    "CROWDED",
+    "FOLD",
+    "STRIP",
+    "TileShape",
+    "backward_tile_shape",
+    "backward_tile_sizes",
+    "tile_shape",
+    "tile_sizes",
+]
 
 FOLD = 64  # rows up to which the query heads of a group share one product: NumPy and JAX
 STRIP = 128  # keys of a strip along an edge of the allowed area, and rows of a chunk: NumPy
 _SIZES = {"numpy": (704, 512), "jax": (512, 512), "torch": (128, 512), "cupy": (512, 1024), "strict": (64, 64)}
 _WHOLE = {"numpy": (704, 1024), "jax": (1024, 1024)}  # where no rule leaves anything out: fewer and larger operations
 _BACKWARD = {"numpy": (704, 512), "jax": (512, 256)}
+_TALLEST_BACKWARD = 1024, 4096  # rows of all heads of a job, and of those where rules cut tiles into strips: NumPy
 _WINDOW_ROWS = 256  # of a tile under a narrow window
 _FEWEST_ROWS = 64
 _MOST_KEYS = 8192
@@ -25,7 +35,7 @@ _TALLEST = 1024  # rows of all heads of a tile: NumPy
 _STACKED = 256  # rows of a head where rules leave something out: fewer rows leave out more
 _LARGEST = 3 * 2**18  # scores of a tile
 CROWDED = 512  # lines so many numbers apart compete for the same places in a cache
-_JOBS = 3  # for each thread, at least
+_JOBS, _JOBS_BACKWARD = 3, 2  # for each thread, at least; backward the last ones are cut
 
 
 class TileShape(NamedTuple):
@@ -106,5 +116,17 @@ def backward_tile_sizes(problem: Problem) -> tuple[int, int]:
         return finer
     rows, columns = _BACKWARD[library]
     if library == "numpy":
+        rows = columns if problem.rules else rows  # a diagonal then runs through the corners of tiles
         return _uncrowded(_equal_parts(Sq, rows), Sq), _equal_parts(Sk, columns)
     return finer if finer[0] < min(rows, Sq) else (_equal_parts(Sq, rows), _equal_parts(Sk, columns))
+
+
+def backward_tile_shape(problem: Problem, threads: int, *, alone: bool) -> TileShape:
+    """Return the shape of a tile backward for NumPy: short heads together, unless each has to be `alone`."""
+    rows, columns = backward_tile_sizes(problem)
+    if problem.tile is not None or problem.group > 1 or alone or not _is_uniform_along_heads(problem):
+        return TileShape(1, rows, columns, folded=False)
+    Sq, axis = problem.query.shape[-2], problem.lead[-1] if problem.lead else 1
+    height = min(_TALLEST_BACKWARD[len(problem.rules) > 0], math.prod(problem.lead) * Sq // (_JOBS_BACKWARD * threads))
+    heads = max(n for n in range(1, max(1, height // max(Sq, 1)) + 1) if axis % n == 0)
+    return TileShape(heads, rows, min(columns, max(_LARGEST // (heads * rows), STRIP)), folded=False)

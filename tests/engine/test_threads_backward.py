@@ -1,0 +1,82 @@
+"""NumPy's way back: short heads together, the last jobs in pieces, and always the same sums."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from attention_xp import attention_vjp
+from attention_xp._engine.backward_step import Known
+from attention_xp._engine.problem import Problem
+from attention_xp._engine.threads_backward import _Walk
+from attention_xp._engine.tile_sizes import backward_tile_shape
+
+SHAPE = (2, 6, 200, 8)
+OPTIONS = {
+    "plain": {},
+    "causal": {"is_causal": True},
+    "window": {"window": (30, 10)},
+    "softcap": {"softcap": 5.0},
+    "dropout": {"is_causal": True, "dropout_rate": 0.2, "rng": 3},
+    "mask of keys": {"mask": np.arange(200) % 3 > 0},
+    "mask of each head": {"mask": np.random.default_rng(5).random((1, 6, 200, 200)) < 0.7},
+    "bias of each head": {"bias": np.random.default_rng(6).standard_normal((1, 6, 1, 200))},
+}
+
+
+def numbers(*shapes):
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(shape) for shape in shapes]
+
+
+def gradients(arrays, **options):
+    *arrays, gradient = arrays
+    return attention_vjp(*arrays, impl="tiled", **options)[1](gradient)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("kv_heads", [6, 2])
+def test_heads_together_are_heads_one_by_one(options, kv_heads):
+    kv_shape = (2, kv_heads, 200, 8)
+    arrays = numbers(SHAPE, kv_shape, kv_shape, SHAPE)
+    together, alone = gradients(arrays, **options), gradients(arrays, **options, tile=(64, 64))
+    for x, y in zip(together, alone, strict=True):
+        if y is not None:
+            np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 200, 8), (6, 200, 8), (200, 8), (1, 3, 1100, 8)])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_any_number_of_leading_axes_and_of_pieces_gives_the_same_twice(shape, is_causal):
+    arrays = numbers(*[shape] * 4)
+    first, second = (gradients(arrays, is_causal=is_causal) for _ in range(2))
+    alone = gradients(arrays, is_causal=is_causal, tile=(64, 64))
+    for x, y, z in zip(first[:3], second[:3], alone[:3], strict=True):
+        np.testing.assert_array_equal(x, y)
+        np.testing.assert_allclose(x, z, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 16])
+@pytest.mark.parametrize("shape", [(4, 12, 512, 8), (1, 8, 2048, 8), (1, 1, 4096, 8), (3, 1, 64, 8)])
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}])
+def test_jobs_visit_all_keys_of_all_heads_once(threads, shape, options):
+    query = np.zeros(shape, np.float32)
+    problem = Problem.of(query, query, query, None, 0.0, options)
+    walk = _Walk(problem, Known(query, query[..., 0], query, None), (), threads)
+    visited = [
+        (*np.add(place.starts, (0, i)).tolist(), stretch)
+        for places, part, parts in walk.jobs
+        for place in places
+        for i, stretch in itertools.product(range(place.heads), range(part, len(walk.stretches), parts))
+    ]
+    expected = itertools.product(range(shape[0]), range(shape[1]), range(len(walk.stretches)))
+    assert sorted(visited) == sorted(expected)
+
+
+def test_short_heads_are_together_and_the_last_job_is_a_small_one():
+    query = np.zeros((4, 12, 512, 64), np.float32)
+    problem = Problem.of(query, query, query, None, 0.0, {"is_causal": True})
+    assert backward_tile_shape(problem, 2, alone=False).heads > 1
+    assert backward_tile_shape(problem, 2, alone=True).heads == 1
+    jobs = _Walk(problem, Known(query, query[..., 0], query, None), (), 2).jobs
+    assert jobs[-1].places[0].heads < jobs[0].places[0].heads
