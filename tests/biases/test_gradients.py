@@ -1,17 +1,146 @@
-"""The gradients of biases that are rules: of the formula, by automatic differentiation, and by `attention_vjp`."""
+"""The gradients of biases that are rules: by the libraries, by the product that each rule has, and by `attention_vjp`."""
+
+import dataclasses
+import importlib
+import itertools
 
 import numpy as np
 import pytest
 
-from attention_xp import attention_vjp, scaled_dot_product_attention
+from attention_xp import attention_vjp, flash_attention, scaled_dot_product_attention
 from attention_xp.biases import AlibiBias, Bias, RelativePositionBias
 from tests._assertions import assert_close
+from tests._autodiff import check, gradients
+from tests._backends import to_numpy
 from tests._inputs import inputs, normal
+from tests.biases._cases import CASES
 
+QKV = inputs((2, 4, 7, 8), (2, 2, 11, 8), (2, 2, 11, 5))
+DIFFERENTIABLE = [name for name in CASES if name != "with exclusions"]
 Q, K, V = inputs((2, 4, 9, 4), (2, 2, 11, 4), (2, 2, 11, 3))
 G = normal(2, 4, 9, 3, seed=3)
 ARRAYS = {AlibiBias: np.asarray([0.5, 0.25, 0.1, 0.05]), RelativePositionBias: normal(8, 4)}
 OPTIONS = {"is_causal": True, "query_offset": 2, "softcap": 2.0}
+
+
+@pytest.mark.backends("torch", "jax")
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_gradients_of_its_arrays(library, impl, name):
+    """Those of the array, carried on to the parameters by the vector-Jacobian product that NumPy has."""
+    build, parameter = CASES[name].build, CASES[name].build(np.asarray).arrays[0]
+    upstream = normal(2, 4, 7, 5)
+
+    def attend(bias, q, k, v):
+        return flash_attention(q, k, v, bias=bias, query_offset=2, is_causal=True, impl=impl, tile=(3, 4)) * made
+
+    made = library.array(upstream)
+    actual = gradients(library, lambda p, *qkv: attend(build(lambda _: p), *qkv))(parameter, *QKV)
+    array = CASES[name].table(2, 4, range(2, 9), range(11))
+    grads = gradients(library, attend)(array, *QKV)
+    for one, other in zip(actual[1:], grads[1:], strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+    step = 1e-3
+    for i in np.ndindex(parameter.shape):
+        moved = [np.array(parameter, np.float64) for _ in range(2)]
+        moved[0][i] += step
+        moved[1][i] -= step
+        ahead, behind = (_values(build, m, 2) for m in moved)
+        expected = (grads[0] * (ahead - behind) / (2 * step)).sum()
+        np.testing.assert_allclose(actual[0][i], expected, atol=3e-3, rtol=2e-3)
+
+
+def _values(build, parameter, offset):
+    """The values of a bias for all pairs, in float64 NumPy."""
+    region = _region(np.float64, offset)
+    return np.broadcast_to(build(lambda _: parameter).values(region), (2, 4, 7, 11))
+
+
+def _region(dtype, offset, make=np.asarray, starts=None, sizes=None, **options):
+    problem = importlib.import_module("attention_xp._engine.problem").Problem
+    region = importlib.import_module("attention_xp._engine.region").Region
+    made = [make(x.astype(dtype)) for x in QKV]
+    whole = region.whole(problem.of(*made, None, 0.0, {"query_offset": offset, **options}))
+    return whole if starts is None else whole._replace(starts=starts, sizes=sizes)
+
+
+@pytest.mark.backends("torch", "jax")
+@pytest.mark.parametrize("name", ["alibi", "buckets", "of a user"])
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_second_derivatives(library, impl, name):
+    if library.like("jax") and library.dtypes()[-1] != "float64":
+        pytest.skip("needs float64")
+    build = CASES[name].build
+
+    def attend(p, q, k, v):
+        return flash_attention(q, k, v, bias=build(lambda _: p), impl=impl, query_offset=1, tile=(2, 3))
+
+    q, k, v = inputs((1, 4, 3, 2), (1, 4, 5, 2))
+    check(library, attend, CASES[name].build(np.asarray).arrays[0].astype(float), q, k, v)
+
+
+@pytest.mark.parametrize("offset", [0, 3, "each"])
+@pytest.mark.parametrize("name", ["alibi", "one slope", "buckets", "buckets before"])
+def test_its_own_vector_jacobian_product(library, make, name, offset):
+    """The parts of all tiles sum up to numeric differences: values are linear in the parameters."""
+    bias = CASES[name].build(make)
+    offset = np.asarray([1, 4]) if offset == "each" else offset
+    grad = normal(2, 4, 7, 11)
+    total = np.zeros(bias.arrays[0].shape)
+    for h in (0, 2):
+        for i, j in ((0, 0), (0, 6), (5, 0), (5, 6)):
+            rows, columns = min(5, 7 - i), min(6, 11 - j)
+            where = (0, h, i, j), (2, 2, rows, columns)
+            given = make(offset) if isinstance(offset, np.ndarray) else offset
+            region = _region(np.float32, given, make, *where)
+            piece = make(grad[:, h : h + 2, i : i + rows, j : j + columns])
+            (part,) = bias.vjp(region, piece)
+            assert_close(part, to_numpy(part), library)
+            total += to_numpy(part)
+    parameter = to_numpy(bias.arrays[0])
+    for at in np.ndindex(parameter.shape):
+        unit = np.zeros_like(parameter)
+        unit[at] = 1.0
+        expected = (grad * _values(CASES[name].build, unit, offset)).sum()
+        np.testing.assert_allclose(total[at], expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["alibi", "buckets"])
+def test_a_vector_jacobian_product_over_packed_sequences(library, make, name):
+    """Positions start again within a tile; pairs of different sequences have no gradient."""
+    bias = CASES[name].build(make)
+    problem = _region(np.float32, 0, make).problem
+    pack = importlib.import_module("attention_xp._engine.packing").pack
+    rows, keys = ([0, 3, 7], [0, 4, 11])
+    packing = pack(problem.xp, 7, 11, make(np.asarray(rows)), make(np.asarray(keys)), 2, same=False)
+    region = type(_region(np.float32, 0, make)).whole(dataclasses.replace(problem, packing=packing))
+    grad, total = np.zeros((2, 4, 7, 11)), np.zeros(bias.arrays[0].shape)
+    for (i, stop), (j, end) in zip(itertools.pairwise(rows), itertools.pairwise(keys), strict=True):
+        grad[:, :, i:stop, j:end] = normal(2, 4, stop - i, end - j)
+        own = type(region)(_region(np.float32, 2, make).problem, (0, 0, 0, 0), (2, 4, stop - i, end - j))
+        total += to_numpy(bias.vjp(own, make(grad[:, :, i:stop, j:end]))[0])
+    assert_close(bias.vjp(region, make(grad))[0], total, library)
+
+
+def test_a_vector_jacobian_product_of_few_axes(library, make):
+    for shape in ((6, 8), (2, 6, 8)):
+        q, k, v = inputs(shape)
+        problem = importlib.import_module("attention_xp._engine.problem").Problem.of(
+            *map(make, (q, k, v)), None, 0.0, {}
+        )
+        region = importlib.import_module("attention_xp._engine.region").Region.whole(problem)
+        grad = normal(*shape[:-2], 6, 6)
+        (slopes,) = AlibiBias(make(np.asarray(0.5, np.float32))).vjp(region, make(grad))
+        distance = abs(np.arange(6)[:, None] - np.arange(6))
+        assert_close(slopes, -(grad * distance).sum(), library)
+        (numbers,) = RelativePositionBias(make(np.zeros((4, 1))), max_distance=3).vjp(region, make(grad))
+        sums = [(grad * (np.sign(distance) == (i % 2)) * sign).sum() for i, sign in _buckets_of_two()]
+        assert_close(numbers, np.asarray(sums)[:, None], library)
+
+
+def _buckets_of_two():
+    """Of two buckets for a direction, one is for the query itself; nothing after it has a distance of 0."""
+    i, j = np.arange(6)[:, None], np.arange(6)
+    return [(0, j <= i), (1, j < i), (0, np.zeros((6, 6))), (1, j > i)]
 
 
 def differences(cls, array):

@@ -1,28 +1,23 @@
 """Biases as rules: in attention the same as the array they stand for."""
 
-import dataclasses
 import importlib
-import itertools
 import tracemalloc
 
 import numpy as np
 import pytest
 
 from attention_xp import alibi_slopes, explain, flash_attention, multi_head_attention, scaled_dot_product_attention
-from attention_xp.biases import AlibiBias, Bias, RelativePositionBias
+from attention_xp.biases import AlibiBias, RelativePositionBias
 from attention_xp.masks import CausalMask, PrefixMask
 from tests import reference
 from tests._assertions import assert_close
-from tests._autodiff import check, gradients
 from tests._backends import to_numpy
 from tests._inputs import inputs, normal
 from tests._transforms import compiled_and_mapped
-from tests._wrong import Wrong, check as check_wrong
 from tests.biases._cases import CASES, SLOPES, TABLE
 
 QKV = inputs((2, 4, 7, 8), (2, 2, 11, 8), (2, 2, 11, 5))
 names = pytest.mark.parametrize("name", CASES)
-DIFFERENTIABLE = [name for name in CASES if name != "with exclusions"]
 
 
 def table(name, heads, rows, columns=range(11), batch=2):
@@ -149,126 +144,6 @@ def test_a_layer_of_t5(library, make, is_decoder):
 
 
 @pytest.mark.backends("torch", "jax")
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
-def test_gradients_of_its_arrays(library, impl, name):
-    """Those of the array, carried on to the parameters by the vector-Jacobian product that NumPy has."""
-    build, parameter = CASES[name].build, CASES[name].build(np.asarray).arrays[0]
-    upstream = normal(2, 4, 7, 5)
-
-    def attend(bias, q, k, v):
-        return flash_attention(q, k, v, bias=bias, query_offset=2, is_causal=True, impl=impl, tile=(3, 4)) * made
-
-    made = library.array(upstream)
-    actual = gradients(library, lambda p, *qkv: attend(build(lambda _: p), *qkv))(parameter, *QKV)
-    array = table(name, 4, range(2, 9))
-    grads = gradients(library, attend)(array, *QKV)
-    for one, other in zip(actual[1:], grads[1:], strict=True):
-        np.testing.assert_allclose(one, other, atol=2e-5)
-    step = 1e-3
-    for i in np.ndindex(parameter.shape):
-        moved = [np.array(parameter, np.float64) for _ in range(2)]
-        moved[0][i] += step
-        moved[1][i] -= step
-        ahead, behind = (_values(build, m, 2) for m in moved)
-        expected = (grads[0] * (ahead - behind) / (2 * step)).sum()
-        np.testing.assert_allclose(actual[0][i], expected, atol=3e-3, rtol=2e-3)
-
-
-def _values(build, parameter, offset):
-    """The values of a bias for all pairs, in float64 NumPy."""
-    region = _region(np.float64, offset)
-    return np.broadcast_to(build(lambda _: parameter).values(region), (2, 4, 7, 11))
-
-
-def _region(dtype, offset, make=np.asarray, starts=None, sizes=None, **options):
-    problem = importlib.import_module("attention_xp._engine.problem").Problem
-    region = importlib.import_module("attention_xp._engine.region").Region
-    made = [make(x.astype(dtype)) for x in QKV]
-    whole = region.whole(problem.of(*made, None, 0.0, {"query_offset": offset, **options}))
-    return whole if starts is None else whole._replace(starts=starts, sizes=sizes)
-
-
-@pytest.mark.backends("torch", "jax")
-@pytest.mark.parametrize("name", ["alibi", "buckets", "of a user"])
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-def test_second_derivatives(library, impl, name):
-    if library.like("jax") and library.dtypes()[-1] != "float64":
-        pytest.skip("needs float64")
-    build = CASES[name].build
-
-    def attend(p, q, k, v):
-        return flash_attention(q, k, v, bias=build(lambda _: p), impl=impl, query_offset=1, tile=(2, 3))
-
-    q, k, v = inputs((1, 4, 3, 2), (1, 4, 5, 2))
-    check(library, attend, CASES[name].build(np.asarray).arrays[0].astype(float), q, k, v)
-
-
-@pytest.mark.parametrize("offset", [0, 3, "each"])
-@pytest.mark.parametrize("name", ["alibi", "one slope", "buckets", "buckets before"])
-def test_its_own_vector_jacobian_product(library, make, name, offset):
-    """The parts of all tiles sum up to numeric differences: values are linear in the parameters."""
-    bias = CASES[name].build(make)
-    offset = np.asarray([1, 4]) if offset == "each" else offset
-    grad = normal(2, 4, 7, 11)
-    total = np.zeros(bias.arrays[0].shape)
-    for h in (0, 2):
-        for i, j in ((0, 0), (0, 6), (5, 0), (5, 6)):
-            rows, columns = min(5, 7 - i), min(6, 11 - j)
-            where = (0, h, i, j), (2, 2, rows, columns)
-            given = make(offset) if isinstance(offset, np.ndarray) else offset
-            region = _region(np.float32, given, make, *where)
-            piece = make(grad[:, h : h + 2, i : i + rows, j : j + columns])
-            (part,) = bias.vjp(region, piece)
-            assert_close(part, to_numpy(part), library)
-            total += to_numpy(part)
-    parameter = to_numpy(bias.arrays[0])
-    for at in np.ndindex(parameter.shape):
-        unit = np.zeros_like(parameter)
-        unit[at] = 1.0
-        expected = (grad * _values(CASES[name].build, unit, offset)).sum()
-        np.testing.assert_allclose(total[at], expected, atol=2e-4)
-
-
-@pytest.mark.parametrize("name", ["alibi", "buckets"])
-def test_a_vector_jacobian_product_over_packed_sequences(library, make, name):
-    """Positions start again within a tile; pairs of different sequences have no gradient."""
-    bias = CASES[name].build(make)
-    problem = _region(np.float32, 0, make).problem
-    pack = importlib.import_module("attention_xp._engine.packing").pack
-    rows, keys = ([0, 3, 7], [0, 4, 11])
-    packing = pack(problem.xp, 7, 11, make(np.asarray(rows)), make(np.asarray(keys)), 2, same=False)
-    region = type(_region(np.float32, 0, make)).whole(dataclasses.replace(problem, packing=packing))
-    grad, total = np.zeros((2, 4, 7, 11)), np.zeros(bias.arrays[0].shape)
-    for (i, stop), (j, end) in zip(itertools.pairwise(rows), itertools.pairwise(keys), strict=True):
-        grad[:, :, i:stop, j:end] = normal(2, 4, stop - i, end - j)
-        own = type(region)(_region(np.float32, 2, make).problem, (0, 0, 0, 0), (2, 4, stop - i, end - j))
-        total += to_numpy(bias.vjp(own, make(grad[:, :, i:stop, j:end]))[0])
-    assert_close(bias.vjp(region, make(grad))[0], total, library)
-
-
-def test_a_vector_jacobian_product_of_few_axes(library, make):
-    for shape in ((6, 8), (2, 6, 8)):
-        q, k, v = inputs(shape)
-        problem = importlib.import_module("attention_xp._engine.problem").Problem.of(
-            *map(make, (q, k, v)), None, 0.0, {}
-        )
-        region = importlib.import_module("attention_xp._engine.region").Region.whole(problem)
-        grad = normal(*shape[:-2], 6, 6)
-        (slopes,) = AlibiBias(make(np.asarray(0.5, np.float32))).vjp(region, make(grad))
-        distance = abs(np.arange(6)[:, None] - np.arange(6))
-        assert_close(slopes, -(grad * distance).sum(), library)
-        (numbers,) = RelativePositionBias(make(np.zeros((4, 1))), max_distance=3).vjp(region, make(grad))
-        sums = [(grad * (np.sign(distance) == (i % 2)) * sign).sum() for i, sign in _buckets_of_two()]
-        assert_close(numbers, np.asarray(sums)[:, None], library)
-
-
-def _buckets_of_two():
-    """Of two buckets for a direction, one is for the query itself; nothing after it has a distance of 0."""
-    i, j = np.arange(6)[:, None], np.arange(6)
-    return [(0, j <= i), (1, j < i), (0, np.zeros((6, 6))), (1, j > i)]
-
-
-@pytest.mark.backends("torch", "jax")
 @pytest.mark.parametrize("name", ["alibi", "buckets", "of a user"])
 def test_compiled_and_mapped(library, make, impl, name):
     build = CASES[name].build
@@ -321,75 +196,6 @@ def test_the_kernel_of_the_library_would_need_an_array(make, capsys):
     assert "no bias but an array of (Sq, Sk)" in verdicts["fused"]
     assert verdicts["tiled"] == "chosen"
     assert "tiled: chosen" in capsys.readouterr().out
-
-
-class Wide(Bias):
-    def values(self, region):
-        return region.problem.xp.stack([region.floating(region.q_idx - region.kv_idx)] * 3)
-
-
-class Integers(Bias):
-    def values(self, region):
-        return region.q_idx - region.kv_idx
-
-
-class Number(Bias):
-    def values(self, region):
-        return 1.0
-
-
-class Nothing(Bias):
-    pass
-
-
-def wrong(bias, error, *words, axes=4):
-    return Wrong(lambda a: a.attend(axes, bias=bias(a)), error, words)
-
-
-WRONG = {
-    "a list": Wrong(lambda a: AlibiBias([0.5]), TypeError, ("slopes", "list")),
-    "integer slopes": Wrong(lambda a: AlibiBias(a(4, dtype="int32")), TypeError, ("slopes", "int32")),
-    "slopes of two axes": Wrong(lambda a: AlibiBias(a(4, 1)), ValueError, ("slopes", "(H,)", "(4, 1)")),
-    "other heads": wrong(lambda a: AlibiBias(a(3)), ValueError, "slopes (H,) with H = 4", "slopes (3,)", "(2, 4, 5, 8)"),
-    "heads where there are none": wrong(
-        lambda a: AlibiBias(a(2)), ValueError, "slopes (H,) with no heads axis", "(2,)", axes=3
-    ),
-    "another library": wrong(lambda a: AlibiBias(_other(a)(4)), TypeError, "slopes", "library of the query"),
-    "a table of integers": Wrong(lambda a: RelativePositionBias(a(32, 4, dtype="int32")), TypeError, ("table", "int32")),
-    "a table of three axes": Wrong(
-        lambda a: RelativePositionBias(a(32, 4, 1)), ValueError, ("table (num_buckets, H)", "(32, 4, 1)")
-    ),
-    "odd buckets": Wrong(lambda a: RelativePositionBias(a(31, 4)), ValueError, ("31 buckets", "even", "(31, 4)")),
-    "few buckets": Wrong(lambda a: RelativePositionBias(a(2, 4)), ValueError, ("2 buckets", "4")),
-    "short distances": Wrong(
-        lambda a: RelativePositionBias(a(32, 4), max_distance=8), ValueError, ("max_distance", "8", "(32, 4)")
-    ),
-    "fractional distance": Wrong(
-        lambda a: RelativePositionBias(a(32, 4), max_distance=8.5), TypeError, ("max_distance", "float")
-    ),
-    "direction": Wrong(lambda a: RelativePositionBias(a(32, 4), bidirectional=1), TypeError, ("bidirectional", "int")),
-    "table of other heads": wrong(
-        lambda a: RelativePositionBias(a(32, 8)), ValueError, "table (num_buckets, H) with H = 4", "table (32, 8)"
-    ),
-    "a class": wrong(lambda a: AlibiBias, TypeError, "bias"),
-    "too many heads": wrong(lambda a: Wide(), ValueError, "Wide.values", "(3, "),
-    "integers": wrong(lambda a: Integers(), TypeError, "Integers.values", "floating", "int32"),
-    "a number": wrong(lambda a: Number(), TypeError, "Number.values", "float"),
-    "no values": wrong(lambda a: Nothing(), NotImplementedError, "Nothing must define values(region)"),
-    "no derivative": Wrong(
-        lambda a: Nothing().vjp(None, None), NotImplementedError, ("Nothing must define vjp(region, grad_scores)",)
-    ),
-}  # fmt: skip
-
-
-def _other(a):
-    """The arrays of a library that is not NumPy, which serves every query."""
-    return pytest.importorskip("array_api_strict" if a.library.package != "array_api_strict" else "torch").ones
-
-
-@pytest.mark.parametrize("wrong_call", WRONG.values(), ids=WRONG)
-def test_wrong_call(library, wrong_call):
-    check_wrong(wrong_call, library)
 
 
 def test_it_shows_what_it_holds():
