@@ -1,15 +1,17 @@
-"""The keys or values of a tile as one array, in a buffer where they are apart."""
+"""The keys or values of a tile: where they lie, or, where they are scattered, in a buffer."""
 
+import functools
 import itertools
 import math
 
 import numpy as np
 
-from attention_xp._engine.plan import Tile
+from attention_xp._engine.plan import Bounds, Tile
 from attention_xp._typing import Array, DType
 
 __all__ = ["Gather"]
 
+_LONG = 256  # keys of a stretch that is met where it lies: a copy would cost more than further operations
 _GRAIN = 16  # keys of which stretches must be made, at least, to be gathered as pieces of one size
 
 
@@ -20,21 +22,46 @@ class Gather:
         self._dtype = dtype
         self._buffer = np.empty(0, dtype)
 
-    def __call__(self, x: Array, tile: Tile) -> Array:
-        """(G, Sk, D) -> (G, n, D): a copy where the stretches are apart."""
-        (start, end), *more = tile.columns
-        if not more:
-            return x[:, start:end].astype(self._dtype, copy=False)
-        shape = len(x), sum(end - start for start, end in tile.columns), x.shape[-1]
-        size = math.prod(shape)
-        if self._buffer.size < size:
+    def __call__(self, x: Array, tile: Tile) -> list[Array]:
+        """(G, Sk, D) -> one or more (G, n, D), side by side: long stretches as they lie, copies of the others."""
+        if len(tile.columns) == 1:
+            return [self._lying(x, tile.columns[0])]
+        pieces, used = list[Array](), 0
+        for is_long, some in itertools.groupby(tile.columns, _is_long):
+            stretches = tuple(some)
+            if is_long or len(stretches) == 1:
+                pieces += [self._lying(x, stretch) for stretch in stretches]
+            else:
+                pieces.append(self._copied(x, stretches, used))
+                used += pieces[-1].size
+        return pieces
+
+    def _lying(self, x: Array, stretch: Bounds) -> Array:
+        return x[:, slice(*stretch)].astype(self._dtype, copy=False)
+
+    def _copied(self, x: Array, stretches: tuple[Bounds, ...], used: int) -> Array:
+        """Return stretches as one, in the buffer behind what is used of it."""
+        shape = len(x), sum(end - start for start, end in stretches), x.shape[-1]
+        size = used + math.prod(shape)
+        if self._buffer.size < size:  # what was copied before keeps its own
             self._buffer = np.empty(size, self._dtype)
-        target = self._buffer[:size].reshape(shape)
-        grain = math.gcd(*itertools.chain.from_iterable(tile.columns))
+        target = self._buffer[used:size].reshape(shape)
+        grain, at = _cut(stretches)
         if grain < _GRAIN or x.shape[1] % grain or not x.flags.c_contiguous or x.dtype != target.dtype:
-            return np.concat([x[:, start:end] for start, end in tile.columns], axis=1, out=target)
+            return np.concat([x[:, start:end] for start, end in stretches], axis=1, out=target)
         # One operation of NumPy: each stretch on its own would hand the interpreter over and wait for it.
-        at = [i for start, end in tile.columns for i in range(start // grain, end // grain)]
         pieces = x.reshape(len(x), -1, grain * x.shape[-1]), target.reshape(len(x), -1, grain * x.shape[-1])
         np.take(pieces[0], at, axis=1, out=pieces[1], mode="clip")  # "raise" would write to another array first
         return target
+
+
+@functools.lru_cache(maxsize=1024)
+def _cut(stretches: tuple[Bounds, ...]) -> tuple[int, Array]:
+    """Return the size of the largest pieces that stretches are made of, and the numbers of these pieces."""
+    grain = math.gcd(*itertools.chain.from_iterable(stretches))
+    cuts = stretches if grain >= _GRAIN else ()
+    return grain, np.asarray([i for start, end in cuts for i in range(start // grain, end // grain)], np.intp)
+
+
+def _is_long(stretch: Bounds) -> bool:
+    return stretch[1] - stretch[0] >= _LONG

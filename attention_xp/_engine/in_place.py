@@ -7,6 +7,7 @@ arrays of (Sq, Sk), whose transposition would cost more than it brings, they lie
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,10 @@ __all__ = ["SAFE", "InPlace"]
 _NEVER = 0.9  # of the largest number: taken off a score, it is no maximum and makes no NaN
 _APART = 16  # numbers that keep lines apart which would compete for the same places in a cache
 SAFE = 124.0  # powers of two in float32 are fast from -124 to 124; subnormal ones take up to a hundred times as long
+_WHOLE_RUN = 32  # columns without an exclusion, at least, that are worth being passed over
+
+Pieces = list[Array]  # of the keys, or the values, of a tile
+Patches = list[tuple[slice, Array]]  # columns of a tile, and which of its pairs there are allowed
 
 
 class _Views(NamedTuple):
@@ -64,7 +69,7 @@ class InPlace(Arithmetic):
         self._shifted = np.empty(0, dtype)  # keys, with ones for a shift that rides in the query
         self._views: dict[tuple[int, int], _Views] = {}
         self._at: _Views  # of the tile at hand
-        self._keep: dict[object, Array] = {}
+        self._keep: dict[object, Patches] = {}
         self._by_keys = _meets_lines_only(problem)
         self._survivors = Survivors(problem.dropout_rate)
         self._head_keys: dict[tuple[int, ...], list[tuple[int, int]]] = {}
@@ -105,22 +110,25 @@ class InPlace(Arithmetic):
             np.copyto(old, new)
         return old
 
-    def query_key(self, query: Array, key: Array, *, exclusive: bool) -> Array:
+    def query_key(self, query: Array, key: Pieces, *, exclusive: bool) -> Array:
         """(G, D, m) and (G, n, D) -> (..., G, m, n), or (1, D, G * m) and (1, n, D) where rows are folded."""
-        poison = None
-        if exclusive and not self.range.keys:
-            key, poison = quarantined_key(key)
+        rows, keys = query.shape[-1], sum(piece.shape[-2] for piece in key)
+        views = self._at = self._tile(rows // self._shape.heads if self._shape.folded else rows, keys)
+        for piece, columns in _beside(key):
+            self._product(query, piece, views.rows[..., columns], poisoned=exclusive and not self.range.keys)
+        return views.scores
+
+    def _product(self, query: Array, key: Array, scores: Array, *, poisoned: bool) -> None:
+        """Write the products of some keys to their columns of the scores."""
+        key, poison = quarantined_key(key) if poisoned else (key, None)
         if key.shape[-1] < query.shape[-2]:  # the last row of the query is a shift
             key = self._with_ones(key)
-        rows = query.shape[-1]
-        views = self._at = self._tile(rows // self._shape.heads if self._shape.folded else rows, key.shape[-2])
         if self._by_keys:
-            np.matmul(key, query, out=views.product)
+            np.matmul(key, query, out=scores.transpose(0, 2, 1))
         else:
-            np.matmul(query.transpose(0, 2, 1), key.transpose(0, 2, 1), out=views.product)
+            np.matmul(query.transpose(0, 2, 1), key.transpose(0, 2, 1), out=scores)
         if poison is not None:
-            np.add(views.rows, poison[..., None, :], out=views.rows)
-        return views.scores
+            np.add(scores, poison[..., None, :], out=scores)
 
     def _with_ones(self, key: Array) -> Array:
         """(..., n, D) -> (..., n, D + 1), with a last column of ones."""
@@ -162,44 +170,53 @@ class InPlace(Arithmetic):
         """Return where the values of m rows are summed, (..., G, m, Dv)."""
         return self._outputs(self._sums, m).output
 
-    def plus_weights_value(self, output: Array | None, weights: Array, value: Array, *, exclusive: bool) -> Array:
+    def plus_weights_value(self, output: Array | None, weights: Array, value: Pieces, *, exclusive: bool) -> Array:
         """(..., G, m, Dv) + (..., G, m, n) @ (G, n, Dv), in the output."""
-        views, product = self._at, self._at.sums if output is None else self._at.more
+        views = self._at
         weights = views.rows if weights is views.scores else weights.reshape(views.rows.shape)
-        if exclusive and not self.range.values:
-            np.copyto(product.rows, quarantined_outputs(weights, value))
-        else:
-            np.matmul(weights, value, out=product.rows)
-        return product.output if output is None else self.add(output, product.output)
+        for piece, columns in _beside(value):
+            product = views.sums if output is None else views.more
+            if exclusive and not self.range.values:
+                np.copyto(product.rows, quarantined_outputs(weights[..., columns], piece))
+            else:
+                np.matmul(weights[..., columns], piece, out=product.rows)
+            output = product.output if output is None else self.add(output, product.output)
+        return output
 
     def row_sum(self, weights: Array) -> Array:
         """(..., m, n) @ (n, 1) -> (..., m, 1): a product is twice as fast as a sum."""
         return np.matmul(weights, self._at.ones)
 
-    def allowed(self, rules: tuple[Mask, ...], region: Region) -> Array | None:
-        """Return where all rules agree, in the layout of the scores.
+    def allowed(self, rules: tuple[Mask, ...], region: Region) -> Patches | None:
+        """Return where all rules agree, in the layout of the scores, but for columns where they allow everything.
 
         The triangle of a causal mask is the same all along the diagonal: made once, kept.
         """
-        if len(rules) == 0 or not self.problem.shift_invariant(rules):
+        if len(rules) == 0:
+            return None
+        if not self.problem.shift_invariant(rules):
             allowed = allowed_pairs(rules, region)
-            return allowed if allowed is None or not self._by_keys else _by_columns(allowed)
+            return [(slice(region.sizes[-1]), _by_columns(allowed) if self._by_keys else allowed)]
         name = (*map(id, rules), region.starts[-2] - region.starts[-1], region.sizes[-2:])
         if name not in self._keep:
             allowed = np.asarray(allowed_pairs(rules, region), self._scores.dtype)
-            self._keep[name] = np.asarray(allowed, order="F" if self._by_keys else "C")
+            allowed = np.broadcast_to(allowed, region.sizes[-2:])
+            self._keep[name] = list(_patches(np.asarray(allowed, order="F" if self._by_keys else "C")))
         return self._keep[name]
 
-    def exclude(self, scores: Array, allowed: Array, mixed: Bounds) -> Array:
+    def exclude(self, scores: Array, allowed: Patches, mixed: Bounds) -> Array:
         """Keep what is not allowed out of the maximum."""
-        part = scores[..., slice(*mixed), :]
-        if not self.range.tame:
-            np.copyto(part, -math.inf, where=allowed == 0)
-        elif not self.range.bounded:
-            np.subtract(part, np.multiply(allowed == 0, self._excess, dtype=scores.dtype), out=part)
+        if self.range.tame and self.range.bounded:
+            return scores
+        for columns, pairs in allowed:
+            part = scores[..., slice(*mixed), columns]
+            if self.range.tame:
+                np.subtract(part, np.multiply(pairs == 0, self._excess, dtype=scores.dtype), out=part)
+            else:
+                np.copyto(part, -math.inf, where=pairs == 0)
         return scores
 
-    def powers(self, scores: Array, shift: Array | None, allowed: Array | None, mixed: Bounds) -> Array:
+    def powers(self, scores: Array, shift: Array | None, allowed: Patches | None, mixed: Bounds) -> Array:
         """Raise in place, inside the range that is fast, and multiply by 0 what is not allowed."""
         if shift is not None:
             np.subtract(scores, shift, out=scores)
@@ -207,9 +224,9 @@ class InPlace(Arithmetic):
         if self.range.clip:
             np.clip(whole, -self._safe, self._safe, out=whole)
         self.base.power(whole, out=whole)
-        if allowed is not None:
-            part = scores[..., slice(*mixed), :]
-            np.multiply(part, allowed, out=part)
+        for columns, pairs in allowed or ():
+            part = scores[..., slice(*mixed), columns]
+            np.multiply(part, pairs, out=part)
         return scores
 
     def survivors(self, region: Region) -> Array:
@@ -262,3 +279,20 @@ def _is_line(array: Array | Bias) -> bool:
 def _by_columns(allowed: Array) -> Array:
     """Lay flags (..., m, n) out keys x queries."""
     return np.ascontiguousarray(allowed.mT).mT if allowed.ndim > 1 else allowed
+
+
+def _beside(pieces: Pieces) -> Iterator[tuple[Array, slice]]:
+    """Yield each piece with the columns of the tile that are its own."""
+    start = 0
+    for piece in pieces:
+        yield piece, slice(start, start + piece.shape[-2])
+        start += piece.shape[-2]
+
+
+def _patches(allowed: Array) -> Iterator[tuple[slice, Array]]:
+    """Yield the columns (m, n) in which something is excluded, those that are close together as one patch."""
+    columns = np.flatnonzero(np.min(allowed, axis=0) == 0)
+    for run in np.split(columns, np.flatnonzero(np.diff(columns) > _WHOLE_RUN) + 1):
+        if len(run):
+            patch = slice(int(run[0]), int(run[-1]) + 1)
+            yield patch, allowed[..., patch]

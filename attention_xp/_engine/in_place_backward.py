@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from attention_xp._engine.heads import Range
-from attention_xp._engine.in_place import InPlace
+from attention_xp._engine.in_place import InPlace, Patches
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.products import clean, quarantined_key
@@ -87,10 +87,11 @@ class InPlaceBackward(InPlace):
         """Return the scores: their lines lie side by side."""
         return scores
 
-    def silence(self, slopes: Array, allowed: Array, mixed: Bounds) -> Array:
+    def silence(self, slopes: Array, allowed: Patches, mixed: Bounds) -> Array:
         """Put 0 where pairs are not allowed, unless the weights of 0 have done so."""
         if not self.is_finite:
-            np.copyto(slopes[..., slice(*mixed), :], 0.0, where=allowed == 0)
+            for columns, pairs in allowed:
+                np.copyto(slopes[..., slice(*mixed), columns], 0.0, where=pairs == 0)
         return slopes
 
     def summed(self, slopes: Array, shape: tuple[int, ...]) -> Array:

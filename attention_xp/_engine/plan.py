@@ -17,7 +17,7 @@ class Tile(NamedTuple):
 
     rows: Bounds
     columns: tuple[Bounds, ...]  # one stretch of keys, or several that are visited as one
-    mixed: Bounds  # rows on which some rule is undecided
+    mixed: Bounds  # rows on which some rule is undecided, among the first stretch of keys
     rules: tuple[Mask, ...]  # these rules
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from attention_xp._engine.plan import Bounds, Tile, bounds, plan
 from attention_xp._engine.region import Span
-from attention_xp._engine.tile_sizes import STRIP
+from attention_xp._engine.tile_sizes import FEWEST_ROWS, STRIP
 from attention_xp._typing import Array
 from attention_xp.masks import BlockMask, GlobalMask, Mask, SegmentMask
 
@@ -38,6 +38,11 @@ class Grid(NamedTuple):
     chunk: int  # rows of a chunk of a block
     columns: int  # keys of a tile
     may_skip: bool  # whether full tiles are joined over gaps
+
+    @property
+    def strip(self) -> int:
+        """Keys of a strip: as fine as the chunks, unless these are that small for want of rows."""
+        return min(STRIP, self.columns, self.chunk if self.chunk >= FEWEST_ROWS else STRIP)
 
 
 class _Cuts(NamedTuple):
@@ -126,8 +131,8 @@ class Plans:
 
     def _at_once(self) -> int:
         """Return about how many blocks rules are asked at once."""
-        keys, rows, chunk, columns, _ = self.grid
-        strips, chunks = -(-keys // min(STRIP, columns)), -(-rows // chunk)
+        grid = self.grid
+        strips, chunks = -(-grid.keys // grid.strip), -(-grid.rows // grid.chunk)
         return max(1, _ASKED // max(1, strips * chunks))
 
 
@@ -155,23 +160,65 @@ def _planned(rules: tuple[Mask, ...], grid: Grid, item: Item, answers: _Answers,
     told = zip(rules, possible[..., visited].tolist(), certain[..., visited].tolist(), strict=True)
     strips = [answers.strips[j] for j in visited.tolist()]
     tiles = plan(chunks, strips, list(told), grid.columns, may_skip=grid.may_skip, widest=_WIDEST)
-    return [_simplified(tile, item) for tile in tiles]
+    tiles = [_simplified(tile, item) for tile in tiles]
+    one = _as_one(tiles, grid, item, rows)
+    return tiles if one is None else [one]
 
 
 def _simplified(tile: Tile, item: Item) -> Tile:
     """Leave the parts of rules aside that have nothing to say about a tile."""
     if not tile.rules:
         return tile
-    first, last = tile.mixed[0], tile.mixed[1] - 1
-    at = (first, last, first + item.offset, last + item.offset, tile.columns[0][0], tile.columns[-1][1] - 1)
-    span = Span(np, *at, item.b, item.h)
+    span = _span(tile.mixed, (tile.columns[0][0], tile.columns[-1][1]), item)
     return tile._replace(rules=tuple(rule.undecided(span) for rule in tile.rules))
+
+
+def _as_one(tiles: list[Tile], grid: Grid, item: Item, rows: Bounds) -> Tile | None:
+    """Return the tiles of a block as a single one where they are small, and rules of positions draw all edges.
+
+    Inside of a window only the strips along its edges are mixed. What such rules exclude is known once and for all,
+    so that to meet them on the strips between costs nothing, and one large operation is faster than some small ones.
+    """
+    rules = tuple(dict.fromkeys(rule for tile in tiles for rule in tile.rules))
+    keys = sum(end - start for tile in tiles for start, end in tile.columns)
+    is_small = len(tiles) > 1 and keys <= grid.columns and all(tile.rows == rows for tile in tiles)
+    if not rules or not is_small or not all(rule.shift_invariant for rule in rules):
+        return None
+    near, far = list[Bounds](), list[Bounds]()
+    for tile in tiles:
+        for stretch in tile.columns:
+            span = _span(rows, stretch, item)
+            if all(rule in tile.rules or rule.reach(span)[1] for rule in rules):
+                near.append(stretch)
+            elif not tile.rules:
+                far.append(stretch)
+        if tile.rules and (tile.mixed != rows or tile.columns[-1] not in near):
+            return None
+    near, far = _touching(near), _touching(far)
+    return Tile(rows, (*near, *far), rows, rules) if len(near) == 1 and (grid.may_skip or not far) else None
+
+
+def _touching(stretches: list[Bounds]) -> list[Bounds]:
+    """Return stretches in order, those that follow each other as one."""
+    joined: list[Bounds] = []
+    for start, end in sorted(stretches):
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+    return joined
+
+
+def _span(rows: Bounds, columns: Bounds, item: Item) -> Span:
+    """Return the bounds of a rectangle, both ends included."""
+    first, last = rows[0], rows[1] - 1
+    return Span(np, first, last, first + item.offset, last + item.offset, columns[0], columns[1] - 1, item.b, item.h)
 
 
 def _answers(rules: tuple[Mask, ...], grid: Grid, item: Item, blocks: list[Bounds]) -> _Answers:
     cuts = _seams(rules, blocks[-1][1], grid.keys, item.offset)
     chunks = [_cut(bounds(*rows, grid.chunk), cuts.chunks) for rows in blocks]
-    strips = _cut(_strips(grid.keys, min(STRIP, grid.columns), phase=blocks[0][0] + item.offset), cuts.strips)
+    strips = _cut(_strips(grid.keys, grid.strip, phase=blocks[0][0] + item.offset), cuts.strips)
     answers = np.stack(asked(rules, [chunk for some in chunks for chunk in some], strips, *item))
     return _Answers(blocks, chunks, strips, answers[:, 0], answers[:, 1])
 

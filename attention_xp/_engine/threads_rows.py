@@ -131,7 +131,7 @@ class Worker:
         some = min(_PROBE, block.region.sizes[-1] // 8)  # among few keys none is much larger than the others
         first = tile._replace(columns=((start, min(end, start + some)),))
         key = self._keys(block.heads.key, first)
-        region, mixed = self._place(block, tile, key.shape[-2])
+        region, mixed = self._place(block, first)
         scores, _ = scored(self.ops, region, block.query[:, :-1], key, rules=tile.rules, mixed=mixed)
         return np.max(scores, axis=-1, keepdims=True)
 
@@ -144,14 +144,14 @@ class Worker:
             query = query[..., part]
             some = Running(*(None if a is None else a[..., part, :] for a in running))
         key, value = self._keys(heads.key, tile), self._values(heads.value, tile)
-        region, mixed = self._place(block, tile, key.shape[-2])
+        region, mixed = self._place(block, tile)
         after = advance(self.ops, region, query, key, value, some, rules=tile.rules, mixed=mixed)
         return after if some is running else running
 
-    def _place(self, block: _Block, tile: Tile, keys: int) -> tuple[Region, Bounds]:
-        """Return where a tile lies, and its mixed rows counted from its first."""
-        heads, (row, stop), (first, end) = block.heads, tile.rows, tile.mixed
-        starts, sizes = (*heads.starts, row, tile.columns[0][0]), (*heads.sizes, stop - row, keys)
+    def _place(self, block: _Block, tile: Tile) -> tuple[Region, Bounds]:
+        """Return where the first stretch of a tile lies, and its mixed rows counted from its first."""
+        heads, (row, stop), (first, end), (column, last) = block.heads, tile.rows, tile.mixed, tile.columns[0]
+        starts, sizes = (*heads.starts, row, column), (*heads.sizes, stop - row, last - column)
         return Region(self.problem, starts, sizes), (first - row, end - row)
 
 

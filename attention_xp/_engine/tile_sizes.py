@@ -10,9 +10,11 @@ from typing import NamedTuple
 from attention_xp._backend.libraries import library_name
 from attention_xp._engine.problem import Problem
 from attention_xp.masks import BlockMask, Mask, WindowMask
+from attention_xp.masks._algebra import Not
 
 __all__ = [
     "CROWDED",
+    "FEWEST_ROWS",
     "FOLD",
     "STRIP",
     "TileShape",
@@ -29,7 +31,8 @@ _WHOLE = {"numpy": (704, 1024), "jax": (1024, 1024)}  # where no rule leaves any
 _BACKWARD = {"numpy": (704, 512), "jax": (512, 256)}
 _TALLEST_BACKWARD = 1024, 4096  # rows of all heads of a job, and of those where rules cut tiles into strips: NumPy
 _WINDOW_ROWS = 256  # of a tile under a narrow window
-_FEWEST_ROWS = 64
+FEWEST_ROWS = 64
+_NARROW = 1024  # keys of a window along whose edges fewer rows leave out more than they cost
 _MOST_KEYS = 8192
 _TALLEST = 1024  # rows of all heads of a tile: NumPy
 _STACKED = 256  # rows of a head where rules leave something out: fewer rows leave out more
@@ -56,12 +59,15 @@ def tile_shape(problem: Problem, threads: int) -> TileShape:
     if problem.tile is not None:
         return TileShape(1, rows, columns, folded=False)
     height = min(_TALLEST, math.prod(problem.lead) * Sq // (_JOBS * threads))  # rows of all heads of a job
-    heads = 1
+    heads, is_narrow = 1, min(map(_width, problem.rules), default=sys.maxsize) <= _NARROW
     if _is_uniform_along_heads(problem):
-        least = min(rows, _STACKED) if problem.rules else _uncrowded(rows, Sq)
+        least = min(rows, FEWEST_ROWS if is_narrow else _STACKED) if problem.rules else _uncrowded(rows, Sq)
         most = max(1, height // least)
         heads = max(n for n in range(1, most + 1) if (axis if problem.group == 1 else problem.group) % n == 0)
-    rows = _uncrowded(_equal_parts(Sq, min(rows, max(height // heads, _FEWEST_ROWS))), Sq)
+    rows = min(rows, max((_STACKED if is_narrow else height) // heads, FEWEST_ROWS))
+    rows = _uncrowded(_equal_parts(Sq, rows), Sq)
+    if is_narrow:  # all that such rows visit may be one tile
+        columns = _equal_parts(problem.key.shape[-2], _MOST_KEYS)
     return TileShape(heads, rows, min(columns, max(_LARGEST // (heads * rows), STRIP)), folded=False)
 
 
@@ -88,10 +94,18 @@ def tile_sizes(problem: Problem) -> tuple[int, int]:
 def _grain(rule: Mask) -> int:
     """Return up to how many rows of a tile a rule leaves out much of it."""
     if isinstance(rule, BlockMask):
-        return max(rule.block_size[0], _FEWEST_ROWS)
+        return max(rule.block_size[0], FEWEST_ROWS)
     if isinstance(rule, WindowMask) and rule.left is not None:
         return max(rule.left, _WINDOW_ROWS)
     return sys.maxsize
+
+
+def _width(rule: Mask) -> int:
+    """Return how many keys the narrowest window has that a rule is made of."""
+    if isinstance(rule, WindowMask) and rule.left is not None:
+        return rule.left + (rule.right or 0) + 1
+    parts = [] if isinstance(rule, Not) else [part for part in vars(rule).values() if isinstance(part, Mask)]
+    return min(map(_width, parts), default=sys.maxsize)
 
 
 def _equal_parts(length: int, size: int) -> int:

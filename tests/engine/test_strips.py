@@ -55,10 +55,10 @@ def test_tiles_visit_each_allowed_pair_once(mask: Mask, may_skip: bool) -> None:
             assert block[0] <= tile.rows[0] < tile.rows[1] <= block[1]
             keys = sum(end - start for start, end in tile.columns)
             assert (tile.rows[1] - tile.rows[0]) * keys <= 256 * 384
-            for start, end in tile.columns:
+            for i, (start, end) in enumerate(tile.columns):
                 visits[slice(*tile.rows), start:end] += 1
                 decided[slice(*tile.rows), start:end] = True
-                if tile.rules:
+                if tile.rules and i == 0:
                     part = slice(*tile.mixed), slice(start, end)
                     decided[part] = False
                     told = np.all([rule.to_array(LENGTH, LENGTH) for rule in tile.rules], axis=0)
@@ -115,3 +115,26 @@ def test_blocks_that_visit_much_come_first() -> None:
 
 def test_under_a_causal_mask_the_last_block_comes_first() -> None:
     assert _plans(CausalMask()).longest_first(HERE) == [(512, 700), (256, 512), (0, 256)]
+
+
+def test_a_narrow_window_is_met_as_one_tile() -> None:
+    grid = {"rows": 64, "chunk": 64, "columns": 640}
+    few = longformer_mask(60, np.arange(LENGTH) < 9)
+    (tile,) = _plans(few, **grid).tiles(HERE, (256, 320))
+    assert tile.columns == ((192, 384), (0, 9))
+    assert tile.rules == (WindowMask(60, 60),)
+    assert len(_plans(few, **grid | {"may_skip": False}).tiles(HERE, (256, 320))) > 1
+    assert len(_plans(few, **grid | {"columns": 192}).tiles(HERE, (256, 320))) > 1
+
+
+def test_global_positions_beside_a_window_are_not_held_against_it() -> None:
+    beside = longformer_mask(60, np.arange(LENGTH) // 64 == 2)
+    allowed, visited = beside.to_array(LENGTH, LENGTH), np.zeros(LENGTH, bool)
+    for tile in _plans(beside, rows=64, chunk=64, columns=640).tiles(HERE, (256, 320)):
+        for i, stretch in enumerate(tile.columns):
+            visited[slice(*stretch)] = True
+            rules = tile.rules if i == 0 else ()
+            told = np.all([rule.to_array(LENGTH, LENGTH) for rule in rules], axis=0) if rules else np.True_
+            part = slice(*tile.rows), slice(*stretch)
+            assert np.array_equal(np.broadcast_to(told, (LENGTH, LENGTH))[part], allowed[part])
+    assert np.array_equal(visited, visited | allowed[256:320].any(axis=0))
