@@ -96,6 +96,8 @@ def attention_statistics(
     value = key[..., :1] if key.ndim > 1 else key  # no more than the checks of a call need
     problem = Problem.of(query, key, value, mask, 0.0, options)
     if problem.impl == "fused":
-        raise ValueError("impl='fused' cannot compute this call: no library has a kernel for statistics")
+        raise ValueError(
+            "impl='fused' cannot compute this call: no library has a kernel for statistics; impl='dense' and impl='tiled' can"
+        )
     with outside_autocast(problem.xp, query):
         return AttentionStatistics(*statistics(problem))

@@ -23,6 +23,8 @@ SILENT = {  # options -> the rows that attend nothing
     "score_mod": ({"query_lengths": 3, "score_mod": bent}, slice(3, None)),
     "bias and sinks": ({"query_lengths": 3, "bias": normal(4, 5, 5), "sinks": normal(4)}, slice(3, None)),
     "bias rule and soft cap": ({"query_lengths": 3, "bias": "alibi", "softcap": 0.8}, slice(3, None)),
+    "boolean mask and sinks": ({"mask": NO_ROW_1, "sinks": normal(4)}, slice(1, 2)),
+    "causal and sinks": ({"is_causal": True, "query_offset": -2, "sinks": normal(4)}, slice(0, 2)),
     "dropout": ({"is_causal": True, "query_offset": -2, "dropout_rate": 0.4, "rng": 5}, slice(0, 2)),
 }
 BAD = [(where, bad) for where in (("query",), ("gradient",), ("query", "gradient")) for bad in (np.nan, np.inf)]
@@ -92,6 +94,61 @@ def test_the_own_derivatives_of_the_library(library, impl, options, rows):
     check_same(lambda *arrays: slopes(*arrays)[:3], rows)
 
 
+@pytest.mark.backends(*WITH_GRADIENTS)
+def test_sinks(library, impl):
+    """The sink is all that such a row has, and it has no value."""
+
+    def loss(sinks, query, gradient):
+        _, key, value, _ = map(library.array, ARRAYS)
+        options = {"is_causal": True, "query_offset": -2, "sinks": sinks, "impl": impl, "tile": (2, 3)}
+        return flash_attention(query, key, value, **options) * gradient
+
+    slopes = gradients(library, loss)
+    query, _, _, gradient = planted(slice(0, 2), ("query", "gradient"), np.nan)
+    expected = slopes(normal(4), ARRAYS[0], ARRAYS[3])[0]
+    assert (expected != 0.0).all()
+    np.testing.assert_allclose(slopes(normal(4), query, gradient)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@of_each
+@pytest.mark.backends("torch")
+def test_what_torch_chooses(library, options, rows):
+    """Its kernel, where that has a word for the call, and keeps to itself what is excluded."""
+    options = made(library, options, has_derivatives=True)
+    slopes = gradients(library, lambda q, k, v, g: flash_attention(q, k, v, impl="auto", **options) * g)
+    check_same(lambda *arrays: slopes(*arrays)[:3], rows)
+
+
+KEYS = np.arange(5)
+EXCLUDING = {  # options -> the keys that some rows may not attend, and these rows
+    "padding": ({"mask": (KEYS < 3) & np.ones((2, 1, 1, 1), bool)}, slice(3, None), slice(0, None)),
+    "boolean mask": ({"mask": KEYS[:, None] > 2 - KEYS}, slice(0, 1), slice(0, 3)),
+    "float mask": ({"mask": np.where(KEYS[:, None] > 2 - KEYS, 0.5, -np.inf)}, slice(0, 1), slice(0, 3)),
+    "causal": ({"is_causal": True}, slice(3, 4), slice(0, 3)),
+    "causal, more keys": ({"is_causal": True, "query_offset": 0}, slice(4, 5), slice(0, 4)),
+    "key lengths": ({"key_lengths": np.asarray([3, 2])}, slice(3, None), slice(0, None)),
+}
+
+
+@pytest.mark.backends("torch")
+@pytest.mark.parametrize("where", [("key",), ("value",), ("key", "value")], ids=" and ".join)
+@pytest.mark.parametrize(("options", "keys", "rows"), EXCLUDING.values(), ids=EXCLUDING)
+def test_keys_that_torch_may_not_see(library, options, keys, rows, where):
+    """Neither in what `auto` chooses nor in the gradients of it; what attends them has no part in the loss."""
+    options = made(library, options, has_derivatives=True)
+    query, key, value, gradient = (x.copy() for x in ARRAYS)
+    query, gradient = query[..., rows, :], gradient[..., rows, :]
+    options = {n: x[..., rows, :] if n == "mask" and x.shape[-2] == 5 else x for n, x in options.items()}
+    if options.get("is_causal"):
+        options["query_offset"] = 0
+    slopes = gradients(library, lambda q, k, v: flash_attention(q, k, v, **options) * library.array(gradient))
+    expected = slopes(query, key, value)
+    for name in where:
+        {"key": key, "value": value}[name][..., keys, :] = np.nan
+    for name, actual, clean in zip(NAMES, slopes(query, key, value), expected, strict=True):
+        np.testing.assert_allclose(actual, clean, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
 @pytest.mark.backends("torch")
 def test_the_kernel_of_torch(library):
     options = {"query_lengths": library.array(np.asarray([3, 3]))}
@@ -146,3 +203,5 @@ def test_a_row_that_attends_something_is_not_silenced(library, impl, is_own):
     assert np.isnan(query[..., 2, :]).all()
     assert np.isnan(value[..., :3, :2]).all()
     assert np.isfinite(np.delete(query, 2, axis=-2)).all()
+    if is_own or impl == "tiled":  # a library that follows the formula multiplies weights of 0 by it
+        assert np.isfinite(value[..., 3:, :]).all()

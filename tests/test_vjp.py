@@ -297,3 +297,11 @@ def test_a_score_mod_needs_no_derivative_where_the_library_has_one(library, make
     )
     for one, other in zip(alone[:3], pair[:3], strict=True):
         assert_close(one, to_numpy(other), library)
+
+
+def test_no_guest_takes_part(library):
+    """Their kernels keep the log-sum-exp to themselves; the error tells which do not."""
+    with pytest.raises(
+        ValueError, match=r"impl='fused' cannot compute this call: .*; impl='dense' and impl='tiled' can"
+    ):
+        attention_vjp(*map(library.array, inputs((2, 4, 8))), impl="fused")

@@ -1,5 +1,6 @@
 """Values of arrays, for Python to read where that costs and breaks nothing."""
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from attention_xp._typing import Array, Namespace
 __all__ = [
     "by_value",
     "on_host",
+    "shows_nan",
     "values_on_host",
     "within",
 ]
@@ -58,6 +60,16 @@ def by_value(
     JAX, whose `cond` cannot be differentiated and mapped at once.
     """
     return (quick if _known_on_host(xp, quick_is_right, operands[0]) else careful)(*operands)
+
+
+def shows_nan(tensor: Array) -> bool:
+    """Whether a NaN, or infinities of both signs, can be seen at once in a tensor of torch: one pass, nothing kept."""
+    if tensor.device.type != "cpu":
+        return False
+    try:
+        return math.isnan(tensor.sum().item())
+    except RuntimeError:  # a mapped or a fake tensor has no value to read
+        return False
 
 
 def _known_on_host(xp: Namespace, condition: Callable[[], Array], operand: Array) -> bool:

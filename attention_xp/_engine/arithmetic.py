@@ -10,7 +10,7 @@ from attention_xp._backend.values import by_value
 from attention_xp._engine.base import base_of
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
-from attention_xp._engine.products import are_finite, key_rows, query_key, slopes_key, weights_value
+from attention_xp._engine.products import are_finite, key_rows, query_key, slopes_key, value_rows, weights_value
 from attention_xp._engine.region import Region
 from attention_xp._random_survivors import head_key, survivors, survivors_one_by_one
 from attention_xp._typing import Array, Namespace
@@ -142,9 +142,9 @@ class Arithmetic:
         """(..., H, m, n)^T @ (..., H, m, D) -> (..., Hkv, n, D)."""
         return key_rows(self.problem, slopes, query)
 
-    def value_slopes(self, weights: Array, gradient: Array) -> Array:
+    def value_slopes(self, weights: Array, gradient: Array, *, exclusive: bool) -> Array:
         """(..., H, m, n)^T @ (..., H, m, Dv) -> (..., Hkv, n, Dv)."""
-        return key_rows(self.problem, weights, gradient)
+        return value_rows(self.problem, weights, gradient, exclusive=exclusive)
 
     def bias_slopes(self, bias: Bias, region: Region, slopes: Array) -> tuple[Array, ...]:
         """Return what the slopes of the scores of a region add to the gradients of the arrays of a bias."""

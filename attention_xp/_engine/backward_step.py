@@ -127,7 +127,9 @@ def contribute(
     slopes = ops.multiply(slopes, weights)
     if keep is not None:
         weights = ops.thin(weights, keep)
-    value_slopes = ops.value_slopes(weights, rows.gradient)  # (..., n, m) @ (..., m, Dv) -> (..., n, Dv)
+    value_slopes = ops.value_slopes(
+        weights, rows.gradient, exclusive=exclusive
+    )  # (..., n, m) @ (..., m, Dv) -> (..., n, Dv)
     if allowed is not None:
         slopes = ops.silence(slopes, allowed, mixed)
     addends = tuple(
@@ -212,6 +214,8 @@ def sink_slopes(problem: Problem, known: Known) -> Array | None:
     if problem.sinks is None:
         return None
     xp = problem.xp
+    # What comes back to an output of 0 counts for nothing here, whatever it is: a row may attend nothing but the sink.
+    known = known._replace(gradient=xp.where(known.output == 0.0, 0.0, known.gradient))
     slopes = -xp.sum(sink_weights(problem, known.lse) * known.delta(problem), axis=-1)  # (..., H)
     if problem.batch:
         slopes = xp.sum(slopes, axis=tuple(range(len(problem.batch))))

@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from attention_xp._backend.modes import NOTHING, outside_autocast
+from attention_xp._backend.modes import outside_autocast
 from attention_xp._engine import dense, fused, tiled
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Attended, Wanted
@@ -25,7 +25,7 @@ def choose(problem: Problem, wanted: Wanted) -> str:
                 return name
     reason = KERNELS[problem.impl].refusal(problem, wanted)
     if reason is not None:
-        raise ValueError(f"impl={problem.impl!r} cannot compute this call: {reason}")
+        raise ValueError(f"impl={problem.impl!r} cannot compute this call: {reason}; impl='dense' and impl='tiled' can")
     return problem.impl
 
 
@@ -35,5 +35,10 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
     Under torch's autocast a guest does as it is used to; the other kernels have chosen the dtype of their products.
     """
     name = choose(problem, wanted)
-    with NOTHING if name == "fused" else outside_autocast(problem.xp, problem.query):
+    if name == "fused":
+        result: Attended | None = fused.attend(problem, wanted)
+        if result is not None:
+            return result
+        name = "tiled" if tiled.is_worthwhile(problem, wanted) else "dense"
+    with outside_autocast(problem.xp, problem.query):
         return KERNELS[name].attend(problem, wanted)  # type: ignore[no-any-return]

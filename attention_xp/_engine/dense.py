@@ -15,7 +15,6 @@ from attention_xp._engine.scores import (
     of_real_rows,
     query_factor,
     survival_factor,
-    without_silent_rows,
 )
 from attention_xp._softmax import exponentials, log_sum, nonzero
 from attention_xp._typing import Array
@@ -38,6 +37,7 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
     xp, region = problem.xp, Region.whole(problem)
     value = xp.astype(problem.value, problem.dtype, copy=False)
     weights, total, shift = _exponentials(problem, region, problem.query)
+    is_silent = _is_silent(problem, weights, total)
     divisor = total if problem.never_empty else nonzero(total, xp=xp)
     if wanted.weights:
         weights = weights / divisor
@@ -45,8 +45,8 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
     output = weights_value(problem, weights, value, exclusive=len(problem.rules) > 0)  # (..., H, Sq, Dv)
     if not wanted.weights:
         output = output / divisor
-    if not problem.never_empty and can_differentiate(xp):
-        output = without_silent_rows(problem, region, output, total)
+    if is_silent is not None:
+        output = xp.where(is_silent, 0.0, output)
     lse = xp.squeeze(of_real_rows(problem, region, log_sum(total, shift, xp=xp)), axis=-1) if wanted.lse else None
     return Attended(
         output=xp.astype(output, problem.query.dtype, copy=False),
@@ -61,6 +61,13 @@ def weights_of_rows(problem: Problem, row: int, stop: int) -> Array:
     weights, total, _ = _exponentials(problem, region, problem.query[..., row:stop, :])
     weights = _dropped(problem, region, weights / nonzero(total, xp=problem.xp))
     return problem.xp.astype(weights, problem.query.dtype, copy=False)
+
+
+def _is_silent(problem: Problem, weights: Array, total: Array) -> Array | None:
+    """Return which rows (..., H, Sq, 1) attend nothing, where the library may differentiate and it matters."""
+    if problem.never_empty or not can_differentiate(problem.xp):
+        return None
+    return (total if problem.sinks is None else problem.xp.sum(weights, axis=-1, keepdims=True)) == 0.0
 
 
 def _dropped(problem: Problem, region: Region, weights: Array) -> Array:

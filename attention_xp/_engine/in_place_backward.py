@@ -13,7 +13,7 @@ from attention_xp._engine.heads import Range
 from attention_xp._engine.in_place import InPlace, Patches
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
-from attention_xp._engine.products import clean, quarantined_key
+from attention_xp._engine.products import clean, quarantined_key, silenced_rows
 from attention_xp._engine.scratch import Scratch
 from attention_xp._engine.tile_sizes import TileShape
 from attention_xp._typing import Array
@@ -76,9 +76,12 @@ class InPlaceBackward(InPlace):
         """(..., G, m, n)^T @ (G, m, D) -> (G, n, D)."""
         return self._transposed_product(slopes, query, self._key_sums, self.problem.query.shape[-1])
 
-    def value_slopes(self, weights: Array, gradient: Array) -> Array:
+    def value_slopes(self, weights: Array, gradient: Array, *, exclusive: bool) -> Array:
         """(..., G, m, n)^T @ (G, m, Dv) -> (G, n, Dv), without what rides in the gradient."""
-        return self._transposed_product(weights, gradient, self._value_sums, self.problem.value.shape[-1])
+        width = self.problem.value.shape[-1]
+        if exclusive and not self.is_finite:
+            return silenced_rows(weights.reshape(-1, *weights.shape[-2:]).mT, gradient[..., :width])
+        return self._transposed_product(weights, gradient, self._value_sums, width)
 
     def _transposed_product(self, weights: Array, rows: Array, buffer: Array, width: int) -> Array:
         return _product(weights.reshape(-1, *weights.shape[-2:]).mT, rows[..., :width], buffer)

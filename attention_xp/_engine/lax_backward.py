@@ -32,6 +32,10 @@ class _GuardedBackward(Guarded):
         """(..., H, m, Dv) @ (..., Hkv, n, Dv)^T -> (..., H, m, n)."""
         return self.query_key(gradient, value, exclusive=exclusive)
 
+    def value_slopes(self, weights: Array, gradient: Array, *, exclusive: bool) -> Array:
+        """(..., H, m, n)^T @ (..., H, m, Dv) -> (..., Hkv, n, Dv)."""
+        return guarded(super().value_slopes, weights, gradient, exclusive=exclusive)
+
     def slopes_key(self, slopes: Array, key: Array, *, exclusive: bool) -> Array:
         """(..., H, m, n) @ (..., Hkv, n, D) -> (..., H, m, D)."""
         return guarded(super().slopes_key, slopes, key, exclusive=exclusive)

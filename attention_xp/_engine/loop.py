@@ -10,7 +10,6 @@ from attention_xp._engine.arithmetic import Arithmetic, Followed
 from attention_xp._engine.plan import Bounds, Tile, bounds, plan
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region, Span
-from attention_xp._engine.scores import without_silent_rows
 from attention_xp._engine.step import advance, finish, scale_in_base, start
 from attention_xp._engine.tile_sizes import tile_sizes
 from attention_xp._typing import Array
@@ -55,7 +54,7 @@ def _attend(ops: Arithmetic, row: int, stop: int, columns: int) -> tuple[Array, 
     region = Region(problem, (*(0,) * len(lead), row, 0), (*lead, stop - row, Sk))
     query = cast(problem, problem.query[..., row:stop, :]) * scale_in_base(problem)
     sums = xp.zeros((*region.sizes[:-1], problem.value.shape[-1]), dtype=problem.dtype, device=device(problem.query))
-    running = start(problem, region, sums, shift=None)
+    running = nothing = start(problem, region, sums, shift=None)
     for tile in tiles_of_rows(problem, row, stop, columns):
         ((first, last),) = tile.columns
         running = advance(
@@ -69,7 +68,10 @@ def _attend(ops: Arithmetic, row: int, stop: int, columns: int) -> tuple[Array, 
             mixed=(0, stop - row),
         )
     output, lse = finish(ops, region, running)
-    return without_silent_rows(problem, region, output, running.total) if isinstance(ops, Followed) else output, lse
+    if isinstance(ops, Followed):  # no slope comes back to a row that attends nothing, whatever it is
+        is_silent = (running.peak == nothing.peak) & (running.total == nothing.total)
+        output = xp.where(is_silent, 0.0, output)
+    return output, lse
 
 
 def cast(problem: Problem, x: Array) -> Array:

@@ -20,7 +20,9 @@ __all__ = [
     "quarantined_key",
     "quarantined_outputs",
     "query_key",
+    "silenced_rows",
     "slopes_key",
+    "value_rows",
     "weights_value",
 ]
 
@@ -92,6 +94,27 @@ def slopes_key(problem: Problem, slopes: Array, key: Array, *, exclusive: bool) 
 def key_rows(problem: Problem, weights: Array, rows: Array) -> Array:
     """Return ``weights^T @ rows``: (..., H, Sq, Sk)^T @ (..., H, Sq, W) -> (..., Hkv, Sk, W)."""
     return _outputs(problem.xp.matrix_transpose(_fold(problem, weights)), _fold(problem, rows))
+
+
+def value_rows(problem: Problem, weights: Array, rows: Array, *, exclusive: bool) -> Array:
+    """Return ``weights^T @ rows``: (..., H, Sq, Sk)^T @ (..., H, Sq, Dv) -> (..., Hkv, Sk, Dv).
+
+    With `exclusive`, some weights are exactly 0 by exclusion: a row that is not finite then reaches those keys
+    alone whose weight in it is positive.
+    """
+    xp = problem.xp
+    columns, folded = xp.matrix_transpose(_fold(problem, weights)), _fold(problem, rows)
+    if not exclusive:
+        return _outputs(columns, folded)
+    return by_value(xp, lambda: xp.all(xp.isfinite(folded)), _outputs, silenced_rows, columns, folded)
+
+
+def silenced_rows(columns: Array, rows: Array) -> Array:
+    """Return ``columns @ rows`` where a weight of 0 silences a row that is not finite; others make NaN of all."""
+    xp = array_namespace(columns, rows)
+    is_bad = xp.any(~xp.isfinite(rows), axis=-1, keepdims=True)
+    reached = _outputs(columns, xp.astype(is_bad, rows.dtype)) > 0.0
+    return xp.where(reached, nan, _outputs(columns, clean(rows)))
 
 
 def clean(key: Array) -> Array:

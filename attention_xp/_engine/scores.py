@@ -19,7 +19,6 @@ __all__ = [
     "of_real_rows",
     "query_factor",
     "survival_factor",
-    "without_silent_rows",
 ]
 
 
@@ -83,14 +82,3 @@ def of_real_rows(problem: Problem, region: Region, lse: Array) -> Array:
     if problem.query_lengths is None:
         return lse
     return problem.xp.where(region.row < region.per_batch(problem.query_lengths), lse, -math.inf)
-
-
-def without_silent_rows(problem: Problem, region: Region, output: Array, total: Array) -> Array:
-    """Return the output (..., m, Dv) with 0, and no slope whatever comes back, where a row attends nothing.
-
-    `total` (..., m, 1) is the sum of its exponentials.
-    """
-    is_silent = total == 0.0
-    if problem.sinks is not None and problem.query_lengths is not None:
-        is_silent = is_silent | (region.row >= region.per_batch(problem.query_lengths))
-    return problem.xp.where(is_silent, 0.0, output)

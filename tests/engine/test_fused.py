@@ -141,7 +141,7 @@ def test_jax_agrees_wherever_it_does_not_refuse(library, stand_in):
 
 
 REFUSED = {
-    "a log-sum-exp": ({}, Wanted(lse=True), "knows no a log-sum-exp in 32 bits"),
+    "a log-sum-exp": ({}, Wanted(lse=True), "knows no log-sum-exp in 32 bits"),
     "weights": ({}, Wanted(weights=True), "does not give the weights"),
     "softcap": ({"softcap": 2.0}, Wanted(), "knows no softcap"),
     "score_mod": ({"score_mod": lambda s, *_: s}, Wanted(), "knows no score_mod"),

@@ -153,6 +153,18 @@ def test_jit(library, make, name):
     )
 
 
+@pytest.mark.backends("torch")
+def test_the_opposite_inside_a_compiled_function(library, make):
+    """torch cannot compile the operator ~, but the method that it stands for."""
+    torch, x = importlib.import_module("torch"), make(inputs((2, 5, 8)).query)
+
+    def attend(x):
+        return flash_attention(x, x, x, (CausalMask() | WindowMask(1, 1)).__invert__() | PrefixMask(2))
+
+    compiled = torch.compile(attend, fullgraph=True, backend="eager")
+    np.testing.assert_allclose(to_numpy(compiled(x)), to_numpy(attend(x)), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", [n for n in CASES if n != "neither"])  # torch cannot compile the operator ~
 @pytest.mark.backends("torch")
 def test_compile(library, make, name):

@@ -36,9 +36,9 @@ def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:
     return bool(_taken(problem, wanted).is_worthwhile(problem))
 
 
-def attend(problem: Problem, wanted: Wanted) -> Attended:
-    """Hand the problem to the guest."""
-    result: Attended = _taken(problem, wanted).attend(problem, wanted)
+def attend(problem: Problem, wanted: Wanted) -> Attended | None:
+    """Hand the problem to the guest; ``None`` where its result is not to be trusted and another kernel may compute."""
+    result: Attended | None = _taken(problem, wanted).attend(problem, wanted)
     return result
 
 

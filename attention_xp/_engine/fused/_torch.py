@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from attention_xp._backend.modes import in_forward_mode, is_mapped
+from attention_xp._backend.values import shows_nan
 from attention_xp._engine.borders import sdpa_is_faster
 from attention_xp._engine.fused._translation import (
     added,
@@ -24,7 +25,9 @@ from attention_xp._engine.rules import ArrayMask
 from attention_xp._typing import Array
 from attention_xp.masks import CausalMask, LengthMask, Mask
 
-__all__ = ["attend", "is_worthwhile", "refusal"]
+__all__ = ["attend", "computed", "is_worthwhile", "refusal"]
+
+_FEW = 2**15  # numbers that are as quickly looked at as some of them
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:
@@ -52,18 +55,38 @@ def is_worthwhile(problem: Problem) -> bool:
     return sdpa_is_faster(problem) and not mapped and not in_forward_mode()
 
 
-def attend(problem: Problem, wanted: Wanted) -> Attended:  # noqa: ARG001
-    """Call the kernel with four axes, as its fast paths want them."""
+def attend(problem: Problem, wanted: Wanted) -> Attended | None:  # noqa: ARG001
+    """Call the kernel; ``None`` where `auto` had better not have.
+
+    The kernel multiplies weights of 0 by what is excluded: a NaN tells that something may have come through. In causal
+    order the last row, which attends all keys, tells of each of them.
+    """
+    output, rules = computed(problem), column_rules(problem)
+    if rules and problem.impl == "auto" and not sys.modules["torch"].compiler.is_compiling():
+        is_long = output.numel() > _FEW and isinstance(rules[0], CausalMask)
+        if shows_nan(output.select(-2, -1) if is_long else output):
+            return None
+    return Attended(output, None, None)
+
+
+def computed(problem: Problem) -> Array:
+    """Return the output: the kernel is called with four axes, as its fast paths want them."""
     torch: Any = sys.modules["torch"]
     rules = column_rules(problem)
     causal = len(rules) > 0 and any(isinstance(rule, CausalMask) for rule in rules)
     mask = None if causal else _mask(problem, rules)
+    Sq, key, value = problem.query.shape[-2], problem.key, problem.value
+    if causal and not torch.compiler.is_compiling() and key.shape[-2] > Sq:  # nobody sees these, nor what is NaN there
+        key, value = key[..., :Sq, :], value[..., :Sq, :]
+    # A slope of 0 would not silence what is NaN in the query of a row that attends nothing, nor what comes back to it.
+    query, is_followed = fill_padding(problem, problem.query), _is_followed(torch, problem)
+    if mask is not None and is_followed:
+        query = fill_empty_rows(problem, rules, query)
     grouped = {"enable_gqa": True} if problem.group > 1 else {}  # asked with `if`: a traced size answers with no bool
     output = torch.nn.functional.scaled_dot_product_attention(
-        # A slope of 0 would not silence what is NaN in a padded query.
-        operand(problem, fill_padding(problem, problem.query)),
-        operand(problem, with_zero_keys(problem, rules, problem.key)),
-        operand(problem, with_zero_keys(problem, rules, problem.value)),
+        operand(problem, query),
+        operand(problem, with_zero_keys(problem, rules, key)),
+        operand(problem, with_zero_keys(problem, rules, value)),
         attn_mask=None if mask is None else four_axes(problem, mask),
         is_causal=causal,
         scale=problem.scale,
@@ -73,9 +96,15 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:  # noqa: ARG001
         output = output.reshape(*problem.lead, *output.shape[-2:])
     if output.dtype != problem.query.dtype:  # under autocast
         output = output.to(problem.query.dtype)
-    if mask is not None and not _gives_zeros(problem.query):
+    if mask is not None and (is_followed or not _gives_zeros(problem.query)):
         output = fill_empty_rows(problem, rules, output)
-    return Attended(fill_padding(problem, output), None, None)
+    return fill_padding(problem, output)
+
+
+def _is_followed(torch: Any, problem: Problem) -> bool:
+    """Whether there are to be gradients."""
+    arrays = (problem.query, problem.key, problem.value, *problem.addends)
+    return torch.is_grad_enabled() and any(a.requires_grad for a in arrays)
 
 
 def _gives_zeros(query: Array) -> bool:

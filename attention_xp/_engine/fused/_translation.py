@@ -47,7 +47,7 @@ def unknown_option(problem: Problem, wanted: Wanted) -> str | None:
         return "empty axes"
     if not _fit(problem):
         return "additions in more than 16 bits"
-    return "a log-sum-exp in 32 bits" if wanted.lse else None
+    return "log-sum-exp in 32 bits" if wanted.lse else None
 
 
 def _fit(problem: Problem) -> bool:
