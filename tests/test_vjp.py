@@ -34,6 +34,7 @@ SINGLE = {
     "query lengths": {"query_lengths": np.asarray([3, 5])},
     "key lengths": {"key_lengths": np.asarray([4, 0])},
     "scale": {"scale": -0.7},
+    "scale of zero": {"scale": 0.0},
     "soft cap": {"softcap": 0.8},
     "score_mod": {"score_mod": bent},
     "sinks": {"sinks": normal(4)},

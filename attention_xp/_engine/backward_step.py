@@ -21,8 +21,8 @@ from attention_xp._engine.captured import Captured
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
-from attention_xp._engine.scores import added, as_scores, changed, query_factor, survival_factor
-from attention_xp._engine.step import scale_in_base
+from attention_xp._engine.scores import added, as_scores, changed, survival_factor
+from attention_xp._engine.step import factor_of_base
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
 from attention_xp.masks import Mask
@@ -80,8 +80,8 @@ class Slopes(NamedTuple):
 
 
 def key_factor(problem: Problem) -> float:
-    """Return the factor that slopes of keys lack: the query had it, and that of the base."""
-    return query_factor(problem) / scale_in_base(problem)
+    """Return the factor that slopes of keys lack: the query had that of the scores, and that of the base."""
+    return 1.0 / factor_of_base(problem)
 
 
 def shift_of(problem: Problem, lse: Array) -> Array:

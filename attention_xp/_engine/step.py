@@ -18,7 +18,17 @@ from attention_xp._softmax import nonzero
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
 
-__all__ = ["Running", "advance", "finish", "log_sum_exp", "normalized", "scale_in_base", "scored", "start"]
+__all__ = [
+    "Running",
+    "advance",
+    "factor_of_base",
+    "finish",
+    "log_sum_exp",
+    "normalized",
+    "scale_in_base",
+    "scored",
+    "start",
+]
 
 
 class Running(NamedTuple):
@@ -31,7 +41,12 @@ class Running(NamedTuple):
 
 def scale_in_base(problem: Problem) -> float:
     """Return the factor of the query."""
-    return query_factor(problem) * (base_of(problem.xp).log_e if problem.is_product else 1.0)
+    return query_factor(problem) * factor_of_base(problem)
+
+
+def factor_of_base(problem: Problem) -> float:
+    """Return what the factor of the query holds of the base."""
+    return base_of(problem.xp).log_e if problem.is_product else 1.0
 
 
 def start(problem: Problem, region: Region, empty: Array, *, shift: Array | float | None) -> Running:
