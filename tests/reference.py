@@ -24,7 +24,9 @@ def attention(query: np.ndarray, key: np.ndarray, value: np.ndarray, mask: Any =
     batch = np.broadcast_shapes(query.shape[:-3], key.shape[:-3], value.shape[:-3])
     q, k, v = (_flat(x, batch) for x in (query, key, value))
     heads, group = q.shape[1], q.shape[1] // max(k.shape[1], 1)
-    options = {"scale": query.shape[-1] ** -0.5} | {name: given for name, given in options.items() if given is not None}
+    options = {"scale": max(query.shape[-1], 1) ** -0.5} | {
+        name: given for name, given in options.items() if given is not None
+    }
     options = _flat_options(options, mask, ndim, (*batch, heads, q.shape[2], k.shape[2]))
     rows = [
         _row(q[b, h, i], k[b, h // group], v[b, h // group], b, h, i, options)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from attention_xp import (
+    attention_vjp,
     dropout,
     flash_attention,
     init_multi_head_params,
@@ -14,6 +15,7 @@ from attention_xp.masks import FunctionMask
 from tests._assertions import assert_close
 from tests._backends import to_numpy
 from tests._inputs import inputs, normal
+from tests._slopes import check_gradients, named
 from tests.reference import attention
 from tests.score_mods import causal_by_infinity
 
@@ -55,6 +57,15 @@ def test_nan_in_padded_queries(library, make, impl):
     output = to_numpy(flash_attention(make(query), make(key), make(value), query_lengths=30, impl=impl))
     assert np.isfinite(output[..., :30, :]).all()
     assert not output[..., 30:, :].any()
+
+
+@pytest.mark.parametrize(("width", "value_width"), [(0, 3), (4, 0)])
+def test_a_width_of_zero_under_a_mask(library, make, impl, width, value_width):
+    arrays = inputs((2, 4, 5, width), (2, 2, 5, width), (2, 2, 5, value_width))
+    output, vjp = attention_vjp(*map(make, arrays), is_causal=True, impl=impl)
+    assert_close(output, attention(*arrays, is_causal=True).output, library)
+    gradient, given = np.ones((2, 4, 5, value_width)), dict(zip(("query", "key", "value"), arrays, strict=True))
+    check_gradients(named(vjp(make(gradient)), to_numpy), given, {"is_causal": True}, gradient, rtol=2e-4)
 
 
 @pytest.mark.parametrize("name", ["bias", "mask"])

@@ -9,6 +9,7 @@ from math import inf, nan
 
 from array_api_compat import array_namespace
 
+from attention_xp._backend.libraries import device
 from attention_xp._backend.values import by_value
 from attention_xp._engine.problem import Problem
 from attention_xp._typing import Array
@@ -156,8 +157,8 @@ def _quarantined_both(query: Array, key: Array) -> Array:
 def quarantined_key(key: Array) -> tuple[Array, Array]:
     """Return the keys (..., n, D) with 0 for what is not finite, and NaN for the keys (..., n) that had such."""
     xp = array_namespace(key)
-    kept = clean(key)
-    return kept, xp.where(xp.all(xp.isfinite(key), axis=-1), 0.0 * kept[..., 0], nan)
+    zero = xp.zeros((), dtype=key.dtype, device=device(key))
+    return clean(key), xp.where(xp.all(xp.isfinite(key), axis=-1), zero, nan)
 
 
 def _outputs(weights: Array, value: Array) -> Array:
