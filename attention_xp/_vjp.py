@@ -6,12 +6,12 @@ from typing import Any, NamedTuple, Unpack
 
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._backend.modes import outside_autocast
-from attention_xp._engine.arithmetic import summed_to
 from attention_xp._engine.checks import check_floating, check_placement, shapes
 from attention_xp._engine.choose import KERNELS, choose
 from attention_xp._engine.gradients import Gradients, backward, derivative_refusal
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Wanted
+from attention_xp._engine.tile.arithmetic import summed_to
 from attention_xp._options import AttentionOptions, with_options
 from attention_xp._typing import Array, Namespace
 from attention_xp.biases import Bias

@@ -3,12 +3,12 @@
 import math
 
 from attention_xp._backend.derivatives import can_differentiate
-from attention_xp._engine.arithmetic import Arithmetic, Followed, allowed_pairs
 from attention_xp._engine.problem import Problem
-from attention_xp._engine.products import weights_value
 from attention_xp._engine.region import Region
 from attention_xp._engine.result import Attended, Wanted
-from attention_xp._engine.scores import (
+from attention_xp._engine.tile.arithmetic import Arithmetic, Followed, allowed_pairs
+from attention_xp._engine.tile.products import weights_value
+from attention_xp._engine.tile.scores import (
     dropped,
     is_bent,
     modified,

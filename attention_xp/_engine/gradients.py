@@ -8,9 +8,9 @@ from attention_xp._backend.derivatives import can_differentiate
 from attention_xp._backend.libraries import library_name
 from attention_xp._backend.modes import outside_autocast
 from attention_xp._backend.values import by_value
-from attention_xp._engine.backward_step import Known, Slopes, sink_slopes
-from attention_xp._engine.loop_backward import walk as walk_in_loops
+from attention_xp._engine.loop.backward import walk as walk_in_loops
 from attention_xp._engine.problem import Problem
+from attention_xp._engine.tile.backward_step import Known, Slopes, sink_slopes
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
 
@@ -87,11 +87,11 @@ def _walk(problem: Problem, known: Known, wanted: tuple[bool, ...], *, whole: bo
         lengths = max(problem.query.shape[-2], 1), max(problem.key.shape[-2], 1)
         return walk_in_loops(dataclasses.replace(problem, tile=lengths), known, wanted)
     if library == "numpy" and not problem.has_bias_rule:
-        from attention_xp._engine.threads_backward import walk  # noqa: PLC0415  # imports NumPy
+        from attention_xp._engine.threads.backward import walk  # noqa: PLC0415  # imports NumPy
 
         return walk(problem, known, wanted)
     if library == "jax":
-        from attention_xp._engine.lax_derivatives import walk_backward  # noqa: PLC0415  # imports JAX
+        from attention_xp._engine.lax.derivatives import walk_backward  # noqa: PLC0415  # imports JAX
 
         return walk_backward(problem, known, wanted)
     return walk_in_loops(problem, known, wanted)

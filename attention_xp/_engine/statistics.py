@@ -14,11 +14,11 @@ from attention_xp._backend.sharding import spread_like
 from attention_xp._engine.borders import formula_is_faster
 from attention_xp._engine.dense import scores_of_region
 from attention_xp._engine.frozen import freeze, thaw
-from attention_xp._engine.loop import tiles_of_rows
+from attention_xp._engine.loop.walk import tiles_of_rows
 from attention_xp._engine.plan import Bounds, bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
-from attention_xp._engine.scores import of_real_rows
+from attention_xp._engine.tile.scores import of_real_rows
 from attention_xp._engine.tile_sizes import tile_sizes
 from attention_xp._softmax import exponentials, largest, log_sum, nonzero
 from attention_xp._typing import Array
@@ -44,7 +44,7 @@ def statistics(problem: Problem) -> Statistics:
         return of_region(problem, Region.whole(problem), problem.query, problem.key)
     library = library_name(problem.xp)
     if library == "numpy":
-        from attention_xp._engine.threads_statistics import walk  # noqa: PLC0415  # imports NumPy
+        from attention_xp._engine.threads.statistics import walk  # noqa: PLC0415  # imports NumPy
 
         return walk(problem, _rows(problem, _PAIRS_OF_A_JOB))
     return (_compiled if library == "jax" else _looped)(
@@ -122,7 +122,7 @@ def _jitted() -> Any:
 
 def _scanned(problem: Problem, rows: int) -> Statistics:
     """Visit the blocks in a loop of JAX, whose size does not grow with the length; the last, shorter one after it."""
-    from attention_xp._engine.lax import dynamic_cut  # noqa: PLC0415  # imports JAX
+    from attention_xp._engine.lax.walk import dynamic_cut  # noqa: PLC0415  # imports JAX
 
     jax: Any = sys.modules["jax"]
     jnp, lead = jax.numpy, problem.lead

@@ -44,13 +44,13 @@ def _walk(problem: Problem, wanted: Wanted) -> tuple[Array, Array | None]:
     """Visit the tiles the way the library of the arrays likes it."""
     library = library_name(problem.xp)
     if library == "numpy":
-        from attention_xp._engine.threads import walk as threads_walk  # noqa: PLC0415  # imports NumPy
+        from attention_xp._engine.threads.walk import walk as threads_walk  # noqa: PLC0415  # imports NumPy
 
         return threads_walk(problem, lse=wanted.lse)
     if library == "torch":
-        from attention_xp._engine.autograd import walk  # noqa: PLC0415  # imports torch
+        from attention_xp._engine.loop.autograd import walk  # noqa: PLC0415  # imports torch
     elif library == "jax":
-        from attention_xp._engine.lax_derivatives import walk  # noqa: PLC0415  # imports JAX
+        from attention_xp._engine.lax.derivatives import walk  # noqa: PLC0415  # imports JAX
     else:
-        from attention_xp._engine.loop import walk  # noqa: PLC0415
+        from attention_xp._engine.loop.walk import walk  # noqa: PLC0415
     return walk(problem)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from attention_xp import attention_vjp, flash_attention
-from attention_xp._engine import base
+from attention_xp._engine.tile import base
 from tests._inputs import inputs, normal
 
 OPTIONS = {

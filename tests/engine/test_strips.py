@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from attention_xp._engine.plan import bounds
-from attention_xp._engine.strips import Grid, Item, Plans
+from attention_xp._engine.threads.strips import Grid, Item, Plans
 from attention_xp.masks import (
     BlockMask,
     CausalMask,

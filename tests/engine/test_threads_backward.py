@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from attention_xp import attention_vjp
-from attention_xp._engine.backward_step import Known
 from attention_xp._engine.problem import Problem
-from attention_xp._engine.threads_backward import _Walk
+from attention_xp._engine.threads.backward import _Walk
+from attention_xp._engine.tile.backward_step import Known
 from attention_xp._engine.tile_sizes import backward_tile_shape
 
 SHAPE = (2, 6, 200, 8)

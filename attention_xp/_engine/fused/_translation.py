@@ -2,11 +2,11 @@
 
 import math
 
-from attention_xp._engine.arithmetic import allowed_pairs
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.result import Wanted
 from attention_xp._engine.rules import ArrayMask, RowMask
+from attention_xp._engine.tile.arithmetic import allowed_pairs
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
 from attention_xp.masks import CausalMask, LengthMask, Mask, WindowMask

@@ -5,14 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from attention_xp._engine.backward_step import Known, Rows, shift_of
-from attention_xp._engine.base import base_of
-from attention_xp._engine.heads import Ceiling, Range, is_finite, shared
-from attention_xp._engine.in_place import SAFE
 from attention_xp._engine.problem import Problem
-from attention_xp._engine.products import clean
-from attention_xp._engine.scores import survival_factor
-from attention_xp._engine.step import scale_in_base
+from attention_xp._engine.threads.heads import Ceiling, Range, is_finite, shared
+from attention_xp._engine.threads.in_place import SAFE
+from attention_xp._engine.tile.backward_step import Known, Rows, shift_of
+from attention_xp._engine.tile.base import base_of
+from attention_xp._engine.tile.products import clean
+from attention_xp._engine.tile.scores import survival_factor
+from attention_xp._engine.tile.step import scale_in_base
 from attention_xp._typing import Array
 
 __all__ = ["HeadsOf", "Place", "Stretch"]

@@ -17,15 +17,15 @@ from jax.interpreters import ad, batching, mlir
 
 from attention_xp._backend.sharding import spread_like
 from attention_xp._engine import dense
-from attention_xp._engine.backward_step import Known, Slopes
-from attention_xp._engine.captured import Captured, Programs, exchanged
 from attention_xp._engine.frozen import contains, freeze, holes, part, thaw
 from attention_xp._engine.gradients import backward
-from attention_xp._engine.lax import Walk, is_moving, slope_dtype
-from attention_xp._engine.lax_backward import BackwardWalk
-from attention_xp._engine.lax_captured import with_captured
+from attention_xp._engine.lax.backward import BackwardWalk
+from attention_xp._engine.lax.captured import with_captured
+from attention_xp._engine.lax.walk import Walk, is_moving, slope_dtype
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Wanted
+from attention_xp._engine.tile.backward_step import Known, Slopes
+from attention_xp._engine.tile.captured import Captured, Programs, exchanged
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from attention_xp._backend.libraries import device
 from attention_xp._backend.modes import is_compiling, is_followed
-from attention_xp._engine.arithmetic import Arithmetic, Followed
 from attention_xp._engine.plan import Bounds, Tile, bounds, plan
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region, Span
-from attention_xp._engine.step import advance, finish, scale_in_base, start
+from attention_xp._engine.tile.arithmetic import Arithmetic, Followed
+from attention_xp._engine.tile.step import advance, finish, scale_in_base, start
 from attention_xp._engine.tile_sizes import tile_sizes
 from attention_xp._typing import Array
 

@@ -8,9 +8,9 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from attention_xp._backend.modes import in_forward_mode, is_traced, is_transformed
-from attention_xp._engine import loop, loop_tangents
 from attention_xp._engine.frozen import freeze, thaw
 from attention_xp._engine.gradients import backward
+from attention_xp._engine.loop import tangents as loop_tangents, walk as loop
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._typing import Array

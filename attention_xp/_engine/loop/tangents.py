@@ -2,15 +2,15 @@
 
 from typing import NamedTuple
 
-from attention_xp._engine.arithmetic import Arithmetic
-from attention_xp._engine.backward_step import shift_of, sink_weights
-from attention_xp._engine.loop import cast, tiles_of_rows
+from attention_xp._engine.loop.walk import cast, tiles_of_rows
 from attention_xp._engine.plan import Bounds, bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
-from attention_xp._engine.scores import query_factor
-from attention_xp._engine.step import scale_in_base
-from attention_xp._engine.tangent_step import Changing, Sums, advance_sums
+from attention_xp._engine.tile.arithmetic import Arithmetic
+from attention_xp._engine.tile.backward_step import shift_of, sink_weights
+from attention_xp._engine.tile.scores import query_factor
+from attention_xp._engine.tile.step import scale_in_base
+from attention_xp._engine.tile.tangent_step import Changing, Sums, advance_sums
 from attention_xp._engine.tile_sizes import tile_sizes
 from attention_xp._typing import Array
 

@@ -6,12 +6,12 @@ import threading
 
 import numpy as np
 
-from attention_xp._engine.heads import shared
 from attention_xp._engine.plan import bounds
-from attention_xp._engine.pool import blas_held_to_one, run_jobs
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.statistics import Statistics, columns_of_rows, of_region
+from attention_xp._engine.threads.heads import shared
+from attention_xp._engine.threads.pool import blas_held_to_one, run_jobs
 
 __all__ = ["walk"]
 

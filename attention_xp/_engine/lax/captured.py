@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from attention_xp._backend.sharding import spread_like, spread_over, varying_axes
-from attention_xp._engine.captured import Captured, Programs
 from attention_xp._engine.frozen import freeze, thaw
-from attention_xp._engine.lax import Walk, dynamic_cut, is_moving
+from attention_xp._engine.lax.walk import Walk, dynamic_cut, is_moving
 from attention_xp._engine.problem import Problem, is_foreign
 from attention_xp._engine.region import Region, Span
+from attention_xp._engine.tile.captured import Captured, Programs
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
 

@@ -7,15 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from attention_xp._engine.arithmetic import summed_to
-from attention_xp._engine.backward_step import Known, Rows, Slopes, contribute, key_factor, shift_of, surviving
-from attention_xp._engine.captured import Captured, exchanged
 from attention_xp._engine.frozen import freeze, thaw
-from attention_xp._engine.lax import Guarded, Walk, dynamic_cut, fold, guarded, is_moving, slope_dtype, zeros
+from attention_xp._engine.lax.walk import Guarded, Walk, dynamic_cut, fold, guarded, is_moving, slope_dtype, zeros
 from attention_xp._engine.problem import Problem
-from attention_xp._engine.products import clean
 from attention_xp._engine.region import Region
-from attention_xp._engine.scores import query_factor
+from attention_xp._engine.tile.arithmetic import summed_to
+from attention_xp._engine.tile.backward_step import Known, Rows, Slopes, contribute, key_factor, shift_of, surviving
+from attention_xp._engine.tile.captured import Captured, exchanged
+from attention_xp._engine.tile.products import clean
+from attention_xp._engine.tile.scores import query_factor
 from attention_xp._engine.tile_sizes import backward_tile_sizes
 from attention_xp._typing import Array
 from attention_xp.biases import Bias

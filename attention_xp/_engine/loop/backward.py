@@ -1,15 +1,15 @@
 """The backward walker of every library without one of its own: two Python loops, all heads in one tile."""
 
 from attention_xp._backend.libraries import device
-from attention_xp._engine.arithmetic import Arithmetic, summed_to
-from attention_xp._engine.backward_step import Known, Rows, Slopes, contribute, key_factor, shift_of, surviving
-from attention_xp._engine.loop import cast, tiles_of_rows
+from attention_xp._engine.loop.walk import cast, tiles_of_rows
 from attention_xp._engine.plan import Bounds, bounds
 from attention_xp._engine.problem import Problem
-from attention_xp._engine.products import clean
 from attention_xp._engine.region import Region
-from attention_xp._engine.scores import query_factor
-from attention_xp._engine.step import scale_in_base
+from attention_xp._engine.tile.arithmetic import Arithmetic, summed_to
+from attention_xp._engine.tile.backward_step import Known, Rows, Slopes, contribute, key_factor, shift_of, surviving
+from attention_xp._engine.tile.products import clean
+from attention_xp._engine.tile.scores import query_factor
+from attention_xp._engine.tile.step import scale_in_base
 from attention_xp._engine.tile_sizes import tile_sizes
 from attention_xp._typing import Array
 from attention_xp.biases import Bias

@@ -2,9 +2,9 @@
 
 import math
 
-from attention_xp._engine.arithmetic import Arithmetic
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
+from attention_xp._engine.tile.arithmetic import Arithmetic
 from attention_xp._typing import Array, ScoreMod
 from attention_xp.biases._bias import Bias, evaluated
 

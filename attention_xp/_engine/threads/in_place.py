@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from attention_xp._engine.arithmetic import Arithmetic, allowed_pairs
-from attention_xp._engine.heads import Range
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
-from attention_xp._engine.products import quarantined_key, quarantined_outputs
 from attention_xp._engine.region import Region
 from attention_xp._engine.rules import ArrayMask, RowMask
+from attention_xp._engine.threads.heads import Range
+from attention_xp._engine.tile.arithmetic import Arithmetic, allowed_pairs
+from attention_xp._engine.tile.products import quarantined_key, quarantined_outputs
 from attention_xp._engine.tile_sizes import CROWDED, TileShape
 from attention_xp._random_in_place import Survivors
 from attention_xp._random_survivors import head_key

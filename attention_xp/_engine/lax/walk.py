@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from attention_xp._backend.sharding import spread_like
-from attention_xp._engine.arithmetic import Arithmetic
 from attention_xp._engine.packing import PackedMask
 from attention_xp._engine.problem import Problem
-from attention_xp._engine.products import query_key
 from attention_xp._engine.region import Region, Span
-from attention_xp._engine.step import Running, advance, finish, scale_in_base, start
+from attention_xp._engine.tile.arithmetic import Arithmetic
+from attention_xp._engine.tile.products import query_key
+from attention_xp._engine.tile.step import Running, advance, finish, scale_in_base, start
 from attention_xp._engine.tile_sizes import FOLD, tile_sizes
 from attention_xp._typing import Array, DType
 from attention_xp.masks import Mask

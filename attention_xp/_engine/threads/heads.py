@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from attention_xp._engine.base import base_of
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
+from attention_xp._engine.tile.base import base_of
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
 

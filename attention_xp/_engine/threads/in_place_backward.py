@@ -9,12 +9,12 @@ import math
 
 import numpy as np
 
-from attention_xp._engine.heads import Range
-from attention_xp._engine.in_place import InPlace, Patches
 from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
-from attention_xp._engine.products import clean, quarantined_key, silenced_rows
-from attention_xp._engine.scratch import Scratch
+from attention_xp._engine.threads.heads import Range
+from attention_xp._engine.threads.in_place import InPlace, Patches
+from attention_xp._engine.threads.scratch import Scratch
+from attention_xp._engine.tile.products import clean, quarantined_key, silenced_rows
 from attention_xp._engine.tile_sizes import TileShape
 from attention_xp._typing import Array
 

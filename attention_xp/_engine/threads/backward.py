@@ -6,19 +6,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from attention_xp._engine.arithmetic import summed_to
-from attention_xp._engine.backward_step import Known, Slopes, contribute, key_factor
-from attention_xp._engine.heads import ceiling
-from attention_xp._engine.in_place_backward import InPlaceBackward
 from attention_xp._engine.plan import Tile, bounds, plan
-from attention_xp._engine.pool import blas_held_to_one, run_jobs
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
-from attention_xp._engine.scores import query_factor
-from attention_xp._engine.scratch import Scratch, borrowed
-from attention_xp._engine.strips import asked
-from attention_xp._engine.threads import per_batch, without_infinite_bias
-from attention_xp._engine.threads_head import HeadsOf, Place, Stretch
+from attention_xp._engine.threads.backward_head import HeadsOf, Place, Stretch
+from attention_xp._engine.threads.heads import ceiling
+from attention_xp._engine.threads.in_place_backward import InPlaceBackward
+from attention_xp._engine.threads.pool import blas_held_to_one, run_jobs
+from attention_xp._engine.threads.scratch import Scratch, borrowed
+from attention_xp._engine.threads.strips import asked
+from attention_xp._engine.threads.walk import per_batch, without_infinite_bias
+from attention_xp._engine.tile.arithmetic import summed_to
+from attention_xp._engine.tile.backward_step import Known, Slopes, contribute, key_factor
+from attention_xp._engine.tile.scores import query_factor
 from attention_xp._engine.tile_sizes import STRIP, backward_tile_shape
 from attention_xp._typing import Array
 

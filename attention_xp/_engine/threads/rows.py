@@ -4,16 +4,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from attention_xp._engine.gather import Gather
-from attention_xp._engine.heads import Heads, is_finite
-from attention_xp._engine.in_place import InPlace
 from attention_xp._engine.plan import Bounds, Tile
 from attention_xp._engine.region import Region
-from attention_xp._engine.step import Running, advance, log_sum_exp, normalized, scale_in_base, scored, start
+from attention_xp._engine.threads.gather import Gather
+from attention_xp._engine.threads.heads import Heads, is_finite
+from attention_xp._engine.threads.in_place import InPlace
+from attention_xp._engine.tile.step import Running, advance, log_sum_exp, normalized, scale_in_base, scored, start
 from attention_xp._typing import Array
 
 if TYPE_CHECKING:
-    from attention_xp._engine.threads import Walk
+    from attention_xp._engine.threads.walk import Walk
 
 __all__ = ["Worker"]
 

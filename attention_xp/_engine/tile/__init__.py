@@ -1,0 +1,1 @@
+"""What is done on one tile of the scores, written once for every library and walker."""
