@@ -79,8 +79,8 @@ def computed(problem: Problem) -> Array:
     if causal and not torch.compiler.is_compiling() and key.shape[-2] > Sq:  # nobody sees these, nor what is NaN there
         key, value = key[..., :Sq, :], value[..., :Sq, :]
     # A slope of 0 would not silence what is NaN in the query of a row that attends nothing, nor what comes back to it.
-    query, is_followed = fill_padding(problem, problem.query), _is_followed(torch, problem)
-    if mask is not None and is_followed:
+    query, is_followed = fill_padding(problem, problem.query), mask is not None and _is_followed(torch, problem)
+    if is_followed:
         query = fill_empty_rows(problem, rules, query)
     grouped = {"enable_gqa": True} if problem.group > 1 else {}  # asked with `if`: a traced size answers with no bool
     output = torch.nn.functional.scaled_dot_product_attention(
