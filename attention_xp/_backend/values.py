@@ -1,12 +1,12 @@
 """Values of arrays, for Python to read where that costs and breaks nothing."""
 
 import math
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from array_api_compat import is_jax_namespace, is_numpy_namespace, is_torch_namespace
 
+from attention_xp._backend.modes import is_compiling
 from attention_xp._typing import Array, Namespace
 
 __all__ = [
@@ -29,7 +29,7 @@ def values_on_host(xp: Namespace, integers: Array) -> list[int] | None:
     On a GPU this waits for them. JAX always says ``None``: what depends on values would be compiled
     anew for each.
     """
-    if is_jax_namespace(xp) or (is_torch_namespace(xp) and sys.modules["torch"].compiler.is_compiling()):
+    if is_jax_namespace(xp) or is_compiling(xp):
         return None
     try:
         return [int(i) for i in integers]
@@ -62,21 +62,16 @@ def by_value(
     return (quick if _known_on_host(xp, quick_is_right, operands[0]) else careful)(*operands)
 
 
-def shows_nan(tensor: Array) -> bool:
-    """Whether a NaN, or infinities of both signs, can be seen at once in a tensor of torch: one pass, nothing kept."""
-    if tensor.device.type != "cpu":
-        return False
-    try:
-        return math.isnan(tensor.sum().item())
-    except RuntimeError:  # a mapped or a fake tensor has no value to read
-        return False
+def shows_nan(xp: Namespace, array: Array) -> bool:
+    """Whether a NaN, or infinities of both signs, can be seen at once in an array: one pass, nothing kept."""
+    return _known_on_host(xp, lambda: math.isnan(array.sum().item()), array)
 
 
 def _known_on_host(xp: Namespace, condition: Callable[[], Array], operand: Array) -> bool:
     """Whether a condition holds and can be read without a detour."""
     if is_numpy_namespace(xp):
         return bool(condition())
-    if not is_torch_namespace(xp) or operand.device.type != "cpu" or sys.modules["torch"].compiler.is_compiling():
+    if not is_torch_namespace(xp) or operand.device.type != "cpu" or is_compiling(xp):
         return False
     try:
         return bool(condition())

@@ -4,7 +4,7 @@ import math
 import sys
 from typing import Any
 
-from attention_xp._backend.modes import in_forward_mode, is_mapped
+from attention_xp._backend.modes import in_forward_mode, is_compiling, is_mapped
 from attention_xp._backend.values import shows_nan
 from attention_xp._engine.borders import sdpa_is_faster
 from attention_xp._engine.fused._translation import (
@@ -62,9 +62,9 @@ def attend(problem: Problem, wanted: Wanted) -> Attended | None:  # noqa: ARG001
     order the last row, which attends all keys, tells of each of them.
     """
     output, rules = computed(problem), column_rules(problem)
-    if rules and problem.impl == "auto" and not sys.modules["torch"].compiler.is_compiling():
+    if rules and problem.impl == "auto" and not is_compiling(problem.xp):
         is_long = output.numel() > _FEW and isinstance(rules[0], CausalMask)
-        if shows_nan(output.select(-2, -1) if is_long else output):
+        if shows_nan(problem.xp, output.select(-2, -1) if is_long else output):
             return None
     return Attended(output, None, None)
 
@@ -76,7 +76,7 @@ def computed(problem: Problem) -> Array:
     causal = len(rules) > 0 and any(isinstance(rule, CausalMask) for rule in rules)
     mask = None if causal else _mask(problem, rules)
     Sq, key, value = problem.query.shape[-2], problem.key, problem.value
-    if causal and not torch.compiler.is_compiling() and key.shape[-2] > Sq:  # nobody sees these, nor what is NaN there
+    if causal and not is_compiling(problem.xp) and key.shape[-2] > Sq:  # nobody sees these, nor what is NaN there
         key, value = key[..., :Sq, :], value[..., :Sq, :]
     # A slope of 0 would not silence what is NaN in the query of a row that attends nothing, nor what comes back to it.
     query, is_followed = fill_padding(problem, problem.query), mask is not None and _is_followed(torch, problem)

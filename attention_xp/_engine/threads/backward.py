@@ -15,7 +15,7 @@ from attention_xp._engine.threads.in_place_backward import InPlaceBackward
 from attention_xp._engine.threads.pool import blas_held_to_one, run_jobs
 from attention_xp._engine.threads.scratch import Scratch, borrowed
 from attention_xp._engine.threads.strips import asked
-from attention_xp._engine.threads.walk import per_batch, without_infinite_bias
+from attention_xp._engine.threads.walk import item_of, without_infinite_bias
 from attention_xp._engine.tile.arithmetic import summed_to
 from attention_xp._engine.tile.backward_step import Known, Slopes, contribute, key_factor
 from attention_xp._engine.tile.scores import query_factor
@@ -157,11 +157,8 @@ class _Walk:
         problem = self.problem
         chunks = bounds(row, stop, min(STRIP, self.shape.rows))
         strips = [bounds(first, last, min(STRIP, self.shape.columns)) for first, last in self.stretches]
-        starts = place.starts
-        b = int(np.ravel_multi_index(starts[: len(problem.batch)], problem.batch)) if problem.batch else 0
-        h = starts[-1] if problem.heads is not None and place.heads == 1 else None
-        offset = per_batch(problem, problem.query_offset, b)
-        answers = asked(problem.rules, chunks, list(itertools.chain.from_iterable(strips)), offset, b, h)
+        item = item_of(problem, place.starts, place.heads)
+        answers = asked(problem.rules, chunks, list(itertools.chain.from_iterable(strips)), *item)
         plans, first = [], 0
         for some in strips:
             part = slice(first, first + len(some))

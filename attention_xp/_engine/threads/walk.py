@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from attention_xp._engine.threads.strips import Grid, Item, Plans
 from attention_xp._engine.tile_sizes import STRIP, tile_shape
 from attention_xp._typing import Array
 
-__all__ = ["Walk", "per_batch", "walk", "without_infinite_bias"]
+__all__ = ["Walk", "item_of", "walk", "without_infinite_bias"]
 
 
 def walk(problem: Problem, *, lse: bool = True) -> tuple[Array, Array | None]:
@@ -92,12 +91,8 @@ class Walk:
 
     def _item(self, starts: tuple[int, ...]) -> Item:
         """Return whose mask some heads have."""
-        problem = self.problem
-        b = int(np.ravel_multi_index(starts[: len(problem.batch)], problem.batch)) if problem.batch else 0
-        offset = per_batch(problem, problem.query_offset, b)
-        if self.is_uniform:
-            return Item(offset, 0, None)
-        return Item(offset, b, None if problem.heads is None or self.shape.heads > 1 else starts[-1])
+        item = item_of(self.problem, starts, self.shape.heads)
+        return Item(item.offset, 0, None) if self.is_uniform else item
 
     def _grid(self) -> Grid:
         problem, shape = self.problem, self.shape
@@ -110,8 +105,15 @@ class Walk:
         )
 
 
-def per_batch(problem: Problem, given: Any, b: int) -> int:
-    """Return the one of several integers that is for a batch item."""
+def item_of(problem: Problem, starts: tuple[int, ...], heads: int) -> Item:
+    """Return the batch item, and the head if it is a single one, that a leading index is of."""
+    b = int(np.ravel_multi_index(starts[: len(problem.batch)], problem.batch)) if problem.batch else 0
+    return Item(_offset(problem, b), b, None if problem.heads is None or heads > 1 else starts[-1])
+
+
+def _offset(problem: Problem, b: int) -> int:
+    """Return the position of the first query of a batch item."""
+    given = problem.query_offset
     if given is None or isinstance(given, int):
         return given or 0
     return int(np.broadcast_to(given, problem.batch).reshape(-1)[b])
