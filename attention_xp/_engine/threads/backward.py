@@ -9,13 +9,14 @@ import numpy as np
 from attention_xp._engine.plan import Tile, bounds, plan
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
-from attention_xp._engine.threads.backward_head import HeadsOf, Place, Stretch
+from attention_xp._engine.threads.backward_head import HeadsOf, Stretch
 from attention_xp._engine.threads.heads import ceiling
 from attention_xp._engine.threads.in_place_backward import InPlaceBackward
+from attention_xp._engine.threads.place import Place
 from attention_xp._engine.threads.pool import blas_held_to_one, run_jobs
 from attention_xp._engine.threads.scratch import Scratch, borrowed
 from attention_xp._engine.threads.strips import asked
-from attention_xp._engine.threads.walk import item_of, without_infinite_bias
+from attention_xp._engine.threads.walk import without_infinite_bias
 from attention_xp._engine.tile.arithmetic import summed_to
 from attention_xp._engine.tile.backward_step import Known, Slopes, contribute, key_factor
 from attention_xp._engine.tile.scores import query_factor
@@ -94,13 +95,11 @@ class _Walk:
 
     def _groups(self) -> list[list[Place]]:
         """Return heads in groups that share no entry of a matrix that is added, nor a key/value head."""
-        lead = self.problem.lead
-        steps = [1] * len(lead[:-1]) + [max(self.shape.heads, self.problem.group)] * len(lead[-1:])
         groups: dict[tuple[int, ...], list[Place]] = {}
         shared = self._shared()
-        for starts in itertools.product(*(range(0, n, step) for n, step in zip(lead, steps, strict=True))):
-            name = tuple(i for i, is_shared in zip(starts, shared, strict=True) if not is_shared)
-            groups.setdefault(name, []).append(Place(starts, math.prod(steps)))
+        for place in Place.every(self.problem.lead, max(self.shape.heads, self.problem.group)):
+            name = tuple(i for i, is_shared in zip(place.starts, shared, strict=True) if not is_shared)
+            groups.setdefault(name, []).append(place)
         return list(groups.values())
 
     def _shared(self) -> list[bool]:
@@ -129,11 +128,8 @@ class _Walk:
     def sums(self, place: Place, job: int) -> _Sums:
         """Return zeros that the gradients of the heads of a place are added to in a job."""
         _, part, parts = self.jobs[job]
-        at = kv_at = place.at
-        if self.problem.heads is not None:
-            group = self.problem.group
-            kv_at = (*at[:-1], slice(at[-1].start // group, (at[-1].stop - 1) // group + 1))
-        query, key, value = (a.reshape(-1, *a.shape[-2:]) for a in (self.query[at], self.key[kv_at], self.value[kv_at]))
+        key, value = (place.shared(self.problem, a) for a in (self.key, self.value))
+        query, key, value = (a.reshape(-1, *a.shape[-2:]) for a in (self.query[place.at], key, value))
         if part > 0:
             query, whole = np.zeros_like(query), query
             self.later[job].append((whole, query))
@@ -157,7 +153,7 @@ class _Walk:
         problem = self.problem
         chunks = bounds(row, stop, min(STRIP, self.shape.rows))
         strips = [bounds(first, last, min(STRIP, self.shape.columns)) for first, last in self.stretches]
-        item = item_of(problem, place.starts, place.heads)
+        item = place.item(problem)
         answers = asked(problem.rules, chunks, list(itertools.chain.from_iterable(strips)), *item)
         plans, first = [], 0
         for some in strips:

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from attention_xp._engine.problem import Problem
-from attention_xp._engine.threads.heads import Ceiling, Range, is_finite, shared
+from attention_xp._engine.threads.heads import Ceiling, Range, is_finite
 from attention_xp._engine.threads.in_place import SAFE
+from attention_xp._engine.threads.place import Place
 from attention_xp._engine.tile.backward_step import Known, Rows, shift_of
 from attention_xp._engine.tile.base import base_of
 from attention_xp._engine.tile.products import clean
@@ -15,31 +16,7 @@ from attention_xp._engine.tile.scores import survival_factor
 from attention_xp._engine.tile.step import scale_in_base
 from attention_xp._typing import Array
 
-__all__ = ["HeadsOf", "Place", "Stretch"]
-
-
-class Place(NamedTuple):
-    """Where query heads are found that follow each other along the last leading axis."""
-
-    starts: tuple[int, ...]  # the leading index of the first
-    heads: int
-
-    @property
-    def at(self) -> tuple[slice, ...]:
-        """The leading index of their rows."""
-        return tuple(slice(start, start + size) for start, size in zip(self.starts, self.sizes, strict=True))
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """The lengths of their leading axes."""
-        return (1,) * len(self.starts[:-1]) + (self.heads,) * len(self.starts[-1:])
-
-    def cut(self, size: int) -> "list[Place]":
-        """Return the same in pieces of at most so many heads."""
-        if self.heads <= size:
-            return [self]
-        *outer, first = self.starts
-        return [Place((*outer, first + i), min(size, self.heads - i)) for i in range(0, self.heads, size)]
+__all__ = ["HeadsOf", "Stretch"]
 
 
 class Stretch(NamedTuple):
@@ -59,7 +36,7 @@ class HeadsOf:
     ) -> None:
         self.problem, self._rides = problem, rides
         at, width = place.at, problem.query.shape[-1]
-        self._key, self._value = (_flat(shared(problem, a, at)) for a in (problem.key, problem.value))
+        self._key, self._value = (_flat(place.shared(problem, a)) for a in (problem.key, problem.value))
         queries, gradients, self._keys, self._values = (buffer[: place.heads] for buffer in buffers)
         known = known.at(at)
         shift, delta = (_flat(a) for a in (shift_of(problem, known.lse), _delta(problem, known)[..., None]))

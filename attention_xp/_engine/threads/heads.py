@@ -7,11 +7,12 @@ import numpy as np
 
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
+from attention_xp._engine.threads.place import Place
 from attention_xp._engine.tile.base import base_of
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
 
-__all__ = ["Ceiling", "Heads", "Range", "ceiling", "excludes", "is_finite", "likely", "shared"]
+__all__ = ["Ceiling", "Heads", "Range", "ceiling", "excludes", "is_finite", "likely"]
 
 _SMALL = 40.0  # powers of two up to here, times values, are summed without a shift
 _SAMPLE, _FEWEST = 128, 2  # vectors of all heads, and of each
@@ -57,21 +58,19 @@ class Heads(NamedTuple):
     head, folded into the rows of a single product.
     """
 
-    starts: tuple[int, ...]  # of their region, rows and keys aside
-    sizes: tuple[int, ...]
+    place: Place
     query: Array  # (..., G, Sq, D)
     key: Array  # (G or 1, Sk, D)
     value: Array  # (G or 1, Sk, Dv)
     range: Range
 
     @classmethod
-    def of(cls, problem: Problem, likely: Range, starts: tuple[int, ...], sizes: tuple[int, ...]) -> "Heads":
+    def of(cls, problem: Problem, likely: Range, place: Place) -> "Heads":
         """Gather the arrays of some heads."""
-        at = tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
         key, value = (
-            shared(problem, a, at).reshape(-1, *a.shape[-2:]) for a in (problem.key, problem.value)
+            place.shared(problem, a).reshape(-1, *a.shape[-2:]) for a in (problem.key, problem.value)
         )  # (G or 1, Sk, D)
-        return cls(starts, sizes, problem.query[at], key, value, likely)
+        return cls(place, problem.query[place.at], key, value, likely)
 
     def surely(self, problem: Problem, ceiling: Ceiling) -> "Heads":
         """Look at all keys, queries and values."""
@@ -82,14 +81,6 @@ class Heads(NamedTuple):
         return self._replace(
             range=Range.of(problem, limit=limit, keys=keys, value=value, infinite=ceiling.infinite, sure=True)
         )
-
-
-def shared(problem: Problem, array: Array, at: tuple[slice, ...]) -> Array:
-    """Return the keys or values of some query heads, with as many axes."""
-    if problem.heads is not None:
-        first, group = at[-1].start // problem.group, problem.group
-        at = (*at[:-1], slice(first, (at[-1].stop - 1) // group + 1))
-    return array[tuple(slice(0, 1) if n == 1 else part for part, n in zip(at, array.shape[:-2], strict=True))]
 
 
 def likely(problem: Problem, ceiling: Ceiling) -> Range:

@@ -43,15 +43,14 @@ class Worker:
 
     def attend(self, job: int) -> None:
         """Compute one block of rows of some heads."""
-        starts, (row, stop) = self.walk.jobs[job]
-        heads = self.walk.heads_at(starts)
-        at = tuple(slice(start, start + size) for start, size in zip(starts, heads.sizes, strict=True))
+        place, (row, stop) = self.walk.jobs[job]
+        heads, at = self.walk.heads_at(place), place.at
         block = _Block(
             heads,
-            Region(self.problem, (*starts, row, 0), (*heads.sizes, stop - row, heads.key.shape[-2])),
+            Region(self.problem, (*place.starts, row, 0), (*place.sizes, stop - row, heads.key.shape[-2])),
             self._query(heads.query[..., row:stop, :]),
         )
-        tiles = self.walk.tiles_of(starts, (row, stop))
+        tiles = self.walk.tiles_of(place, (row, stop))
         running = self._computed(block, tiles)
         if not heads.range.sure and not _is_sound(running):
             block = block._replace(heads=self.walk.surely(heads))
@@ -150,8 +149,8 @@ class Worker:
 
     def _place(self, block: _Block, tile: Tile) -> tuple[Region, Bounds]:
         """Return where the first stretch of a tile lies, and its mixed rows counted from its first."""
-        heads, (row, stop), (first, end), (column, last) = block.heads, tile.rows, tile.mixed, tile.columns[0]
-        starts, sizes = (*heads.starts, row, column), (*heads.sizes, stop - row, last - column)
+        place, (row, stop), (first, end), (column, last) = block.heads.place, tile.rows, tile.mixed, tile.columns[0]
+        starts, sizes = (*place.starts, row, column), (*place.sizes, stop - row, last - column)
         return Region(self.problem, starts, sizes), (first - row, end - row)
 
 

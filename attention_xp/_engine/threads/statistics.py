@@ -10,7 +10,7 @@ from attention_xp._engine.plan import bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.statistics import Statistics, columns_of_rows, of_region
-from attention_xp._engine.threads.heads import shared
+from attention_xp._engine.threads.place import Place
 from attention_xp._engine.threads.pool import blas_held_to_one, run_jobs
 
 __all__ = ["walk"]
@@ -22,14 +22,14 @@ def walk(problem: Problem, rows: int) -> Statistics:
     lse, max_score, entropy = (np.empty((*lead, Sq), problem.dtype) for _ in range(3))
     result = Statistics(lse, max_score, entropy, np.zeros((*lead, Sk), problem.dtype))
     blocks = [((row, stop), columns_of_rows(problem, row, stop)) for row, stop in bounds(0, Sq, rows)]
-    jobs = list(itertools.product(np.ndindex(*lead), blocks))
+    jobs = list(itertools.product(Place.every(lead, 1), blocks))
     alone, lock = dataclasses.replace(problem, group=1), threading.Lock()  # every head of a job has its own keys
 
     def visit(job: int) -> None:
-        at, ((row, stop), (first, last)) = jobs[job]
-        region = Region(alone, (*at, row, first), (*(1,) * len(at), stop - row, last - first))
-        head = tuple(slice(i, i + 1) for i in at)
-        query, key = problem.query[head], shared(problem, problem.key, head)
+        place, ((row, stop), (first, last)) = jobs[job]
+        at = place.starts
+        region = Region(alone, (*at, row, first), (*place.sizes, stop - row, last - first))
+        query, key = problem.query[place.at], place.shared(problem, problem.key)
         found = of_region(alone, region, query[..., row:stop, :], key[..., first:last, :])
         for whole, part in zip(result[:3], found[:3], strict=True):
             whole[(*at, slice(row, stop))] = part.reshape(-1)

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -11,13 +10,14 @@ from attention_xp._engine.plan import Bounds, Tile
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.rules import ArrayMask
 from attention_xp._engine.threads.heads import Heads, ceiling, excludes, likely
+from attention_xp._engine.threads.place import Place
 from attention_xp._engine.threads.pool import blas_held_to_one, run_jobs
 from attention_xp._engine.threads.rows import Worker
 from attention_xp._engine.threads.strips import Grid, Item, Plans
 from attention_xp._engine.tile_sizes import STRIP, tile_shape
 from attention_xp._typing import Array
 
-__all__ = ["Walk", "item_of", "walk", "without_infinite_bias"]
+__all__ = ["Walk", "walk", "without_infinite_bias"]
 
 
 def walk(problem: Problem, *, lse: bool = True) -> tuple[Array, Array | None]:
@@ -52,46 +52,40 @@ class Walk:
         self.jobs = self._jobs()
         self.ceiling = ceiling(problem)
         self.likely = likely(problem, self.ceiling)
-        self.heads: dict[tuple[int, ...], Heads] = {}
+        self.heads: dict[Place, Heads] = {}
 
-    def _jobs(self) -> list[tuple[tuple[int, ...], Bounds]]:
+    def _jobs(self) -> list[tuple[Place, Bounds]]:
         """Return the heads and rows of all jobs; what is long comes first, so that no thread ends with it."""
-        places = list(self._starts(self.problem.lead))
+        places = list(Place.every(self.problem.lead, self.shape.heads))
         if not places:
             return []
         blocks = self.plans.longest_first(self._item(places[0])) if self.is_uniform else self.plans.latest_first()
         return list(itertools.product(places, blocks))
 
-    def _starts(self, lead: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-        """Return where the heads of each job begin."""
-        steps = [1] * len(lead[:-1]) + [self.shape.heads] * len(lead[-1:])
-        return itertools.product(*(range(0, length, step) for length, step in zip(lead, steps, strict=True)))
-
-    def heads_at(self, starts: tuple[int, ...]) -> Heads:
+    def heads_at(self, place: Place) -> Heads:
         """Return the heads of a job; threads that come to them at once look twice."""
-        known = self.heads.get(starts)
+        known = self.heads.get(place)
         if known is None:
-            sizes = (1,) * len(starts[:-1]) + (self.shape.heads,) * len(starts[-1:])
-            known = Heads.of(self.problem, self.likely, starts, sizes)
+            known = Heads.of(self.problem, self.likely, place)
             if not self.likely.bounded:
                 known = known.surely(self.problem, self.ceiling)
-            self.heads[starts] = known
+            self.heads[place] = known
         return known
 
     def surely(self, heads: Heads) -> Heads:
         """Look at the heads of a job once more, and wholly."""
-        known = self.heads[heads.starts]
+        known = self.heads[heads.place]
         if not known.range.sure:
-            known = self.heads[heads.starts] = heads.surely(self.problem, self.ceiling)
+            known = self.heads[heads.place] = heads.surely(self.problem, self.ceiling)
         return known
 
-    def tiles_of(self, starts: tuple[int, ...], rows: Bounds) -> list[Tile]:
+    def tiles_of(self, place: Place, rows: Bounds) -> list[Tile]:
         """Return the tiles that a block of rows visits."""
-        return self.plans.tiles(self._item(starts), rows)
+        return self.plans.tiles(self._item(place), rows)
 
-    def _item(self, starts: tuple[int, ...]) -> Item:
+    def _item(self, place: Place) -> Item:
         """Return whose mask some heads have."""
-        item = item_of(self.problem, starts, self.shape.heads)
+        item = place.item(self.problem)
         return Item(item.offset, 0, None) if self.is_uniform else item
 
     def _grid(self) -> Grid:
@@ -103,17 +97,3 @@ class Walk:
             columns=shape.columns,
             may_skip=problem.is_product and problem.seed is None,
         )
-
-
-def item_of(problem: Problem, starts: tuple[int, ...], heads: int) -> Item:
-    """Return the batch item, and the head if it is a single one, that a leading index is of."""
-    b = int(np.ravel_multi_index(starts[: len(problem.batch)], problem.batch)) if problem.batch else 0
-    return Item(_offset(problem, b), b, None if problem.heads is None or heads > 1 else starts[-1])
-
-
-def _offset(problem: Problem, b: int) -> int:
-    """Return the position of the first query of a batch item."""
-    given = problem.query_offset
-    if given is None or isinstance(given, int):
-        return given or 0
-    return int(np.broadcast_to(given, problem.batch).reshape(-1)[b])
