@@ -71,6 +71,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("library", params, indirect=True, scope="session")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave what asks for no library to NumPy, or to those that its mark names: it is the same on all of them."""
+    chosen = _chosen(config)
+    left_out = [item for item in items if chosen and not _is_meant_for(item, chosen)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
+
+
+def _is_meant_for(item: pytest.Item, chosen: list[Backend]) -> bool:
+    """Whether an item is a test of a library, a code block, or to run where one of these is."""
+    if not isinstance(item, pytest.Function) or "library" in item.fixturenames:
+        return True
+    mark = item.get_closest_marker("backends")
+    return any(b.like(*(mark.args if mark else ("numpy",))) for b in chosen)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown() -> None:
     """Let go of what JAX compiled before it is too much for a process."""

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import attention_xp
+from tests._backends import NAMESPACES
 from tests._source import (
     PACKAGE,
     creations_without_device,
@@ -17,13 +18,6 @@ from tests._source import (
     standard_modules,
 )
 
-NAMESPACES = [
-    "array_api_strict",
-    "array_api_compat.numpy",
-    "array_api_compat.torch",
-    "array_api_compat.cupy",
-    "jax.numpy",
-]
 HEAVY = {"numpy", "torch", "jax", "cupy", "array_api_strict", "matplotlib", "rich", "argparse"}
 
 _TIMED_IMPORT = """
@@ -39,7 +33,7 @@ def name_of(path):
     return str(path.relative_to(PACKAGE))
 
 
-@pytest.mark.parametrize("namespace", NAMESPACES)
+@pytest.mark.parametrize("namespace", [pytest.param(n, marks=pytest.mark.backends(b)) for b, n in NAMESPACES.items()])
 def test_every_name_exists_in_every_namespace(namespace):
     xp = pytest.importorskip(namespace)
     missing = [
@@ -91,7 +85,15 @@ def test_the_search_finds_creations(source, is_forgotten):
     assert bool(list(creations_without_device(ast.parse(source)))) is is_forgotten
 
 
-@pytest.mark.parametrize("path", [p for p in modules() if p.stem not in {"__init__", "__main__"}], ids=name_of)
+def needing_libraries():
+    """Every module but the entrances, marked with the libraries that it imports."""
+    for path in modules():
+        needs = [library for library in ("jax", "torch") if f"\nimport {library}\n" in path.read_text()]
+        if path.stem not in {"__init__", "__main__"}:
+            yield pytest.param(path, marks=pytest.mark.backends(*needs) if needs else (), id=name_of(path))
+
+
+@pytest.mark.parametrize("path", list(needing_libraries()))
 def test_all_names_what_a_module_defines(path):
     tree = ast.parse(path.read_text())
     name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)

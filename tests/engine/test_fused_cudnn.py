@@ -274,6 +274,7 @@ def test_torch_is_asked_first_and_the_front_end_next(front_end, monkeypatch, cap
     assert len(front_end.logged("execute")) == 2
 
 
+@pytest.mark.backends("cupy")
 @pytest.mark.parametrize(("arrays", "options"), CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("lse", [False, True], ids=["output", "lse"])
 def test_the_real_front_end_understands(monkeypatch, arrays, options, lse):
