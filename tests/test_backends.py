@@ -51,7 +51,7 @@ def test_an_absent_package_is_refused(backend):
     assert f"{backend.package} is not installed" in output
 
 
-@pytest.mark.backends("torch", "jax", "cupy")
+@pytest.mark.backends("cupy")
 def test_an_absent_gpu_is_a_skip_and_on_demand_a_failure():
     blind = [b.value for b in Backend if b.is_installed() and not b.has_device()]
     if not blind:

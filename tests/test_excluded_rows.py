@@ -8,6 +8,7 @@ from attention_xp.biases import AlibiBias
 from tests._autodiff import WITH_GRADIENTS, gradients
 from tests._backends import to_numpy
 from tests._inputs import inputs, normal
+from tests.conftest import with_tiles
 from tests.score_mods import bent, with_derivative
 
 ARRAYS = (*inputs((2, 4, 5, 4), (2, 2, 5, 4), (2, 2, 5, 3)), normal(2, 4, 5, 3, seed=3))
@@ -68,7 +69,7 @@ def check_same(function, rows):
 
 @of_each
 @pytest.mark.backends("numpy", "strict", "torch", "cupy")  # on JAX it is the way of its own derivatives
-@pytest.mark.parametrize("tile", [(2, 3), (8, 8)], ids=str)
+@with_tiles((2, 3), (8, 8))
 def test_vjp(library, impl, options, rows, tile):
     options = made(library, options, has_derivatives=False)
 

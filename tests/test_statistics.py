@@ -17,6 +17,7 @@ from tests._autodiff import check
 from tests._backends import to_numpy
 from tests._inputs import inputs, normal
 from tests._wrong import Wrong, check as check_wrong
+from tests.conftest import with_tiles
 from tests.strategies import Case, cases
 from tests.test_attention_options import OPTIONS
 from tests.test_attention_property import examples
@@ -50,7 +51,7 @@ def made_options(library, options):
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-@pytest.mark.parametrize("tile", [None, (2, 3)])
+@with_tiles(None, (2, 3))
 def test_every_option(library, make, impl, name, tile):
     options = dict(OPTIONS[name])
     made = made_options(library, options)

@@ -27,12 +27,12 @@ OPTIONS = {
 options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 
-def losses(library, options):
+def losses(library, options, tile=(2, 3)):
     """Losses on the tiled and on the dense kernel, of query, key and value."""
     given = {n: library.array(x) if isinstance(x, np.ndarray) else x for n, x in options.items()}
 
     def loss(impl):
-        return lambda q, k, v: (flash_attention(q, k, v, impl=impl, tile=(2, 3), **given) ** 2).sum()
+        return lambda q, k, v: (flash_attention(q, k, v, impl=impl, tile=tile, **given) ** 2).sum()
 
     return loss("tiled"), loss("dense")
 
@@ -47,11 +47,18 @@ def assert_same(actual, expected):
             np.testing.assert_allclose(to_numpy(one), to_numpy(other), rtol=1e-4, atol=1e-5)
 
 
+TOGETHER = {  # few calls with all options: every tile and option is compiled for itself
+    "none": {},
+    "all of a batch": OPTIONS["causal"] | OPTIONS["mask"] | OPTIONS["soft cap, bias, sinks"],
+    "of each item": OPTIONS["lengths"] | OPTIONS["dropout"],
+}
+
+
 @pytest.mark.backends("torch")
-@options
+@pytest.mark.parametrize("options", TOGETHER.values(), ids=TOGETHER)
 def test_torch_compile(library, options):
     torch = importlib.import_module("torch")
-    tiled, dense = losses(library, options)
+    tiled, dense = losses(library, options, tile=(3, 4))
     torch.compiler.reset()
 
     def slopes(function):

@@ -13,6 +13,7 @@ from tests._assertions import assert_close
 from tests._backends import to_numpy
 from tests._inputs import inputs, normal
 from tests._slopes import FLOATING, check_gradients, named
+from tests.conftest import with_tiles
 from tests.score_mods import bent, distance_penalty, with_derivative
 from tests.strategies import cases
 from tests.test_attention_property import examples, survivors
@@ -188,7 +189,7 @@ EXCLUDED = {
 }
 
 
-@pytest.mark.parametrize("tile", [(2, 3), (8, 8)], ids=str)
+@with_tiles((2, 3), (8, 8))
 @pytest.mark.parametrize("options", EXCLUDED.values(), ids=EXCLUDED)
 def test_what_is_excluded_never_reaches_a_gradient(library, impl, options, tile):
     arrays = {"query": Q, "key": K, "value": V}

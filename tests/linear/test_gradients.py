@@ -182,8 +182,9 @@ def test_a_feature_map_without_derivative_is_refused(library):
 
 
 @pytest.mark.backends(*WITH_GRADIENTS)
-@rules
-@pytest.mark.parametrize("feature_map", [None, "elu", "performer", "own"])
+@pytest.mark.parametrize(  # a feature map knows nothing of the rule behind it
+    ("rule", "feature_map"), [(rule, None) for rule in RULES] + [("linear", m) for m in ("elu", "performer", "own")]
+)
 def test_formula_and_automatic_differentiation_agree(library, rule, feature_map):
     xp = library.namespace()
     maps = {

@@ -10,10 +10,11 @@ from tests._backends import to_numpy
 from tests._inputs import normal
 from tests.linear._cases import RULES, inputs, state
 
-CALLS = {rule: inputs(rule, S=11) | {"feature_map": None} for rule in RULES} | {
-    "elu": inputs("linear", S=11) | {"is_causal": True},
-    "not causal": inputs("linear", S=11),
-    "state": inputs("gated_delta", S=11) | {"state": state(), "feature_map": None, "normalize": False},
+# Two chunks, the second of which is not full.
+CALLS = {rule: inputs(rule, S=6) | {"feature_map": None} for rule in RULES} | {
+    "elu": inputs("linear", S=6) | {"is_causal": True},
+    "not causal": inputs("linear", S=6),
+    "state": inputs("gated_delta", S=6) | {"state": state(), "feature_map": None, "normalize": False},
 }
 calls = pytest.mark.parametrize("given", CALLS.values(), ids=CALLS)
 
@@ -63,8 +64,9 @@ def test_jax(library, given):
     for function in with_positions(library, given)[:2]:
         arrays = with_positions(library, given)[2]
         made, stacked = [library.array(x) for x in arrays], versions(library, arrays)
-        assert_same(jax.jit(function)(*made), function(*made))
-        assert_same(jax.vmap(function)(*stacked), one_by_one(function, stacked))
+        compiled = jax.jit(function)
+        assert_same(compiled(*made), function(*made))
+        assert_same(jax.jit(jax.vmap(function))(*stacked), one_by_one(compiled, stacked))
 
 
 @pytest.mark.backends("jax")
@@ -90,14 +92,24 @@ def test_jax_loops_inside_the_program(library):
 
 @pytest.mark.backends("torch")
 @calls
-def test_torch(library, given):
-    torch = importlib.import_module("torch")
+def test_torch_vmap(library, given):
+    vmap = importlib.import_module("torch").func.vmap
     for function in with_positions(library, given)[:2]:
-        arrays = with_positions(library, given)[2]
-        made, stacked = [library.array(x) for x in arrays], versions(library, arrays)
+        stacked = versions(library, with_positions(library, given)[2])
+        assert_same(vmap(function)(*stacked), one_by_one(function, stacked))
+
+
+@pytest.mark.backends("torch")
+@pytest.mark.parametrize(
+    "name", ["elu", "not causal", "gated by head", "delta", "state"]
+)  # the rest are parts of these
+def test_torch_compile(library, name):
+    torch = importlib.import_module("torch")
+    *functions, arrays = with_positions(library, CALLS[name])
+    made = [library.array(x) for x in arrays]
+    for function in functions:
         torch.compiler.reset()
         assert_same(torch.compile(function, fullgraph=True, backend="eager")(*made), function(*made))
-        assert_same(torch.func.vmap(function)(*stacked), one_by_one(function, stacked))
 
 
 @pytest.mark.backends("torch")

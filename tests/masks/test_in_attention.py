@@ -11,6 +11,7 @@ from tests import reference
 from tests._assertions import assert_close
 from tests._backends import to_numpy
 from tests._inputs import inputs
+from tests.conftest import IMPLS
 from tests.masks._cases import CASES
 
 QKV = inputs((2, 6, 5, 8), (2, 3, 9, 8))  # grouped heads, Sq != Sk
@@ -126,6 +127,13 @@ def test_arrays_on_another_device(xp, make, impl):
         flash_attention(*map(make, QKV), LengthMask(xp.asarray([1, 2], device=xp.Device("device2"))), impl=impl)
 
 
+# One of each rule, with arrays where it has any, and both operators; torch cannot compile the third one, ~.
+COMPILED = [
+    "window", "strided", "prefixes", "lengths", "segments of queries and keys", "global", "blocks of batch and heads",
+    "function", "prefix LM", "causal segments",
+]  # fmt: skip
+
+
 def attend(name):
     """Attention with a mask that is made inside, from the arrays that come in."""
 
@@ -165,7 +173,7 @@ def test_the_opposite_inside_a_compiled_function(library, make):
     np.testing.assert_allclose(to_numpy(compiled(x)), to_numpy(attend(x)), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if n != "neither"])  # torch cannot compile the operator ~
+@pytest.mark.parametrize("name", COMPILED)
 @pytest.mark.backends("torch")
 def test_compile(library, make, name):
     torch, made, call = importlib.import_module("torch"), arguments(name, make), attend(name)
@@ -186,8 +194,13 @@ def test_vmap(library, make, name):
         np.testing.assert_allclose(mapped[i], to_numpy(call(*(make(x[i]) for x in stacked))), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["segments of a batch", "blocks of heads", "global", "neither", "function"])
-@pytest.mark.parametrize("kind", ["own", "numpy"])
+OUTSIDE = ["segments of a batch", "blocks of heads", "global", "neither", "function"]
+
+
+@pytest.mark.parametrize(  # each two of the three together
+    ("name", "kind", "impl"),
+    [(n, k, IMPLS[(i + j) % 2]) for i, n in enumerate(OUTSIDE) for j, k in enumerate(["own", "numpy"])],
+)
 @pytest.mark.backends("torch", "jax")
 def test_a_mask_made_outside_of_the_compiled_function(library, make, impl, name, kind):
     mask, made = CASES[name].build(make if kind == "own" else np.asarray), [make(x) for x in heads_of(name)]
