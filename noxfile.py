@@ -17,7 +17,8 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 def install(session: nox.Session, *groups: str) -> None:
     """Install the package and dependency groups; ``--no-venv`` promises that they are there already."""
     if session.venv_backend != "none":
-        session.install("-e.", *nox.project.dependency_groups(PYPROJECT, *groups))
+        # Python compiles what is imported; to compile all of it takes longer than to unpack it.
+        session.install("--no-compile", "-e.", *nox.project.dependency_groups(PYPROJECT, *groups))
 
 
 @nox.session
@@ -38,12 +39,13 @@ def add_tests(
     backend: str,
     *groups: str,
     xp: str | None = None,
+    on_gpu: tuple[str, ...] = (),
     runs: Iterable[tuple[dict[str, str], Iterable[list[str]]]] = (({}, PARALLEL),),
 ) -> None:
     """Add a session that runs the tests on one backend, in each environment with each list of pytest's arguments."""
 
     def tests(session: nox.Session) -> None:
-        install(session, "tests", *groups)
+        install(session, "tests", *groups, *(on_gpu if "--require-gpu" in session.posargs else ()))
         for env, usual in runs:
             for arguments in [session.posargs] if session.posargs else usual:
                 session.run("python", "-m", "pytest", f"--xp={xp or backend}", *arguments, env=env)
@@ -54,7 +56,7 @@ def add_tests(
 
 add_tests("numpy", xp="numpy,numpy:readonly")
 add_tests("strict")
-add_tests("torch", "torch")
+add_tests("torch", "torch", "transformers")
 # Nearly all the time on JAX goes into compiling. The first environment compiles quickly: the usual way to emit loops
 # takes twice as long as the older one. The second compiles as users do, without 64-bit types, what depends on the types.
 QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
@@ -67,7 +69,7 @@ add_tests(
         ({"JAX_ENABLE_X64": "0"}, [["-n", "auto", *(f"tests/test_{name}.py" for name in WITHOUT_64_BITS)]]),
     ),
 )
-add_tests("cupy", "cupy", runs=(({}, [[]]),))  # one process has the device
+add_tests("cupy", "cupy", on_gpu=("cudnn",), runs=(({}, [[]]),))  # one process has the device
 
 
 @nox.session

@@ -58,6 +58,7 @@ def theirs(rope, length):
     return np.asarray(found, dtype=np.float64), factor
 
 
+@pytest.mark.backends("torch")
 def test_every_scaling_of_transformers_has_a_case():
     assert set(rope_utils().ROPE_INIT_FUNCTIONS) == {rope["rope_type"] for _, rope in CASES.values()}
 
