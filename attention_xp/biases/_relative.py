@@ -2,6 +2,8 @@
 
 import math
 
+import array_api_extra as xpx
+
 from attention_xp._backend.dtypes import computation_dtype, dtype_name
 from attention_xp._backend.libraries import common_namespace, device as device_of
 from attention_xp._backend.modes import outside_autocast
@@ -120,7 +122,7 @@ def relative_shift(scores: Array) -> Array:
     if scores.ndim < 2:
         raise ValueError(f"scores needs at least 2 axes: expected scores (..., Sq, Sk), {shapes(scores=scores)}")
     *lead, Sq, Sk = scores.shape
-    padded = xp.concat([xp.zeros((*lead, Sq, 1), dtype=scores.dtype, device=device_of(scores)), scores], axis=-1)
+    padded = xpx.pad(scores, [(0, 0)] * (scores.ndim - 1) + [(1, 0)], xp=xp)
     # One column more than the result has: in memory, each row begins one place earlier than the row before.
     rows = xp.reshape(xp.reshape(padded, (*lead, Sq * (Sk + 1)))[..., Sq:], (*lead, Sq, Sk))
     i, j = (xp.arange(n, dtype=xp.int32, device=device_of(scores)) for n in (Sq, Sk))

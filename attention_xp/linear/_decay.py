@@ -7,6 +7,8 @@ nothing grows no factor exceeds 1, nothing overflows, and a strong decay costs t
 
 from collections.abc import Callable
 
+import array_api_extra as xpx
+
 from attention_xp._typing import Array, Namespace
 from attention_xp.linear._triangles import Triangle
 
@@ -20,7 +22,7 @@ def sum_ahead(x: Array, xp: Namespace) -> Array:
 
 def sum_before(x: Array, xp: Namespace) -> Array:
     """Return the sums of the rows before each."""
-    return xp.concat([xp.zeros_like(x[..., :1, :]), xp.cumulative_sum(x, axis=-2)[..., :-1, :]], axis=-2)
+    return xp.cumulative_sum(x, axis=-2, include_initial=True)[..., :-1, :]
 
 
 class NoDecay:
@@ -85,7 +87,7 @@ class _Fading(NoDecay):
     def _padded(self, x: Array) -> Array:
         """Append rows of zeros up to a power of two, so that blocks of all scales fit."""
         missing = self.parts.diagonal.shape[0] - x.shape[-2]
-        return x if missing == 0 else self.xp.concat([x, *[self.xp.zeros_like(x[..., :1, :])] * missing], axis=-2)
+        return x if missing == 0 else xpx.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, missing), (0, 0)], xp=self.xp)
 
     def from_start(self, x: Array) -> Array:
         return x * self._start
