@@ -3,8 +3,9 @@
 from typing import Any, Unpack
 
 from attention_xp._backend.libraries import common_namespace
-from attention_xp._engine.checks import check_width
+from attention_xp._engine.checks import check_floating, check_one_dtype, check_width
 from attention_xp._engine.choose import attend
+from attention_xp._engine.numbers import check_flag
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Wanted
 from attention_xp._options import AttentionOptions, with_options
@@ -88,7 +89,7 @@ def scaled_dot_product_attention(
            [0.26, 0.26, 0.47]])
     """
     problem = Problem.of(query, key, value, mask, dropout_rate, options)
-    result = attend(problem, Wanted(weights=return_weights))
+    result = attend(problem, Wanted(weights=check_flag("return_weights", return_weights)))
     return result.output, result.weights
 
 
@@ -145,7 +146,7 @@ def flash_attention(
     ((2, 4, 8), True)
     """
     problem = Problem.of(query, key, value, mask, dropout_rate, options)
-    result = attend(problem, Wanted(lse=return_lse))
+    result = attend(problem, Wanted(lse=check_flag("return_lse", return_lse)))
     return (result.output, result.lse) if return_lse else result.output
 
 
@@ -193,7 +194,7 @@ def self_attention(
     >>> output.shape, weights.shape
     ((32, 10, 64), (32, 10, 10))
     """
-    common_namespace(x=x)
+    check_floating(common_namespace(x=x), x=x)
     check_width(d_model, x=x)
     return scaled_dot_product_attention(x, x, x, mask, dropout_rate, return_weights=return_weights, **options)
 
@@ -245,7 +246,7 @@ def cross_attention(
     >>> output.shape, weights.shape
     ((2, 10, 64), (2, 10, 20))
     """
-    common_namespace(query=query, context=context)
+    check_one_dtype(common_namespace(query=query, context=context), query=query, context=context)
     check_width(d_model, query=query, context=context)
     return scaled_dot_product_attention(
         query, context, context, mask, dropout_rate, return_weights=return_weights, **options

@@ -3,6 +3,7 @@
 from typing import Unpack
 
 from attention_xp._engine.choose import answers, choose
+from attention_xp._engine.numbers import check_flag
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Wanted
 from attention_xp._options import AttentionOptions, with_options
@@ -57,7 +58,7 @@ def explain(
     dense: can
     """
     problem = Problem.of(query, key, value, mask, dropout_rate, options)
-    wanted = Wanted(return_weights, return_lse)
+    wanted = Wanted(check_flag("return_weights", return_weights), check_flag("return_lse", return_lse))
     chosen = choose(problem, wanted)
     verdicts = {
         name: "chosen" if name == chosen else reason or "can" for name, reason in answers(problem, wanted).items()

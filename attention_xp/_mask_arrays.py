@@ -5,7 +5,7 @@ import math
 from attention_xp._backend.dtypes import dtype_name, is_boolean, is_floating, is_integer, named_dtype
 from attention_xp._backend.libraries import common_namespace, creation_namespace, device as device_of
 from attention_xp._engine.checks import shapes
-from attention_xp._engine.numbers import check_count
+from attention_xp._engine.numbers import check_count, check_int
 from attention_xp._typing import Array, Device, DType, Namespace
 
 __all__ = ["create_causal_mask", "create_look_ahead_mask", "create_padding_mask"]
@@ -49,10 +49,15 @@ def create_padding_mask(seq: Array, pad_token: int = 0, *, dtype: DType | str | 
         raise TypeError(f"seq must hold token ids, got {dtype_name(seq.dtype)}")
     if seq.ndim != 2:
         raise ValueError(f"seq must have 2 axes: expected seq (B, S), {shapes(seq=seq)}")
-    if isinstance(pad_token, bool) or not isinstance(pad_token, int):
-        raise TypeError(f"pad_token must be an int, got {type(pad_token).__name__}")
-    keep = xp.reshape(seq != pad_token, (seq.shape[0], 1, 1, seq.shape[1]))
-    return _mask_of(xp, keep, dtype)
+    keep = _differs(xp, seq, check_int("pad_token", pad_token))
+    return _mask_of(xp, xp.reshape(keep, (seq.shape[0], 1, 1, seq.shape[1])), dtype)
+
+
+def _differs(xp: Namespace, seq: Array, token: int) -> Array:
+    """Compare, also with what the dtype cannot hold: some libraries would make another number of it."""
+    if is_integer(xp, seq.dtype) and not xp.iinfo(seq.dtype).min <= token <= xp.iinfo(seq.dtype).max:
+        return xp.ones(seq.shape, dtype=xp.bool, device=device_of(seq))
+    return seq != token
 
 
 def create_causal_mask(

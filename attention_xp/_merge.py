@@ -1,6 +1,6 @@
 """Join attention over parts of the keys."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from attention_xp._backend.dtypes import computation_dtype
 from attention_xp._backend.libraries import common_namespace
@@ -57,6 +57,9 @@ def merge_attention(outputs: Sequence[Array], lses: Sequence[Array]) -> tuple[Ar
     >>> bool(np.allclose(output, flash_attention(q, k, v)))
     True
     """
+    for name, given in (("outputs", outputs), ("lses", lses)):
+        if not isinstance(given, Iterable):
+            raise TypeError(f"{name} must be a sequence of arrays, got {type(given).__name__}")
     outputs, lses = list(outputs), list(lses)
     if len(outputs) == 0 or len(outputs) != len(lses):
         raise ValueError(

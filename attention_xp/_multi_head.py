@@ -4,6 +4,7 @@ from typing import Unpack
 
 from attention_xp._attention import scaled_dot_product_attention
 from attention_xp._backend.libraries import common_namespace
+from attention_xp._engine.checks import check_floating
 from attention_xp._multi_head_params import MultiHeadParams, check_widths, given_arrays, head_counts, project
 from attention_xp._options import AttentionOptions, with_options
 from attention_xp._typing import Array, Namespace
@@ -150,6 +151,7 @@ def multi_head_self_attention(
     >>> output.shape, weights.shape
     ((32, 10, 512), (32, 8, 10, 10))
     """
+    check_floating(common_namespace(x=x), x=x)
     return multi_head_attention(
         x,
         x,

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from attention_xp._backend.dtypes import computation_dtype, dtype_name, floating_dtype
 from attention_xp._backend.libraries import creation_namespace
 from attention_xp._engine.checks import check_floating, check_placement, shapes
-from attention_xp._engine.numbers import check_count
+from attention_xp._engine.numbers import check_count, check_flag
 from attention_xp._random import check_rng, uniform
 from attention_xp._typing import Array, Device, DType, Namespace
 
@@ -89,6 +89,7 @@ def init_multi_head_params(
     ((512, 512), (512, 128), None)
     """
     heads, kv_heads = head_counts(num_heads, d_model, num_kv_heads)
+    has_bias = check_flag("bias", bias)
     xp = creation_namespace(xp)
     dtype = floating_dtype(xp, dtype)
     check_rng(rng, xp)
@@ -100,7 +101,7 @@ def init_multi_head_params(
         limit = (6.0 / (n + m)) ** 0.5
         weights.append(xp.reshape((2.0 * numbers[start : start + n * m] - 1.0) * limit, (n, m)))
         start += n * m
-    biases = [xp.zeros(m, dtype=numbers.dtype, device=device) if bias else None for _, m in shapes_in_order]
+    biases = [xp.zeros(m, dtype=numbers.dtype, device=device) if has_bias else None for _, m in shapes_in_order]
     return MultiHeadParams(*weights, *biases)
 
 

@@ -9,6 +9,7 @@ from attention_xp._backend.libraries import common_namespace, device
 from attention_xp._backend.values import values_on_host
 from attention_xp._engine.checks import check_floating, check_placement, shapes
 from attention_xp._engine.choose import attend
+from attention_xp._engine.numbers import check_flag, check_offset
 from attention_xp._engine.packing import pack
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Wanted
@@ -176,7 +177,11 @@ def _check_options(xp: Namespace, options: AttentionOptions, mask: Any, count: i
         if options.get(name) is not None:
             raise ValueError(f"{name} cannot be given for packed sequences: cu_seqlens_q and cu_seqlens_k say it")
     offset = options.get("query_offset")
-    relative = options.get("is_causal") or options.get("window") is not None or (mask is not None and mask.relative)
+    relative = (
+        check_flag("is_causal", options.get("is_causal", False))
+        or options.get("window") is not None
+        or (mask is not None and mask.relative)
+    )
     if not same and relative and offset is None:
         raise ValueError(
             "query_offset is required with a causal or window mask where cu_seqlens_k is given: expected an int or (N,), "
@@ -186,8 +191,10 @@ def _check_options(xp: Namespace, options: AttentionOptions, mask: Any, count: i
 
 
 def _offsets(xp: Namespace, offset: Any, count: int) -> Any:
-    if offset is None or isinstance(offset, Integral):
-        return offset
+    if offset is None:
+        return None
+    if isinstance(offset, Integral):
+        return check_offset("query_offset", offset)
     if not hasattr(offset, "dtype"):
         raise TypeError(f"query_offset must be an int or an integer array, got {type(offset).__name__}")
     if not is_integer(xp, offset.dtype):

@@ -135,6 +135,20 @@ OPTIONS = {
     "fused with weights": Wrong(lambda a: a.attend(impl="fused", function=sdpa), ValueError, ("fused",)),
     "tile of zero": Wrong(lambda a: a.attend(tile=(0, 4)), ValueError, ("tile", "(0, 4)")),
     "tile of one number": Wrong(lambda a: a.attend(tile=64), TypeError, ("tile", "64")),
+    "scale that is no float": Wrong(lambda a: a.attend(scale=10**400), ValueError, ("scale", "finite")),
+    "array as window": Wrong(lambda a: a.attend(window=a(2)), TypeError, ("window", "(left, right)")),
+    "offset too far away": Wrong(lambda a: a.attend(query_offset=2**31), ValueError, ("query_offset", "2**29", str(2**31))),
+    "score_mod that makes nothing": Wrong(
+        lambda a: a.attend(score_mod=lambda *_: None), TypeError, ("score_mod", "floating", "NoneType")
+    ),
+    "score_mod that answers": Wrong(lambda a: a.attend(score_mod=lambda s, *_: s > 0), TypeError, ("score_mod", "bool")),
+    "score_mod that makes more": Wrong(
+        lambda a: a.attend(score_mod=lambda s, *_: s[None, ...]), ValueError, ("score_mod", "broadcast")
+    ),
+    "weights on a word": Wrong(
+        lambda a: a.attend(function=sdpa, return_weights="no"), TypeError, ("return_weights", "bool", "str")
+    ),
+    "number as return_lse": Wrong(lambda a: a.attend(return_lse=1), TypeError, ("return_lse", "bool", "int")),
     "unknown option": Wrong(lambda a: a.attend(windows=2), TypeError, ("windows",)),
 }  # fmt: skip
 

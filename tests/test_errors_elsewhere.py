@@ -44,6 +44,17 @@ HEADS = {
         lambda a: multi_head_attention(*[a(2, 5, 8)] * 3, 4, 8, params=ax.MultiHeadParams(*[a(8, 4)] * 4)), ValueError,
         ("w_q", "(8, 8)", "(8, 4)"),
     ),
+    "integers as x": Wrong(lambda a: self_attention(a(2, 5, 8, dtype="int32"), 8), TypeError, ("x must", "int32")),
+    "integers as x of heads": Wrong(
+        lambda a: ax.multi_head_self_attention(a(2, 5, 8, dtype="int32"), 4, 8), TypeError, ("x must", "int32")
+    ),
+    "context of another dtype": Wrong(
+        lambda a: cross_attention(a(2, 5, 8), a.other(2, 7, 8), 8), TypeError, ("context is", "query is float32")
+    ),
+    "array of heads": Wrong(lambda a: multi_head_attention(*[a(2, 5, 8)] * 3, a(3), 8), TypeError, ("num_heads", "int")),
+    "biases on a word": Wrong(
+        lambda a: ax.init_multi_head_params(8, 4, rng=0, xp=a.xp, bias="zero"), TypeError, ("bias", "bool", "str")
+    ),
     "initial params": Wrong(
         lambda a: ax.init_multi_head_params(10, 4, rng=0, xp=a.xp), ValueError, ("d_model", "divisible", "num_heads")
     ),
@@ -88,13 +99,21 @@ UTILITIES = {
     "normalisation of integers": Wrong(
         lambda a: ax.layer_normalization(a(2, 8, dtype="int32"), a(8), a(8)), TypeError, ("x ", "int32")
     ),
+    "nothing to merge": Wrong(lambda a: ax.merge_attention(None, [a(5)]), TypeError, ("outputs", "sequence", "None")),
+    "array that asks for causal order": Wrong(
+        lambda a: ax.varlen_attention(*[a(5, 2, 8)] * 3, a(2, dtype="int32"), is_causal=a(2)), TypeError,
+        ("is_causal", "bool"),
+    ),
+    "mask of far positions": Wrong(
+        lambda a: ax.masks.CausalMask().to_array(2, 2, 2**31, xp=a.xp), ValueError, ("query_offset", "2**29")
+    ),
     "picture of one axis": Wrong(
         lambda a: ax.attention_score_visualization(a(5)), ValueError, ("attention_weights", "Sq, Sk)", "(5,)")
     ),
     "picture of a list": Wrong(
         lambda a: ax.attention_score_visualization([[1.0]]), TypeError, ("attention_weights", "list")
     ),
-}
+}  # fmt: skip
 
 WRONG = HEADS | UTILITIES
 

@@ -29,6 +29,17 @@ def test_any_token_may_be_the_padding(library, make, pad_token):
     assert_equal(create_padding_mask(make(TOKENS), pad_token, dtype="bool"), expected, library)
 
 
+@pytest.mark.parametrize(("pad_token", "dtype"), [(-1, "uint8"), (2**32, "int32"), (2**70, "int32")])
+def test_padding_that_the_dtype_cannot_hold_is_nowhere(library, make, pad_token, dtype):
+    tokens = make(np.asarray([[0, 255 if dtype == "uint8" else -1]]), dtype)
+    assert_equal(create_padding_mask(tokens, pad_token, dtype="bool"), np.full((1, 1, 1, 2), True), library)
+
+
+def test_padding_token_of_numpy(library, make):
+    expected = np.not_equal(TOKENS, 7).reshape(2, 1, 1, 4)
+    assert_equal(create_padding_mask(make(TOKENS), np.int64(7), dtype="bool"), expected, library)
+
+
 @pytest.mark.parametrize("dtype", ["int8", "int32", "uint8"])
 def test_tokens_of_any_integer_dtype(library, make, dtype):
     expected = (TOKENS != 0).reshape(2, 1, 1, 4)

@@ -30,7 +30,7 @@ CASES = {
         True,
     ),
     "other keys, causal": ({"is_causal": True, "query_offset": np.asarray([5, 1, 0, 2])}, True),
-    "other keys, window": ({"window": 3, "query_offset": 3}, True),
+    "other keys, window": ({"window": 3, "query_offset": np.int64(3)}, True),
     "other keys, a rule": ({"mask": PrefixMask(4), "sinks": np.asarray([0.5, -1.0, 2.0, 0.0], "float32")}, True),
 }
 Q, K, V = normal(T, H, D), normal(TK, HKV, D, seed=1), normal(TK, HKV, D, seed=2)
@@ -41,7 +41,7 @@ def one_by_one(key, value, cu_k, **options):
     output = np.zeros((T, H, D), "float32")
     offset = options.pop("query_offset", None)
     for i, ((a, b), (c, d)) in enumerate(zip(itertools.pairwise(CU_Q), itertools.pairwise(cu_k), strict=True)):
-        own = offset if offset is None or isinstance(offset, int) else int(offset[i])
+        own = offset if offset is None or isinstance(offset, int | np.integer) else int(offset[i])
         heads_first = (x.transpose(1, 0, 2)[None].astype("float32") for x in (Q[a:b], key[c:d], value[c:d]))
         output[a:b] = flash_attention(*heads_first, impl="dense", query_offset=own, **options)[0].transpose(1, 0, 2)
     return output

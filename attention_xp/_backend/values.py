@@ -6,16 +6,21 @@ from typing import Any
 
 from array_api_compat import is_jax_namespace, is_numpy_namespace, is_torch_namespace
 
+from attention_xp._backend.dtypes import dtype_name
 from attention_xp._backend.modes import is_compiling
 from attention_xp._typing import Array, Namespace
 
 __all__ = [
+    "FAR",
+    "as_int32",
     "by_value",
     "on_host",
     "shows_nan",
     "values_on_host",
     "within",
 ]
+
+FAR = 2**30  # no two positions are further apart; int32 sums of it and a position do not overflow
 
 
 def on_host(xp: Namespace, array: Array) -> bool:
@@ -44,6 +49,15 @@ def within(xp: Namespace, numbers: Array, low: int, high: int) -> Array:
     """
     numbers = xp.where(numbers < low, low, numbers)
     return xp.where(numbers > high, high, numbers)
+
+
+def as_int32(xp: Namespace, integers: Array) -> Array:
+    """Return integers as int32; what is too large for a position, as "no limit" is often written, stays too large."""
+    wide = dtype_name(integers.dtype)
+    if wide == "int64":
+        integers = within(xp, integers, -FAR, FAR)
+    narrow = xp.astype(integers, xp.int32, copy=False)
+    return xp.where(narrow < 0, FAR, narrow) if wide == "uint32" else narrow
 
 
 def by_value(

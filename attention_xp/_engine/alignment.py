@@ -4,8 +4,9 @@ from numbers import Integral
 from typing import Any, NamedTuple
 
 from attention_xp._backend.dtypes import computation_dtype, dtype_name, is_boolean, is_floating, is_integer
+from attention_xp._backend.values import as_int32
 from attention_xp._engine.checks import check_floating, check_placement, fits, shapes
-from attention_xp._engine.numbers import check_count
+from attention_xp._engine.numbers import check_int, check_offset
 from attention_xp._typing import Array, DType, Namespace
 
 __all__ = ["Alignment"]
@@ -59,18 +60,18 @@ class Alignment(NamedTuple):
         return self.xp.reshape(self.xp.astype(sinks, self.dtype, copy=False), (*expected, 1, 1))
 
     def integers(self, name: str, given: Any, *, high: int | None = None) -> int | Array | None:
-        """Return a plain int, in ``[0, high]`` if there is a limit, or an int32 array of the batch shape."""
+        """Return a plain int, in ``[0, high]`` or else a position, or an int32 array of the batch shape."""
         if given is None:
             return None
         if isinstance(given, int | Integral):
-            return _within(name, check_count(name, given, low=-(2**31)), high)
+            return check_offset(name, given) if high is None else _within(name, check_int(name, given), high)
         if not hasattr(given, "dtype") or not is_integer(self.xp, given.dtype):
             kind = dtype_name(given.dtype) if hasattr(given, "dtype") else type(given).__name__
             raise TypeError(f"{name} must be an int or an integer array, got {kind}")
         if not fits(tuple(given.shape), self.batch):
             raise ValueError(f"{name} must have the batch shape: expected {self.batch}, {shapes(**{name: given})}")
         check_placement(self.xp, self.query, **{name: given})
-        return self.xp.astype(given, self.xp.int32, copy=False)
+        return as_int32(self.xp, given)
 
     def _fitted(self, name: str, array: Array) -> Array:
         check_placement(self.xp, self.query, **{name: array})
@@ -92,7 +93,7 @@ class Alignment(NamedTuple):
         return shape
 
 
-def _within(name: str, given: int, high: int | None) -> int:
-    if high is not None and not 0 <= given <= high:
+def _within(name: str, given: int, high: int) -> int:
+    if not 0 <= given <= high:
         raise ValueError(f"{name} must lie between 0 and the length {high}, got {given}")
     return given

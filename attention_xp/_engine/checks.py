@@ -11,7 +11,9 @@ __all__ = [
     "Sizes",
     "check_floating",
     "check_inputs",
+    "check_one_dtype",
     "check_placement",
+    "check_result",
     "check_width",
     "fits",
     "shapes",
@@ -50,6 +52,27 @@ def check_floating(xp: Namespace, **arrays: Array) -> None:
             )
 
 
+def check_one_dtype(xp: Namespace, *, query: Array, **others: Array) -> None:
+    """Refuse dtypes that attention is not computed for, and any but that of the query."""
+    check_floating(xp, query=query, **others)
+    for name, a in others.items():
+        if a.dtype != query.dtype:
+            raise TypeError(
+                f"{name} is {dtype_name(a.dtype)} but query is {dtype_name(query.dtype)}: expected one dtype"
+            )
+
+
+def check_result(xp: Namespace, name: str, result: Any, sizes: tuple[int, ...]) -> None:
+    """Refuse what a function of the caller made of a region, unless it is floating and broadcasts to its scores."""
+    if not hasattr(result, "dtype") or not is_floating(xp, result.dtype):
+        kind = dtype_name(result.dtype) if hasattr(result, "dtype") else type(result).__name__
+        raise TypeError(f"{name} must return a floating array, got {kind}")
+    if not fits(tuple(result.shape), sizes):
+        raise ValueError(
+            f"{name} must broadcast to the scores of a region: expected {sizes}, got {tuple(result.shape)}"
+        )
+
+
 def check_placement(xp: Namespace, query: Array, **others: Array) -> None:
     """Refuse arrays that live on another device than the query."""
     for name, a in others.items():
@@ -59,12 +82,7 @@ def check_placement(xp: Namespace, query: Array, **others: Array) -> None:
 
 def check_inputs(xp: Namespace, query: Array, key: Array, value: Array) -> Sizes:
     """Check kinds and shapes of the three inputs and return what they agree on."""
-    check_floating(xp, query=query, key=key, value=value)
-    for name, a in (("key", key), ("value", value)):
-        if a.dtype != query.dtype:
-            raise TypeError(
-                f"{name} is {dtype_name(a.dtype)} but query is {dtype_name(query.dtype)}: expected one dtype"
-            )
+    check_one_dtype(xp, query=query, key=key, value=value)
     check_placement(xp, query, key=key, value=value)
     _check_axes(query, key, value)
     if query.ndim < 4:

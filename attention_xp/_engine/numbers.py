@@ -1,6 +1,6 @@
 """Complaints about plain Python values: numbers, flags, names and callables."""
 
-import math
+import sys
 from numbers import Real
 from operator import index
 from typing import Any
@@ -9,7 +9,9 @@ __all__ = [
     "check_count",
     "check_flag",
     "check_impl",
+    "check_int",
     "check_number",
+    "check_offset",
     "check_positive",
     "check_score_mod",
     "check_tile",
@@ -31,7 +33,7 @@ def check_number(name: str, number: Any) -> float:
     if isinstance(number, bool) or not isinstance(number, Real):
         raise TypeError(f"{name} must be a real number, got {type(number).__name__}")
     # A comparison, which torch traces where the number is a symbol; Real does not promise it to type checkers.
-    if not abs(number) < math.inf:  # type: ignore[operator]
+    if not abs(number) <= sys.float_info.max:  # type: ignore[operator]  # a larger int is no float
         raise ValueError(f"{name} must be finite, got {number}")
     return float(number)
 
@@ -44,14 +46,27 @@ def check_positive(name: str, number: Any) -> float:
     return positive
 
 
-def check_count(name: str, given: Any, *, low: int = 1) -> int:
-    """Return a size or count as a plain int."""
+def check_int(name: str, given: Any) -> int:
+    """Return a plain int."""
     if not _is_int(given):
         raise TypeError(f"{name} must be an int, got {type(given).__name__}")
-    count = given if isinstance(given, int) else index(given)
+    return given if isinstance(given, int) else index(given)
+
+
+def check_count(name: str, given: Any, *, low: int = 1) -> int:
+    """Return a size or count as a plain int."""
+    count = check_int(name, given)
     if count < low:
         raise ValueError(f"{name} must be at least {low}, got {count}")
     return count
+
+
+def check_offset(name: str, given: Any) -> int:
+    """Return a position as a plain int that is far from where sums of two positions overflow int32."""
+    offset = check_int(name, given)
+    if not -(2**29) <= offset <= 2**29:
+        raise ValueError(f"{name} must lie between -2**29 and 2**29, got {offset}")
+    return offset
 
 
 def check_window(window: Any) -> tuple[int | None, int | None]:
@@ -99,4 +114,12 @@ def check_impl(impl: Any) -> str:
 
 def _is_int(given: Any) -> bool:
     # int first: a size that torch traces is one, but answers no further question.
-    return not isinstance(given, bool) and (isinstance(given, int) or hasattr(given, "__index__"))
+    return not isinstance(given, bool) and (isinstance(given, int) or _is_index(given))
+
+
+def _is_index(given: Any) -> bool:
+    try:
+        index(given)
+    except TypeError:  # also of arrays, which all have an `__index__`
+        return False
+    return True

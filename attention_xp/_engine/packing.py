@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from attention_xp._backend.libraries import device
-from attention_xp._backend.values import within
+from attention_xp._backend.values import as_int32, within
 from attention_xp._engine.region import Region, Span
 from attention_xp._typing import Array, Namespace
 from attention_xp.masks import Mask
@@ -29,7 +29,7 @@ def pack(xp: Namespace, rows: int, keys: int, cu_q: Array, cu_k: Array, offset: 
     k_item, k_position = _places(xp, keys, cu_k)
     if not isinstance(offset, int):
         index = within(xp, q_item, 0, offset.shape[0] - 1)
-        offset = xp.take(xp.astype(offset, xp.int32, copy=False), index, axis=0)
+        offset = xp.take(as_int32(xp, offset), index, axis=0)
     k_item = xp.where(k_item < cu_k.shape[0] - 1, k_item, -1)
     return Packing(q_item, k_item, q_position + offset, k_position, same)
 

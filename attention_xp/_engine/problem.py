@@ -119,9 +119,10 @@ class Problem:
         """Check a call and line everything up with the scores."""
         is_whole = packing is None and first_item == 0
         name = plain_name(query, key, value, mask, dropout_rate, options) if is_whole else None
-        if name is not None and name in KNOWN:  # a trace that so much as asks would hang on what else is known
+        known = None if name is None else KNOWN.get(name)  # a trace that asks would hang on what else is known
+        if known is not None:
             problem = object.__new__(cls)  # to set the fields one by one takes as long as attention on small arrays
-            vars(problem).update(KNOWN[name], query=query, key=key, value=value)
+            vars(problem).update(known, query=query, key=key, value=value)
             return problem
         problem = cls._checked(query, key, value, mask, dropout_rate, options, first_item, packing)
         if name is not None and problem.query is query:

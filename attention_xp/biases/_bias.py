@@ -4,7 +4,7 @@ import math
 
 from attention_xp._backend.dtypes import dtype_name, is_floating
 from attention_xp._backend.libraries import common_namespace, device
-from attention_xp._engine.checks import fits, shapes
+from attention_xp._engine.checks import check_result, fits, shapes
 from attention_xp._engine.region import Region
 from attention_xp._typing import Array, Namespace
 from attention_xp.masks._look_up import arrays_of, check_library_and_place
@@ -123,14 +123,7 @@ def _short(value: object) -> str:
 def evaluated(bias: Bias, region: Region) -> Array:
     """Return the values of a bias in the dtype of the scores, and refuse what does not broadcast against them."""
     problem, values = region.problem, bias.values(region)
-    if not hasattr(values, "dtype") or not is_floating(problem.xp, values.dtype):
-        kind = dtype_name(values.dtype) if hasattr(values, "dtype") else type(values).__name__
-        raise TypeError(f"{type(bias).__name__}.values must return a floating array, got {kind}")
-    if not fits(tuple(values.shape), region.sizes):
-        raise ValueError(
-            f"{type(bias).__name__}.values must broadcast to the scores of a region: expected {region.sizes}, "
-            f"got {tuple(values.shape)}"
-        )
+    check_result(problem.xp, f"{type(bias).__name__}.values", values, region.sizes)
     return problem.xp.astype(values, problem.dtype, copy=False)
 
 

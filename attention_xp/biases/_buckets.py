@@ -3,6 +3,7 @@
 import array_api_extra as xpx
 
 from attention_xp._backend.libraries import common_namespace, device
+from attention_xp._backend.values import FAR
 from attention_xp._engine.checks import check_floating, shapes
 from attention_xp._engine.numbers import check_count, check_flag
 from attention_xp._engine.region import Region
@@ -145,7 +146,7 @@ def _starts(buckets: int, max_distance: int) -> tuple[int, ...]:
         while low < high:
             middle = (low + high) // 2
             low, high = (low, middle) if middle**rest >= wanted else (middle + 1, high)
-        starts.append(low)
+        starts.append(min(low, FAR))
     return tuple(starts)
 
 

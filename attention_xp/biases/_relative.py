@@ -4,12 +4,12 @@ import math
 
 import array_api_extra as xpx
 
-from attention_xp._backend.dtypes import computation_dtype, dtype_name
+from attention_xp._backend.dtypes import computation_dtype
 from attention_xp._backend.libraries import common_namespace, device as device_of
 from attention_xp._backend.modes import outside_autocast
 from attention_xp._backend.values import within
 from attention_xp._engine.alignment import Alignment
-from attention_xp._engine.checks import check_floating, check_placement, shapes
+from attention_xp._engine.checks import check_floating, check_one_dtype, check_placement, shapes
 from attention_xp._engine.numbers import check_count
 from attention_xp._typing import Array, Namespace
 
@@ -130,12 +130,8 @@ def relative_shift(scores: Array) -> Array:
 
 
 def _check(xp: Namespace, query: Array, embeddings: Array) -> None:
-    check_floating(xp, query=query, embeddings=embeddings)
+    check_one_dtype(xp, query=query, embeddings=embeddings)
     check_placement(xp, query, embeddings=embeddings)
-    if embeddings.dtype != query.dtype:
-        raise TypeError(
-            f"embeddings is {dtype_name(embeddings.dtype)} but query is {dtype_name(query.dtype)}: expected one dtype"
-        )
     wrong = None
     if query.ndim < 2 or embeddings.ndim != 2:
         wrong = "query needs at least 2 axes and embeddings exactly 2"

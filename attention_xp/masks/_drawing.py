@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from attention_xp._backend.libraries import common_namespace, creation_namespace, device as device_of, library_name
-from attention_xp._engine.numbers import check_count
+from attention_xp._engine.numbers import check_count, check_offset
 from attention_xp._engine.region import Region, Span
 from attention_xp._mask_arrays import _mask_of
 from attention_xp._typing import Array, Device, DType, Namespace
@@ -49,7 +49,7 @@ def _sizes(Sq: Any, Sk: Any, query_offset: Any) -> tuple[int, int, int]:
     return (
         check_count("Sq", Sq, low=0),
         check_count("Sk", Sk, low=0),
-        check_count("query_offset", query_offset, low=-(2**31)),
+        check_offset("query_offset", query_offset),
     )
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from attention_xp._backend.dtypes import dtype_name, is_boolean
 from attention_xp._backend.libraries import common_namespace
-from attention_xp._backend.values import within
+from attention_xp._backend.values import FAR, within
 from attention_xp._engine.checks import shapes
 from attention_xp._engine.numbers import check_count
 from attention_xp._engine.region import Region, Span
@@ -141,7 +141,7 @@ class BlockMask(Mask):
 
     def allowed(self, region: Region) -> Array:
         """Look up the blocks of queries and keys."""
-        xp, (n, m), (rows, columns) = region.problem.xp, self.block_size, self.layout.shape[-2:]
+        xp, (n, m), (rows, columns) = region.problem.xp, self._steps, self.layout.shape[-2:]
         i, j = region.q_idx // n, region.kv_idx // m
         inside = (i >= 0) & (i < rows) & (j < columns)
         if 0 in self.layout.shape:
@@ -160,10 +160,14 @@ class BlockMask(Mask):
         xp = summable(span, self.layout)
         if xp is None or 0 in self.layout.shape:
             return True, False
-        (n, m), item = self.block_size, item_of(span, self.lead)
+        (n, m), item = self._steps, item_of(span, self.lead)
         rows, columns = (span.q_lo // n, span.q_hi // n), (span.k_lo // m, span.k_hi // m)
         some, every = (self._counted(span, xp, which, item, rows, columns) for which in ("any", "all"))
         return some > 0, every == (rows[1] - rows[0] + 1) * (columns[1] - columns[0] + 1)
+
+    @property
+    def _steps(self) -> tuple[int, int]:
+        return min(self.block_size[0], FAR), min(self.block_size[1], FAR)
 
     def _counted(self, span: Span, xp: Any, which: str, item: Any, rows: Any, columns: Any) -> Any:
         """Count the blocks of one item, or those that any or all items allow."""

@@ -1,5 +1,6 @@
 """Rules that end the keys: a prefix, or sequences of different lengths."""
 
+from attention_xp._backend.values import FAR
 from attention_xp._engine.region import Region, Span
 from attention_xp._typing import Array
 from attention_xp.masks._look_up import check_counts, item_of, least_and_most, line_up
@@ -118,6 +119,6 @@ def _batch_and_head(values: int | Array) -> tuple[int, ...]:
 def _before(span: Span, lengths: int | Array) -> Reach:
     """Tell whether the first key, and whether the last, lies before the length."""
     if isinstance(lengths, int):
-        return span.k_lo < lengths, span.k_hi < lengths
+        return span.k_lo < min(lengths, FAR), span.k_hi < min(lengths, FAR)
     limits = least_and_most(span, lengths, item_of(span, _batch_and_head(lengths)))
     return (True, False) if limits is None else (span.k_lo < limits[1], span.k_hi < limits[0])

@@ -8,7 +8,7 @@ from typing import Any
 
 from attention_xp._backend.dtypes import dtype_name, is_integer
 from attention_xp._backend.libraries import common_namespace, device, library_name
-from attention_xp._backend.values import within
+from attention_xp._backend.values import FAR, as_int32, within
 from attention_xp._engine.checks import check_placement, fits
 from attention_xp._engine.numbers import check_count
 from attention_xp._engine.region import Region, Span
@@ -98,8 +98,8 @@ def fetched(region: Region, array: Array) -> Array:
 def line_up(region: Region, counts: int | Array) -> int | Array:
     """Return one number per batch item, lined up with the scores."""
     if isinstance(counts, int):
-        return counts
-    return region.per_batch(region.problem.xp.astype(fetched(region, counts), region.problem.xp.int32))
+        return min(counts, FAR)
+    return region.per_batch(as_int32(region.problem.xp, fetched(region, counts)))
 
 
 def items(region: Region, lead: tuple[int, ...]) -> int | Array:
@@ -180,7 +180,7 @@ def least_and_most(span: Span, counts: Array, item: Any) -> tuple[Any, Any] | No
     xp = summable(span, counts)
     if xp is None or 0 in counts.shape:
         return None
-    flat = xp.astype(xp.reshape(counts, (-1,)), xp.int32)  # as the bounds of a span
+    flat = as_int32(xp, xp.reshape(counts, (-1,)))  # as the bounds of a span
     if item is not None:
         count = at(span, flat, item)
         return count, count

@@ -2,14 +2,13 @@
 
 from typing import Any
 
+from attention_xp._backend.values import FAR
 from attention_xp._engine.numbers import check_count, check_window
 from attention_xp._engine.region import Region, Span
 from attention_xp._typing import Array
 from attention_xp.masks._mask import Mask, Reach, rule
 
 __all__ = ["CausalMask", "LastOfChunk", "SameChunk", "StridedMask", "WindowMask"]
-
-_FAR = 2**30  # no two positions are further apart; int32 sums of it and a position do not overflow
 
 
 @rule
@@ -81,20 +80,20 @@ class WindowMask(Mask):
         """Return a band around the diagonal."""
         q_idx, kv_idx = region.q_idx, region.kv_idx
         if self.left is None:
-            return kv_idx >= 0 if self.right is None else kv_idx <= q_idx + min(self.right, _FAR)
+            return kv_idx >= 0 if self.right is None else kv_idx <= q_idx + min(self.right, FAR)
         if self.right is None:
-            return kv_idx >= q_idx - min(self.left, _FAR)
-        return (kv_idx >= q_idx - min(self.left, _FAR)) & (kv_idx <= q_idx + min(self.right, _FAR))
+            return kv_idx >= q_idx - min(self.left, FAR)
+        return (kv_idx >= q_idx - min(self.left, FAR)) & (kv_idx <= q_idx + min(self.right, FAR))
 
     def reach(self, span: Span) -> Reach:
         """Compare the least and the greatest distance in the rectangle with the window."""
         least, most = span.k_lo - span.q_hi, span.k_hi - span.q_lo
         possible, certain = True, True
         if self.left is not None:
-            left = min(self.left, _FAR)
+            left = min(self.left, FAR)
             possible, certain = most >= -left, least >= -left
         if self.right is not None:
-            right = min(self.right, _FAR)
+            right = min(self.right, FAR)
             possible, certain = possible & (least <= right), certain & (most <= right)
         return possible, certain
 
@@ -131,11 +130,11 @@ class StridedMask(Mask):
 
     def allowed(self, region: Region) -> Array:
         """Return equally spaced diagonals."""
-        return (region.q_idx - region.kv_idx) % min(self.stride, _FAR) == 0
+        return (region.q_idx - region.kv_idx) % min(self.stride, FAR) == 0
 
     def reach(self, span: Span) -> Reach:
         """Look for a multiple of the stride between the least and the greatest distance."""
-        return _multiple_between(span.q_lo - span.k_hi, span.q_hi - span.k_lo, min(self.stride, _FAR))
+        return _multiple_between(span.q_lo - span.k_hi, span.q_hi - span.k_lo, min(self.stride, FAR))
 
 
 @rule
@@ -145,7 +144,7 @@ class SameChunk(Mask):
     size: int
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self.size = min(size, FAR)
 
     def allowed(self, region: Region) -> Array:
         """Compare the chunks of query and key."""
@@ -168,7 +167,7 @@ class LastOfChunk(Mask):
     size: int
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self.size = min(size, FAR)
 
     def allowed(self, region: Region) -> Array:
         """Return equally spaced columns."""

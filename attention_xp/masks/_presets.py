@@ -110,7 +110,8 @@ def bigbird_mask(
     num_blocks = check_count("num_blocks", num_blocks)
     num_random = check_count("num_random", num_random, low=0)
     num_global = check_count("num_global", num_global, low=0)
-    if check_count("window_blocks", window_blocks) % 2 == 0:
+    window_blocks = check_count("window_blocks", window_blocks)
+    if window_blocks % 2 == 0:
         raise ValueError(f"window_blocks must be odd, the own block and as many on either side, got {window_blocks}")
     index = np.arange(num_blocks)
     layout = np.abs(index[:, None] - index) <= window_blocks // 2

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from attention_xp import flash_attention, masks
-from attention_xp.masks import BlockMask, CausalMask, GlobalMask, LengthMask, PrefixMask, SegmentMask, WindowMask
+from attention_xp.biases import RelativePositionBias
+from attention_xp.masks import (
+    BlockMask,
+    CausalMask,
+    GlobalMask,
+    LengthMask,
+    PrefixMask,
+    SegmentMask,
+    WindowMask,
+    sparse_transformer_mask,
+)
 from tests import reference
 from tests._assertions import assert_close
 from tests._backends import to_numpy
@@ -49,6 +59,25 @@ def test_an_offset_for_each_batch_item(library, make, impl, name):
     )
     keep = np.concatenate([table(name, q.shape[1], range(o, o + 5))[[b]] for b, o in enumerate((1, 4))])
     assert_close(output, reference.attention(q, k, v, keep).output, library)
+
+
+NO_LIMIT = {
+    "length": lambda make: {"mask": LengthMask(2**32)},
+    "block": lambda make: {"mask": BlockMask(make(np.ones((1, 1), bool)), 2**32)},
+    "chunk": lambda make: {"mask": sparse_transformer_mask(2**32, "fixed") | PrefixMask(9)},
+    "lengths": lambda make: {"mask": LengthMask(make([2**62] * 2, "int64"))},
+    "query_lengths": lambda make: {"query_lengths": make([2**63 - 1] * 2, "int64")},
+    "unsigned": lambda make: {"key_lengths": make([2**31] * 2, "uint32")},
+    "buckets": lambda make: {"bias": RelativePositionBias(make(np.zeros(32)), max_distance=2**40)},
+}
+
+
+@pytest.mark.parametrize("limit", NO_LIMIT.values(), ids=NO_LIMIT)
+def test_a_limit_that_no_position_reaches(library, xp, make, impl, limit):
+    if "int64" in limit.__code__.co_consts and library.like("jax") and xp.asarray(1).dtype != xp.int64:
+        pytest.skip("without x64, JAX has no such numbers")
+    output = flash_attention(*map(make, QKV), query_offset=0, impl=impl, **limit(make))
+    assert_close(output, reference.attention(*QKV).output, library)
 
 
 @pytest.mark.parametrize("shape", [(5, 8), (2, 5, 8), (3, 2, 4, 5, 8)])

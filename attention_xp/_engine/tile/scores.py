@@ -2,6 +2,7 @@
 
 import math
 
+from attention_xp._engine.checks import check_result
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.tile.arithmetic import Arithmetic
@@ -51,6 +52,7 @@ def as_scores(problem: Problem, function: ScoreMod | None, region: Region, score
     if function is None:
         return scores
     result = function(scores, region.b, region.h, region.q_idx, region.kv_idx)
+    check_result(problem.xp, "score_mod", result, tuple(scores.shape))
     result = problem.xp.astype(result, problem.dtype, copy=False)
     return result if result.shape == scores.shape else problem.xp.broadcast_to(result, scores.shape)
 
