@@ -10,6 +10,7 @@ from attention_xp._typing import Array, Namespace
 
 __all__ = [
     "NOTHING",
+    "differentiates_again",
     "in_forward_mode",
     "is_compiling",
     "is_followed",
@@ -46,6 +47,25 @@ def is_transformed() -> bool:
     """Whether one of the transformations of ``torch.func`` is at work."""
     torch = sys.modules["torch"]
     return not torch.compiler.is_compiling() and bool(torch._C._functorch.peek_interpreter_stack() is not None)
+
+
+def differentiates_again(*arrays: Array) -> bool:
+    """Whether what ``torch.func`` differentiates is differentiated again: by another of its gradients, or by autograd."""
+    if not is_transformed():
+        return False
+    functorch = sys.modules["torch"]._C._functorch
+    kind = functorch.TransformType.Grad
+    levels = [functorch.CGradInterpreterPtr(x) for x in functorch.get_interpreter_stack() if x.key() == kind]
+    if len(levels) == 1 and levels[0].prevGradMode():
+        return any(_innermost(functorch, a).requires_grad for a in arrays)
+    return len(levels) > 1
+
+
+def _innermost(functorch: Any, a: Array) -> Array:
+    """Return what a tensor was before it was transformed."""
+    while functorch.is_functorch_wrapped_tensor(a):
+        a = functorch.get_unwrapped(a)
+    return a
 
 
 def is_traced() -> bool:

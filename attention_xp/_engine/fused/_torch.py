@@ -4,7 +4,14 @@ import math
 import sys
 from typing import Any
 
-from attention_xp._backend.modes import in_forward_mode, is_compiling, is_mapped
+from attention_xp._backend.modes import (
+    differentiates_again,
+    in_forward_mode,
+    is_compiling,
+    is_mapped,
+    is_traced,
+    is_transformed,
+)
 from attention_xp._backend.values import shows_nan
 from attention_xp._engine.borders import sdpa_is_faster
 from attention_xp._engine.fused._translation import (
@@ -33,6 +40,8 @@ _FEW = 2**15  # numbers that are as quickly looked at as some of them
 def refusal(problem: Problem, wanted: Wanted) -> str | None:
     """Return what torch's kernel has no word for."""
     unknown = unknown_option(problem, wanted)
+    if unknown is None and differentiates_again():
+        unknown = "derivatives of derivatives inside torch.func"
     return _refused_mask(problem) if unknown is None else f"torch's scaled_dot_product_attention knows no {unknown}"
 
 
@@ -50,9 +59,13 @@ def _refused_mask(problem: Problem) -> str | None:
 
 
 def is_worthwhile(problem: Problem) -> bool:
-    """Return whether the kernel is the fastest: under `vmap` it falls back to a loop, and it has no forward mode."""
-    mapped = is_mapped(problem.query, problem.key, problem.value)
-    return sdpa_is_faster(problem) and not mapped and not in_forward_mode()
+    """Return whether the kernel is the fastest and has the derivatives: under `vmap` it falls back to a loop."""
+    if in_forward_mode() or problem.has_bias_rule:
+        return False
+    arrays = (problem.query, problem.key, problem.value)
+    if is_transformed() and (is_mapped(*arrays) or differentiates_again(*arrays, *problem.addends)):
+        return False
+    return sdpa_is_faster(problem)
 
 
 def attend(problem: Problem, wanted: Wanted) -> Attended | None:  # noqa: ARG001
@@ -61,7 +74,14 @@ def attend(problem: Problem, wanted: Wanted) -> Attended | None:  # noqa: ARG001
     The kernel multiplies weights of 0 by what is excluded: a NaN tells that something may have come through. In causal
     order the last row, which attends all keys, tells of each of them.
     """
-    output, rules = computed(problem), column_rules(problem)
+    try:
+        output, rules = computed(problem), column_rules(problem)
+    except NotImplementedError as error:
+        if not in_forward_mode():
+            raise
+        raise NotImplementedError(
+            "torch's scaled_dot_product_attention has no forward mode; impl='dense' and impl='tiled' have"
+        ) from error
     if rules and problem.impl == "auto" and not is_compiling(problem.xp):
         is_long = output.numel() > _FEW and isinstance(rules[0], CausalMask)
         if shows_nan(problem.xp, output.select(-2, -1) if is_long else output):
@@ -92,6 +112,10 @@ def computed(problem: Problem) -> Array:
         scale=problem.scale,
         **grouped,
     )
+    if output.requires_grad and not is_traced():
+        from attention_xp._engine.fused._torch_again import follow_slopes  # noqa: PLC0415  # imports torch
+
+        follow_slopes(output)
     if problem.ndim != 4:
         output = output.reshape(*problem.lead, *output.shape[-2:])
     if output.dtype != problem.query.dtype:  # under autocast
