@@ -10,9 +10,10 @@ from typing import Any
 from attention_xp._random_threefry import KEY, threefry
 from attention_xp._typing import Array, Device, Namespace
 
-__all__ = ["head_key", "smallest_draw", "survivors", "survivors_one_by_one"]
+__all__ = ["LARGEST_RATE", "head_key", "smallest_draw", "survivors", "survivors_one_by_one"]
 
 _HALF = 2**16
+LARGEST_RATE = 1.0 - 1.0 / _HALF  # with any above, no weight would survive to be scaled up
 
 
 def head_key(seed: tuple[Any, Any], *, b: Array, h: Array) -> tuple[Array, Array]:
@@ -22,7 +23,7 @@ def head_key(seed: tuple[Any, Any], *, b: Array, h: Array) -> tuple[Array, Array
 
 def smallest_draw(rate: float) -> int:
     """Return the smallest of the 65536 draws with which a weight survives."""
-    return min(round(rate * _HALF), _HALF - 1)
+    return round(rate * _HALF)
 
 
 def survivors(

@@ -38,6 +38,11 @@ def test_kept_weights_are_scaled_up(library, impl, rate):
     np.testing.assert_allclose(dropped[kept], plain[kept] / (1.0 - rate), rtol=1e-5)
 
 
+def test_no_weight_grows_beyond_what_the_others_lose(library, impl):
+    q = np.zeros((1, 1, 40, 1))
+    assert weights_of(library, impl, q, q, q, dropout_rate=1.0 - 2.0**-50, rng=5).max() <= 2**16 / 40
+
+
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.8])
 def test_the_share_of_kept_weights(library, impl, rate):
     q = np.zeros((4, 4, 40, 1))

@@ -35,6 +35,14 @@ def test_options_with_fewer_axes_than_the_scores(library, make, kernel, options)
     assert_close(output, attention(query, key, value, **options)[0], library)
 
 
+@pytest.mark.backends("numpy")
+def test_the_other_byte_order(impl):
+    query, key, value = (x.astype(">f8") for x in inputs(SHAPE))
+    output = flash_attention(query, key, value, impl=impl)
+    assert output.dtype == query.dtype
+    np.testing.assert_allclose(output.astype(float), attention(query, key, value)[0], rtol=1e-12)
+
+
 @pytest.mark.parametrize("size", [1e13, 1e-20])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_large_powers_times_large_values(library, make, impl, size, sign):

@@ -62,4 +62,4 @@ def is_boolean(xp: Namespace, dtype: DType) -> bool:
 
 def computation_dtype(xp: Namespace, dtype: DType) -> DType:
     """Return float64 for float64, float32 for everything narrower."""
-    return xp.float64 if dtype == xp.float64 else xp.float32
+    return xp.float64 if dtype_name(dtype) == "float64" else xp.float32  # by name, which every byte order has

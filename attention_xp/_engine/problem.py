@@ -23,6 +23,7 @@ from attention_xp._engine.plain_calls import KNOWN, plain_name, remember
 from attention_xp._engine.rules import ArrayMask, RowMask
 from attention_xp._options import AttentionOptions, complete
 from attention_xp._random import check_rate, check_rng, seed_words
+from attention_xp._random_survivors import LARGEST_RATE
 from attention_xp._typing import Array, DType, Namespace, ScoreMod
 from attention_xp.biases._bias import Bias
 from attention_xp.masks import CausalMask, FunctionMask, LengthMask, Mask, WindowMask
@@ -166,7 +167,7 @@ class Problem:
         if packing is not None:
             rules.append(PackedMask(packing.q_item, packing.k_item))
         score_mod, score_slope = check_score_mod(o["score_mod"])
-        rate = check_rate(dropout_rate, name="dropout_rate")
+        rate = min(check_rate(dropout_rate, name="dropout_rate"), LARGEST_RATE)
         check_rng(o["rng"], xp)
         return cls(
             xp=xp,

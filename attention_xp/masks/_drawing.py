@@ -67,7 +67,9 @@ def to_array(
     mask.check(xp, canvas.query, canvas.batch, canvas.heads)
     region = canvas.region(mask, (0, Sq), (0, Sk))
     shape = (1,) * (len(mask.lead) == 1) + region.sizes
-    return _mask_of(xp, xp.broadcast_to(mask.allowed(region), shape), dtype)
+    keep = xp.broadcast_to(mask.allowed(region), shape)
+    keep = xp.asarray(keep, device=device_of(canvas.query), copy=True)  # every pair has memory of its own
+    return _mask_of(xp, keep, dtype)
 
 
 def _arrays(mask: Mask) -> Iterator[Array]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from attention_xp.masks import BlockMask, CausalMask, GlobalMask, LengthMask, SegmentMask, WindowMask
+from attention_xp.masks import BlockMask, CausalMask, GlobalMask, LengthMask, PrefixMask, SegmentMask, WindowMask
 from tests._assertions import assert_equal
 from tests._backends import to_numpy
 from tests._raw import raw_namespace
@@ -121,3 +121,10 @@ def test_sizes_are_checked(arguments, error, message):
 def test_dtypes_are_checked():
     with pytest.raises(ValueError, match="dtype 'int32' cannot be used"):
         CausalMask().to_array(2, 2, dtype="int32")
+
+
+@pytest.mark.backends("numpy", "torch")
+def test_every_pair_has_memory_of_its_own(xp):
+    array = PrefixMask(2).to_array(2, 3, xp=xp)
+    array[0, 0] = False
+    assert array.tolist() == [[False, True, False], [True, True, False]]
