@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from attention_xp._backend.dtypes import computation_dtype
 from attention_xp._backend.libraries import common_namespace
-from attention_xp._engine.checks import check_floating, shapes
+from attention_xp._engine.checks import check_floating, check_placement, shapes
 from attention_xp._softmax import exponentials, log_sum, nonzero
 from attention_xp._typing import Array
 
@@ -68,6 +68,7 @@ def merge_attention(outputs: Sequence[Array], lses: Sequence[Array]) -> tuple[Ar
     named = {f"outputs[{i}]": a for i, a in enumerate(outputs)} | {f"lses[{i}]": a for i, a in enumerate(lses)}
     xp = common_namespace(**named)
     check_floating(xp, **named)
+    check_placement(xp, **named)
     _check_shapes(outputs, lses)
     dtype = computation_dtype(xp, outputs[0].dtype)
     logs = xp.stack([xp.astype(a, dtype, copy=False) for a in lses], axis=0)  # (parts, ..., H, Sq)

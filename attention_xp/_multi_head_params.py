@@ -137,7 +137,7 @@ def check_widths(
 ) -> None:
     """Check the widths that the projections, or without them the splitting into heads, rely on."""
     check_floating(xp, **arrays, **params)
-    check_placement(xp, arrays["query"], **params)
+    check_placement(xp, query=arrays["query"], **params)
     for name, a in arrays.items():
         if a.ndim < 2:
             raise ValueError(f"{name} needs at least 2 axes: expected {name} (B, S, d_model), {shapes(**{name: a})}")

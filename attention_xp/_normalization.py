@@ -48,7 +48,7 @@ def layer_normalization(x: Array, gamma: Array, beta: Array, epsilon: float = 1e
     """
     xp = common_namespace(x=x, gamma=gamma, beta=beta)
     check_floating(xp, x=x, gamma=gamma, beta=beta)
-    check_placement(xp, x, gamma=gamma, beta=beta)
+    check_placement(xp, x=x, gamma=gamma, beta=beta)
     if x.ndim < 1:
         raise ValueError(f"x needs at least 1 axis: expected x (..., D), {shapes(x=x)}")
     for name, a in (("gamma", gamma), ("beta", beta)):

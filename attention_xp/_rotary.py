@@ -125,7 +125,7 @@ def rotary_embedding(
     width = _width(x, rotary_dim, cache)
     chosen = spectrum(width, base, scaling, sections, axial)
     if positions is not None:
-        check_placement(xp, x, positions=positions)
+        check_placement(xp, x=x, positions=positions)
         _check_fit("positions", check_positions(xp, positions, chosen.sections), x)
     elif chosen.sections is not None:
         raise ValueError(f"sections need positions (axes, ..., S), got positions None, sections {chosen.sections}")

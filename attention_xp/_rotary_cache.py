@@ -120,7 +120,7 @@ def check_cache(xp: Namespace, cache: RotaryCache, x: Array) -> None:
     """Check kinds and placement of a cache, and that cosines and sines have one shape."""
     arrays = {"cache.cos": cache.cos, "cache.sin": cache.sin}
     check_floating(xp, **arrays)
-    check_placement(xp, x, **arrays)
+    check_placement(xp, x=x, **arrays)
     cos, sin = (tuple(a.shape) for a in arrays.values())
     if len(cos) < 2 or cos != sin or cos[-1] == 0:
         raise ValueError(f"cache must hold cos and sin (..., S, rotary_dim // 2) of one shape, {shapes(**arrays)}")

@@ -5,6 +5,7 @@ import math
 from attention_xp._backend.derivatives import constant
 from attention_xp._backend.dtypes import computation_dtype, dtype_name, is_floating
 from attention_xp._backend.libraries import common_namespace, device
+from attention_xp._engine.numbers import check_int
 from attention_xp._typing import Array, Namespace
 
 __all__ = ["exponentials", "largest", "log_sum", "nonzero", "softmax"]
@@ -45,8 +46,7 @@ def softmax(x: Array, axis: int = -1) -> Array:
     xp = common_namespace(x=x)
     if not is_floating(xp, x.dtype):
         raise TypeError(f"x must be a floating array, got {dtype_name(x.dtype)}")
-    if isinstance(axis, bool) or not isinstance(axis, int):
-        raise TypeError(f"axis must be an int, got {axis!r}")
+    axis = check_int("axis", axis)
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis {axis} does not exist: got x {tuple(x.shape)}")
     wide = xp.astype(x, computation_dtype(xp, x.dtype), copy=False)

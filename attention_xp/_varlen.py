@@ -150,7 +150,7 @@ def _check_arrays(xp: Namespace, query: Array, key: Array, value: Array, cu_q: A
             f"value has {value.shape[0]} packed rows but key has {key.shape[0]}: expected value (Tk, Hkv, Dv), "
             f"{shapes(key=key, value=value)}"
         )
-    check_placement(xp, query, key=key, value=value, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k)
+    check_placement(xp, query=query, key=key, value=value, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k)
     for name, a in (("cu_seqlens_q", cu_q), ("cu_seqlens_k", cu_k)):
         if not is_integer(xp, a.dtype):
             raise TypeError(f"{name} must be an integer array, got {dtype_name(a.dtype)}")

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from attention_xp._backend.derivatives import constant
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._engine.checks import check_floating, shapes
 from attention_xp._typing import Array
@@ -52,10 +53,11 @@ def attention_score_visualization(attention_weights: Array, tokens: Any = None) 
         weights = weights[0, ...]
     if weights.ndim > 2:
         weights = xp.mean(weights, axis=0)
+    plain = constant(xp, weights)
     return {
         "weights": weights,
         "tokens": tokens,
         "shape": tuple(weights.shape),
-        "max_attention": float(xp.max(weights)),
-        "min_attention": float(xp.min(weights)),
+        "max_attention": float(xp.max(plain)),
+        "min_attention": float(xp.min(plain)),
     }

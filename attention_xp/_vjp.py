@@ -117,7 +117,7 @@ def attention_vjp(
 def _check_gradient(xp: Namespace, query: Array, output: Array, gradient: Array) -> None:
     common_namespace(query=query, grad_output=gradient)
     check_floating(xp, grad_output=gradient)
-    check_placement(xp, query, grad_output=gradient)
+    check_placement(xp, query=query, grad_output=gradient)
     if tuple(gradient.shape) != tuple(output.shape):
         raise ValueError(
             "grad_output must have the shape of the output: expected grad_output (..., H, Sq, Dv) = "

@@ -59,3 +59,10 @@ def test_parts_that_attend_nothing_add_nothing(library, make):
 def test_wrong_parts(outputs, lses, text):
     with pytest.raises(ValueError, match=text):
         merge_attention(outputs, lses)
+
+
+@pytest.mark.backends("strict")
+def test_parts_on_two_devices(make, xp):
+    output, lse = make(np.ones((2, 3))), xp.zeros(2, dtype=xp.float32, device=xp.Device("CPU_DEVICE"))
+    with pytest.raises(ValueError, match=r"lses\[0\] is on .* but outputs\[0\] is on"):
+        merge_attention([output], [lse])

@@ -55,3 +55,10 @@ def test_a_large_mean_costs_no_digits(library, make):
     gamma, beta = np.ones(64), np.zeros(64)
     actual = layer_normalization(make(x + 4096.0), make(gamma), make(beta))
     assert_close(actual, formula(x, gamma, beta), library, atol=1e-3)
+
+
+@pytest.mark.backends("strict")
+def test_a_scale_on_another_device(make, xp):
+    gamma = xp.ones(3, dtype=xp.float32, device=xp.Device("CPU_DEVICE"))
+    with pytest.raises(ValueError, match=r"gamma is on .* but x is on"):
+        layer_normalization(make(np.ones((2, 3))), gamma, make(np.zeros(3)))

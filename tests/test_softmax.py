@@ -60,3 +60,7 @@ def test_the_input_is_not_written_to(make):
     made = make(x)
     softmax(made)
     np.testing.assert_array_equal(to_numpy(made), x.astype(np.float32))
+
+
+def test_axis_of_numpy(library, make):
+    assert_close(softmax(make(np.zeros((2, 3))), np.int64(0)), np.full((2, 3), 0.5), library)

@@ -32,3 +32,9 @@ def test_first_batch_item_and_mean_over_heads(library, make, shape, reduce):
 @pytest.mark.parametrize("tokens", [None, ["a", "b"], ["a"] * 9, []])
 def test_tokens_are_handed_through(make, tokens):
     assert attention_score_visualization(make(np.ones((1, 1, 3, 3))), tokens)["tokens"] == tokens
+
+
+@pytest.mark.backends("torch")
+def test_weights_that_want_gradients(make):
+    view = attention_score_visualization(make(np.eye(3)).requires_grad_())  # a number of it is worth a warning
+    assert (view["max_attention"], view["weights"].requires_grad) == (1.0, True)

@@ -50,7 +50,7 @@ class Alignment(NamedTuple):
     def sinks(self, sinks: Array) -> Array:
         """Line up one logit per head: (H, 1, 1), or (1, 1) without heads."""
         check_floating(self.xp, sinks=sinks)
-        check_placement(self.xp, self.query, sinks=sinks)
+        check_placement(self.xp, query=self.query, sinks=sinks)
         expected = () if self.heads is None else (self.heads,)
         if tuple(sinks.shape) != expected:
             letters = "()" if self.heads is None else f"(H,) = {expected}"
@@ -70,11 +70,11 @@ class Alignment(NamedTuple):
             raise TypeError(f"{name} must be an int or an integer array, got {kind}")
         if not fits(tuple(given.shape), self.batch):
             raise ValueError(f"{name} must have the batch shape: expected {self.batch}, {shapes(**{name: given})}")
-        check_placement(self.xp, self.query, **{name: given})
+        check_placement(self.xp, query=self.query, **{name: given})
         return as_int32(self.xp, given)
 
     def _fitted(self, name: str, array: Array) -> Array:
-        check_placement(self.xp, self.query, **{name: array})
+        check_placement(self.xp, query=self.query, **{name: array})
         shape = self._without_surplus(tuple(array.shape))
         if not fits(shape, self.shape):
             letters = "(..., Sq, Sk)" if self.heads is None else "(..., H, Sq, Sk)"

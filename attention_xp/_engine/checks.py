@@ -73,17 +73,18 @@ def check_result(xp: Namespace, name: str, result: Any, sizes: tuple[int, ...]) 
         )
 
 
-def check_placement(xp: Namespace, query: Array, **others: Array) -> None:
-    """Refuse arrays that live on another device than the query."""
-    for name, a in others.items():
+def check_placement(xp: Namespace, **arrays: Array) -> None:
+    """Refuse arrays that live on another device than the first."""
+    (first, query), *others = arrays.items()
+    for name, a in others:
         if not same_device(xp, query, a):
-            raise ValueError(f"{name} is on {a.device} but query is on {query.device}: expected one device")
+            raise ValueError(f"{name} is on {a.device} but {first} is on {query.device}: expected one device")
 
 
 def check_inputs(xp: Namespace, query: Array, key: Array, value: Array) -> Sizes:
     """Check kinds and shapes of the three inputs and return what they agree on."""
     check_one_dtype(xp, query=query, key=key, value=value)
-    check_placement(xp, query, key=key, value=value)
+    check_placement(xp, query=query, key=key, value=value)
     _check_axes(query, key, value)
     if query.ndim < 4:
         heads, kv_heads, lead = None, None, query.ndim - 2

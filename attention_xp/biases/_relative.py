@@ -131,7 +131,7 @@ def relative_shift(scores: Array) -> Array:
 
 def _check(xp: Namespace, query: Array, embeddings: Array) -> None:
     check_one_dtype(xp, query=query, embeddings=embeddings)
-    check_placement(xp, query, embeddings=embeddings)
+    check_placement(xp, query=query, embeddings=embeddings)
     wrong = None
     if query.ndim < 2 or embeddings.ndim != 2:
         wrong = "query needs at least 2 axes and embeddings exactly 2"

@@ -131,7 +131,7 @@ class LinearProblem:
         xp = common_namespace(query=query, key=key, value=value, **given)
         batch, heads, kv_heads = check_inputs(xp, query, key, value)
         check_floating(xp, **given)
-        check_placement(xp, query, **given)
+        check_placement(xp, query=query, **given)
         causal = check_flag("is_causal", is_causal) or update_rule != "linear" or state is not None
         if causal:
             check_lengths(query, key)

@@ -66,7 +66,7 @@ def check_library_and_place(xp: Namespace, query: Array, name: str, array: Array
             f"{name} is an array of {library_name(owner)}: expected NumPy or the library of the query, "
             f"{library_name(xp)}"
         )
-    check_placement(xp, query, **{name: array})
+    check_placement(xp, query=query, **{name: array})
 
 
 def is_numpy(array: Array) -> bool:
