@@ -118,8 +118,9 @@ def _one_by_one(
 ) -> Array:
     """Attend within one sequence after the other."""
     offset, (query, key, value), outputs = options.get("query_offset"), packed, []
-    per_sequence = offset if isinstance(offset, list) else [offset] * len(bounds[0])
-    sequences = zip(pairwise(bounds[0]), pairwise(bounds[1]), strict=True)
+    per_sequence = (offset if isinstance(offset, list) else [offset] * len(bounds[0])) or [0]
+    sequences = list(zip(pairwise(bounds[0]), pairwise(bounds[1]), strict=True))
+    sequences = sequences or [((0, 0), (0, 0))]  # a call with none is checked like any other
     for i, ((row, stop), (column, end)) in enumerate(sequences):
         problem = Problem.of(
             query[:, :, row:stop, :],

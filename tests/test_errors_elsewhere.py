@@ -104,6 +104,9 @@ UTILITIES = {
         lambda a: ax.varlen_attention(*[a(5, 2, 8)] * 3, a(2, dtype="int32"), is_causal=a(2)), TypeError,
         ("is_causal", "bool"),
     ),
+    "unknown option for no sequence": Wrong(
+        lambda a: ax.varlen_attention(*[a(5, 2, 8)] * 3, a.library.array([0]), windows=2), TypeError, ("windows",)
+    ),
     "mask of far positions": Wrong(
         lambda a: ax.masks.CausalMask().to_array(2, 2, 2**31, xp=a.xp), ValueError, ("query_offset", "2**29")
     ),
