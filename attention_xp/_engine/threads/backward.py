@@ -9,13 +9,13 @@ import numpy as np
 from attention_xp._engine.plan import Tile, bounds, plan
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
+from attention_xp._engine.threads.answers import asked
 from attention_xp._engine.threads.backward_head import HeadsOf, Stretch
 from attention_xp._engine.threads.heads import ceiling
 from attention_xp._engine.threads.in_place_backward import InPlaceBackward
 from attention_xp._engine.threads.place import Place
 from attention_xp._engine.threads.pool import blas_held_to_one, run_jobs
 from attention_xp._engine.threads.scratch import Scratch, borrowed
-from attention_xp._engine.threads.strips import asked
 from attention_xp._engine.threads.walk import without_infinite_bias
 from attention_xp._engine.tile.arithmetic import summed_to
 from attention_xp._engine.tile.backward_step import Known, Slopes, contribute, key_factor

@@ -25,7 +25,7 @@ class InPlaceBackward(InPlace):
     """Primitives that allocate nothing of the size of a tile."""
 
     def __init__(self, problem: Problem, shape: TileShape) -> None:
-        super().__init__(problem, shape)
+        super().__init__(problem)
         D, Dv = problem.query.shape[-1], problem.value.shape[-1]
         heads, rows, columns, _ = shape
         scores = heads * rows * columns
@@ -85,10 +85,6 @@ class InPlaceBackward(InPlace):
 
     def _transposed_product(self, weights: Array, rows: Array, buffer: Array, width: int) -> Array:
         return _product(weights.reshape(-1, *weights.shape[-2:]).mT, rows[..., :width], buffer)
-
-    def _whole(self, scores: Array) -> Array:
-        """Return the scores: their lines lie side by side."""
-        return scores
 
     def silence(self, slopes: Array, allowed: Patches, mixed: Bounds) -> Array:
         """Put 0 where pairs are not allowed, unless the weights of 0 have done so."""

@@ -8,7 +8,7 @@ from attention_xp._engine.plan import Bounds, Tile
 from attention_xp._engine.region import Region
 from attention_xp._engine.threads.gather import Gather
 from attention_xp._engine.threads.heads import Heads, is_finite
-from attention_xp._engine.threads.in_place import InPlace
+from attention_xp._engine.threads.in_place_forward import InPlaceForward
 from attention_xp._engine.tile.step import Running, advance, log_sum_exp, normalized, scale_in_base, scored, start
 from attention_xp._typing import Array
 
@@ -35,7 +35,7 @@ class Worker:
 
     def __init__(self, walk: "Walk") -> None:
         self.walk, self.problem = walk, walk.problem
-        self.ops = InPlace(self.problem, walk.shape)
+        self.ops = InPlaceForward(self.problem, walk.shape)
         self.factor = scale_in_base(self.problem)
         width = self.problem.query.shape[-1] + 1
         self._columns = np.empty(walk.shape.heads * walk.shape.rows * width, self.problem.dtype)

@@ -9,11 +9,12 @@ import numpy as np
 from attention_xp._engine.plan import Bounds, Tile
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.rules import ArrayMask
+from attention_xp._engine.threads.answers import Grid, Item
 from attention_xp._engine.threads.heads import Heads, ceiling, excludes, likely
 from attention_xp._engine.threads.place import Place
+from attention_xp._engine.threads.plans import Plans
 from attention_xp._engine.threads.pool import blas_held_to_one, run_jobs
 from attention_xp._engine.threads.rows import Worker
-from attention_xp._engine.threads.strips import Grid, Item, Plans
 from attention_xp._engine.tile_sizes import STRIP, tile_shape
 from attention_xp._typing import Array
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from attention_xp._engine.plan import bounds
-from attention_xp._engine.threads.strips import Grid, Item, Plans
+from attention_xp._engine.threads.answers import Grid, Item
+from attention_xp._engine.threads.plans import Plans
 from attention_xp.masks import (
     BlockMask,
     CausalMask,

@@ -1,0 +1,106 @@
+"""What rules answer about many chunks of rows and strips of keys at once, on NumPy."""
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+from attention_xp._engine.plan import Bounds, bounds
+from attention_xp._engine.region import Span
+from attention_xp._engine.tile_sizes import FEWEST_ROWS, STRIP
+from attention_xp._typing import Array
+from attention_xp.masks import Mask
+
+__all__ = ["Answers", "Grid", "Item", "answers_about", "asked", "span_of"]
+
+_SEAMS = 16  # positions for each seam, at least: more seams would cost more than they bring
+
+
+class Item(NamedTuple):
+    """A batch item and a head, whose scores are masked alike."""
+
+    offset: int  # from rows to positions
+    b: int
+    h: int | None  # None: all heads
+
+
+class Grid(NamedTuple):
+    """How finely rows and keys are cut."""
+
+    keys: int
+    rows: int  # of a block
+    chunk: int  # rows of a chunk of a block
+    columns: int  # keys of a tile
+    may_skip: bool  # whether full tiles are joined over gaps
+
+    @property
+    def strip(self) -> int:
+        """Keys of a strip: as fine as the chunks, unless these are that small for want of rows."""
+        return min(STRIP, self.columns, self.chunk if self.chunk >= FEWEST_ROWS else STRIP)
+
+
+class _Cuts(NamedTuple):
+    """Where rows and keys are cut, wherever that is."""
+
+    chunks: list[int]
+    strips: list[int]
+
+
+class Answers(NamedTuple):
+    """What rules answered about the chunks of some blocks, under all strips."""
+
+    blocks: list[Bounds]
+    chunks: list[list[Bounds]]  # of each block
+    strips: list[Bounds]
+    possible: Array  # (rules, chunks of all blocks, strips)
+    certain: Array
+
+
+def span_of(rows: Bounds, columns: Bounds, item: Item) -> Span:
+    """Return the bounds of a rectangle, both ends included."""
+    first, last = rows[0], rows[1] - 1
+    return Span(np, first, last, first + item.offset, last + item.offset, columns[0], columns[1] - 1, item.b, item.h)
+
+
+def answers_about(rules: tuple[Mask, ...], grid: Grid, item: Item, blocks: list[Bounds]) -> Answers:
+    cuts = _seams(rules, blocks[-1][1], grid.keys, item.offset)
+    chunks = [_cut(bounds(*rows, grid.chunk), cuts.chunks) for rows in blocks]
+    strips = _cut(_strips(grid.keys, grid.strip, phase=blocks[0][0] + item.offset), cuts.strips)
+    answers = np.stack(asked(rules, [chunk for some in chunks for chunk in some], strips, *item))
+    return Answers(blocks, chunks, strips, answers[:, 0], answers[:, 1])
+
+
+def _seams(rules: tuple[Mask, ...], rows: int, keys: int, offset: int) -> _Cuts:
+    """Return the seams of all rules, in rows and in keys."""
+    chunks, strips = set[int](), set[int]()
+    for rule in rules:
+        queries, columns = rule.seams(rows + offset, keys)
+        chunks |= {position - offset for position in queries} if len(queries) * _SEAMS <= rows else set()
+        strips |= set(columns) if len(columns) * _SEAMS <= keys else set()
+    return _Cuts(sorted(chunks), sorted(strips))
+
+
+def _cut(pieces: list[Bounds], cuts: list[int]) -> list[Bounds]:
+    """Cut pieces that follow each other once more."""
+    if not pieces or not cuts:
+        return pieces
+    first, last = pieces[0][0], pieces[-1][1]
+    edges = sorted({last, *(start for start, _ in pieces), *(cut for cut in cuts if first < cut < last)})
+    return list(itertools.pairwise(edges))
+
+
+def asked(
+    rules: tuple[Mask, ...], chunks: list[Bounds], strips: list[Bounds], offset: int, b: int, h: int | None
+) -> list[Array]:
+    """Return for each rule whether it possibly and certainly allows each chunk and strip: (2, chunks, strips)."""
+    (row_lo, row_hi), (k_lo, k_hi) = (np.asarray(pairs).reshape(-1, 2).T for pairs in (chunks, strips))
+    first, last = row_lo[:, None], row_hi[:, None] - 1
+    span = Span(np, first, last, first + offset, last + offset, k_lo, k_hi - 1, b, h)
+    grid = (len(chunks), len(strips))
+    return [np.stack([np.broadcast_to(answer, grid) for answer in rule.reach(span)]) for rule in rules]
+
+
+def _strips(length: int, size: int, *, phase: int) -> list[Bounds]:
+    """Cut the keys so that a diagonal through the first row of a block meets a corner of a strip."""
+    first = min(phase % size, length)
+    return [*bounds(0, first, size), *bounds(first, length, size)]
