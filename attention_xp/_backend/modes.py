@@ -45,8 +45,10 @@ def in_forward_mode() -> bool:
 
 def is_transformed() -> bool:
     """Whether one of the transformations of ``torch.func`` is at work."""
-    torch = sys.modules["torch"]
-    return not torch.compiler.is_compiling() and bool(torch._C._functorch.peek_interpreter_stack() is not None)
+    torch = sys.modules.get("torch")
+    if torch is None or torch.compiler.is_compiling():
+        return False
+    return bool(torch._C._functorch.peek_interpreter_stack() is not None)
 
 
 def differentiates_again(*arrays: Array) -> bool:
