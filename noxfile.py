@@ -60,7 +60,7 @@ add_tests("torch", "torch", "transformers")
 # Nearly all the time on JAX goes into compiling. The first environment compiles quickly: the usual way to emit loops
 # takes twice as long as the older one. The second compiles as users do, without 64-bit types, what depends on the types.
 QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
-WITHOUT_64_BITS = ["attention", "backends", "normalization", "positional", "random", "rotary", "softmax", "varlen"]
+WITHOUT_64_BITS = ["attention", "backends", "normalization", "positional", "random", "rotary", "softmax"]
 add_tests(
     "jax",
     "jax",

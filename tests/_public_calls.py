@@ -122,7 +122,7 @@ def rotary_rows(x, positions, table):
 LENGTHS = np.asarray([2, 5]), np.asarray([7, 3])  # of rows, and of keys
 OPERANDS = (*QKV, KEEP, normal(4, 5, 7), normal(4), np.asarray([3, 5]), normal(4))
 SEVEN = inputs((2, 4, 7, 8), (2, 2, 7, 8))
-FLASH = {  # what the kernel of a library may know as well
+FLASH = {  # what the kernel of a library may know as well; our own meet single options in "every option"
     "flash_attention": (ax.flash_attention, QKV),
     "square causal": (lambda q, k, v, **how: ax.flash_attention(q, k, v, is_causal=True, **how), SEVEN),
     "boolean mask": (ax.flash_attention, (*QKV, KEEP)),
@@ -130,17 +130,12 @@ FLASH = {  # what the kernel of a library may know as well
     "bias": (lambda q, k, v, bias, **how: ax.flash_attention(q, k, v, bias=bias, **how), (*QKV, normal(4, 5, 7))),
     "lengths": (with_lengths, (*QKV, *LENGTHS)),
 }
-ATTENTION = FLASH | {
+ATTENTION = {name: FLASH[name] for name in ("flash_attention", "float mask")} | {
     "scaled_dot_product_attention": (ax.scaled_dot_product_attention, QKV),
-    "no weights": (
-        lambda q, k, v, **how: ax.scaled_dot_product_attention(q, k, v, return_weights=False, **how)[0],
-        QKV,
-    ),
     "causal": (
         lambda q, k, v, **how: ax.flash_attention(q, k, v, is_causal=True, query_offset=2, return_lse=True, **how),
         QKV,
     ),
-    "dropout on weights": (lambda q, k, v, **how: ax.flash_attention(q, k, v, None, 0.5, rng=3, **how), QKV),
     "every option": (every_option, OPERANDS),
     "every mask": (every_mask, (*SEVEN, np.asarray([0, 0, 1, 1, 1, 2, 3]), np.asarray([3, 6]))),
     "every bias": (every_bias, (*QKV, normal(4), normal(8, 4))),

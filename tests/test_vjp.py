@@ -194,7 +194,7 @@ EXCLUDED = {
 def test_what_is_excluded_never_reaches_a_gradient(library, impl, options, tile):
     arrays = {"query": Q, "key": K, "value": V}
     _, expected = gradients_of(library, arrays, options, impl=impl, tile=tile)
-    for where, bad in itertools.product((("key",), ("value",), ("key", "value")), (np.nan, np.inf)):
+    for where, bad in ((("key",), np.nan), (("value",), np.nan), (("key", "value"), np.inf)):
         planted = {name: x.copy() for name, x in arrays.items()}
         for name in where:
             planted[name][..., 5:, :] = bad
