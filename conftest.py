@@ -1,6 +1,5 @@
 """Options and fixtures of the whole suite: which backends run, and the documents as tests."""
 
-import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,18 +11,14 @@ import pytest
 from tests._backends import Backend
 from tests._compiled import compiled
 from tests._documents import documents
+from tests._source import needs
 
 pytest_collect_file = documents().pytest()
 
 
-def _needs(path: Path, package: str) -> bool:
-    """Whether the module imports the package at its top, and so cannot be collected without it."""
-    return re.search(rf"^(import|from) {package}\b", path.read_text(encoding="utf-8"), re.MULTILINE) is not None
-
-
 _ABSENT = {backend.package for backend in Backend if not backend.is_installed()}
 _PYTHON = [path for folder in ("attention_xp", "tests") for path in Path(__file__).with_name(folder).rglob("*.py")]
-collect_ignore = [str(path) for path in _PYTHON if any(_needs(path, package) for package in _ABSENT)]
+collect_ignore = [str(path) for path in _PYTHON if any(needs(path, package) for package in _ABSENT)]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -74,9 +69,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave what asks for no library to NumPy, or to those that its mark names: it is the same on all of them."""
     chosen = _chosen(config)
-    left_out = [item for item in items if chosen and not _is_meant_for(item, chosen)]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in set(left_out)]
+    left_out = {item for item in items if chosen and not _is_meant_for(item, chosen)}
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
 
 
 def _is_meant_for(item: pytest.Item, chosen: list[Backend]) -> bool:

@@ -155,10 +155,8 @@ ATTENTION = {name: FLASH[name] for name in ("flash_attention", "float mask")} | 
     "multi_head_attention": (lambda x, y, **how: ax.multi_head_attention(x, y, y, 2, 8, **how), (X, normal(2, 7, 8))),
     "multi-head params": (with_params, (X, *(normal(8, 8, seed=i) for i in range(4)), normal(8))),
 }
-HOW = {
-    "dense": {"impl": "dense"},
-    "tiled": {"impl": "tiled", "tile": (3, 4)},
-}  # two by two that do not divide the lengths: torch unrolls them
+# Two by two tiles that do not divide the lengths: torch unrolls them.
+HOW = {"dense": {"impl": "dense"}, "tiled": {"impl": "tiled", "tile": (3, 4)}}
 GATED = gated_delta, (*LINEAR, -np.abs(normal(2, 2, 9, 8)), normal(2, 2, 9, 1) ** 2 / 9.0)
 OTHERS = {
     "linear_attention, chunked": (partial(GATED[0], impl="chunked", chunk_size=4), GATED[1]),

@@ -1,6 +1,7 @@
 """The source code of the package, read without running it."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,11 @@ _CREATION = frozenset({"arange", "asarray", "empty", "eye", "full", "linspace", 
 def modules() -> list[Path]:
     """Every module of the package."""
     return sorted(PACKAGE.rglob("*.py"))
+
+
+def needs(path: Path, package: str) -> bool:
+    """Whether a module imports a package at its top, and so cannot be imported without it."""
+    return re.search(rf"^(import|from) {package}\b", path.read_text(encoding="utf-8"), re.MULTILINE) is not None
 
 
 def standard_modules() -> list[Path]:

@@ -15,6 +15,7 @@ from tests._source import (
     defined_names,
     modules,
     namespace_attributes,
+    needs,
     standard_modules,
 )
 
@@ -88,9 +89,9 @@ def test_the_search_finds_creations(source, is_forgotten):
 def needing_libraries():
     """Every module but the entrances, marked with the libraries that it imports."""
     for path in modules():
-        needs = [library for library in ("jax", "torch") if f"\nimport {library}\n" in path.read_text()]
+        needed = [library for library in ("jax", "torch") if needs(path, library)]
         if path.stem not in {"__init__", "__main__"}:
-            yield pytest.param(path, marks=pytest.mark.backends(*needs) if needs else (), id=name_of(path))
+            yield pytest.param(path, marks=pytest.mark.backends(*needed) if needed else (), id=name_of(path))
 
 
 @pytest.mark.parametrize("path", list(needing_libraries()))

@@ -75,10 +75,10 @@ def check_result(xp: Namespace, name: str, result: Any, sizes: tuple[int, ...]) 
 
 def check_placement(xp: Namespace, **arrays: Array) -> None:
     """Refuse arrays that live on another device than the first."""
-    (first, query), *others = arrays.items()
+    (first, like), *others = arrays.items()
     for name, a in others:
-        if not same_device(xp, query, a):
-            raise ValueError(f"{name} is on {a.device} but {first} is on {query.device}: expected one device")
+        if not same_device(xp, like, a):
+            raise ValueError(f"{name} is on {a.device} but {first} is on {like.device}: expected one device")
 
 
 def check_inputs(xp: Namespace, query: Array, key: Array, value: Array) -> Sizes:

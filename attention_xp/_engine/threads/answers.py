@@ -1,7 +1,7 @@
 """What rules answer about many chunks of rows and strips of keys at once, on NumPy."""
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -56,17 +56,18 @@ class Answers(NamedTuple):
     certain: Array
 
 
-def span_of(rows: Bounds, columns: Bounds, item: Item) -> Span:
-    """Return the bounds of a rectangle, both ends included."""
+def span_of(rows: tuple[Any, Any], columns: tuple[Any, Any], item: Item) -> Span:
+    """Return the bounds of a rectangle, or of many that broadcast, both ends included."""
     first, last = rows[0], rows[1] - 1
     return Span(np, first, last, first + item.offset, last + item.offset, columns[0], columns[1] - 1, item.b, item.h)
 
 
 def answers_about(rules: tuple[Mask, ...], grid: Grid, item: Item, blocks: list[Bounds]) -> Answers:
+    """Ask rules about some blocks, cut where a rule has a seam."""
     cuts = _seams(rules, blocks[-1][1], grid.keys, item.offset)
     chunks = [_cut(bounds(*rows, grid.chunk), cuts.chunks) for rows in blocks]
     strips = _cut(_strips(grid.keys, grid.strip, phase=blocks[0][0] + item.offset), cuts.strips)
-    answers = np.stack(asked(rules, [chunk for some in chunks for chunk in some], strips, *item))
+    answers = np.stack(asked(rules, [chunk for some in chunks for chunk in some], strips, item))
     return Answers(blocks, chunks, strips, answers[:, 0], answers[:, 1])
 
 
@@ -89,13 +90,10 @@ def _cut(pieces: list[Bounds], cuts: list[int]) -> list[Bounds]:
     return list(itertools.pairwise(edges))
 
 
-def asked(
-    rules: tuple[Mask, ...], chunks: list[Bounds], strips: list[Bounds], offset: int, b: int, h: int | None
-) -> list[Array]:
+def asked(rules: tuple[Mask, ...], chunks: list[Bounds], strips: list[Bounds], item: Item) -> list[Array]:
     """Return for each rule whether it possibly and certainly allows each chunk and strip: (2, chunks, strips)."""
     (row_lo, row_hi), (k_lo, k_hi) = (np.asarray(pairs).reshape(-1, 2).T for pairs in (chunks, strips))
-    first, last = row_lo[:, None], row_hi[:, None] - 1
-    span = Span(np, first, last, first + offset, last + offset, k_lo, k_hi - 1, b, h)
+    span = span_of((row_lo[:, None], row_hi[:, None]), (k_lo, k_hi), item)
     grid = (len(chunks), len(strips))
     return [np.stack([np.broadcast_to(answer, grid) for answer in rule.reach(span)]) for rule in rules]
 

@@ -153,8 +153,7 @@ class _Walk:
         problem = self.problem
         chunks = bounds(row, stop, min(STRIP, self.shape.rows))
         strips = [bounds(first, last, min(STRIP, self.shape.columns)) for first, last in self.stretches]
-        item = place.item(problem)
-        answers = asked(problem.rules, chunks, list(itertools.chain.from_iterable(strips)), *item)
+        answers = asked(problem.rules, chunks, list(itertools.chain.from_iterable(strips)), place.item(problem))
         plans, first = [], 0
         for some in strips:
             part = slice(first, first + len(some))
