@@ -30,12 +30,13 @@ _SIZES = {"numpy": (704, 512), "jax": (512, 512), "torch": (128, 512), "cupy": (
 _WHOLE = {"numpy": (704, 1024), "jax": (1024, 1024)}  # where no rule leaves anything out: fewer and larger operations
 _BACKWARD = {"numpy": (704, 512), "jax": (512, 256)}
 _TALLEST_BACKWARD = 1024, 4096  # rows of all heads of a job, and of those where rules cut tiles into strips: NumPy
-_WINDOW_ROWS = 256  # of a tile under a narrow window
+_WINDOW_ROWS = 256  # of a tile under a window
 FEWEST_ROWS = 64
 _NARROW = 1024  # keys of a window along whose edges fewer rows leave out more than they cost
 _MOST_KEYS = 8192
 _TALLEST = 1024  # rows of all heads of a tile: NumPy
 _STACKED = 256  # rows of a head where rules leave something out: fewer rows leave out more
+_SPARSE_BACKWARD = 4, 128, 1024  # heads, rows and keys of a tile where rules leave out much: NumPy
 _LARGEST = 3 * 2**18  # scores of a tile
 CROWDED = 512  # lines so many numbers apart compete for the same places in a cache
 _JOBS, _JOBS_BACKWARD = 3, 2  # for each thread, at least; backward the last ones are cut
@@ -97,15 +98,19 @@ def _grain(rule: Mask) -> int:
         return max(rule.block_size[0], FEWEST_ROWS)
     if isinstance(rule, WindowMask) and rule.left is not None:
         return max(rule.left, _WINDOW_ROWS)
-    return sys.maxsize
+    return min(map(_grain, _parts(rule)), default=sys.maxsize)
 
 
 def _width(rule: Mask) -> int:
     """Return how many keys the narrowest window has that a rule is made of."""
     if isinstance(rule, WindowMask) and rule.left is not None:
         return rule.left + (rule.right or 0) + 1
-    parts = [] if isinstance(rule, Not) else [part for part in vars(rule).values() if isinstance(part, Mask)]
-    return min(map(_width, parts), default=sys.maxsize)
+    return min(map(_width, _parts(rule)), default=sys.maxsize)
+
+
+def _parts(rule: Mask) -> list[Mask]:
+    """Return what a rule is made of, unless it is the opposite of that."""
+    return [] if isinstance(rule, Not) else [part for part in vars(rule).values() if isinstance(part, Mask)]
 
 
 def _equal_parts(length: int, size: int) -> int:
@@ -136,11 +141,24 @@ def backward_tile_sizes(problem: Problem) -> tuple[int, int]:
 
 
 def backward_tile_shape(problem: Problem, threads: int, *, alone: bool) -> TileShape:
-    """Return the shape of a tile backward for NumPy: short heads together, unless each has to be `alone`."""
+    """Return the shape of a tile backward for NumPy: heads together, unless each has to be `alone`."""
     rows, columns = backward_tile_sizes(problem)
-    if problem.tile is not None or problem.group > 1 or alone or not _is_uniform_along_heads(problem):
+    if problem.tile is not None or alone or not _is_uniform_along_heads(problem):
         return TileShape(1, rows, columns, folded=False)
-    Sq, axis = problem.query.shape[-2], problem.lead[-1] if problem.lead else 1
-    height = min(_TALLEST_BACKWARD[len(problem.rules) > 0], math.prod(problem.lead) * Sq // (_JOBS_BACKWARD * threads))
-    heads = max(n for n in range(1, max(1, height // max(Sq, 1)) + 1) if axis % n == 0)
+    Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
+    height = math.prod(problem.lead) * Sq // (_JOBS_BACKWARD * threads)
+    grain = min(map(_grain, problem.rules), default=sys.maxsize)
+    if grain < sys.maxsize:
+        most, least, columns = _SPARSE_BACKWARD
+        is_narrow = min(map(_width, problem.rules)) <= _NARROW
+        rows = _equal_parts(Sq, least if is_narrow else min(max(grain, least), _STACKED))
+        return TileShape(_stacked(problem, min(most, height // rows)), rows, min(columns, Sk), folded=False)
+    heads = _stacked(problem, min(height, _TALLEST_BACKWARD[len(problem.rules) > 0]) // max(Sq, 1))
     return TileShape(heads, rows, min(columns, max(_LARGEST // (heads * rows), STRIP)), folded=False)
+
+
+def _stacked(problem: Problem, most: int) -> int:
+    """Return how many query heads a tile can have, whole groups or a part of one."""
+    group, axis = problem.group, problem.lead[-1] if problem.lead else 1
+    some = range(1, max(most, 1) + 1)
+    return max(n for n in some if group % n == 0 or (n % group == 0 and axis % n == 0))

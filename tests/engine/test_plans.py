@@ -41,7 +41,9 @@ MASKS = [
 
 
 def _plans(mask: Mask, **options: int | bool) -> Plans:
-    grid = Grid(**{"keys": LENGTH, "rows": 256, "chunk": 128, "columns": 384, "may_skip": True} | options)
+    grid = Grid(
+        **{"keys": LENGTH, "rows": 256, "chunk": 128, "columns": 384, "widest": 2048, "may_skip": True} | options
+    )
     return Plans((mask,), LENGTH, grid)
 
 
@@ -91,7 +93,7 @@ def test_too_many_seams_are_left_aside() -> None:
 
 def test_a_mask_keeps_its_plans_for_a_few_sizes() -> None:
     mask, causal = _blocks(128), CausalMask()
-    grid = Grid(keys=LENGTH, rows=256, chunk=128, columns=384, may_skip=True)
+    grid = Grid(keys=LENGTH, rows=256, chunk=128, columns=384, widest=2048, may_skip=True)
     kept = Plans.of((mask, causal), LENGTH, grid)
     assert Plans.of((mask, CausalMask()), LENGTH, grid) is kept
     assert Plans.of((mask,), LENGTH, grid) is not kept
@@ -103,7 +105,7 @@ def test_a_mask_keeps_its_plans_for_a_few_sizes() -> None:
 
 def test_plans_are_not_kept_where_lengths_may_be_changed() -> None:
     mask = LengthMask(np.asarray([5, 9]))
-    grid = Grid(keys=LENGTH, rows=256, chunk=128, columns=384, may_skip=True)
+    grid = Grid(keys=LENGTH, rows=256, chunk=128, columns=384, widest=2048, may_skip=True)
     assert Plans.of((mask,), LENGTH, grid) is not Plans.of((mask,), LENGTH, grid)
 
 

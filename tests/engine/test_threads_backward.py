@@ -10,12 +10,15 @@ from attention_xp._engine.problem import Problem
 from attention_xp._engine.threads.backward import _Walk
 from attention_xp._engine.tile.backward_step import Known
 from attention_xp._engine.tile_sizes import backward_tile_shape
+from attention_xp.masks import BlockMask, longformer_mask
 
 SHAPE = (2, 6, 200, 8)
 OPTIONS = {
     "plain": {},
     "causal": {"is_causal": True},
     "window": {"window": (30, 10)},
+    "blocks": {"mask": BlockMask(np.random.default_rng(4).random((25, 25)) < 0.3, 8)},
+    "window and global keys": {"mask": longformer_mask(20, np.arange(200) % 90 == 7)},
     "softcap": {"softcap": 5.0},
     "dropout": {"is_causal": True, "dropout_rate": 0.2, "rng": 3},
     "mask of keys": {"mask": np.arange(200) % 3 > 0},
@@ -56,20 +59,44 @@ def test_any_number_of_leading_axes_and_of_pieces_gives_the_same_twice(shape, is
         np.testing.assert_allclose(x, z, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "kv_shape"), [((3, 4, 90, 8), (1, 4, 90, 8)), ((3, 4, 90, 8), (1, 2, 90, 8)), ((5, 90, 8), (1, 90, 8))]
+)
+def test_batch_items_that_share_keys_add_up(shape, kv_shape, is_causal):
+    query, key, value, gradient = numbers(shape, kv_shape, kv_shape, shape)
+    lead = (*shape[:-3], *kv_shape[len(kv_shape) - 3 :]) if len(shape) == 4 else shape
+    spread = [np.broadcast_to(a, lead) for a in (key, value)]
+    shared = gradients([query, key, value, gradient], is_causal=is_causal)
+    apart = gradients([query, *spread, gradient], is_causal=is_causal)
+    np.testing.assert_allclose(shared.query, apart.query, rtol=1e-10, atol=1e-12)
+    for x, y in ((shared.key, apart.key), (shared.value, apart.value)):
+        np.testing.assert_allclose(x, np.sum(y, axis=0, keepdims=True), rtol=1e-10, atol=1e-12)
+
+
+def test_rules_that_leave_out_much_are_met_in_low_tiles_of_several_heads():
+    query = np.zeros((1, 8, 4096, 8), np.float32)
+    for options in ({"is_causal": True, "window": (128, 0)}, {"mask": BlockMask(np.eye(32, dtype=bool), 128)}):
+        problem = Problem.of(query, query, query, options.pop("mask", None), 0.0, options)
+        shape = backward_tile_shape(problem, 2, alone=False)
+        assert shape.heads > 1
+        assert shape.rows <= 256
+
+
 @pytest.mark.parametrize("threads", [1, 2, 16])
 @pytest.mark.parametrize("shape", [(4, 12, 512, 8), (1, 8, 2048, 8), (1, 1, 4096, 8), (3, 1, 64, 8)])
-@pytest.mark.parametrize("options", [{}, {"is_causal": True}])
-def test_jobs_visit_all_keys_of_all_heads_once(threads, shape, options):
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"window": (40, 0)}])
+def test_jobs_visit_all_rows_of_all_heads_once(threads, shape, options):
     query = np.zeros(shape, np.float32)
     problem = Problem.of(query, query, query, None, 0.0, options)
     walk = _Walk(problem, Known(query, query[..., 0], query, None), (), threads)
     visited = [
-        (*np.add(place.starts, (0, i)).tolist(), stretch)
-        for places, part, parts in walk.jobs
+        (*np.add(place.starts, (0, i)).tolist(), block)
+        for places, blocks, _ in walk.jobs
         for place in places
-        for i, stretch in itertools.product(range(place.heads), range(part, len(walk.stretches), parts))
+        for i, block in itertools.product(range(place.heads), blocks)
     ]
-    expected = itertools.product(range(shape[0]), range(shape[1]), range(len(walk.stretches)))
+    expected = itertools.product(range(shape[0]), range(shape[1]), walk.route.blocks())
     assert sorted(visited) == sorted(expected)
 
 

@@ -31,6 +31,7 @@ class Grid(NamedTuple):
     rows: int  # of a block
     chunk: int  # rows of a chunk of a block
     columns: int  # keys of a tile
+    widest: int  # likewise, of few rows
     may_skip: bool  # whether full tiles are joined over gaps
 
     @property

@@ -1,32 +1,32 @@
-"""NumPy's backward walker: jobs of some heads, or of a part of their keys, handed out to threads."""
+"""NumPy's backward walker: jobs of some heads, or of a part of their rows, handed out to threads."""
 
 import itertools
-import math
 from typing import NamedTuple
 
 import numpy as np
 
-from attention_xp._engine.plan import Tile, bounds, plan
+from attention_xp._engine.plan import Bounds, Tile
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
-from attention_xp._engine.threads.answers import asked
-from attention_xp._engine.threads.backward_head import HeadsOf, Stretch
+from attention_xp._engine.threads.backward_run import KeysOf, Rides, Run
 from attention_xp._engine.threads.heads import ceiling
 from attention_xp._engine.threads.in_place_backward import InPlaceBackward
 from attention_xp._engine.threads.place import Place
 from attention_xp._engine.threads.pool import blas_held_to_one, run_jobs
+from attention_xp._engine.threads.route import Route
 from attention_xp._engine.threads.scratch import Scratch, borrowed
 from attention_xp._engine.threads.walk import without_infinite_bias
 from attention_xp._engine.tile.arithmetic import summed_to
 from attention_xp._engine.tile.backward_step import Known, Slopes, contribute, key_factor
 from attention_xp._engine.tile.scores import query_factor
-from attention_xp._engine.tile_sizes import STRIP, backward_tile_shape
+from attention_xp._engine.tile_sizes import backward_tile_shape
 from attention_xp._typing import Array
 
 __all__ = ["is_matrix", "walk"]
 
 _PIECES = 4  # of each of the last jobs for each thread, so that all threads end together
-_MOST_COPIES = 2**25  # bytes of further gradients of the query, where keys are parted
+_MOST_COPIES = 2**25  # bytes of further gradients of keys and values, where rows are parted
+_RUN = 2048  # rows of all heads that are made ready at once
 
 
 def walk(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Slopes:
@@ -38,17 +38,17 @@ def walk(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Slopes:
 
 
 class _Job(NamedTuple):
-    """Query heads, all with their key/value heads, and which of their stretches of keys."""
+    """Query heads, all with their key/value heads, and some of their blocks of rows."""
 
     places: list[Place]
+    blocks: list[Bounds]
     part: int = 0
-    parts: int = 1
 
 
 class _Sums(NamedTuple):
-    """Gradients of the heads of a place, (G, S, W)."""
+    """Gradients of the keys and values of a place, (K, n, W), from some key on."""
 
-    query: Array
+    first: int
     key: Array
     value: Array
 
@@ -62,12 +62,8 @@ class _Walk:
     def __init__(self, problem: Problem, known: Known, wanted: tuple[bool, ...], threads: int) -> None:
         self.problem, self.known, self.wanted = problem, known, wanted
         self.shape = backward_tile_shape(problem, threads, alone=any(wanted))
-        Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
-        self.blocks, self.stretches = bounds(0, Sq, self.shape.rows), bounds(0, Sk, self.shape.columns)
-        self.rides = problem.is_product, problem.seed is None  # the shift in the query, delta in the gradient
-        widths = [a.shape[-1] + rides for a, rides in zip((problem.query, problem.value), self.rides, strict=True)]
-        lengths = Sq, self.shape.columns  # of what is copied of each head
-        self.buffers = [(self.shape.heads, n, width) for n in lengths for width in widths]
+        self.route = Route(problem, self.shape, widest=self.shape.columns)
+        self.rides = Rides.of(problem)
         self.jobs = self._jobs(self._groups(), threads)
         kv_lead = problem.lead if problem.heads is None else (*problem.batch, problem.key.shape[-3])
         self.query = np.empty((*problem.lead, *problem.query.shape[-2:]), problem.dtype)
@@ -80,8 +76,7 @@ class _Walk:
         ]
         self.later: list[list[tuple[Array, Array]]] = [[] for _ in self.jobs]
         self.ceiling = ceiling(problem)
-        self.plans: dict[object, list[list[Tile]]] = {}
-        self.is_uniform = problem.is_masked_alike
+        self._keys: dict[Place, KeysOf] = {}
 
     def slopes(self) -> Slopes:
         """Return the gradients that the jobs have gathered."""
@@ -113,54 +108,50 @@ class _Walk:
         return shared
 
     def _jobs(self, groups: list[list[Place]], threads: int) -> list[_Job]:
-        """Return a job for each group; the last ones are cut into fewer heads, and then into parts of their keys."""
-        problem, size = self.problem, -(-self.shape.heads // _PIECES)
-        if self.shape.heads > 1:  # then no heads have anything in common
+        """Return a job for each group; the last ones are cut into parts of their rows, or, if short, into fewer heads."""
+        problem, shape, wanted = self.problem, self.shape, _PIECES * threads
+        blocks = sorted(self.route.blocks()) if groups else []
+        if shape.heads > problem.group and len(blocks) < _PIECES:  # then no heads have anything in common
+            size = problem.group * -(-shape.heads // (problem.group * _PIECES))
             last = [piece for (place,) in groups[-threads:] for piece in place.cut(size)]
             groups = groups[:-threads] + [[place] for place in last]
         whole, cut = groups[:-threads], groups[-threads:]
-        rows = sum(place.heads for places in cut for place in places) * problem.query.shape[-2]
-        copy = rows * problem.query.shape[-1] * np.dtype(problem.dtype).itemsize
-        parts = -(-_PIECES * threads // max(len(cut), 1))
-        parts = max(1, min(parts, len(self.stretches), 1 + _MOST_COPIES // max(copy, 1)))
-        return [*map(_Job, whole), *(_Job(places, part, parts) for part in range(parts) for places in cut)]
+        keys = sum(place.heads for places in cut for place in places) // problem.group * problem.key.shape[-2]
+        copy = keys * (problem.key.shape[-1] + problem.value.shape[-1]) * np.dtype(problem.dtype).itemsize
+        parts = min(-(-wanted // max(len(cut), 1)), len(blocks), 1 + _MOST_COPIES // max(copy, 1))
+        runs = [some.tolist() for some in np.array_split(np.asarray(blocks), max(parts, 1))]
+        pieces = [_Job(places, list(map(tuple, run)), part) for part, run in enumerate(runs) for places in cut]
+        return [*(_Job(places, blocks) for places in whole), *reversed(pieces)]
+
+    def keys_of(self, place: Place) -> KeysOf:
+        """Return the keys and values of some heads; threads that come to them at once look twice."""
+        known = self._keys.get(place)
+        if known is None:
+            known = self._keys[place] = KeysOf(self.problem, place)
+        return known
 
     def sums(self, place: Place, job: int) -> _Sums:
-        """Return zeros that the gradients of the heads of a place are added to in a job."""
-        _, part, parts = self.jobs[job]
-        key, value = (place.shared(self.problem, a) for a in (self.key, self.value))
-        query, key, value = (a.reshape(-1, *a.shape[-2:]) for a in (self.query[place.at], key, value))
-        if part > 0:
-            query, whole = np.zeros_like(query), query
-            self.later[job].append((whole, query))
-        else:
-            query[...] = 0.0
-        for first, last in self.stretches[part::parts]:
-            key[:, first:last], value[:, first:last] = 0.0, 0.0
-        return _Sums(query, key, value)
+        """Return zeros that the gradients of the keys of a place are added to in a job."""
+        key, value = (place.shared(self.problem, a).reshape(-1, *a.shape[-2:]) for a in (self.key, self.value))
+        if self.jobs[job].part == 0:
+            key[...], value[...] = 0.0, 0.0
+            return _Sums(0, key, value)
+        first, last = self._reach(place, self.jobs[job].blocks)
+        wholes = key[:, first:last], value[:, first:last]
+        copies = [np.zeros_like(whole) for whole in wholes]
+        self.later[job] += zip(wholes, copies, strict=True)
+        return _Sums(first, *copies)
 
-    def tiles(self, place: Place, block: int) -> list[list[Tile]]:
-        """Return the tiles of a block of rows for each stretch of keys."""
-        row, stop = self.blocks[block]
-        if len(self.problem.rules) == 0:
-            return [[Tile((row, stop), (stretch,), (row, row), ())] for stretch in self.stretches]
-        name = (row, stop) if self.is_uniform else (row, stop, *place)
-        if name not in self.plans:
-            self.plans[name] = self._plan(place, row, stop)
-        return self.plans[name]
-
-    def _plan(self, place: Place, row: int, stop: int) -> list[list[Tile]]:
-        problem = self.problem
-        chunks = bounds(row, stop, min(STRIP, self.shape.rows))
-        strips = [bounds(first, last, min(STRIP, self.shape.columns)) for first, last in self.stretches]
-        answers = asked(problem.rules, chunks, list(itertools.chain.from_iterable(strips)), place.item(problem))
-        plans, first = [], 0
-        for some in strips:
-            part = slice(first, first + len(some))
-            first += len(some)
-            cut = [(rule, *both[..., part].tolist()) for rule, both in zip(problem.rules, answers, strict=True)]
-            plans.append(plan(chunks, some, cut, self.shape.columns))
-        return plans
+    def _reach(self, place: Place, blocks: list[Bounds]) -> Bounds:
+        """Return the first key that some rows visit, and where the last one ends."""
+        stretches = [
+            stretch
+            for some in place.cut(self.shape.heads)
+            for block in blocks
+            for tile in self.route.tiles(some, block)
+            for stretch in tile.columns
+        ]
+        return min((start for start, _ in stretches), default=0), max((end for _, end in stretches), default=0)
 
 
 class _Worker:
@@ -170,53 +161,63 @@ class _Worker:
         self.walk, self.problem = walk, walk.problem
         self.ops = InPlaceBackward(walk.problem, walk.shape)
         self.factors = query_factor(self.problem), key_factor(self.problem)
+        shape = walk.shape
+        self._blocks = max(1, _RUN // (shape.heads * shape.rows))  # of a run
+        widths = [a.shape[-1] + n for a, n in zip((self.problem.key, self.problem.value), walk.rides, strict=True)]
+        lengths = self._blocks * shape.rows, shape.columns  # of what is copied of each head
+        self._lengths = [shape.heads * n * width for n in lengths for width in widths]
 
     def contribute(self, job: int) -> None:
-        """Visit the tiles of some heads, or of a part of their keys."""
+        """Visit the tiles of some heads, or of a part of their rows."""
         walk, problem = self.walk, self.problem
-        places, part, parts = walk.jobs[job]
+        places, blocks, _ = walk.jobs[job]
         lines: _Lines = {}
-        lengths = [*self.ops.lengths(), *map(math.prod, walk.buffers)]
-        with borrowed(Scratch.size(*lengths, dtype=problem.dtype), problem.dtype) as scratch:
+        with borrowed(Scratch.size(*self.ops.lengths(), *self._lengths, dtype=problem.dtype), problem.dtype) as scratch:
             self.ops.use(scratch)
-            buffers = [scratch.empty(*shape) for shape in walk.buffers]
+            buffers = list(map(scratch.empty, self._lengths))
             for place in places:
                 sums = walk.sums(place, job)
-                for i, some in enumerate(place.cut(walk.shape.heads)):
-                    heads = HeadsOf(problem, walk.known, some, buffers, rides=walk.rides)
-                    own = sums if problem.group == 1 else sums._replace(query=sums.query[i : i + 1])
-                    for stretch in range(part, len(walk.stretches), parts):
-                        self._stretch(heads, some, stretch, own, lines)
-                np.multiply(sums.query, self.factors[0], out=sums.query)
-                for first, last in walk.stretches[part::parts]:
-                    np.multiply(sums.key[:, first:last], self.factors[1], out=sums.key[:, first:last])
+                for some in place.cut(walk.shape.heads):
+                    for i in range(0, len(blocks), self._blocks):
+                        self._run(some, blocks[i : i + self._blocks], sums, lines, buffers)
+                np.multiply(sums.key, self.factors[1], out=sums.key)
         walk.later[job] += lines.values()
 
-    def _stretch(self, heads: HeadsOf, place: Place, stretch: int, sums: _Sums, lines: _Lines) -> None:
-        """Visit the tiles of some heads and one stretch of keys."""
+    def _run(self, place: Place, blocks: list[Bounds], sums: _Sums, lines: _Lines, buffers: list[Array]) -> None:
+        """Visit the tiles of rows that are made ready together."""
         walk = self.walk
-        first, last = walk.stretches[stretch]
-        keys = heads.stretch(first, last, walk.ceiling)
-        for block in range(len(walk.blocks)):
-            for tile in walk.tiles(place, block)[stretch]:
-                (start, end), rows = tile.columns[0], slice(*tile.rows)
-                slopes = self._tile(heads, place, keys, slice(start - first, end - first), tile)
-                sums.query[:, rows] += slopes.query
-                sums.key[:, start:end] += slopes.key
-                sums.value[:, start:end] += slopes.value
-                for i, piece in enumerate(slopes.addends):
-                    if piece is not None:
-                        self._add(i, piece, place.starts, tile, lines)
+        keys = walk.keys_of(place)
+        run = Run(self.problem, walk.known, place, (blocks[0][0], blocks[-1][1]), keys, buffers[:2])
+        self.ops.prepare_tile(run.range(walk.ceiling), is_finite=run.is_finite)
+        for row, stop in blocks:
+            target = walk.query[(*place.at, slice(row, stop))]
+            tiles = walk.route.tiles(place, (row, stop))
+            if not tiles or tiles[0].rows != (row, stop):
+                target[...] = 0.0
+            for i, tile in enumerate(tiles):
+                slopes = self._tile(run, place, keys.of_tile(tile, walk.rides, buffers[2:]), tile)
+                part = target[..., tile.rows[0] - row : tile.rows[1] - row, :]
+                self._add_query(part, slopes.query, is_first=i == 0 and tile.rows == (row, stop))
+                for whole, piece in ((sums.key, slopes.key), (sums.value, slopes.value)):
+                    _scatter(whole, piece, tile.columns, sums.first)
+                for n, addend in enumerate(slopes.addends):
+                    if addend is not None:
+                        self._add(n, addend, place.starts, tile, lines)
 
-    def _tile(self, heads: HeadsOf, place: Place, stretch: Stretch, some: slice, tile: Tile) -> Slopes:
-        (row, stop), ((start, end),) = tile.rows, tile.columns
-        self.ops.prepare_tile(stretch.range, is_finite=stretch.is_finite)
+    def _add_query(self, target: Array, slopes: Array, *, is_first: bool) -> None:
+        """Add to the gradient of some rows, which only this job has."""
+        slopes = slopes.reshape(target.shape)
+        np.multiply(slopes, self.factors[0], out=target if is_first else slopes)
+        if not is_first:
+            np.add(target, slopes, out=target)
+
+    def _tile(self, run: Run, place: Place, pair: list[Array], tile: Tile) -> Slopes:
+        (row, stop), (start, end) = tile.rows, tile.columns[0]
         return contribute(
             self.ops,
             Region(self.problem, (*place.starts, row, start), (*place.sizes, stop - row, end - start)),
-            heads.rows(row, stop),
-            stretch.keys[:, some],
-            stretch.values[:, some],
+            run.rows(row, stop),
+            *pair,
             rules=tile.rules,
             mixed=(tile.mixed[0] - row, tile.mixed[1] - row),
             wanted=self.walk.wanted,
@@ -238,3 +239,11 @@ class _Worker:
 def is_matrix(addend: Array) -> bool:
     """Whether an addend varies along rows and along keys."""
     return addend.ndim > 1 and 1 not in addend.shape[-2:]
+
+
+def _scatter(whole: Array, piece: Array, stretches: tuple[Bounds, ...], first: int) -> None:
+    """Add a piece (K, n, W), the stretches of a tile side by side, to where these belong."""
+    done = 0
+    for start, end in stretches:
+        whole[:, start - first : end - first] += piece[:, done : done + end - start]
+        done += end - start

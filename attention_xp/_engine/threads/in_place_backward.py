@@ -1,7 +1,7 @@
 """NumPy's primitives for the backward tile step, in the buffers of one thread.
 
-Queries and gradients come as rows of G heads, (G, m, W), with one column more than keys and values have where
-a shift rides in the product: ``[query, -lse] @ [key, 1]^T`` and ``[gradient, -delta] @ [value, 1]^T``.
+Keys and values come as (K, 1, n, W), queries and gradients as rows of the G query heads of each, (K, G, m, W), with
+one column more where a shift rides in the product: ``[query, -lse] @ [key, 1]^T`` and ``[gradient, -delta] @ [value, 1]^T``.
 The layout of a tile is that of `InPlace`, and again no product needs a transposed copy.
 """
 
@@ -32,6 +32,7 @@ class InPlaceBackward(InPlace):
         self._lengths = scores, scores, heads * rows * D, heads * columns * D, heads * columns * Dv
         self._has_pull = problem.softcap is not None or problem.score_mod is not None
         self.is_finite = True
+        self._heads: tuple[int, int]  # key/value heads of the tile at hand, and query heads of each
 
     def lengths(self) -> tuple[int, ...]:
         """Return how many numbers each buffer holds."""
@@ -46,45 +47,50 @@ class InPlaceBackward(InPlace):
         self.range, self.is_finite = allows, is_finite
 
     def query_key(self, query: Array, key: Array, *, exclusive: bool) -> Array:
-        """(G, m, W) and (G, n, W) -> (..., G, m, n)."""
+        """(K, G, m, W) and (K, 1, n, W) -> (..., K * G, m, n)."""
         return self._joint(self._scores, query, key, poisoned=exclusive and not self.range.keys)
 
     def gradient_value(self, gradient: Array, value: Array, *, exclusive: bool) -> Array:
-        """(G, m, W) and (G, n, W) -> (..., G, m, n)."""
+        """(K, G, m, W) and (K, 1, n, W) -> (..., K * G, m, n)."""
         return self._joint(self._slopes, gradient, value, poisoned=exclusive and not self.range.values)
 
     def _joint(self, buffer: Array, rows: Array, keys: Array, *, poisoned: bool) -> Array:
-        """(G, m, W) and (G, n, W) -> (..., G, m, n), in the memory order of the tile."""
-        (G, m, _), n = rows.shape, keys.shape[-2]
+        """(K, G, m, W) and (K, 1, n, W) -> (..., K * G, m, n), in the memory order of the tile."""
+        (K, G, m, _), n = rows.shape, keys.shape[-2]
         keys, poison = quarantined_key(keys) if poisoned else (keys, None)
+        buffer, self._heads = buffer[: K * G * m * n], (K, G)
         if self._by_keys:
-            tile = np.matmul(keys, rows.mT, out=buffer[: G * n * m].reshape(G, n, m)).mT
+            tile = np.matmul(keys, rows.mT, out=buffer.reshape(K, G, n, m)).mT
         else:
-            tile = np.matmul(rows, keys.mT, out=buffer[: G * m * n].reshape(G, m, n))
+            tile = np.matmul(rows, keys.mT, out=buffer.reshape(K, G, m, n))
         if poison is not None:
-            tile += poison[:, None, :]
-        return tile.reshape(*self._lead, G, m, n)
+            tile += poison[..., None, :]
+        return tile.reshape(*self._lead, K * G, m, n)
 
     def slopes_key(self, slopes: Array, key: Array, *, exclusive: bool) -> Array:
-        """(..., G, m, n) @ (G, n, D) -> (G, m, D)."""
+        """(..., K * G, m, n) @ (K, 1, n, D) -> (K, G, m, D)."""
         key = key[..., : self.problem.query.shape[-1]]
         if exclusive and not self.range.keys:
             key = clean(key)
-        return _product(slopes.reshape(-1, *slopes.shape[-2:]), key, self._row_sums)
+        return _product(self._by_head(slopes), key, self._row_sums)
 
     def key_slopes(self, slopes: Array, query: Array) -> Array:
-        """(..., G, m, n)^T @ (G, m, D) -> (G, n, D)."""
+        """(..., K * G, m, n)^T @ (K, G, m, D) -> (K, n, D)."""
         return self._transposed_product(slopes, query, self._key_sums, self.problem.query.shape[-1])
 
     def value_slopes(self, weights: Array, gradient: Array, *, exclusive: bool) -> Array:
-        """(..., G, m, n)^T @ (G, m, Dv) -> (G, n, Dv), without what rides in the gradient."""
+        """(..., K * G, m, n)^T @ (K, G, m, Dv) -> (K, n, Dv), without what rides in the gradient."""
         width = self.problem.value.shape[-1]
         if exclusive and not self.is_finite:
-            return silenced_rows(weights.reshape(-1, *weights.shape[-2:]).mT, gradient[..., :width])
+            return _summed(silenced_rows(self._by_head(weights).mT, gradient[..., :width]))
         return self._transposed_product(weights, gradient, self._value_sums, width)
 
     def _transposed_product(self, weights: Array, rows: Array, buffer: Array, width: int) -> Array:
-        return _product(weights.reshape(-1, *weights.shape[-2:]).mT, rows[..., :width], buffer)
+        return _summed(_product(self._by_head(weights).mT, rows[..., :width], buffer))
+
+    def _by_head(self, tile: Array) -> Array:
+        """(..., K * G, m, n) -> (K, G, m, n)."""
+        return tile.reshape(*self._heads, *tile.shape[-2:])
 
     def silence(self, slopes: Array, allowed: Patches, mixed: Bounds) -> Array:
         """Put 0 where pairs are not allowed, unless the weights of 0 have done so."""
@@ -100,6 +106,11 @@ class InPlaceBackward(InPlace):
 
 
 def _product(x: Array, y: Array, buffer: Array) -> Array:
-    """(G, m, n) @ (G or 1, n, W) -> (G, m, W), in a buffer."""
-    shape = *x.shape[:2], y.shape[-1]
+    """(K, G, m, n) @ (K, G or 1, n, W) -> (K, G, m, W), in a buffer."""
+    shape = *x.shape[:-1], y.shape[-1]
     return np.matmul(x, y, out=buffer[: math.prod(shape)].reshape(shape))
+
+
+def _summed(slopes: Array) -> Array:
+    """(K, G, n, W) -> (K, n, W)."""
+    return slopes[:, 0] if slopes.shape[1] == 1 else np.sum(slopes, axis=1)

@@ -14,7 +14,6 @@ __all__ = ["Plans"]
 _ASKED = 2**18  # rectangles that rules are asked about at once
 _FIXED = BlockMask, GlobalMask, SegmentMask  # rules that sum their arrays up but once
 _KEPT_PLANS = 4  # of a mask, for other sizes
-_WIDEST = 2048  # keys of a tile of few rows
 
 
 class Plans:
@@ -114,7 +113,7 @@ def _planned(rules: tuple[Mask, ...], grid: Grid, item: Item, answers: Answers, 
     visited = np.flatnonzero(np.any(np.all(possible, axis=0), axis=0))
     told = zip(rules, possible[..., visited].tolist(), certain[..., visited].tolist(), strict=True)
     strips = [answers.strips[j] for j in visited.tolist()]
-    tiles = plan(chunks, strips, list(told), grid.columns, may_skip=grid.may_skip, widest=_WIDEST)
+    tiles = plan(chunks, strips, list(told), grid.columns, may_skip=grid.may_skip, widest=grid.widest)
     tiles = [_simplified(tile, item) for tile in tiles]
     one = _as_one(tiles, grid, item, rows)
     return tiles if one is None else [one]

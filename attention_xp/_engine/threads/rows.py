@@ -50,7 +50,7 @@ class Worker:
             Region(self.problem, (*place.starts, row, 0), (*place.sizes, stop - row, heads.key.shape[-2])),
             self._query(heads.query[..., row:stop, :]),
         )
-        tiles = self.walk.tiles_of(place, (row, stop))
+        tiles = self.walk.route.tiles(place, (row, stop))
         running = self._computed(block, tiles)
         if not heads.range.sure and not _is_sound(running):
             block = block._replace(heads=self.walk.surely(heads))

@@ -6,19 +6,20 @@ import math
 
 import numpy as np
 
-from attention_xp._engine.plan import Bounds, Tile
+from attention_xp._engine.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.rules import ArrayMask
-from attention_xp._engine.threads.answers import Grid, Item
 from attention_xp._engine.threads.heads import Heads, ceiling, excludes, likely
 from attention_xp._engine.threads.place import Place
-from attention_xp._engine.threads.plans import Plans
 from attention_xp._engine.threads.pool import blas_held_to_one, run_jobs
+from attention_xp._engine.threads.route import Route
 from attention_xp._engine.threads.rows import Worker
-from attention_xp._engine.tile_sizes import STRIP, tile_shape
+from attention_xp._engine.tile_sizes import tile_shape
 from attention_xp._typing import Array
 
 __all__ = ["Walk", "walk", "without_infinite_bias"]
+
+_WIDEST = 2048  # keys of a tile of few rows
 
 
 def walk(problem: Problem, *, lse: bool = True) -> tuple[Array, Array | None]:
@@ -48,20 +49,16 @@ class Walk:
         Sq, lead = problem.query.shape[-2], problem.lead
         self.output = np.empty((*lead, Sq, problem.value.shape[-1]), problem.dtype)
         self.lse = np.empty((*lead, Sq), problem.dtype) if lse else None
-        self.is_uniform = problem.is_masked_alike
-        self.plans = Plans.of(problem.rules, Sq, self._grid())
+        self.route = Route(problem, self.shape, widest=_WIDEST)
         self.jobs = self._jobs()
         self.ceiling = ceiling(problem)
         self.likely = likely(problem, self.ceiling)
         self.heads: dict[Place, Heads] = {}
 
     def _jobs(self) -> list[tuple[Place, Bounds]]:
-        """Return the heads and rows of all jobs; what is long comes first, so that no thread ends with it."""
+        """Return the heads and rows of all jobs."""
         places = list(Place.every(self.problem.lead, self.shape.heads))
-        if not places:
-            return []
-        blocks = self.plans.longest_first(self._item(places[0])) if self.is_uniform else self.plans.latest_first()
-        return list(itertools.product(places, blocks))
+        return list(itertools.product(places, self.route.blocks())) if places else []
 
     def heads_at(self, place: Place) -> Heads:
         """Return the heads of a job; threads that come to them at once look twice."""
@@ -79,22 +76,3 @@ class Walk:
         if not known.range.sure:
             known = self.heads[heads.place] = heads.surely(self.problem, self.ceiling)
         return known
-
-    def tiles_of(self, place: Place, rows: Bounds) -> list[Tile]:
-        """Return the tiles that a block of rows visits."""
-        return self.plans.tiles(self._item(place), rows)
-
-    def _item(self, place: Place) -> Item:
-        """Return whose mask some heads have."""
-        item = place.item(self.problem)
-        return Item(item.offset, 0, None) if self.is_uniform else item
-
-    def _grid(self) -> Grid:
-        problem, shape = self.problem, self.shape
-        return Grid(
-            keys=problem.key.shape[-2],
-            rows=shape.rows,
-            chunk=shape.rows if shape.folded else min(STRIP, shape.rows),
-            columns=shape.columns,
-            may_skip=problem.is_product and problem.seed is None,
-        )

@@ -1,0 +1,44 @@
+"""Which way a walk takes on NumPy: the blocks of rows of some heads, and the tiles that each of them visits."""
+
+from attention_xp._engine.plan import Bounds, Tile
+from attention_xp._engine.problem import Problem
+from attention_xp._engine.threads.answers import Grid, Item
+from attention_xp._engine.threads.place import Place
+from attention_xp._engine.threads.plans import Plans
+from attention_xp._engine.tile_sizes import STRIP, TileShape
+
+__all__ = ["Route"]
+
+
+class Route:
+    """The plans of one call, whoever's mask they follow."""
+
+    def __init__(self, problem: Problem, shape: TileShape, *, widest: int) -> None:
+        self._problem, self._is_uniform = problem, problem.is_masked_alike
+        self._plans = Plans.of(problem.rules, problem.query.shape[-2], _grid(problem, shape, widest))
+
+    def blocks(self) -> list[Bounds]:
+        """Return the blocks of rows of all heads: what is long comes first, so that no thread ends with it."""
+        if not self._is_uniform:
+            return self._plans.latest_first()
+        return self._plans.longest_first(self._item(Place((0,) * len(self._problem.lead), 1)))
+
+    def tiles(self, place: Place, rows: Bounds) -> list[Tile]:
+        """Return the tiles that a block of rows visits."""
+        return self._plans.tiles(self._item(place), rows)
+
+    def _item(self, place: Place) -> Item:
+        """Return whose mask some heads have."""
+        item = place.item(self._problem)
+        return Item(item.offset, 0, None) if self._is_uniform else item
+
+
+def _grid(problem: Problem, shape: TileShape, widest: int) -> Grid:
+    return Grid(
+        keys=problem.key.shape[-2],
+        rows=shape.rows,
+        chunk=shape.rows if shape.folded else min(STRIP, shape.rows),
+        columns=shape.columns,
+        widest=widest,
+        may_skip=problem.is_product and problem.seed is None,
+    )
