@@ -60,7 +60,7 @@ def plan(
             known[verdicts] = list(_kinds(chunks, rules, verdicts))
         for kind in known[verdicts]:
             most = max(columns, min(widest, columns * height // (kind.rows[1] - kind.rows[0])))
-            _join(kinds.setdefault(kind, []), strip, most, may_skip=may_skip and not kind.rules)
+            _join(kinds.setdefault(kind, []), strip, most, may_skip=may_skip and len(kind.rules) == 0)
     return [kind._replace(columns=tuple(stretches)) for kind, tiles in kinds.items() for stretches in tiles]
 
 

@@ -14,7 +14,7 @@ from attention_xp._backend.sharding import spread_like
 from attention_xp._engine.borders import formula_is_faster
 from attention_xp._engine.dense import scores_of_region
 from attention_xp._engine.frozen import freeze, thaw
-from attention_xp._engine.loop.walk import tiles_of_rows
+from attention_xp._engine.loop.tiles import tiles_of_rows
 from attention_xp._engine.plan import Bounds, bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region

@@ -20,18 +20,21 @@ __all__ = [
     "TileShape",
     "backward_tile_shape",
     "backward_tile_sizes",
+    "strip_size",
     "tile_shape",
     "tile_sizes",
 ]
 
 FOLD = 64  # rows up to which the query heads of a group share one product: NumPy and JAX
-STRIP = 128  # keys of a strip along an edge of the allowed area, and rows of a chunk: NumPy
+STRIP = 128  # keys of a strip along an edge of the allowed area; rows of a chunk: NumPy
 _SIZES = {"numpy": (704, 512), "jax": (512, 512), "torch": (128, 512), "cupy": (512, 1024), "strict": (64, 64)}
 _WHOLE = {"numpy": (704, 1024), "jax": (1024, 1024)}  # where no rule leaves anything out: fewer and larger operations
 _BACKWARD = {"numpy": (704, 512), "jax": (512, 256)}
 _TALLEST_BACKWARD = 1024, 4096  # rows of all heads of a job, and of those where rules cut tiles into strips: NumPy
 _WINDOW_ROWS = 256  # of a tile under a window
 FEWEST_ROWS = 64
+_WINDOW_TILE = 128, 128  # under a narrow window, where a tile has one stretch of keys: JAX
+_SMALLEST_BLOCK = 32  # rows or keys of a block that is visited by itself
 _NARROW = 1024  # keys of a window along whose edges fewer rows leave out more than they cost
 _MOST_KEYS = 8192
 _TALLEST = 1024  # rows of all heads of a tile: NumPy
@@ -60,7 +63,7 @@ def tile_shape(problem: Problem, threads: int) -> TileShape:
     if problem.tile is not None:
         return TileShape(1, rows, columns, folded=False)
     height = min(_TALLEST, math.prod(problem.lead) * Sq // (_JOBS * threads))  # rows of all heads of a job
-    heads, is_narrow = 1, min(map(_width, problem.rules), default=sys.maxsize) <= _NARROW
+    heads, is_narrow = 1, min([sys.maxsize, *map(_width, problem.rules)]) <= _NARROW
     if _is_uniform_along_heads(problem):
         least = min(rows, FEWEST_ROWS if is_narrow else _STACKED) if problem.rules else _uncrowded(rows, Sq)
         most = max(1, height // least)
@@ -84,12 +87,50 @@ def tile_sizes(problem: Problem) -> tuple[int, int]:
     if problem.tile is not None:
         rows, columns = problem.tile
         return min(rows, max(Sq, 1)), min(columns, max(Sk, 1))
-    sizes = _SIZES if problem.rules else _SIZES | _WHOLE
-    rows, columns = sizes.get(library_name(problem.xp), (128, 512))
-    finest = min([rows, max(Sq, 1), *[_grain(rule) for rule in problem.rules]])
+    library = library_name(problem.xp)
+    rows, columns = (_SIZES if problem.rules else _SIZES | _WHOLE).get(library, (128, 512))
+    if library == "jax":
+        return _squares(problem, (rows, columns))
+    finest = min([rows, max(Sq, 1), *map(_grain, problem.rules)])
     if finest < rows:  # fewer rows and more keys: what a rule leaves out shows, and a tile stays as large
         rows, columns = finest, min(columns * (rows // finest), _MOST_KEYS)
     return _equal_parts(Sq, rows), _equal_parts(Sk, columns)
+
+
+def _squares(problem: Problem, most: tuple[int, int]) -> tuple[int, int]:
+    """Return rows and keys of a tile that is visited as a whole: the blocks of a mask, or a part of a window."""
+    Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
+    rows, columns = most
+    if min([sys.maxsize, *map(_width, problem.rules)]) <= min(_NARROW, Sk // 2):
+        rows, columns = _WINDOW_TILE
+    for block in map(_block, problem.rules):
+        if block is not None:
+            rows, columns = (_about(size, n) for size, n in zip(block, (rows, columns), strict=True))
+    if (rows, columns) == most:
+        return _equal_parts(Sq, rows), _equal_parts(Sk, columns)
+    return min(rows, max(Sq, 1)), min(columns, max(Sk, 1))
+
+
+def strip_size(problem: Problem, columns: int) -> int:
+    """Return of how many keys rules are asked at once, where a tile may be made of several strips."""
+    if problem.tile is not None or len(problem.rules) == 0:
+        return columns
+    blocks = [_about(block[1], STRIP) for block in map(_block, problem.rules) if block is not None]
+    return min([columns, STRIP, *blocks])
+
+
+def _block(rule: Mask) -> tuple[int, int] | None:
+    """Return the size of the blocks that a rule is made of."""
+    if isinstance(rule, BlockMask):
+        return rule.block_size
+    return next((block for block in map(_block, _parts(rule)) if block is not None), None)
+
+
+def _about(size: int, most: int) -> int:
+    """Return a size that blocks divide, or that divides them: not small, and not above what is fast."""
+    if size < _SMALLEST_BLOCK:
+        return size * -(-_SMALLEST_BLOCK // size)
+    return -(-size // -(-size // most))
 
 
 def _grain(rule: Mask) -> int:
@@ -98,14 +139,14 @@ def _grain(rule: Mask) -> int:
         return max(rule.block_size[0], FEWEST_ROWS)
     if isinstance(rule, WindowMask) and rule.left is not None:
         return max(rule.left, _WINDOW_ROWS)
-    return min(map(_grain, _parts(rule)), default=sys.maxsize)
+    return min([sys.maxsize, *map(_grain, _parts(rule))])
 
 
 def _width(rule: Mask) -> int:
     """Return how many keys the narrowest window has that a rule is made of."""
     if isinstance(rule, WindowMask) and rule.left is not None:
         return rule.left + (rule.right or 0) + 1
-    return min(map(_width, _parts(rule)), default=sys.maxsize)
+    return min([sys.maxsize, *map(_width, _parts(rule))])
 
 
 def _parts(rule: Mask) -> list[Mask]:
@@ -130,14 +171,13 @@ def backward_tile_sizes(problem: Problem) -> tuple[int, int]:
     """Return query rows and key columns of a tile of a backward walker, which holds two tiles at once."""
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
     library = library_name(problem.xp)
-    finer = tile_sizes(problem)
     if problem.tile is not None or library not in _BACKWARD:
-        return finer
+        return tile_sizes(problem)
     rows, columns = _BACKWARD[library]
-    if library == "numpy":
-        rows = columns if problem.rules else rows  # a diagonal then runs through the corners of tiles
-        return _uncrowded(_equal_parts(Sq, rows), Sq), _equal_parts(Sk, columns)
-    return finer if finer[0] < min(rows, Sq) else (_equal_parts(Sq, rows), _equal_parts(Sk, columns))
+    if library == "jax":
+        return _squares(problem, (rows, columns))
+    rows = columns if problem.rules else rows  # a diagonal then runs through the corners of tiles
+    return _uncrowded(_equal_parts(Sq, rows), Sq), _equal_parts(Sk, columns)
 
 
 def backward_tile_shape(problem: Problem, threads: int, *, alone: bool) -> TileShape:
@@ -147,7 +187,7 @@ def backward_tile_shape(problem: Problem, threads: int, *, alone: bool) -> TileS
         return TileShape(1, rows, columns, folded=False)
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
     height = math.prod(problem.lead) * Sq // (_JOBS_BACKWARD * threads)
-    grain = min(map(_grain, problem.rules), default=sys.maxsize)
+    grain = min([sys.maxsize, *map(_grain, problem.rules)])
     if grain < sys.maxsize:
         most, least, columns = _SPARSE_BACKWARD
         is_narrow = min(map(_width, problem.rules)) <= _NARROW

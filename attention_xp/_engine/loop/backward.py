@@ -1,7 +1,9 @@
 """The backward walker of every library without one of its own: two Python loops, all heads in one tile."""
 
+from collections.abc import Iterator
+
 from attention_xp._backend.libraries import device
-from attention_xp._engine.loop.walk import cast, tiles_of_rows
+from attention_xp._engine.loop.tiles import cast, gathered, strips_of, tiles_of_rows
 from attention_xp._engine.plan import Bounds, bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
@@ -22,29 +24,32 @@ def walk(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Slopes:
     ops, (m, n), lead = Arithmetic(problem), tile_sizes(problem), problem.lead
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
     kv_lead = lead if problem.heads is None else (*problem.batch, problem.key.shape[-3])
-    query = Grid(problem, tuple(problem.query.shape), m, problem.query.shape[-1])
-    key, value = (Grid(problem, (*kv_lead, *a.shape[-2:]), n, a.shape[-1]) for a in (problem.key, problem.value))
-    addends = [_Sums(a) if isinstance(a, Bias) else Grid(problem, tuple(a.shape), m, n) for a in problem.addends]
-    for row, stop in bounds(0, Sq, m) if Sk else []:
+    blocks, strips = bounds(0, Sq, m), strips_of(problem, n)
+    query = Grid(problem, tuple(problem.query.shape), blocks)
+    key, value = (Grid(problem, (*kv_lead, *a.shape[-2:]), strips) for a in (problem.key, problem.value))
+    addends = [
+        _Sums(a) if isinstance(a, Bias) else Grid(problem, tuple(a.shape), blocks, strips) for a in problem.addends
+    ]
+    for row, stop in blocks if Sk else []:
         rows = _rows(problem, known, (row, stop))
         for tile in tiles_of_rows(problem, row, stop, n):
-            ((first, last),) = tile.columns
+            first, last = tile.columns[0]
             slopes = contribute(
                 ops,
                 Region(problem, (*(0,) * len(lead), row, first), (*lead, stop - row, last - first)),
                 rows,
-                cast(problem, problem.key[..., first:last, :]),
-                cast(problem, problem.value[..., first:last, :]),
+                gathered(problem, problem.key, tile),
+                gathered(problem, problem.value, tile),
                 rules=tile.rules,
                 mixed=(0, stop - row),
                 wanted=wanted,
             )
-            query.add(slopes.query, (row, stop))
-            key.add(slopes.key, (first, last))
-            value.add(slopes.value, (first, last))
+            query.add(slopes.query, ((row, stop),))
+            key.add(slopes.key, tile.columns)
+            value.add(slopes.value, tile.columns)
             for grid, piece in zip(addends, slopes.addends, strict=True):
                 if piece is not None:
-                    grid.add(piece, (row, stop), (first, last))
+                    grid.add(piece, ((row, stop),), tile.columns)
     xp = problem.xp
     return Slopes(
         query.assembled() * query_factor(problem),
@@ -75,19 +80,22 @@ def _rows(problem: Problem, known: Known, block: Bounds) -> Rows:
 class Grid:
     """A gradient that grows by pieces of some rows and columns; an axis of length 1 takes all pieces along it."""
 
-    def __init__(self, problem: Problem, shape: tuple[int, ...], rows: int, columns: int) -> None:
+    def __init__(
+        self, problem: Problem, shape: tuple[int, ...], rows: list[Bounds], columns: list[Bounds] | None = None
+    ) -> None:
         self.problem, self.shape = problem, shape
         *self.lead, height, width = (1,) * (2 - len(shape)) + shape
-        self.rows, self.columns = _parts(height, rows), _parts(width, columns)
+        self.rows = _parts(height, rows)
+        self.columns = [(0, width)] if columns is None else _parts(width, columns)
         self.pieces: dict[tuple[int, int], Array] = {}  # by numbers: bounds that torch traces make no keys
 
-    def add(self, piece: Array, rows: Bounds, columns: Bounds = (0, 0)) -> None:
-        """Add a piece that covers these bounds; an axis that has one part needs none."""
-        at = (
-            _number(self.rows, rows[0]) if len(self.rows) > 1 else 0,
-            _number(self.columns, columns[0]) if len(self.columns) > 1 else 0,
-        )
-        self.pieces[at] = self.pieces[at] + piece if at in self.pieces else piece
+    def add(self, piece: Array, rows: tuple[Bounds, ...], columns: tuple[Bounds, ...] = ((0, 0),)) -> None:
+        """Add a piece that covers these stretches, side by side."""
+        for i, rows_of_part in _cut(self.rows, rows):
+            for j, columns_of_part in _cut(self.columns, columns):
+                part = piece if rows_of_part is None else piece[..., rows_of_part, :]
+                part = part if columns_of_part is None else part[..., columns_of_part]
+                self.pieces[i, j] = self.pieces[i, j] + part if (i, j) in self.pieces else part
 
     def assembled(self) -> Array:
         """Return the whole gradient, 0 where nothing was added."""
@@ -116,7 +124,7 @@ class _Sums:
     def __init__(self, bias: Bias) -> None:
         self.sums: tuple[Array, ...] = tuple(0.0 * array for array in bias.arrays)
 
-    def add(self, pieces: tuple[Array, ...], *_: Bounds) -> None:
+    def add(self, pieces: tuple[Array, ...], *_: tuple[Bounds, ...]) -> None:
         """Add what a tile contributes."""
         self.sums = tuple(x + y for x, y in zip(self.sums, pieces, strict=True))
 
@@ -125,10 +133,27 @@ class _Sums:
         return self.sums
 
 
-def _parts(length: int, size: int) -> list[Bounds]:
-    return bounds(0, length, size) if length else [(0, 0)]
+def _parts(length: int, parts: list[Bounds]) -> list[Bounds]:
+    """Return the parts of an axis along which pieces are told apart."""
+    return parts if length != 1 and len(parts) > 0 else [(0, length)]
+
+
+def _cut(parts: list[Bounds], stretches: tuple[Bounds, ...]) -> Iterator[tuple[int, slice | None]]:
+    """Yield each part that stretches are made of, with where it lies in them side by side; ``None`` is everywhere."""
+    if len(parts) == 1:
+        yield 0, None
+        return
+    numbers = [i for start, stop in stretches for i in range(_number(parts, start), _number(parts, stop))]
+    if len(numbers) == 1:
+        yield numbers[0], None
+        return
+    done = 0
+    for i in numbers:
+        start, stop = parts[i]
+        yield i, slice(done, done + stop - start)
+        done += stop - start
 
 
 def _number(parts: list[Bounds], start: int) -> int:
-    """Return which part begins here; `index` would compare by identity first, which no trace can."""
+    """Return how many parts begin before; `index` would compare by identity first, which no trace can."""
     return len([first for first, _ in parts if first < start])

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from attention_xp._engine.loop.walk import cast, tiles_of_rows
+from attention_xp._engine.loop.tiles import cast, gathered, tiles_of_rows
 from attention_xp._engine.plan import Bounds, bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
@@ -42,9 +42,9 @@ def _rows(problem: Problem, lse: Array, tangents: Tangents, block: Bounds, colum
     query, by = (cast(problem, a[..., row:stop, :]) for a in (problem.query, tangents.query))
     sums = Sums(0.0, 0.0)
     for tile in tiles_of_rows(problem, row, stop, columns):
-        ((first, last),) = tile.columns
+        first, last = tile.columns[0]
         key, value = (
-            Changing(*(cast(problem, a[..., first:last, :]) for a in pair))
+            Changing(*(gathered(problem, a, tile) for a in pair))
             for pair in ((problem.key, tangents.key), (problem.value, tangents.value))
         )
         sums = advance_sums(

@@ -5,16 +5,17 @@ from itertools import chain
 from typing import Any
 
 from attention_xp._backend.libraries import device
-from attention_xp._backend.modes import is_compiling, is_followed
-from attention_xp._engine.plan import Bounds, Tile, bounds, plan
+from attention_xp._backend.modes import is_followed
+from attention_xp._engine.loop.tiles import cast, gathered, tiles_of_rows
+from attention_xp._engine.plan import Bounds, bounds
 from attention_xp._engine.problem import Problem
-from attention_xp._engine.region import Region, Span
+from attention_xp._engine.region import Region
 from attention_xp._engine.tile.arithmetic import Arithmetic, Followed
 from attention_xp._engine.tile.step import advance, finish, scale_in_base, start
 from attention_xp._engine.tile_sizes import tile_sizes
 from attention_xp._typing import Array
 
-__all__ = ["cast", "tiles_of_rows", "walk"]
+__all__ = ["walk"]
 
 
 def walk(problem: Problem, call: Callable[..., Any] | None = None, *, is_followed: bool = False) -> tuple[Array, Array]:
@@ -56,13 +57,13 @@ def _attend(ops: Arithmetic, row: int, stop: int, columns: int) -> tuple[Array, 
     sums = xp.zeros((*region.sizes[:-1], problem.value.shape[-1]), dtype=problem.dtype, device=device(problem.query))
     running = nothing = start(problem, region, sums, shift=None)
     for tile in tiles_of_rows(problem, row, stop, columns):
-        ((first, last),) = tile.columns
+        first, last = tile.columns[0]
         running = advance(
             ops,
             region._replace(starts=(*region.starts[:-1], first), sizes=(*region.sizes[:-1], last - first)),
             query,
-            cast(problem, problem.key[..., first:last, :]),
-            cast(problem, problem.value[..., first:last, :]),
+            gathered(problem, problem.key, tile),
+            gathered(problem, problem.value, tile),
             running,
             rules=tile.rules,
             mixed=(0, stop - row),
@@ -72,30 +73,3 @@ def _attend(ops: Arithmetic, row: int, stop: int, columns: int) -> tuple[Array, 
         is_silent = (running.peak == nothing.peak) & (running.total == nothing.total)
         output = xp.where(is_silent, 0.0, output)
     return output, lse
-
-
-def cast(problem: Problem, x: Array) -> Array:
-    """Return an array in the dtype of the computation."""
-    return problem.xp.astype(x, problem.dtype, copy=False)
-
-
-def tiles_of_rows(problem: Problem, row: int, stop: int, columns: int) -> list[Tile]:
-    """Return the tiles that a block of rows of all heads visits."""
-    strips = bounds(0, problem.key.shape[-2], columns)
-    offset = problem.query_offset or 0 if isinstance(problem.query_offset, int | None) else None
-    # A trace with sizes that change takes one graph for all that fit into one tile, and export has no ints at all.
-    is_vague = is_compiling(problem.xp) and (len(strips) == 1 or not isinstance(strips[0][1], int))
-    answers = []
-    for rule in problem.rules:
-        verdicts = []
-        for first, last in strips:
-            if offset is None or problem.packing is not None or is_vague:  # what is not known may be anything
-                verdicts.append((True, False))
-                continue
-            span = Span(None, row, stop - 1, row + offset, stop - 1 + offset, first, last - 1, None, None)
-            possible, certain = rule.reach(span)
-            verdicts.append((bool(possible), bool(certain)))
-        answers.append((rule, [[possible for possible, _ in verdicts]], [[certain for _, certain in verdicts]]))
-    # A block that sees nothing visits one tile all the same: its result must hang on the inputs for autograd.
-    # All rows count as one chunk: their bounds, which a trace may not know, would make no keys.
-    return plan([(0, 1)], strips, answers, columns) or [Tile((0, 1), (strips[0],), (0, 1), problem.rules)]

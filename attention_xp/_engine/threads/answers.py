@@ -17,11 +17,11 @@ _SEAMS = 16  # positions for each seam, at least: more seams would cost more tha
 
 
 class Item(NamedTuple):
-    """A batch item and a head, whose scores are masked alike."""
+    """A batch item and a head, whose scores are masked alike; ``None`` for all of them."""
 
     offset: int  # from rows to positions
-    b: int
-    h: int | None  # None: all heads
+    b: int | None
+    h: int | None
 
 
 class Grid(NamedTuple):

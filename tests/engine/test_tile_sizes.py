@@ -1,0 +1,51 @@
+"""Tiles are chosen from what the rules leave out, however these were written down."""
+
+import numpy as np
+import pytest
+
+from attention_xp._engine.problem import Problem
+from attention_xp._engine.tile_sizes import backward_tile_sizes, tile_sizes
+from attention_xp.masks import BlockMask, CausalMask, WindowMask, longformer_mask
+
+
+def problem(library, mask, length=4096, **options):
+    """A call of which nothing but the lengths and the rules matters."""
+    xp = library.namespace()
+    query = xp.zeros((1, 8, length, 8), dtype=xp.float32, device=library.device())
+    return Problem.of(query, query, query, mask, 0.0, options)
+
+
+def blocks(size):
+    return BlockMask(np.eye(4096 // min(size) + 1, dtype=bool), size)
+
+
+@pytest.mark.parametrize("sizes", [tile_sizes, backward_tile_sizes])
+def test_a_mask_and_options_that_say_the_same_have_the_same_tiles(library, sizes):
+    by_options = problem(library, None, is_causal=True, window=(300, 0))
+    by_mask = problem(library, CausalMask() & WindowMask(300, 0))
+    assert sizes(by_options) == sizes(by_mask)
+
+
+@pytest.mark.backends("jax")
+@pytest.mark.parametrize(
+    ("block", "tile"),
+    [((64, 64), (64, 64)), ((64, 128), (64, 128)), ((8, 8), (32, 32)), ((24, 40), (48, 40))],
+)
+def test_a_tile_on_jax_is_a_block_or_some(library, block, tile):
+    for mask in (blocks(block), blocks(block) & CausalMask(), longformer_mask(64) | blocks(block)):
+        assert tile_sizes(problem(library, mask)) == tile
+        assert backward_tile_sizes(problem(library, mask)) == tile
+
+
+@pytest.mark.backends("jax")
+def test_large_blocks_are_cut_into_equal_tiles_on_jax(library):
+    assert tile_sizes(problem(library, blocks((768, 1024)))) == (384, 512)
+    assert tile_sizes(problem(library, blocks((256, 200)))) == (256, 200)
+
+
+@pytest.mark.backends("jax")
+def test_tiles_are_small_along_a_narrow_window_alone_on_jax(library):
+    narrow = tile_sizes(problem(library, longformer_mask(128)))
+    assert max(narrow) < min(tile_sizes(problem(library, WindowMask(3000, 0))))
+    assert max(narrow) < min(tile_sizes(problem(library, CausalMask())))
+    assert min(tile_sizes(problem(library, longformer_mask(128), length=256))) == 256  # nothing to leave out
