@@ -153,7 +153,7 @@ ATTENTION = {name: FLASH[name] for name in ("flash_attention", "float mask")} | 
     "self_attention": (lambda x, **how: ax.self_attention(x, 8, **how), (X,)),
     "cross_attention": (lambda x, context, **how: ax.cross_attention(x, context, 8, **how), (X, normal(2, 7, 8))),
     "multi_head_attention": (lambda x, y, **how: ax.multi_head_attention(x, y, y, 2, 8, **how), (X, normal(2, 7, 8))),
-    "multi-head params": (with_params, (X, *(normal(8, 8, seed=i) for i in range(4)), normal(8))),
+    "multi-head params": (with_params, (X, *(normal(8, 8, seed=i) / 3.0 for i in range(4)), normal(8))),
 }
 # Two by two tiles that do not divide the lengths: torch unrolls them.
 HOW = {"dense": {"impl": "dense"}, "tiled": {"impl": "tiled", "tile": (3, 4)}}

@@ -14,7 +14,9 @@ __all__ = [
     "in_forward_mode",
     "is_compiling",
     "is_followed",
+    "is_jit_tracing",
     "is_mapped",
+    "is_recorded",
     "is_traced",
     "is_transformed",
     "outside_autocast",
@@ -71,9 +73,20 @@ def _innermost(functorch: Any, a: Array) -> Array:
 
 
 def is_traced() -> bool:
-    """Whether torch is compiling, mapping or differentiating: sizes may be none, and a tensor may stand for others."""
+    """Whether torch is compiling, tracing, mapping or differentiating: sizes may be none, a tensor may stand for others."""
     torch = sys.modules.get("torch")
-    return torch is not None and (bool(torch.compiler.is_compiling()) or is_transformed())
+    return torch is not None and (torch.compiler.is_compiling() or is_transformed() or is_jit_tracing())
+
+
+def is_jit_tracing() -> bool:
+    """Whether ``torch.jit`` follows the call, which it cannot into functions with a derivative of their own."""
+    torch = sys.modules["torch"]
+    return not torch.compiler.is_compiling() and bool(torch.jit.is_tracing())
+
+
+def is_recorded() -> bool:
+    """Whether what torch computes is traced or written down, so that its operations are to be seen."""
+    return is_traced() or bool(sys.modules["torch"]._C._len_torch_dispatch_stack() > 0)
 
 
 def is_followed(xp: Namespace, result: Array) -> bool:

@@ -8,6 +8,7 @@ from attention_xp._backend.derivatives import can_differentiate
 from attention_xp._backend.libraries import library_name
 from attention_xp._backend.modes import outside_autocast
 from attention_xp._backend.values import by_value
+from attention_xp._engine import on_numpy
 from attention_xp._engine.loop.backward import walk as walk_in_loops
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.tile.backward_step import Known, Slopes, sink_slopes
@@ -94,4 +95,4 @@ def _walk(problem: Problem, known: Known, wanted: tuple[bool, ...], *, whole: bo
         from attention_xp._engine.lax.derivatives import walk_backward  # noqa: PLC0415  # imports JAX
 
         return walk_backward(problem, known, wanted)
-    return walk_in_loops(problem, known, wanted)
+    return on_numpy.backward(problem, known, wanted) or walk_in_loops(problem, known, wanted)

@@ -57,7 +57,7 @@ class TileShape(NamedTuple):
 def tile_shape(problem: Problem, threads: int) -> TileShape:
     """Return the shape of a tile for NumPy: short heads together, so that it is about as large for all problems."""
     rows, columns = tile_sizes(problem)
-    Sq, axis = problem.query.shape[-2], problem.lead[-1] if problem.lead else 1
+    Sq = problem.query.shape[-2]
     if problem.group > 1 and Sq <= FOLD:
         return TileShape(problem.group, rows, columns, folded=True)
     if problem.tile is not None:
@@ -66,8 +66,7 @@ def tile_shape(problem: Problem, threads: int) -> TileShape:
     heads, is_narrow = 1, min([sys.maxsize, *map(_width, problem.rules)]) <= _NARROW
     if _is_uniform_along_heads(problem):
         least = min(rows, FEWEST_ROWS if is_narrow else _STACKED) if problem.rules else _uncrowded(rows, Sq)
-        most = max(1, height // least)
-        heads = max(n for n in range(1, most + 1) if (axis if problem.group == 1 else problem.group) % n == 0)
+        heads = _stacked(problem, height // least)
     rows = min(rows, max((_STACKED if is_narrow else height) // heads, FEWEST_ROWS))
     rows = _uncrowded(_equal_parts(Sq, rows), Sq)
     if is_narrow:  # all that such rows visit may be one tile

@@ -104,6 +104,22 @@ def test_an_exception_reaches_the_caller_and_blas_is_restored(where):
     assert blas_threads() == before
 
 
+def test_what_the_caller_has_set_for_numpy_holds_on_every_thread():
+    meeting, seen = threading.Barrier(2), {}
+
+    def look(score, *_):
+        if threading.get_ident() not in seen:
+            seen[threading.get_ident()] = np.geterr()["divide"]
+            meeting.wait(PATIENCE)
+        return score
+
+    for setting in ("raise", "ignore"):
+        seen.clear()
+        with threadpool_limits(2, user_api="blas"), np.errstate(divide=setting):
+            attend(0, score_mod=look)
+        assert list(seen.values()) == [setting] * 2
+
+
 def expected(seed):
     """What the formula gives."""
     return reference.attention(*(x + 0.1 * seed for x in inputs(SHAPE)), is_causal=True).output

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from attention_xp._backend.modes import in_forward_mode, is_traced, is_transformed
+from attention_xp._backend.modes import in_forward_mode, is_jit_tracing, is_traced, is_transformed
 from attention_xp._engine.frozen import freeze, thaw
 from attention_xp._engine.gradients import backward
 from attention_xp._engine.loop import tangents as loop_tangents, walk as loop
@@ -24,7 +24,11 @@ def walk(problem: Problem) -> tuple[Array, Array]:
     What a function of the user has captured stays in the dark here: where that wants gradients, or may be
     mapped, autograd records the loop: a block of rows at a time, once more when its gradients are wanted.
     """
-    if problem.has_bias_rule or (problem.has_foreign_code() and (is_transformed() or _captures(problem))):
+    if (
+        problem.has_bias_rule
+        or is_jit_tracing()
+        or (problem.has_foreign_code() and (is_transformed() or _captures(problem)))
+    ):
         return loop.walk(problem, call=_recomputed if _can_recompute() else None, is_followed=True)
     rest, arrays = _split(problem)
     if not torch.compiler.is_compiling():

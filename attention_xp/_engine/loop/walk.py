@@ -6,6 +6,7 @@ from typing import Any
 
 from attention_xp._backend.libraries import device
 from attention_xp._backend.modes import is_followed
+from attention_xp._engine import on_numpy
 from attention_xp._engine.loop.tiles import cast, gathered, tiles_of_rows
 from attention_xp._engine.plan import Bounds, bounds
 from attention_xp._engine.problem import Problem
@@ -23,6 +24,9 @@ def walk(problem: Problem, call: Callable[..., Any] | None = None, *, is_followe
 
     With `is_followed`, the library records what is done, and may differentiate it.
     """
+    found = on_numpy.forward(problem) if call is None and not is_followed else None
+    if found is not None:
+        return found
     ops, (rows, columns) = Followed(problem) if is_followed else Arithmetic(problem), tile_sizes(problem)
     blocks = bounds(0, problem.query.shape[-2], rows)
     if call is None:

@@ -29,9 +29,13 @@ _MOST_COPIES = 2**25  # bytes of further gradients of keys and values, where row
 _RUN = 2048  # rows of all heads that are made ready at once
 
 
-def walk(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Slopes:
-    """Return the gradients of query, key, value and of the addends that are wanted, in the shapes of the problem."""
-    with blas_held_to_one() as threads:
+def walk(problem: Problem, known: Known, wanted: tuple[bool, ...], *, threads: int | None = None) -> Slopes:
+    """Return the gradients of query, key, value and of the addends that are wanted, in the shapes of the problem.
+
+    On so many threads, by default on as many as BLAS may have.
+    """
+    with blas_held_to_one() as allowed:
+        threads = allowed if threads is None else threads
         walk = _Walk(without_infinite_bias(problem), known, wanted, threads)
         run_jobs(len(walk.jobs), lambda: _Worker(walk).contribute, threads)
     return walk.slopes()

@@ -23,7 +23,7 @@ class Gather:
         self._buffer = np.empty(0, dtype)
 
     def __call__(self, x: Array, tile: Tile) -> list[Array]:
-        """(G, Sk, D) -> one or more (G, n, D), side by side: long stretches as they lie, copies of the others."""
+        """(K, Sk, D) -> one or more (K, n, D), side by side: long stretches as they lie, copies of the others."""
         if len(tile.columns) == 1:
             return [self._lying(x, tile.columns[0])]
         pieces, used = list[Array](), 0

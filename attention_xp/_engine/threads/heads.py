@@ -54,14 +54,14 @@ class Range(NamedTuple):
 class Heads(NamedTuple):
     """The query heads of a job.
 
-    They are stacked, each with its key/value head or all with one; or, where few rows share a key/value
-    head, folded into the rows of a single product.
+    They are stacked, some with each of K key/value heads; or, where few rows share a key/value head, folded into the
+    rows of a single product.
     """
 
     place: Place
     query: Array  # (..., G, Sq, D)
-    key: Array  # (G or 1, Sk, D)
-    value: Array  # (G or 1, Sk, Dv)
+    key: Array  # (K, Sk, D)
+    value: Array  # (K, Sk, Dv)
     range: Range
 
     @classmethod
@@ -69,7 +69,7 @@ class Heads(NamedTuple):
         """Gather the arrays of some heads."""
         key, value = (
             place.shared(problem, a).reshape(-1, *a.shape[-2:]) for a in (problem.key, problem.value)
-        )  # (G or 1, Sk, D)
+        )  # (K, Sk, D)
         return cls(place, problem.query[place.at], key, value, likely)
 
     def surely(self, problem: Problem, ceiling: Ceiling) -> "Heads":

@@ -58,7 +58,7 @@ class InPlaceForward(InPlace):
         return np.divide(x, y, out=self.output)
 
     def query_key(self, query: Array, key: Pieces, *, exclusive: bool) -> Array:
-        """(G, D, m) and (G, n, D) -> (..., G, m, n), or (1, D, G * m) and (1, n, D) where rows are folded."""
+        """(G, D, m) and (K, n, D) -> (..., G, m, n), or (1, D, G * m) and (1, n, D) where rows are folded."""
         rows, keys = query.shape[-1], sum(piece.shape[-2] for piece in key)
         views = self._at = self._tile(rows // self._shape.heads if self._shape.folded else rows, keys)
         for piece, columns in _beside(key):
@@ -70,12 +70,13 @@ class InPlaceForward(InPlace):
         key, poison = quarantined_key(key) if poisoned else (key, None)
         if key.shape[-1] < query.shape[-2]:  # the last row of the query is a shift
             key = self._with_ones(key)
+        query, scores, key = _by_key_head(query, key), _by_key_head(scores, key), key[:, None]
         if self._by_keys:
-            np.matmul(key, query, out=scores.transpose(0, 2, 1))
+            np.matmul(key, query, out=scores.mT)
         else:
-            np.matmul(query.transpose(0, 2, 1), key.transpose(0, 2, 1), out=scores)
+            np.matmul(query.mT, key.mT, out=scores)
         if poison is not None:
-            np.add(scores, poison[..., None, :], out=scores)
+            np.add(scores, poison[:, None, None, :], out=scores)
 
     def _with_ones(self, key: Array) -> Array:
         """(..., n, D) -> (..., n, D + 1), with a last column of ones."""
@@ -118,15 +119,16 @@ class InPlaceForward(InPlace):
         return self._outputs(self._sums, m).output
 
     def plus_weights_value(self, output: Array | None, weights: Array, value: Pieces, *, exclusive: bool) -> Array:
-        """(..., G, m, Dv) + (..., G, m, n) @ (G, n, Dv), in the output."""
+        """(..., G, m, Dv) + (..., G, m, n) @ (K, n, Dv), in the output."""
         views = self._at
         weights = views.rows if weights is views.scores else weights.reshape(views.rows.shape)
         for piece, columns in _beside(value):
             product = views.sums if output is None else views.more
+            some, rows = (_by_key_head(x, piece) for x in (weights[..., columns], product.rows))
             if exclusive and not self.range.values:
-                np.copyto(product.rows, quarantined_outputs(weights[..., columns], piece))
+                np.copyto(rows, quarantined_outputs(some, piece[:, None]))
             else:
-                np.matmul(weights[..., columns], piece, out=product.rows)
+                np.matmul(some, piece[:, None], out=rows)
             output = product.output if output is None else self.add(output, product.output)
         return output
 
@@ -141,6 +143,11 @@ class InPlaceForward(InPlace):
             return scores
         views.whole[..., views.product.shape[-1] :] = 0.0
         return views.whole
+
+
+def _by_key_head(x: Array, keys: Array) -> Array:
+    """Return a view of (G, m, n) as (K, G / K, m, n), for keys or values (K, ...)."""
+    return x.reshape(len(keys), -1, *x.shape[1:])
 
 
 def _beside(pieces: Pieces) -> Iterator[tuple[Array, slice]]:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Any
 
 __all__ = ["blas_held_to_one", "run_jobs"]
@@ -70,9 +71,12 @@ class _Pool:
         return self.executor
 
     def submit(self, task: Callable[[], None], times: int) -> list[Future[None]]:
-        """Start a task on several threads; on none while the interpreter shuts down."""
+        """Start a task on several threads, on none while the interpreter shuts down.
+
+        What the caller has set for itself, such as how NumPy treats errors, holds there as well.
+        """
         try:
-            return [self.of(times).submit(task) for _ in range(times)]
+            return [self.of(times).submit(copy_context().run, task) for _ in range(times)]
         except RuntimeError:
             return []
 

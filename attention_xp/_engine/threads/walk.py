@@ -22,9 +22,13 @@ __all__ = ["Walk", "walk", "without_infinite_bias"]
 _WIDEST = 2048  # keys of a tile of few rows
 
 
-def walk(problem: Problem, *, lse: bool = True) -> tuple[Array, Array | None]:
-    """Return output (..., H, Sq, Dv) and, where it is wanted, log-sum-exp (..., H, Sq)."""
-    with blas_held_to_one() as threads:
+def walk(problem: Problem, *, lse: bool = True, threads: int | None = None) -> tuple[Array, Array | None]:
+    """Return output (..., H, Sq, Dv) and, where it is wanted, log-sum-exp (..., H, Sq).
+
+    On so many threads, by default on as many as BLAS may have.
+    """
+    with blas_held_to_one() as allowed:
+        threads = allowed if threads is None else threads
         walk = Walk(without_infinite_bias(problem), threads, lse=lse)
         run_jobs(len(walk.jobs), lambda: Worker(walk).attend, threads)
     return walk.output, walk.lse

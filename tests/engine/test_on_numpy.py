@@ -1,0 +1,140 @@
+"""Tensors in the memory of this process are attended with by NumPy's walkers, unless torch has to see what is done."""
+
+import numpy as np
+import pytest
+
+from attention_xp import attention_vjp, flash_attention
+from attention_xp._engine import on_numpy
+from attention_xp._engine.problem import Problem
+from attention_xp.masks import BlockMask, FunctionMask, longformer_mask
+
+pytestmark = pytest.mark.backends("torch")
+
+LENGTH = 90
+OPTIONS = {
+    "plain": {},
+    "causal": {"is_causal": True},
+    "window": {"is_causal": True, "window": (20, 0)},
+    "lengths": {"key_lengths": [50, 90], "query_lengths": [90, 70]},
+    "softcap": {"softcap": 5.0},
+    "bias": {"bias": (4, LENGTH, LENGTH)},
+    "sinks": {"sinks": (4,)},
+    "dropout": {"dropout_rate": 0.3, "rng": 5},
+    "boolean mask": {"mask": np.random.default_rng(3).random((LENGTH, LENGTH)) < 0.6},
+    "global": {"mask": longformer_mask(9, np.arange(LENGTH) < 3)},
+}
+
+
+@pytest.fixture
+def torch(library):  # a test without a backend would run once for all of them
+    return pytest.importorskip("torch")
+
+
+def call(torch, options, dtype="float64", kv_heads=4):
+    """Query, key, value and options as tensors."""
+    rng = np.random.default_rng(0)
+
+    def tensor(shape):
+        return torch.from_numpy(rng.standard_normal(shape)).to(getattr(torch, dtype))
+
+    arrays = [tensor((2, heads, LENGTH, 8)) for heads in (4, kv_heads, kv_heads)]
+    made = {
+        name: tensor(given)
+        if name in ("bias", "sinks")
+        else torch.asarray(given)
+        if isinstance(given, list | np.ndarray)
+        else given
+        for name, given in options.items()
+    }
+    return arrays, made
+
+
+def problem(arrays, options):
+    options = dict(options)
+    return Problem.of(*arrays, options.pop("mask", None), options.pop("dropout_rate", 0.0), {"impl": "tiled"} | options)
+
+
+def in_loops(monkeypatch, function):
+    with monkeypatch.context() as patch:
+        for name in ("forward", "backward"):
+            patch.setattr(on_numpy, name, lambda *_: None)
+        return function()
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_the_answers_are_those_of_the_loops(torch, monkeypatch, options, kv_heads):
+    arrays, options = call(torch, options, kv_heads=kv_heads)
+    gradient = torch.ones_like(arrays[0])
+
+    def answers():
+        output, pull = attention_vjp(*arrays, impl="tiled", **options)
+        return output, *(a for a in pull(gradient) if a is not None)
+
+    assert on_numpy.forward(problem(arrays, options)) is not None
+    for x, y in zip(answers(), in_loops(monkeypatch, answers), strict=True):
+        assert x.dtype == y.dtype
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "is_read"), [("float16", True), ("float32", True), ("bfloat16", False)])
+def test_numbers_that_numpy_does_not_know_stay_with_torch(torch, monkeypatch, dtype, is_read):
+    arrays, _ = call(torch, {}, dtype)
+    assert (on_numpy.forward(problem(arrays, {})) is not None) is is_read
+    output = flash_attention(*arrays, impl="tiled")
+    assert output.dtype == arrays[0].dtype
+    expected = in_loops(monkeypatch, lambda: flash_attention(*arrays, impl="tiled"))
+    torch.testing.assert_close(output, expected)
+
+
+def test_nothing_is_copied_on_the_way_in(torch):
+    arrays, _ = call(torch, {})
+    seen, _ = on_numpy._views(problem(arrays, {}), ())
+    for tensor, array in zip(arrays, (seen.query, seen.key, seen.value), strict=True):
+        assert array.ctypes.data == tensor.data_ptr()
+
+
+def test_a_mask_of_numpy_arrays_keeps_what_it_has_counted(torch):
+    arrays, _ = call(torch, {})
+    mask = BlockMask(np.eye(9, dtype=bool), 10)
+    flash_attention(*arrays, mask, impl="tiled")
+    assert "_plans" in vars(mask)
+
+
+def test_torch_tells_how_many_threads_there_are(torch, monkeypatch):
+    from attention_xp._engine.threads import walk  # noqa: PLC0415
+
+    asked, run = [], walk.run_jobs
+    monkeypatch.setattr(walk, "run_jobs", lambda jobs, worker, threads: asked.append(threads) or run(jobs, worker, 1))
+    arrays, _ = call(torch, {})
+    before = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            flash_attention(*arrays, impl="tiled")
+    finally:
+        torch.set_num_threads(before)
+    assert asked == [1, 3]
+
+
+def test_what_torch_follows_or_records_is_not_taken_away(torch):
+    arrays, _ = call(torch, {})
+    followed = [arrays[0].clone().requires_grad_(), *arrays[1:]]
+    assert on_numpy.forward(problem(followed, {})) is None
+    with torch.no_grad():
+        assert on_numpy.forward(problem(followed, {})) is not None
+    assert on_numpy.forward(problem(arrays, {"score_mod": lambda score, b, h, q, k: score})) is None
+    assert on_numpy.forward(problem(arrays, {"mask": FunctionMask(lambda b, h, q, k: q >= k)})) is None
+    traced = torch.fx.experimental.proxy_tensor.make_fx(lambda q: flash_attention(q, *arrays[1:], impl="tiled"))(
+        arrays[0]
+    )
+    other = torch.randn_like(arrays[0])
+    torch.testing.assert_close(traced(other), flash_attention(other, *arrays[1:], impl="tiled"))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_the_results_of_jit_trace_follow_their_input(torch):
+    arrays, _ = call(torch, {})
+    traced = torch.jit.trace(lambda q: flash_attention(q, *arrays[1:], impl="tiled"), arrays[0], check_trace=False)
+    other = torch.randn_like(arrays[0])
+    torch.testing.assert_close(traced(other), flash_attention(other, *arrays[1:], impl="tiled"))
