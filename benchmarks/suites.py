@@ -13,6 +13,11 @@ __all__ = ["DEFAULT", "SUITES"]
 SHAPES = [Case((1, 8, 2048, 64)), Case((4, 12, 512, 64)), Case((1, 4, 4096, 64)), Case((1, 8, 1024, 128))]
 LARGE = 30.0  # standard deviation of large scores, by which the query is multiplied
 TINY, USUAL, LONG = Case((2, 4, 16, 32)), Case((1, 8, 2048, 64)), Case((1, 8, 4096, 64))
+PATTERNS = [
+    replace(LONG, option="blocks", block_size=128),
+    replace(LONG, option="bigbird", block_size=64),
+    replace(LONG, option="longformer"),
+]
 
 
 def _four(ours: str, theirs: str, target: float, group: str, *, causal: bool, factor: float = 1) -> list[Comparison]:
@@ -44,13 +49,20 @@ def numpy_causal() -> list[Comparison]:
 def window() -> list[Comparison]:
     """Cost follows the allowed area: windows, blocks, global positions."""
     local = replace(LONG, causal=True, window=256)
-    masks = [replace(LONG, option="blocks", block_size=size) for size in (256, 128)]
-    masks += [replace(LONG, option="bigbird", block_size=64), replace(LONG, option="longformer")]
+    masks = [replace(LONG, option="blocks", block_size=256), *PATTERNS]
     return [
         Comparison(local, "ours, NumPy", "torch flex_attention, compiled", 1.0),
+        Comparison(local, "ours, torch", "torch flex_attention, compiled"),
         _exponent(local.at(16384), "ours, NumPy"),
-        *map(_per_area, masks),
+        *(_per_area(case, "ours, NumPy", 1.15) for case in masks),
     ]
+
+
+def sparse() -> list[Comparison]:
+    """What masks cost to what their density says, on the other libraries and with gradients."""
+    names = ["ours, NumPy, gradients"]
+    names += [f"ours, {library}{what}" for library in ("torch", "JAX") for what in ("", ", gradients")]
+    return [_per_area(case, name) for name in names for case in PATTERNS]
 
 
 def linear() -> list[Comparison]:
@@ -71,10 +83,10 @@ def _exponent(case: Case, name: str) -> Comparison:
     )
 
 
-def _per_area(case: Case) -> Comparison:
+def _per_area(case: Case, name: str, target: float | None = None) -> Comparison:
     """Return the comparison of the time per allowed score with that of full attention."""
     return Comparison(
-        *(case, "ours, NumPy", "ours, NumPy", 1.15, replace(case, option=None)),
+        *(case, name, name, target, replace(case, option=None)),
         value=lambda outcome, case: outcome.ratio / case.density(),
         label=" / (density x plain)",
     )
@@ -161,6 +173,20 @@ def tiles() -> list[Comparison]:
 
 SUITES: dict[str, Callable[[], list[Comparison] | list[Memory] | list[Comparison | Memory]]] = {
     suite.__name__: suite
-    for suite in (numpy_full, numpy_causal, window, linear, memory, jax, torch, gradients, decode, tiny, options, tiles)
+    for suite in (
+        numpy_full,
+        numpy_causal,
+        window,
+        sparse,
+        linear,
+        memory,
+        jax,
+        torch,
+        gradients,
+        decode,
+        tiny,
+        options,
+        tiles,
+    )
 }
 DEFAULT = [name for name in SUITES if name != "tiles"]

@@ -24,7 +24,7 @@ class _Border(NamedTuple):
 
 _BORDERS = {
     "numpy": _Border(2**15, 3 * 2**17, rows=1),  # handing out a job takes 0.1 ms, whatever its size
-    "torch": _Border(2**16, 2**20),  # what fits into one tile, and what costs little memory
+    "torch": _Border(2**16, 2**21),  # what fits into one tile, and what costs little memory
     "jax": _Border(2**13, 2**14),
 }
 _UNMEASURED = _Border(2**16, 2**16)  # cupy, strict

@@ -1,8 +1,8 @@
 """Problems of torch whose arrays lie in the memory of this process: NumPy's walkers read them there, and copy nothing.
 
 These walkers are faster than Python loops over torch's operations, one to three times, and most where rules leave
-out much. The loops stay for other devices, for what is traced or differentiated as it is recorded, and for numbers
-and functions that NumPy does not know.
+out much. The loops stay for other devices, for what is traced or differentiated as it is recorded, for numbers and
+functions that NumPy does not know, and for small problems, which fit into one tile of all heads.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from typing import Any
 from attention_xp._backend.dtypes import dtype_name
 from attention_xp._backend.libraries import library_name
 from attention_xp._backend.modes import is_compiling, is_recorded
+from attention_xp._engine.borders import formula_is_faster
 from attention_xp._engine.frozen import freeze, thaw
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.tile.backward_step import Known, Slopes
@@ -52,6 +53,8 @@ def backward(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Slopes
 def _views(problem: Problem, others: tuple[Array | None, ...]) -> tuple[Problem, tuple[Array | None, ...]] | None:
     """Return a problem and further arrays as NumPy sees them."""
     if library_name(problem.xp) != "torch" or is_compiling(problem.xp) or problem.query.device.type != "cpu":
+        return None
+    if formula_is_faster(problem):
         return None
     if is_recorded() or problem.packing is not None or problem.has_bias_rule or problem.has_foreign_code():
         return None

@@ -25,6 +25,11 @@ OPTIONS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _small_problems_are_none(monkeypatch):
+    monkeypatch.setattr(on_numpy, "formula_is_faster", lambda problem: False)
+
+
 @pytest.fixture
 def torch(library):  # a test without a backend would run once for all of them
     return pytest.importorskip("torch")
@@ -85,6 +90,13 @@ def test_numbers_that_numpy_does_not_know_stay_with_torch(torch, monkeypatch, dt
     assert output.dtype == arrays[0].dtype
     expected = in_loops(monkeypatch, lambda: flash_attention(*arrays, impl="tiled"))
     torch.testing.assert_close(output, expected)
+
+
+def test_small_problems_stay_with_torch(torch, monkeypatch):
+    monkeypatch.undo()
+    few, many = (torch.zeros((1, 8, length, 8)) for length in (50, 1024))
+    assert on_numpy.forward(problem([few] * 3, {})) is None
+    assert on_numpy.forward(problem([many] * 3, {})) is not None
 
 
 def test_nothing_is_copied_on_the_way_in(torch):
