@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from attention_xp import flash_attention
 from attention_xp._engine.plan import bounds
 from attention_xp._engine.threads.answers import Grid, Item
 from attention_xp._engine.threads.plans import Plans
@@ -141,3 +142,14 @@ def test_global_positions_beside_a_window_are_not_held_against_it() -> None:
             part = slice(*tile.rows), slice(*stretch)
             assert np.array_equal(np.broadcast_to(told, (LENGTH, LENGTH))[part], allowed[part])
     assert np.array_equal(visited, visited | allowed[256:320].any(axis=0))
+
+
+def test_the_triangles_of_one_call_do_not_serve_another_offset() -> None:
+    query = np.random.default_rng(0).standard_normal((1, 300, 8))
+    for offset in (0, 7, 0, 150):
+        for mask in (CausalMask(), WindowMask(40, 3), WindowMask(41, 3)):
+            tiled, dense = (
+                flash_attention(query, query, query, mask, query_offset=offset, impl=impl)
+                for impl in ("tiled", "dense")
+            )
+            np.testing.assert_allclose(tiled, dense, rtol=1e-10, atol=1e-12)

@@ -29,7 +29,10 @@ _NEVER = 0.9  # of the largest number: taken off a score, it is no maximum and m
 SAFE = 124.0  # powers of two in float32 are fast from -124 to 124; subnormal ones take up to a hundred times as long
 _WHOLE_RUN = 32  # columns without an exclusion, at least, that are worth being passed over
 
+_SMALL, _MOST_KEPT = 2**16, 128  # pairs of patches that are kept for other calls, and how many tiles have such
+
 Patches = list[tuple[slice, Array]]  # columns of a tile, and which of its pairs there are allowed
+_KEPT: dict[object, Patches] = {}
 
 
 class InPlace(Arithmetic):
@@ -77,19 +80,31 @@ class InPlace(Arithmetic):
     def allowed(self, rules: tuple[Mask, ...], region: Region) -> Patches | None:
         """Return where all rules agree, in the layout of the scores, but for columns where they allow everything.
 
-        The triangle of a causal mask is the same all along the diagonal: made once, kept.
+        The triangle of a causal mask is the same all along the diagonal, and in every call: made once, kept.
         """
         if len(rules) == 0:
             return None
         if not self.problem.shift_invariant(rules):
             allowed = allowed_pairs(rules, region)
             return [(slice(region.sizes[-1]), _by_columns(allowed) if self._by_keys else allowed)]
-        name = (*map(id, rules), region.starts[-2] - region.starts[-1], region.sizes[-2:])
-        if name not in self._keep:
-            allowed = np.asarray(allowed_pairs(rules, region), self.problem.dtype)
-            allowed = np.broadcast_to(allowed, region.sizes[-2:])
-            self._keep[name] = list(_patches(np.asarray(allowed, order="F" if self._by_keys else "C")))
-        return self._keep[name]
+        first = region.starts[-2] + (self.problem.query_offset or 0) - region.starts[-1]
+        name = rules, first, region.sizes[-2:], self.problem.dtype, self._by_keys
+        known = self._keep.get(name, _KEPT.get(name))
+        return self._kept(name, list(self._patches(rules, region))) if known is None else known
+
+    def _patches(self, rules: tuple[Mask, ...], region: Region) -> Iterator[tuple[slice, Array]]:
+        allowed = np.asarray(allowed_pairs(rules, region), self.problem.dtype)
+        allowed = np.broadcast_to(allowed, region.sizes[-2:])
+        return _patches(np.asarray(allowed, order="F" if self._by_keys else "C"))
+
+    def _kept(self, name: object, patches: Patches) -> Patches:
+        """Keep what is small for all calls, and the rest for this one."""
+        if sum(pairs.size for _, pairs in patches) > _SMALL:
+            self._keep[name] = patches
+            return patches
+        if len(_KEPT) >= _MOST_KEPT:
+            _KEPT.clear()
+        return _KEPT.setdefault(name, patches)
 
     def exclude(self, scores: Array, allowed: Patches, mixed: Bounds) -> Array:
         """Keep what is not allowed out of the maximum."""

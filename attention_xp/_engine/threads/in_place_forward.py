@@ -58,8 +58,8 @@ class InPlaceForward(InPlace):
         return np.divide(x, y, out=self.output)
 
     def query_key(self, query: Array, key: Pieces, *, exclusive: bool) -> Array:
-        """(G, D, m) and (K, n, D) -> (..., G, m, n), or (1, D, G * m) and (1, n, D) where rows are folded."""
-        rows, keys = query.shape[-1], sum(piece.shape[-2] for piece in key)
+        """(G, m, D) and (K, n, D) -> (..., G, m, n), or (1, G * m, D) and (1, n, D) where rows are folded."""
+        rows, keys = query.shape[-2], sum(piece.shape[-2] for piece in key)
         views = self._at = self._tile(rows // self._shape.heads if self._shape.folded else rows, keys)
         for piece, columns in _beside(key):
             self._product(query, piece, views.rows[..., columns], poisoned=exclusive and not self.range.keys)
@@ -68,13 +68,13 @@ class InPlaceForward(InPlace):
     def _product(self, query: Array, key: Array, scores: Array, *, poisoned: bool) -> None:
         """Write the products of some keys to their columns of the scores."""
         key, poison = quarantined_key(key) if poisoned else (key, None)
-        if key.shape[-1] < query.shape[-2]:  # the last row of the query is a shift
+        if key.shape[-1] < query.shape[-1]:  # the last column of the query is a shift
             key = self._with_ones(key)
         query, scores, key = _by_key_head(query, key), _by_key_head(scores, key), key[:, None]
         if self._by_keys:
-            np.matmul(key, query, out=scores.mT)
+            np.matmul(key, query.mT, out=scores.mT)
         else:
-            np.matmul(query.mT, key.mT, out=scores)
+            np.matmul(query, key.mT, out=scores)
         if poison is not None:
             np.add(scores, poison[:, None, None, :], out=scores)
 

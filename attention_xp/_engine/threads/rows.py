@@ -27,7 +27,7 @@ class _Block(NamedTuple):
 
     heads: Heads
     region: Region  # under all keys
-    query: Array  # (G, D + 1, m), or (1, D + 1, G * m) where rows are folded; the last is for a shift
+    query: Array  # (G, m, D + 1), or (1, G * m, D + 1) where rows are folded; the last column is for a shift
 
 
 class Worker:
@@ -38,7 +38,7 @@ class Worker:
         self.ops = InPlaceForward(self.problem, walk.shape)
         self.factor = scale_in_base(self.problem)
         width = self.problem.query.shape[-1] + 1
-        self._columns = np.empty(walk.shape.heads * walk.shape.rows * width, self.problem.dtype)
+        self._rows = np.empty(walk.shape.heads * walk.shape.rows * width, self.problem.dtype)
         self._keys, self._values = Gather(self.problem.dtype), Gather(self.problem.dtype)
 
     def attend(self, job: int) -> None:
@@ -67,19 +67,14 @@ class Worker:
         if running is not None:
             return running
         with np.errstate() if allows.sure else np.errstate(over="ignore", invalid="ignore"):
-            return self._fold(block, tiles, block.query[:, :-1], 0.0 if allows.bounded else None)
+            return self._fold(block, tiles, block.query[..., :-1], 0.0 if allows.bounded else None)
 
     def _query(self, rows: Array) -> Array:
-        """Return a block of the query, scaled and transposed once: (..., G, m, D) -> (G, D + 1, m)."""
+        """Return a block of the query, scaled once: (..., G, m, D) -> (G, m, D + 1)."""
         m, D = rows.shape[-2:]
-        rows = rows.reshape(-1, m, D)
-        columns = self._columns[: len(rows) * m * (D + 1)]
-        if self.walk.shape.folded:
-            target = columns.reshape(D + 1, -1, m)
-            np.multiply(rows.transpose(2, 0, 1), self.factor, out=target[:-1], dtype=self.problem.dtype)
-            return target.reshape(1, D + 1, -1)
-        target = columns.reshape(-1, D + 1, m)
-        np.multiply(rows.transpose(0, 2, 1), self.factor, out=target[:, :-1], dtype=self.problem.dtype)
+        rows = rows.reshape((1, -1, D) if self.walk.shape.folded else (-1, m, D))
+        target = self._rows[: rows.size // D * (D + 1)].reshape(*rows.shape[:-1], D + 1)
+        np.multiply(rows, self.factor, out=target[..., :-1], dtype=self.problem.dtype)
         return target
 
     def _start(self, block: _Block, tiles: list[Tile], shift: Array | float | None) -> Running:
@@ -114,7 +109,7 @@ class Worker:
         if peak is None or not np.all(np.isfinite(peak)):
             return None
         shift = peak + _HEADROOM * self.ops.base.log_2
-        np.negative(shift.reshape(len(block.query), -1), out=block.query[:, -1])
+        np.negative(shift.reshape(len(block.query), -1), out=block.query[..., -1])
         usual, self.ops.range = self.ops.range, self.ops.range._replace(bounded=True)
         with np.errstate(over="ignore", invalid="ignore"):
             running = self._fold(block, tiles, block.query, shift)
@@ -131,7 +126,7 @@ class Worker:
         first = tile._replace(columns=((start, min(end, start + some)),))
         key = self._keys(block.heads.key, first)
         region, mixed = self._place(block, first)
-        scores, _ = scored(self.ops, region, block.query[:, :-1], key, rules=tile.rules, mixed=mixed)
+        scores, _ = scored(self.ops, region, block.query[..., :-1], key, rules=tile.rules, mixed=mixed)
         return np.max(scores, axis=-1, keepdims=True)
 
     def _advance(self, block: _Block, query: Array, running: Running, tile: Tile) -> Running:
@@ -140,7 +135,7 @@ class Worker:
         if not _is_whole(tile, block.region):
             first = block.region.starts[-2]
             part = slice(tile.rows[0] - first, tile.rows[1] - first)
-            query = query[..., part]
+            query = query[:, part]
             some = Running(*(None if a is None else a[..., part, :] for a in running))
         key, value = self._keys(heads.key, tile), self._values(heads.value, tile)
         region, mixed = self._place(block, tile)
