@@ -15,7 +15,7 @@ from attention_xp._engine.borders import formula_is_faster
 from attention_xp._engine.dense import scores_of_region
 from attention_xp._engine.frozen import freeze, thaw
 from attention_xp._engine.loop.tiles import tiles_of_rows
-from attention_xp._engine.plan import Bounds, bounds
+from attention_xp._engine.planning.plan import Bounds, bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.tile.scores import of_real_rows

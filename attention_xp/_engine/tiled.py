@@ -3,7 +3,7 @@
 from attention_xp._backend.libraries import library_name
 from attention_xp._engine import dense
 from attention_xp._engine.borders import formula_is_faster
-from attention_xp._engine.plan import bounds
+from attention_xp._engine.planning.plan import bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Attended, Wanted
 from attention_xp._engine.tile_sizes import tile_sizes

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from attention_xp import flash_attention
-from attention_xp._engine.plan import bounds
-from attention_xp._engine.threads.answers import Grid, Item
-from attention_xp._engine.threads.plans import Plans
+from attention_xp._engine.planning.answers import Grid, Item
+from attention_xp._engine.planning.plan import bounds
+from attention_xp._engine.planning.plans import Plans
 from attention_xp.masks import (
     BlockMask,
     CausalMask,

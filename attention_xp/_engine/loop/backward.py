@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from attention_xp._backend.libraries import device
 from attention_xp._engine.loop.tiles import cast, gathered, strips_of, tiles_of_rows
-from attention_xp._engine.plan import Bounds, bounds
+from attention_xp._engine.planning.plan import Bounds, bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.tile.arithmetic import Arithmetic, summed_to

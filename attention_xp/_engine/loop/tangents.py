@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from attention_xp._engine.loop.tiles import cast, gathered, tiles_of_rows
-from attention_xp._engine.plan import Bounds, bounds
+from attention_xp._engine.planning.plan import Bounds, bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.tile.arithmetic import Arithmetic

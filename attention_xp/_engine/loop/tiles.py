@@ -1,7 +1,7 @@
 """The tiles that the Python loops visit, and the keys of them."""
 
 from attention_xp._backend.modes import is_compiling
-from attention_xp._engine.plan import Bounds, Tile, bounds, plan
+from attention_xp._engine.planning.plan import Bounds, Tile, bounds, plan
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Span
 from attention_xp._engine.tile_sizes import strip_size
@@ -53,7 +53,7 @@ def _answers(problem: Problem, rule: Mask, rows: Bounds, strips: list[Bounds]) -
     if is_compiling(problem.xp):
         told = [rule.reach(_span(rows, strip, offset)) for strip in strips]
         return [[bool(possible) for possible, _ in told]], [[bool(certain) for _, certain in told]]
-    from attention_xp._engine.threads.answers import Item, asked  # noqa: PLC0415  # imports NumPy
+    from attention_xp._engine.planning.answers import Item, asked  # noqa: PLC0415  # imports NumPy
 
     ((possible, certain),) = asked((rule,), [rows], strips, Item(offset, None, None))
     return possible.tolist(), certain.tolist()

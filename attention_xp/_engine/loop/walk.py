@@ -8,7 +8,7 @@ from attention_xp._backend.libraries import device
 from attention_xp._backend.modes import is_followed
 from attention_xp._engine import on_numpy
 from attention_xp._engine.loop.tiles import cast, gathered, tiles_of_rows
-from attention_xp._engine.plan import Bounds, bounds
+from attention_xp._engine.planning.plan import Bounds, bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.tile.arithmetic import Arithmetic, Followed

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from attention_xp._engine.plan import Bounds, Tile
+from attention_xp._engine.planning.plan import Bounds, Tile
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.threads.backward_run import KeysOf, Rides, Run

@@ -8,7 +8,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from attention_xp._engine.plan import Bounds, Tile
+from attention_xp._engine.planning.plan import Bounds, Tile
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.threads.heads import Ceiling, Range, is_finite
 from attention_xp._engine.threads.in_place import SAFE

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from attention_xp._engine.plan import Bounds, Tile
+from attention_xp._engine.planning.plan import Bounds, Tile
 from attention_xp._typing import Array, DType
 
 __all__ = ["Gather"]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from attention_xp._engine.plan import Bounds
+from attention_xp._engine.planning.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.rules import ArrayMask, RowMask

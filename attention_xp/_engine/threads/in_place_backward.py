@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from attention_xp._engine.plan import Bounds
+from attention_xp._engine.planning.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.threads.heads import Range
 from attention_xp._engine.threads.in_place import InPlace, Patches

@@ -6,8 +6,8 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+from attention_xp._engine.planning.answers import Item
 from attention_xp._engine.problem import Problem
-from attention_xp._engine.threads.answers import Item
 from attention_xp._typing import Array
 
 __all__ = ["Place"]

@@ -1,10 +1,10 @@
 """Which way a walk takes on NumPy: the blocks of rows of some heads, and the tiles that each of them visits."""
 
-from attention_xp._engine.plan import Bounds, Tile
+from attention_xp._engine.planning.answers import Grid, Item
+from attention_xp._engine.planning.plan import Bounds, Tile
+from attention_xp._engine.planning.plans import Plans
 from attention_xp._engine.problem import Problem
-from attention_xp._engine.threads.answers import Grid, Item
 from attention_xp._engine.threads.place import Place
-from attention_xp._engine.threads.plans import Plans
 from attention_xp._engine.tile_sizes import STRIP, TileShape
 
 __all__ = ["Route"]

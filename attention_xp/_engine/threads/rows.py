@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from attention_xp._engine.plan import Bounds, Tile
+from attention_xp._engine.planning.plan import Bounds, Tile
 from attention_xp._engine.region import Region
 from attention_xp._engine.threads.gather import Gather
 from attention_xp._engine.threads.heads import Heads, is_finite

@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 
-from attention_xp._engine.plan import bounds
+from attention_xp._engine.planning.plan import bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.statistics import Statistics, columns_of_rows, of_region

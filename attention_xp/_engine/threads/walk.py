@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from attention_xp._engine.plan import Bounds
+from attention_xp._engine.planning.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.rules import ArrayMask
 from attention_xp._engine.threads.heads import Heads, ceiling, excludes, likely

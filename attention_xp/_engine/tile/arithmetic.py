@@ -7,7 +7,7 @@ from operator import and_
 from attention_xp._backend.derivatives import can_differentiate
 from attention_xp._backend.libraries import device
 from attention_xp._backend.values import by_value
-from attention_xp._engine.plan import Bounds
+from attention_xp._engine.planning.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.tile.base import base_of

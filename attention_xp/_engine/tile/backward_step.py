@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from attention_xp._backend.derivatives import pullback
-from attention_xp._engine.plan import Bounds
+from attention_xp._engine.planning.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.tile.arithmetic import Arithmetic

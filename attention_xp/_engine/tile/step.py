@@ -8,7 +8,7 @@ nothing but the product makes the score. See Milakov and Gimelshein, "Online nor
 import math
 from typing import NamedTuple
 
-from attention_xp._engine.plan import Bounds
+from attention_xp._engine.planning.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.tile.arithmetic import Arithmetic

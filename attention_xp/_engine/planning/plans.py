@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from attention_xp._engine.plan import Bounds, Tile, bounds, plan
-from attention_xp._engine.threads.answers import Answers, Grid, Item, answers_about, span_of
+from attention_xp._engine.planning.answers import Answers, Grid, Item, answers_about, span_of
+from attention_xp._engine.planning.plan import Bounds, Tile, bounds, plan
 from attention_xp.masks import BlockMask, GlobalMask, Mask, SegmentMask
 
 __all__ = ["Plans"]
