@@ -27,6 +27,7 @@ from attention_xp._random_survivors import LARGEST_RATE
 from attention_xp._typing import Array, DType, Namespace, ScoreMod
 from attention_xp.biases._bias import Bias
 from attention_xp.masks import CausalMask, FunctionMask, LengthMask, Mask, WindowMask
+from attention_xp.masks._algebra import conjuncts
 
 __all__ = ["Problem", "is_foreign"]
 
@@ -233,7 +234,7 @@ def _rules(o: AttentionOptions, mask: Mask | None, rows: Any, columns: Any) -> l
     if o["window"] is not None:
         rules.append(WindowMask(*check_window(o["window"])))
     if mask is not None:
-        rules.append(mask)
+        rules += conjuncts(mask)
     if columns is not None:
         rules.append(LengthMask(columns))
     if rows is not None:

@@ -6,7 +6,7 @@ from attention_xp._engine.region import Region, Span
 from attention_xp._typing import Array
 from attention_xp.masks._mask import Mask, Reach, rule
 
-__all__ = ["Both", "Either", "Not"]
+__all__ = ["Both", "Either", "Not", "conjuncts"]
 
 
 @rule
@@ -64,6 +64,11 @@ class Both(_Pair):
 
     def __repr__(self) -> str:
         return f"({self.left!r} & {self.right!r})"
+
+
+def conjuncts(mask: Mask) -> list[Mask]:
+    """Return the masks that all have to allow a pair: each can be asked for itself."""
+    return [*conjuncts(mask.left), *conjuncts(mask.right)] if isinstance(mask, Both) else [mask]
 
 
 class Either(_Pair):

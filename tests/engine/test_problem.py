@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from attention_xp._engine.problem import Problem
+from attention_xp.masks import CausalMask, WindowMask
 from tests._assertions import dtype_name
 from tests._generators import source
 from tests._inputs import inputs, normal
@@ -27,6 +28,12 @@ def test_sizes_and_defaults(make):
     assert (p.batch, p.heads, p.group, p.ndim) == ((2,), 4, 2, 4)
     assert p.scale == pytest.approx(8**-0.5)
     assert (p.impl, p.tile, p.seed, p.softcap, p.query_offset) == ("auto", None, None, None, None)
+
+
+def test_masks_that_all_have_to_allow_are_rules_of_their_own(make):
+    causal, window, either = CausalMask(), WindowMask(3, 0), CausalMask() | WindowMask(1, 2)
+    p = problem(make, mask=causal & (window & either), query_offset=0)
+    assert all(rule is part for rule, part in zip(p.rules, (causal, window, either), strict=True))
 
 
 def test_without_heads(make):
