@@ -8,13 +8,11 @@ import sys
 from typing import NamedTuple
 
 from attention_xp._backend.libraries import library_name
+from attention_xp._engine.planning.patterns import FEWEST_ROWS, blocks, grain, narrowest
 from attention_xp._engine.problem import Problem
-from attention_xp.masks import BlockMask, Mask, WindowMask
-from attention_xp.masks._algebra import Not
 
 __all__ = [
     "CROWDED",
-    "FEWEST_ROWS",
     "FOLD",
     "STRIP",
     "TileShape",
@@ -31,8 +29,6 @@ _SIZES = {"numpy": (704, 512), "jax": (512, 512), "torch": (128, 512), "cupy": (
 _WHOLE = {"numpy": (704, 1024), "jax": (1024, 1024)}  # where no rule leaves anything out: fewer and larger operations
 _BACKWARD = {"numpy": (704, 512), "jax": (512, 256)}
 _TALLEST_BACKWARD = 1024, 4096  # rows of all heads of a job, and of those where rules cut tiles into strips: NumPy
-_WINDOW_ROWS = 256  # of a tile under a window
-FEWEST_ROWS = 64
 _WINDOW_TILE = 128, 128  # under a narrow window, where a tile has one stretch of keys: JAX
 _SMALLEST_BLOCK = 32  # rows or keys of a block that is visited by itself
 _NARROW = 1024  # keys of a window along whose edges fewer rows leave out more than they cost
@@ -63,7 +59,7 @@ def tile_shape(problem: Problem, threads: int) -> TileShape:
     if problem.tile is not None:
         return TileShape(1, rows, columns, folded=False)
     height = min(_TALLEST, math.prod(problem.lead) * Sq // (_JOBS * threads))  # rows of all heads of a job
-    heads, is_narrow = 1, min([sys.maxsize, *map(_width, problem.rules)]) <= _NARROW
+    heads, is_narrow = 1, narrowest(problem.rules) <= _NARROW
     if _is_uniform_along_heads(problem):
         least = min(rows, FEWEST_ROWS if is_narrow else _STACKED) if problem.rules else _uncrowded(rows, Sq)
         heads = _stacked(problem, height // least)
@@ -90,7 +86,7 @@ def tile_sizes(problem: Problem) -> tuple[int, int]:
     rows, columns = (_SIZES if problem.rules else _SIZES | _WHOLE).get(library, (128, 512))
     if library == "jax":
         return _squares(problem, (rows, columns))
-    finest = min([rows, max(Sq, 1), *map(_grain, problem.rules)])
+    finest = min(rows, max(Sq, 1), grain(problem.rules))
     if finest < rows:  # fewer rows and more keys: what a rule leaves out shows, and a tile stays as large
         rows, columns = finest, min(columns * (rows // finest), _MOST_KEYS)
     return _equal_parts(Sq, rows), _equal_parts(Sk, columns)
@@ -100,11 +96,10 @@ def _squares(problem: Problem, most: tuple[int, int]) -> tuple[int, int]:
     """Return rows and keys of a tile that is visited as a whole: the blocks of a mask, or a part of a window."""
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
     rows, columns = most
-    if min([sys.maxsize, *map(_width, problem.rules)]) <= min(_NARROW, Sk // 2):
+    if narrowest(problem.rules) <= min(_NARROW, Sk // 2):
         rows, columns = _WINDOW_TILE
-    for block in map(_block, problem.rules):
-        if block is not None:
-            rows, columns = (_about(size, n) for size, n in zip(block, (rows, columns), strict=True))
+    for block in blocks(problem.rules):
+        rows, columns = (_about(size, n) for size, n in zip(block, (rows, columns), strict=True))
     if (rows, columns) == most:
         return _equal_parts(Sq, rows), _equal_parts(Sk, columns)
     return min(rows, max(Sq, 1)), min(columns, max(Sk, 1))
@@ -114,15 +109,7 @@ def strip_size(problem: Problem, columns: int) -> int:
     """Return of how many keys rules are asked at once, where a tile may be made of several strips."""
     if problem.tile is not None or len(problem.rules) == 0:
         return columns
-    blocks = [_about(block[1], STRIP) for block in map(_block, problem.rules) if block is not None]
-    return min([columns, STRIP, *blocks])
-
-
-def _block(rule: Mask) -> tuple[int, int] | None:
-    """Return the size of the blocks that a rule is made of."""
-    if isinstance(rule, BlockMask):
-        return rule.block_size
-    return next((block for block in map(_block, _parts(rule)) if block is not None), None)
+    return min([columns, STRIP, *(_about(size, STRIP) for _, size in blocks(problem.rules))])
 
 
 def _about(size: int, most: int) -> int:
@@ -130,27 +117,6 @@ def _about(size: int, most: int) -> int:
     if size < _SMALLEST_BLOCK:
         return size * -(-_SMALLEST_BLOCK // size)
     return -(-size // -(-size // most))
-
-
-def _grain(rule: Mask) -> int:
-    """Return up to how many rows of a tile a rule leaves out much of it."""
-    if isinstance(rule, BlockMask):
-        return max(rule.block_size[0], FEWEST_ROWS)
-    if isinstance(rule, WindowMask) and rule.left is not None:
-        return max(rule.left, _WINDOW_ROWS)
-    return min([sys.maxsize, *map(_grain, _parts(rule))])
-
-
-def _width(rule: Mask) -> int:
-    """Return how many keys the narrowest window has that a rule is made of."""
-    if isinstance(rule, WindowMask) and rule.left is not None:
-        return rule.left + (rule.right or 0) + 1
-    return min([sys.maxsize, *map(_width, _parts(rule))])
-
-
-def _parts(rule: Mask) -> list[Mask]:
-    """Return what a rule is made of, unless it is the opposite of that."""
-    return [] if isinstance(rule, Not) else [part for part in vars(rule).values() if isinstance(part, Mask)]
 
 
 def _equal_parts(length: int, size: int) -> int:
@@ -186,11 +152,11 @@ def backward_tile_shape(problem: Problem, threads: int, *, alone: bool) -> TileS
         return TileShape(1, rows, columns, folded=False)
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
     height = math.prod(problem.lead) * Sq // (_JOBS_BACKWARD * threads)
-    grain = min([sys.maxsize, *map(_grain, problem.rules)])
-    if grain < sys.maxsize:
+    finest = grain(problem.rules)
+    if finest < sys.maxsize:
         most, least, columns = _SPARSE_BACKWARD
-        is_narrow = min(map(_width, problem.rules)) <= _NARROW
-        rows = _equal_parts(Sq, least if is_narrow else min(max(grain, least), _STACKED))
+        is_narrow = narrowest(problem.rules) <= _NARROW
+        rows = _equal_parts(Sq, least if is_narrow else min(max(finest, least), _STACKED))
         return TileShape(_stacked(problem, min(most, height // rows)), rows, min(columns, Sk), folded=False)
     heads = _stacked(problem, min(height, _TALLEST_BACKWARD[len(problem.rules) > 0]) // max(Sq, 1))
     return TileShape(heads, rows, min(columns, max(_LARGEST // (heads * rows), STRIP)), folded=False)

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from attention_xp._engine.planning.patterns import FEWEST_ROWS
 from attention_xp._engine.planning.plan import Bounds, bounds
 from attention_xp._engine.region import Span
-from attention_xp._engine.tile_sizes import FEWEST_ROWS, STRIP
+from attention_xp._engine.tile_sizes import STRIP
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
 
