@@ -135,12 +135,19 @@ class Worker:
         if not _is_whole(tile, block.region):
             first = block.region.starts[-2]
             part = slice(tile.rows[0] - first, tile.rows[1] - first)
-            query = query[:, part]
+            query = self._part(query, block.region.sizes[-2], part)
             some = Running(*(None if a is None else a[..., part, :] for a in running))
         key, value = self._keys(heads.key, tile), self._values(heads.value, tile)
         region, mixed = self._place(block, tile)
         after = advance(self.ops, region, query, key, value, some, rules=tile.rules, mixed=mixed)
         return after if some is running else running
+
+    def _part(self, query: Array, m: int, part: slice) -> Array:
+        """Return some of the m rows of each head, which lie one head behind the other where they are folded."""
+        if not self.walk.shape.folded:
+            return query[:, part]
+        width = query.shape[-1]
+        return query.reshape(-1, m, width)[:, part].reshape(1, -1, width)
 
     def _place(self, block: _Block, tile: Tile) -> tuple[Region, Bounds]:
         """Return where the first stretch of a tile lies, and its mixed rows counted from its first."""

@@ -58,6 +58,7 @@ class Walk:
         self.ceiling = ceiling(problem)
         self.likely = likely(problem, self.ceiling)
         self.heads: dict[Place, Heads] = {}
+        self.examined: dict[Place, Heads] = {}  # the same, looked at wholly
 
     def _jobs(self) -> list[tuple[Place, Bounds]]:
         """Return the heads and rows of all jobs."""
@@ -75,8 +76,8 @@ class Walk:
         return known
 
     def surely(self, heads: Heads) -> Heads:
-        """Look at the heads of a job once more, and wholly."""
-        known = self.heads[heads.place]
-        if not known.range.sure:
-            known = self.heads[heads.place] = heads.surely(self.problem, self.ceiling)
+        """Look at the heads of a job wholly. Other jobs need not know: what they find must not hang on the threads."""
+        known = self.examined.get(heads.place)
+        if known is None:
+            known = self.examined[heads.place] = heads.surely(self.problem, self.ceiling)
         return known
