@@ -12,7 +12,7 @@ from typing import Any
 
 from attention_xp._backend.dtypes import dtype_name
 from attention_xp._backend.libraries import library_name
-from attention_xp._backend.modes import is_compiling, is_recorded
+from attention_xp._backend.modes import in_forward_mode, is_compiling, is_recorded
 from attention_xp._engine.borders import formula_is_faster
 from attention_xp._engine.frozen import freeze, thaw
 from attention_xp._engine.problem import Problem
@@ -56,7 +56,9 @@ def _views(problem: Problem, others: tuple[Array | None, ...]) -> tuple[Problem,
         return None
     if formula_is_faster(problem):
         return None
-    if is_recorded() or problem.packing is not None or problem.has_bias_rule or problem.has_foreign_code():
+    if is_recorded() or in_forward_mode():
+        return None
+    if problem.packing is not None or problem.has_bias_rule or problem.has_foreign_code():
         return None
     kept = dataclasses.replace(problem, xp=None, dtype=None, rules=())
     template, arrays = freeze((kept, others))

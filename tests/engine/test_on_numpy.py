@@ -144,6 +144,25 @@ def test_what_torch_follows_or_records_is_not_taken_away(torch):
     torch.testing.assert_close(traced(other), flash_attention(other, *arrays[1:], impl="tiled"))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # by torch's own forward mode
+def test_tangents_go_through_the_gradients(torch):
+    from torch.autograd import forward_ad  # noqa: PLC0415
+
+    arrays, _ = call(torch, {})
+    tangent = torch.linspace(-1.0, 1.0, arrays[0].numel(), dtype=arrays[0].dtype).reshape(arrays[0].shape)
+
+    def tangents(impl, which):
+        with forward_ad.dual_level():
+            given = [*arrays, torch.ones_like(tangent)]
+            given[which] = forward_ad.make_dual(given[which], tangent)
+            _, pull = attention_vjp(*given[:3], impl=impl)
+            return [forward_ad.unpack_dual(a).tangent for a in pull(given[3])[:3]]
+
+    for which in (0, 3):
+        for x, y in zip(tangents("tiled", which), tangents("dense", which), strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-11)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_the_results_of_jit_trace_follow_their_input(torch):
     arrays, _ = call(torch, {})
