@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from attention_xp import attention_vjp, flash_attention, merge_attention
-from attention_xp.masks import CausalMask, FunctionMask
+from attention_xp.masks import BlockMask, CausalMask, FunctionMask
 from tests._autodiff import check
 from tests._backends import to_numpy
 from tests._inputs import inputs, normal
@@ -251,3 +251,19 @@ def test_jax_transformations_of_the_vjp(library, options):
     stacked = [library.array(np.stack([x, x])) for x in made]
     mapped = jax.jit(jax.vmap(lambda *a: slopes(*a, "tiled")))(*stacked)
     assert_same(tuple(x[1] for x in mapped), expected)
+
+
+@pytest.mark.backends("jax")
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"window": 40}])
+def test_jax_chooses_one_tile_for_what_is_written_down_for_it(library, options):
+    import jax.numpy as jnp  # noqa: PLC0415
+
+    query, key = (jnp.asarray(np.random.default_rng(0).standard_normal((1, length, 4))) for length in (130, 1100))
+    options = options | {
+        "score_mod": lambda score, b, h, q_idx, kv_idx: jnp.sin(score),
+        "query_offset": 900,
+        "mask": FunctionMask(lambda b, h, q, k: (q + k) % 3 > 0) & BlockMask(np.eye(11, dtype=bool), 100),
+    }
+    found, expected = (attention_vjp(query, key, key, impl=impl, **options) for impl in ("tiled", "dense"))
+    for x, y in zip((found[0], *found[1](query)[:3]), (expected[0], *expected[1](query)[:3]), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)

@@ -18,6 +18,7 @@ from attention_xp._engine.lax.walk import Walk, dynamic_cut, is_moving
 from attention_xp._engine.problem import Problem, is_foreign
 from attention_xp._engine.region import Region, Span
 from attention_xp._engine.tile.captured import Captured, Programs
+from attention_xp._engine.tile_sizes import tile_sizes
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
 
@@ -31,7 +32,8 @@ def with_captured(problem: Problem) -> Problem:
     if not problem.has_foreign_code():
         return problem
     template, arrays = freeze(problem)
-    problem = thaw(template, spread_like(arrays, arrays))
+    # One tile for both ways and with whatever rules: functions are written down for no other.
+    problem = dataclasses.replace(thaw(template, spread_like(arrays, arrays)), tile=tile_sizes(problem))
     walk = Walk(dataclasses.replace(problem, rules=()))
     regions = (walk.tile(walk.rows_of(jnp.int32(0))[0], 0)[0], Region.whole(problem))
     rules = tuple(_rule(problem, rule, regions, walk.span()) if is_foreign(rule) else rule for rule in problem.rules)
