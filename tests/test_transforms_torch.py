@@ -201,3 +201,12 @@ def test_gradients_of_gradients_of_what_is_captured(library):
         assert torch.autograd.gradcheck(attend, made, fast_mode=True)
         assert torch.autograd.gradgradcheck(attend, made, fast_mode=True)
         assert to_numpy(attend(*made)).shape == (2, 4, 5, 8)
+
+
+@pytest.mark.backends("torch")
+@pytest.mark.parametrize("impl", ["auto", "dense", "tiled"])
+def test_shapes_of_tensors_without_numbers(library, impl):
+    torch = importlib.import_module("torch")
+    query, key = (torch.empty(2, heads, length, 8, device="meta") for heads, length in ((4, 300), (2, 70)))
+    output = ax.flash_attention(query, key, key, is_causal=True, query_offset=0, impl=impl)
+    assert (output.shape, output.device.type) == (query.shape, "meta")

@@ -29,7 +29,7 @@ def outside_autocast(xp: Namespace, array: Array) -> AbstractContextManager[Any]
     """Return a context in which torch narrows no product by itself."""
     if is_torch_namespace(xp):
         torch, kind = sys.modules["torch"], array.device.type
-        if torch.is_autocast_enabled(kind):
+        if kind != "meta" and torch.is_autocast_enabled(kind):
             return torch.autocast(kind, enabled=False)  # type: ignore[no-any-return]
     return NOTHING
 
