@@ -8,7 +8,7 @@ from attention_xp._engine.choose import KERNELS
 from attention_xp.masks import PrefixMask
 from tests._inputs import inputs
 
-FEW, MANY = inputs((2, 4, 5, 8)), inputs((2, 4, 400, 8))
+FEW, MANY = inputs((2, 4, 5, 8)), inputs((2, 4, 600, 8))
 
 # Why a kernel that a library brings cannot compute the plain call on a CPU.
 REASONS = {

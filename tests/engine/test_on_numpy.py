@@ -1,5 +1,7 @@
 """Tensors in the memory of this process are attended with by NumPy's walkers, unless torch has to see what is done."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -163,9 +165,10 @@ def test_tangents_go_through_the_gradients(torch):
             torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_the_results_of_jit_trace_follow_their_input(torch):
     arrays, _ = call(torch, {})
-    traced = torch.jit.trace(lambda q: flash_attention(q, *arrays[1:], impl="tiled"), arrays[0], check_trace=False)
+    with warnings.catch_warnings():  # that it is deprecated, and what of a tensor Python was told
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(lambda q: flash_attention(q, *arrays[1:], impl="tiled"), arrays[0], check_trace=False)
     other = torch.randn_like(arrays[0])
     torch.testing.assert_close(traced(other), flash_attention(other, *arrays[1:], impl="tiled"))
