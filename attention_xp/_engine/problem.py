@@ -82,6 +82,11 @@ class Problem:
         return self.softcap is None and self.score_mod is None and len(self.addends) == 0
 
     @property
+    def may_gather(self) -> bool:
+        """Whether only rules ask where a key is, so that keys from anywhere may share a tile where none is undecided."""
+        return self.is_product and self.seed is None
+
+    @property
     def has_bias_rule(self) -> bool:
         """Whether the bias is a rule."""
         return any(isinstance(addend, Bias) for addend in self.addends)

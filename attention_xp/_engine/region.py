@@ -9,7 +9,7 @@ from attention_xp._typing import Array, Namespace
 if TYPE_CHECKING:
     from attention_xp._engine.problem import Problem
 
-__all__ = ["Region", "Span", "cut"]
+__all__ = ["Region", "Span", "cut", "span_between"]
 
 
 class Span(NamedTuple):
@@ -28,6 +28,14 @@ class Span(NamedTuple):
     k_hi: Any
     b: Any
     h: Any
+
+
+def span_between(
+    xp: Namespace | None, rows: tuple[Any, Any], columns: tuple[Any, Any], offset: Any, b: Any = None, h: Any = None
+) -> Span:
+    """Return the span of half-open bounds, or of many that broadcast; `offset` leads from rows to positions."""
+    (row, stop), (first, end) = rows, columns
+    return Span(xp, row, stop - 1, row + offset, stop - 1 + offset, first, end - 1, b, h)
 
 
 def cut(array: Array, starts: list[Any], sizes: list[int]) -> Array:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from attention_xp._backend.libraries import device
 from attention_xp._engine.loop.tiles import cast, gathered, strips_of, tiles_of_rows
-from attention_xp._engine.planning.plan import Bounds, bounds
+from attention_xp._engine.planning.plan import Bounds, bounds, side_by_side
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.tile.arithmetic import Arithmetic, summed_to
@@ -147,11 +147,7 @@ def _cut(parts: list[Bounds], stretches: tuple[Bounds, ...]) -> Iterator[tuple[i
     if len(numbers) == 1:
         yield numbers[0], None
         return
-    done = 0
-    for i in numbers:
-        start, stop = parts[i]
-        yield i, slice(done, done + stop - start)
-        done += stop - start
+    yield from zip(numbers, side_by_side(parts[i][1] - parts[i][0] for i in numbers), strict=True)
 
 
 def _number(parts: list[Bounds], start: int) -> int:

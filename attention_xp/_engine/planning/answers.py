@@ -7,7 +7,7 @@ import numpy as np
 
 from attention_xp._engine.planning.patterns import FEWEST_ROWS
 from attention_xp._engine.planning.plan import Bounds, bounds
-from attention_xp._engine.region import Span
+from attention_xp._engine.region import Span, span_between
 from attention_xp._engine.tile_sizes import STRIP
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
@@ -60,8 +60,7 @@ class Answers(NamedTuple):
 
 def span_of(rows: tuple[Any, Any], columns: tuple[Any, Any], item: Item) -> Span:
     """Return the bounds of a rectangle, or of many that broadcast, both ends included."""
-    first, last = rows[0], rows[1] - 1
-    return Span(np, first, last, first + item.offset, last + item.offset, columns[0], columns[1] - 1, item.b, item.h)
+    return span_between(np, rows, columns, *item)
 
 
 def answers_about(rules: tuple[Mask, ...], grid: Grid, item: Item, blocks: list[Bounds]) -> Answers:

@@ -1,11 +1,11 @@
 """Which tiles a block of query rows has to visit, and which rules it must evaluate on each."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from attention_xp.masks import Mask
 
-__all__ = ["Tile", "bounds", "plan"]
+__all__ = ["Tile", "bounds", "plan", "side_by_side"]
 
 Bounds = tuple[int, int]
 Grid = Sequence[Sequence[bool]]  # by chunk, by strip
@@ -30,6 +30,14 @@ def bounds(start: int, stop: int, size: int) -> list[Bounds]:
         return [(start, stop)]
     count = -(-(stop - start) // size)
     return [(start + i * size, start + (i + 1) * size if i < count - 1 else stop) for i in range(count)]
+
+
+def side_by_side(lengths: Iterable[int]) -> Iterator[slice]:
+    """Yield where things of these lengths lie, one beside the other."""
+    done = 0
+    for length in lengths:
+        yield slice(done, done + length)
+        done += length
 
 
 def plan(

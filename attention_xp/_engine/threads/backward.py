@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from attention_xp._engine.planning.plan import Bounds, Tile
+from attention_xp._engine.planning.plan import Bounds, Tile, side_by_side
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.threads.backward_run import KeysOf, Rides, Run
@@ -34,10 +34,9 @@ def walk(problem: Problem, known: Known, wanted: tuple[bool, ...], *, threads: i
 
     On so many threads, by default on as many as BLAS may have.
     """
-    with blas_held_to_one() as allowed:
-        threads = allowed if threads is None else threads
-        walk = _Walk(without_infinite_bias(problem), known, wanted, threads)
-        run_jobs(len(walk.jobs), lambda: _Worker(walk).contribute, threads)
+    with blas_held_to_one(threads) as count:
+        walk = _Walk(without_infinite_bias(problem), known, wanted, count)
+        run_jobs(len(walk.jobs), lambda: _Worker(walk).contribute, count)
     return walk.slopes()
 
 
@@ -122,9 +121,10 @@ class _Walk:
         whole, cut = groups[:-threads], groups[-threads:]
         keys = sum(place.heads for places in cut for place in places) // problem.group * problem.key.shape[-2]
         copy = keys * (problem.key.shape[-1] + problem.value.shape[-1]) * np.dtype(problem.dtype).itemsize
-        parts = min(-(-wanted // max(len(cut), 1)), len(blocks), 1 + _MOST_COPIES // max(copy, 1))
-        runs = [some.tolist() for some in np.array_split(np.asarray(blocks), max(parts, 1))]
-        pieces = [_Job(places, list(map(tuple, run)), part) for part, run in enumerate(runs) for places in cut]
+        parts = max(1, min(-(-wanted // max(len(cut), 1)), len(blocks), 1 + _MOST_COPIES // max(copy, 1)))
+        edges = [len(blocks) * i // parts for i in range(parts + 1)]
+        runs = [blocks[first:end] for first, end in itertools.pairwise(edges)]
+        pieces = [_Job(places, run, part) for part, run in enumerate(runs) for places in cut]
         return [*(_Job(places, blocks) for places in whole), *reversed(pieces)]
 
     def keys_of(self, place: Place) -> KeysOf:
@@ -247,7 +247,5 @@ def is_matrix(addend: Array) -> bool:
 
 def _scatter(whole: Array, piece: Array, stretches: tuple[Bounds, ...], first: int) -> None:
     """Add a piece (K, n, W), the stretches of a tile side by side, to where these belong."""
-    done = 0
-    for start, end in stretches:
-        whole[:, start - first : end - first] += piece[:, done : done + end - start]
-        done += end - start
+    for (start, end), columns in zip(stretches, side_by_side(end - start for start, end in stretches), strict=True):
+        whole[:, start - first : end - first] += piece[:, columns]

@@ -10,6 +10,7 @@ import numpy as np
 
 from attention_xp._engine.planning.plan import Bounds, Tile
 from attention_xp._engine.problem import Problem
+from attention_xp._engine.threads.gather import with_ones
 from attention_xp._engine.threads.heads import Ceiling, Range, is_finite
 from attention_xp._engine.threads.in_place import SAFE
 from attention_xp._engine.threads.place import Place
@@ -48,17 +49,10 @@ class KeysOf:
 
     def of_tile(self, tile: Tile, rides: Rides, buffers: list[Array]) -> list[Array]:
         """Return the keys and the values of a tile, (K, 1, n, W), with ones for what rides."""
-        return [_gathered(*some, tile.columns) for some in zip(self._pairs, rides, buffers, strict=True)]
-
-
-def _gathered(x: Array, rides: int, buffer: Array, stretches: tuple[Bounds, ...]) -> Array:
-    """(K, Sk, W) -> (K, 1, n, W + rides), in a buffer."""
-    heads, width = len(x), x.shape[-1]
-    shape = heads, sum(end - start for start, end in stretches), width + rides
-    target = buffer[: math.prod(shape)].reshape(shape)
-    np.concat([x[:, slice(*stretch)] for stretch in stretches], axis=1, out=target[..., :width])
-    target[..., width:] = 1.0
-    return target[:, None]
+        return [
+            with_ones([a[:, slice(*stretch)] for stretch in tile.columns], ones, buffer)[:, None]
+            for a, ones, buffer in zip(self._pairs, rides, buffers, strict=True)
+        ]
 
 
 class Run:

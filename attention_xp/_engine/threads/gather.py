@@ -9,7 +9,7 @@ import numpy as np
 from attention_xp._engine.planning.plan import Bounds, Tile
 from attention_xp._typing import Array, DType
 
-__all__ = ["Gather"]
+__all__ = ["Gather", "with_ones"]
 
 _LONG = 256  # keys of a stretch that is met where it lies: a copy would cost more than further operations
 _GRAIN = 16  # keys of which stretches must be made, at least, to be gathered as pieces of one size
@@ -53,6 +53,16 @@ class Gather:
         pieces = x.reshape(len(x), -1, grain * x.shape[-1]), target.reshape(len(x), -1, grain * x.shape[-1])
         np.take(pieces[0], at, axis=1, out=pieces[1], mode="clip")  # "raise" would write to another array first
         return target
+
+
+def with_ones(pieces: list[Array], ones: int, buffer: Array) -> Array:
+    """Return pieces (K, n, W) side by side in a buffer, with so many columns of ones behind them."""
+    heads, _, width = pieces[0].shape
+    shape = heads, sum(piece.shape[1] for piece in pieces), width + ones
+    target = buffer[: math.prod(shape)].reshape(shape)
+    np.concat(pieces, axis=1, out=target[..., :width])
+    target[..., width:] = 1.0
+    return target
 
 
 @functools.lru_cache(maxsize=1024)

@@ -23,7 +23,7 @@ from attention_xp._typing import Array
 from attention_xp.biases import Bias
 from attention_xp.masks import Mask
 
-__all__ = ["SAFE", "InPlace", "Patches"]
+__all__ = ["SAFE", "InPlace", "Patches", "by_key_head"]
 
 _NEVER = 0.9  # of the largest number: taken off a score, it is no maximum and makes no NaN
 SAFE = 124.0  # powers of two in float32 are fast from -124 to 124; subnormal ones take up to a hundred times as long
@@ -151,6 +151,11 @@ class InPlace(Arithmetic):
     def _whole(self, scores: Array) -> Array:
         """Return the scores, with what may lie between their lines."""
         return scores
+
+
+def by_key_head(x: Array, keys: Array) -> Array:
+    """Return a view of (..., H, m, n) as (K, H / K, m, n), for what comes by key/value heads, (K, ...)."""
+    return x.reshape(len(keys), -1, *x.shape[-2:])
 
 
 def _meets_lines_only(problem: Problem) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from attention_xp._engine.planning.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.threads.heads import Range
-from attention_xp._engine.threads.in_place import InPlace, Patches
+from attention_xp._engine.threads.in_place import InPlace, Patches, by_key_head
 from attention_xp._engine.threads.scratch import Scratch
 from attention_xp._engine.tile.products import clean, quarantined_key, silenced_rows
 from attention_xp._engine.tile_sizes import TileShape
@@ -32,7 +32,6 @@ class InPlaceBackward(InPlace):
         self._lengths = scores, scores, heads * rows * D, heads * columns * D, heads * columns * Dv
         self._has_pull = problem.softcap is not None or problem.score_mod is not None
         self.is_finite = True
-        self._heads: tuple[int, int]  # key/value heads of the tile at hand, and query heads of each
 
     def lengths(self) -> tuple[int, ...]:
         """Return how many numbers each buffer holds."""
@@ -58,7 +57,7 @@ class InPlaceBackward(InPlace):
         """(K, G, m, W) and (K, 1, n, W) -> (..., K * G, m, n), in the memory order of the tile."""
         (K, G, m, _), n = rows.shape, keys.shape[-2]
         keys, poison = quarantined_key(keys) if poisoned else (keys, None)
-        buffer, self._heads = buffer[: K * G * m * n], (K, G)
+        buffer = buffer[: K * G * m * n]
         if self._by_keys:
             tile = np.matmul(keys, rows.mT, out=buffer.reshape(K, G, n, m)).mT
         else:
@@ -72,7 +71,7 @@ class InPlaceBackward(InPlace):
         key = key[..., : self.problem.query.shape[-1]]
         if exclusive and not self.range.keys:
             key = clean(key)
-        return _product(self._by_head(slopes), key, self._row_sums)
+        return _product(by_key_head(slopes, key), key, self._row_sums)
 
     def key_slopes(self, slopes: Array, query: Array) -> Array:
         """(..., K * G, m, n)^T @ (K, G, m, D) -> (K, n, D)."""
@@ -82,15 +81,11 @@ class InPlaceBackward(InPlace):
         """(..., K * G, m, n)^T @ (K, G, m, Dv) -> (K, n, Dv), without what rides in the gradient."""
         width = self.problem.value.shape[-1]
         if exclusive and not self.is_finite:
-            return _summed(silenced_rows(self._by_head(weights).mT, gradient[..., :width]))
+            return _summed(silenced_rows(by_key_head(weights, gradient).mT, gradient[..., :width]))
         return self._transposed_product(weights, gradient, self._value_sums, width)
 
     def _transposed_product(self, weights: Array, rows: Array, buffer: Array, width: int) -> Array:
-        return _summed(_product(self._by_head(weights).mT, rows[..., :width], buffer))
-
-    def _by_head(self, tile: Array) -> Array:
-        """(..., K * G, m, n) -> (K, G, m, n)."""
-        return tile.reshape(*self._heads, *tile.shape[-2:])
+        return _summed(_product(by_key_head(weights, rows).mT, rows[..., :width], buffer))
 
     def silence(self, slopes: Array, allowed: Patches, mixed: Bounds) -> Array:
         """Put 0 where pairs are not allowed, unless the weights of 0 have done so."""

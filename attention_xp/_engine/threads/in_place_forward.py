@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from attention_xp._engine.planning.plan import side_by_side
 from attention_xp._engine.problem import Problem
-from attention_xp._engine.threads.in_place import InPlace
+from attention_xp._engine.threads.gather import with_ones
+from attention_xp._engine.threads.in_place import InPlace, by_key_head
 from attention_xp._engine.tile.products import quarantined_key, quarantined_outputs
 from attention_xp._engine.tile_sizes import CROWDED, TileShape
 from attention_xp._typing import Array
@@ -70,7 +72,7 @@ class InPlaceForward(InPlace):
         key, poison = quarantined_key(key) if poisoned else (key, None)
         if key.shape[-1] < query.shape[-1]:  # the last column of the query is a shift
             key = self._with_ones(key)
-        query, scores, key = _by_key_head(query, key), _by_key_head(scores, key), key[:, None]
+        query, scores, key = by_key_head(query, key), by_key_head(scores, key), key[:, None]
         if self._by_keys:
             np.matmul(key, query.mT, out=scores.mT)
         else:
@@ -83,9 +85,7 @@ class InPlaceForward(InPlace):
         shape = *key.shape[:-1], key.shape[-1] + 1
         if self._shifted.size < math.prod(shape):
             self._shifted = np.empty(math.prod(shape), key.dtype)
-        target = self._shifted[: math.prod(shape)].reshape(shape)
-        target[..., :-1], target[..., -1] = key, 1.0
-        return target
+        return with_ones([key], 1, self._shifted)
 
     def _tile(self, m: int, n: int) -> _Views:
         known = self._views.get((m, n))
@@ -124,7 +124,7 @@ class InPlaceForward(InPlace):
         weights = views.rows if weights is views.scores else weights.reshape(views.rows.shape)
         for piece, columns in _beside(value):
             product = views.sums if output is None else views.more
-            some, rows = (_by_key_head(x, piece) for x in (weights[..., columns], product.rows))
+            some, rows = (by_key_head(x, piece) for x in (weights[..., columns], product.rows))
             if exclusive and not self.range.values:
                 np.copyto(rows, quarantined_outputs(some, piece[:, None]))
             else:
@@ -145,14 +145,6 @@ class InPlaceForward(InPlace):
         return views.whole
 
 
-def _by_key_head(x: Array, keys: Array) -> Array:
-    """Return a view of (G, m, n) as (K, G / K, m, n), for keys or values (K, ...)."""
-    return x.reshape(len(keys), -1, *x.shape[1:])
-
-
 def _beside(pieces: Pieces) -> Iterator[tuple[Array, slice]]:
-    """Yield each piece with the columns of the tile that are its own."""
-    start = 0
-    for piece in pieces:
-        yield piece, slice(start, start + piece.shape[-2])
-        start += piece.shape[-2]
+    """Return each piece with the columns of the tile that are its own."""
+    return zip(pieces, side_by_side(piece.shape[-2] for piece in pieces), strict=True)

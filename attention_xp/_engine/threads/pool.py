@@ -22,8 +22,8 @@ class _Blas:
         self._before: list[int] = []
 
     @contextmanager
-    def held_to_one(self) -> Iterator[int]:
-        """Yield how many threads BLAS was allowed; it has one until the last holder lets go."""
+    def held_to_one(self, wanted: int | None = None) -> Iterator[int]:
+        """Yield how many threads are wanted, or else BLAS was allowed; it has one until the last holder lets go."""
         with self._lock:
             if self._holders == 0:
                 self._before = [library.num_threads for library in self._found()]
@@ -31,7 +31,7 @@ class _Blas:
             self._holders += 1
             threads = max(self._before) if self._before else os.cpu_count() or 1
         try:
-            yield threads
+            yield threads if wanted is None else wanted
         finally:
             with self._lock:
                 self._holders -= 1

@@ -40,5 +40,5 @@ def _grid(problem: Problem, shape: TileShape, widest: int) -> Grid:
         chunk=shape.rows if shape.folded else min(STRIP, shape.rows),
         columns=shape.columns,
         widest=widest,
-        may_skip=problem.is_product and problem.seed is None,
+        may_skip=problem.may_gather,
     )

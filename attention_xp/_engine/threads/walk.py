@@ -27,10 +27,9 @@ def walk(problem: Problem, *, lse: bool = True, threads: int | None = None) -> t
 
     On so many threads, by default on as many as BLAS may have.
     """
-    with blas_held_to_one() as allowed:
-        threads = allowed if threads is None else threads
-        walk = Walk(without_infinite_bias(problem), threads, lse=lse)
-        run_jobs(len(walk.jobs), lambda: Worker(walk).attend, threads)
+    with blas_held_to_one(threads) as count:
+        walk = Walk(without_infinite_bias(problem), count, lse=lse)
+        run_jobs(len(walk.jobs), lambda: Worker(walk).attend, count)
     return walk.output, walk.lse
 
 
