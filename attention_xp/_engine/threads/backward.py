@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from attention_xp._engine.planning.plan import Bounds, Tile, side_by_side
+from attention_xp._engine.planning.plan import Bounds, Tile
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
-from attention_xp._engine.threads.backward_run import KeysOf, Rides, Run
-from attention_xp._engine.threads.heads import ceiling
+from attention_xp._engine.threads.backward_run import Common, KeysOf, Run, rides
 from attention_xp._engine.threads.in_place_backward import InPlaceBackward
+from attention_xp._engine.threads.key_sums import KeySums
 from attention_xp._engine.threads.place import Place
 from attention_xp._engine.threads.pool import blas_held_to_one, run_jobs
 from attention_xp._engine.threads.route import Route
@@ -48,14 +48,6 @@ class _Job(NamedTuple):
     part: int = 0
 
 
-class _Sums(NamedTuple):
-    """Gradients of the keys and values of a place, (K, n, W), from some key on."""
-
-    first: int
-    key: Array
-    value: Array
-
-
 _Lines = dict[tuple[int, ...], tuple[Array, Array]]
 
 
@@ -66,7 +58,6 @@ class _Walk:
         self.problem, self.known, self.wanted = problem, known, wanted
         self.shape = backward_tile_shape(problem, threads, alone=any(wanted))
         self.route = Route(problem, self.shape, widest=self.shape.columns)
-        self.rides = Rides.of(problem)
         self.jobs = self._jobs(self._groups(), threads)
         kv_lead = problem.lead if problem.heads is None else (*problem.batch, problem.key.shape[-3])
         self.query = np.empty((*problem.lead, *problem.query.shape[-2:]), problem.dtype)
@@ -78,7 +69,8 @@ class _Walk:
             for a, is_wanted in zip(problem.addends, wanted, strict=True)
         ]
         self.later: list[list[tuple[Array, Array]]] = [[] for _ in self.jobs]
-        self.ceiling = ceiling(problem)
+        self.common = Common(problem, known)
+        self.query_factor, self.key_factor = query_factor(problem), key_factor(problem)
         self._keys: dict[Place, KeysOf] = {}
 
     def slopes(self) -> Slopes:
@@ -134,17 +126,16 @@ class _Walk:
             known = self._keys[place] = KeysOf(self.problem, place)
         return known
 
-    def sums(self, place: Place, job: int) -> _Sums:
-        """Return zeros that the gradients of the keys of a place are added to in a job."""
+    def sums(self, place: Place, job: int) -> KeySums:
+        """Return where the gradients of the keys of a place are summed in a job."""
         key, value = (place.shared(self.problem, a).reshape(-1, *a.shape[-2:]) for a in (self.key, self.value))
         if self.jobs[job].part == 0:
-            key[...], value[...] = 0.0, 0.0
-            return _Sums(0, key, value)
+            return KeySums(0, key, value, self.key_factor)
         first, last = self._reach(place, self.jobs[job].blocks)
         wholes = key[:, first:last], value[:, first:last]
-        copies = [np.zeros_like(whole) for whole in wholes]
+        copies = np.empty_like(wholes[0]), np.empty_like(wholes[1])
         self.later[job] += zip(wholes, copies, strict=True)
-        return _Sums(first, *copies)
+        return KeySums(first, *copies, self.key_factor)
 
     def _reach(self, place: Place, blocks: list[Bounds]) -> Bounds:
         """Return the first key that some rows visit, and where the last one ends."""
@@ -164,10 +155,9 @@ class _Worker:
     def __init__(self, walk: _Walk) -> None:
         self.walk, self.problem = walk, walk.problem
         self.ops = InPlaceBackward(walk.problem, walk.shape)
-        self.factors = query_factor(self.problem), key_factor(self.problem)
         shape = walk.shape
         self._blocks = max(1, _RUN // (shape.heads * shape.rows))  # of a run
-        widths = [a.shape[-1] + n for a, n in zip((self.problem.key, self.problem.value), walk.rides, strict=True)]
+        widths = self.problem.key.shape[-1], self.problem.value.shape[-1] + rides(self.problem)
         lengths = self._blocks * shape.rows, shape.columns  # of what is copied of each head
         self._lengths = [shape.heads * n * width for n in lengths for width in widths]
 
@@ -184,26 +174,25 @@ class _Worker:
                 for some in place.cut(walk.shape.heads):
                     for i in range(0, len(blocks), self._blocks):
                         self._run(some, blocks[i : i + self._blocks], sums, lines, buffers)
-                np.multiply(sums.key, self.factors[1], out=sums.key)
+                sums.finish()
         walk.later[job] += lines.values()
 
-    def _run(self, place: Place, blocks: list[Bounds], sums: _Sums, lines: _Lines, buffers: list[Array]) -> None:
+    def _run(self, place: Place, blocks: list[Bounds], sums: KeySums, lines: _Lines, buffers: list[Array]) -> None:
         """Visit the tiles of rows that are made ready together."""
         walk = self.walk
         keys = walk.keys_of(place)
-        run = Run(self.problem, walk.known, place, (blocks[0][0], blocks[-1][1]), keys, buffers[:2])
-        self.ops.prepare_tile(run.range(walk.ceiling), is_finite=run.is_finite)
+        run = Run(walk.common, place, (blocks[0][0], blocks[-1][1]), keys, buffers[:2])
+        self.ops.prepare_tile(run.range, is_finite=run.is_finite)
         for row, stop in blocks:
             target = walk.query[(*place.at, slice(row, stop))]
             tiles = walk.route.tiles(place, (row, stop))
             if not tiles or tiles[0].rows != (row, stop):
                 target[...] = 0.0
             for i, tile in enumerate(tiles):
-                slopes = self._tile(run, place, keys.of_tile(tile, walk.rides, buffers[2:]), tile)
+                slopes = self._tile(run, place, keys.of_tile(tile, buffers[2:]), tile)
                 part = target[..., tile.rows[0] - row : tile.rows[1] - row, :]
                 self._add_query(part, slopes.query, is_first=i == 0 and tile.rows == (row, stop))
-                for whole, piece in ((sums.key, slopes.key), (sums.value, slopes.value)):
-                    _scatter(whole, piece, tile.columns, sums.first)
+                sums.add(slopes.key, slopes.value, tile.columns)
                 for n, addend in enumerate(slopes.addends):
                     if addend is not None:
                         self._add(n, addend, place.starts, tile, lines)
@@ -211,7 +200,7 @@ class _Worker:
     def _add_query(self, target: Array, slopes: Array, *, is_first: bool) -> None:
         """Add to the gradient of some rows, which only this job has."""
         slopes = slopes.reshape(target.shape)
-        np.multiply(slopes, self.factors[0], out=target if is_first else slopes)
+        np.multiply(slopes, self.walk.query_factor, out=target if is_first else slopes)
         if not is_first:
             np.add(target, slopes, out=target)
 
@@ -243,9 +232,3 @@ class _Worker:
 def is_matrix(addend: Array) -> bool:
     """Whether an addend varies along rows and along keys."""
     return addend.ndim > 1 and 1 not in addend.shape[-2:]
-
-
-def _scatter(whole: Array, piece: Array, stretches: tuple[Bounds, ...], first: int) -> None:
-    """Add a piece (K, n, W), the stretches of a tile side by side, to where these belong."""
-    for (start, end), columns in zip(stretches, side_by_side(end - start for start, end in stretches), strict=True):
-        whole[:, start - first : end - first] += piece[:, columns]

@@ -4,14 +4,13 @@ The arrays have the axes (K, G, ...): K key/value heads, and the G query heads o
 """
 
 import math
-from typing import NamedTuple, Self
 
 import numpy as np
 
 from attention_xp._engine.planning.plan import Bounds, Tile
 from attention_xp._engine.problem import Problem
-from attention_xp._engine.threads.gather import with_ones
-from attention_xp._engine.threads.heads import Ceiling, Range, is_finite
+from attention_xp._engine.threads.gather import joined
+from attention_xp._engine.threads.heads import Range, ceiling, is_finite, longest, longest_of_sample
 from attention_xp._engine.threads.in_place import SAFE
 from attention_xp._engine.threads.place import Place
 from attention_xp._engine.tile.backward_step import Known, Rows, shift_of
@@ -21,19 +20,58 @@ from attention_xp._engine.tile.scores import survival_factor
 from attention_xp._engine.tile.step import scale_in_base
 from attention_xp._typing import Array
 
-__all__ = ["KeysOf", "Rides", "Run"]
+__all__ = ["Common", "KeysOf", "Run", "rides"]
+
+_CALM = -20.0, 40.0  # powers of two of a sum of weights, between which neither these nor the gradients lose digits
 
 
-class Rides(NamedTuple):
-    """How many columns ride in the products: numbers that meet ones, and spare a pass over the tile."""
+def rides(problem: Problem) -> int:
+    """Return how many columns ride in the product of gradients and values: a number that meets ones, and spares a pass.
 
-    shift: int  # behind the query
-    delta: int  # behind the gradient
+    Dropout comes between the two, and leaves none.
+    """
+    return int(problem.seed is None)
 
-    @classmethod
-    def of(cls, problem: Problem) -> Self:
-        """Return what can ride, because nothing is done to the product before."""
-        return cls(int(problem.is_product), int(problem.seed is None))
+
+class Common:
+    """What the rows of all heads have in common, looked at once: many small operations would take longer."""
+
+    def __init__(self, problem: Problem, known: Known) -> None:
+        self.problem, self.known = problem, known
+        self.exclusive = len(problem.rules) > 0
+        self._ceiling, self._base = ceiling(problem), base_of(problem.xp)
+        shift = shift_of(problem, known.lse)
+        self._bounds = float(np.min(shift, initial=0.0)), float(np.max(shift, initial=0.0))
+        lowest, highest = (bound / self._base.log_2 for bound in self._bounds)
+        is_calm = _CALM[0] < lowest and highest < _CALM[1]
+        # The powers of all scores that count are then far from the largest number with no shift, and weights may lack
+        # a factor of each row, which gradients make up for.
+        self.shift: Array | None = None if is_calm else shift
+        self.share: Array | float = self._base.power(-shift) if is_calm else 1.0
+        # Without rules nothing is excluded, no pair has to be kept from leaking, and a sample is as good as all rows.
+        self._likely = None if self.exclusive else self._range(*self._sample(), has_finite_values=True)
+
+    def _sample(self) -> tuple[float, float]:
+        """Return how long queries, with their factor, and keys probably are."""
+        query, key = longest_of_sample(self.problem)
+        return abs(scale_in_base(self.problem)) * query, key
+
+    def range(self, query: float, keys: "KeysOf") -> Range:
+        """Return what the size of scores allows, for queries with their factor and keys of which the longest is known."""
+        return self._likely or self._range(query, keys.norm, has_finite_values=keys.has_finite_values)
+
+    def _range(self, query: float, key: float, *, has_finite_values: bool) -> Range:
+        """Those scores that count are calm, or shifted."""
+        problem = self.problem
+        limit = self._ceiling(
+            query * key * (1.0 if problem.is_product else self._base.log_e * (problem.softcap or 1.0))
+        )
+        lowest, highest = (0.0, 0.0) if self.shift is None else self._bounds
+        safe = SAFE * self._base.log_2
+        is_far = limit + highest > safe or (self.exclusive and limit - lowest > safe)
+        clip = math.isfinite(limit) and (is_far or len(problem.addends) > 0)
+        is_tame = limit < 0.04 * float(np.finfo(problem.dtype).max)
+        return Range(bounded=True, clip=clip, tame=is_tame, keys=math.isfinite(key), values=has_finite_values)
 
 
 class KeysOf:
@@ -43,69 +81,68 @@ class KeysOf:
         self.heads = max(place.heads // problem.group, 1)
         pairs = [place.shared(problem, a).reshape(-1, *a.shape[-2:]) for a in (problem.key, problem.value)]
         key, value = (a.astype(problem.dtype, copy=False) for a in pairs)
-        self._pairs = [np.broadcast_to(a, (self.heads, *a.shape[-2:])) for a in pairs]  # batch items may share them
-        self.norm = math.sqrt(float(np.max(np.vecdot(key, key))))
-        self.has_finite_values = is_finite(value)
+        self._pairs = [self._by_head(a) for a in (key, value)]
+        self._ones = 0, rides(problem)
+        exclusive = len(problem.rules) > 0
+        self.norm = longest(problem, key) if exclusive else math.nan
+        self.has_finite_values = not exclusive or is_finite(value)
 
-    def of_tile(self, tile: Tile, rides: Rides, buffers: list[Array]) -> list[Array]:
+    def _by_head(self, array: Array) -> Array:
+        """(K or 1, n, W) -> (K, n, W): batch items may share them."""
+        return array if len(array) == self.heads else np.broadcast_to(array, (self.heads, *array.shape[1:]))
+
+    def of_tile(self, tile: Tile, buffers: list[Array]) -> list[Array]:
         """Return the keys and the values of a tile, (K, 1, n, W), with ones for what rides."""
         return [
-            with_ones([a[:, slice(*stretch)] for stretch in tile.columns], ones, buffer)[:, None]
-            for a, ones, buffer in zip(self._pairs, rides, buffers, strict=True)
+            joined([a[:, slice(*stretch)] for stretch in tile.columns], ones, buffer)[:, None]
+            for a, ones, buffer in zip(self._pairs, self._ones, buffers, strict=True)
         ]
 
 
 class Run:
     """Rows that follow each other, with what rides in their products."""
 
-    def __init__(
-        self, problem: Problem, known: Known, place: Place, rows: Bounds, keys: KeysOf, buffers: list[Array]
-    ) -> None:
-        self._problem, self._first, self._keys = problem, rows[0], keys
-        at, rides = (*place.at, slice(*rows)), Rides.of(problem)
-        known, query = known.at(at), problem.query[at]
-        shape = keys.heads, place.heads // keys.heads, rows[1] - rows[0]
-        shift, delta = shift_of(problem, known.lse), _delta(problem, known)[..., None]
-        queries = _joined(shape, query, -shift, rides.shift, buffers[0], scale_in_base(problem))
-        gradients = _joined(shape, known.gradient, -delta, rides.delta, buffers[1], survival_factor(problem))
-        real = queries[..., : query.shape[-1]]
-        self._norm = math.sqrt(float(np.max(np.vecdot(real, real))))
-        self._shifts = float(np.min(shift)), float(np.max(shift))
-        self._is_finite = math.isfinite(self._norm) and is_finite(gradients) and is_finite(delta)
-        # Without rules nothing is excluded, and nothing can leak.
-        kept = real if len(problem.rules) == 0 or math.isfinite(self._norm) else clean(real)
-        self._rows = Rows(queries, gradients, None if rides.shift else shift, None if rides.delta else delta, kept)
+    def __init__(self, common: Common, place: Place, rows: Bounds, keys: KeysOf, buffers: list[Array]) -> None:
+        problem, at = common.problem, (*place.at, slice(*rows))
+        known, shape = common.known.at(at), (keys.heads, place.heads // keys.heads, rows[1] - rows[0])
+        query = _scaled(shape, problem.query[at], scale_in_base(problem), None, buffers[0])
+        delta, factor = _delta(problem, known)[..., None], survival_factor(problem)
+        share = common.share if isinstance(common.share, float) else common.share[at]
+        delta = delta * share
+        rider = -delta if rides(problem) else None
+        gradient = _scaled(shape, known.gradient, share * factor, rider, buffers[1])
+        norm = longest(problem, query) if common.exclusive else math.nan
+        self.is_finite = not common.exclusive or (
+            math.isfinite(norm)
+            and is_finite(gradient)
+            and is_finite(delta)
+            and math.isfinite(keys.norm)
+            and keys.has_finite_values
+        )
+        self.range = common.range(norm, keys)
+        kept = clean(query) if common.exclusive and not math.isfinite(norm) else query
+        shift = None if common.shift is None else common.shift[at]
+        self._first = rows[0]
+        self._rows = Rows(query, gradient, shift, delta if rider is None else None, kept)
 
     def rows(self, row: int, stop: int) -> Rows:
         """Return some rows as the step wants them."""
         part = slice(row - self._first, stop - self._first)
         return Rows(*(None if a is None else a[..., part, :] for a in self._rows))
 
-    def range(self, ceiling: Ceiling) -> Range:
-        """Return what the size of scores allows: they ride with their shift, so that none can be large."""
-        problem, keys, base = self._problem, self._keys, base_of(self._problem.xp)
-        limit = ceiling(self._norm * keys.norm * (1.0 if problem.is_product else base.log_e))
-        lowest, highest = self._shifts
-        safe = SAFE * base.log_2
-        is_far = limit + highest > safe or (len(problem.rules) > 0 and limit - lowest > safe)
-        clip = math.isfinite(limit) and (is_far or len(problem.addends) > 0)
-        is_tame = limit < 0.04 * float(np.finfo(problem.dtype).max)
-        return Range(
-            bounded=True, clip=clip, tame=is_tame, keys=math.isfinite(keys.norm), values=keys.has_finite_values
-        )
 
-    @property
-    def is_finite(self) -> bool:
-        """Whether all rows, keys and values are, so that an exclusion by a weight of 0 is enough."""
-        return self._is_finite and math.isfinite(self._keys.norm) and self._keys.has_finite_values
-
-
-def _joined(shape: tuple[int, int, int], array: Array, rider: Array, rides: int, buffer: Array, factor: float) -> Array:
-    """(..., W) -> (K, G, r, W + rides): an array times a factor, and behind it the column that is to ride."""
+def _scaled(
+    shape: tuple[int, int, int], array: Array, factor: float | Array, rider: Array | None, buffer: Array
+) -> Array:
+    """(..., W) -> (K, G, r, W) or (K, G, r, W + 1): an array times a factor, and behind it the column that rides."""
     width = array.shape[-1]
-    out = buffer[: math.prod(shape) * (width + rides)].reshape(*shape, -1)
+    room = width if rider is None else width + 1
+    out = buffer[: math.prod(shape) * room].reshape(*shape, room)
+    if not isinstance(factor, float):
+        factor = factor.reshape(*shape, 1)
     np.multiply(array.reshape(*shape, width), factor, out=out[..., :width], dtype=out.dtype)
-    out[..., width:] = rider.reshape(*shape, 1)
+    if rider is not None:
+        out[..., width:] = rider.reshape(*shape, 1)
     return out
 
 

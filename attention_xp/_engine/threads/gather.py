@@ -9,7 +9,7 @@ import numpy as np
 from attention_xp._engine.planning.plan import Bounds, Tile
 from attention_xp._typing import Array, DType
 
-__all__ = ["Gather", "with_ones"]
+__all__ = ["Gather", "joined"]
 
 _LONG = 256  # keys of a stretch that is met where it lies: a copy would cost more than further operations
 _GRAIN = 16  # keys of which stretches must be made, at least, to be gathered as pieces of one size
@@ -55,8 +55,10 @@ class Gather:
         return target
 
 
-def with_ones(pieces: list[Array], ones: int, buffer: Array) -> Array:
-    """Return pieces (K, n, W) side by side in a buffer, with so many columns of ones behind them."""
+def joined(pieces: list[Array], ones: int, buffer: Array) -> Array:
+    """Return pieces (K, n, W) as one, with so many columns of ones behind them; a copy where there is anything to join."""
+    if ones == 0 and len(pieces) == 1:
+        return pieces[0]
     heads, _, width = pieces[0].shape
     shape = heads, sum(piece.shape[1] for piece in pieces), width + ones
     target = buffer[: math.prod(shape)].reshape(shape)

@@ -12,7 +12,7 @@ from attention_xp._engine.tile.base import base_of
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
 
-__all__ = ["Ceiling", "Heads", "Range", "ceiling", "excludes", "is_finite", "likely"]
+__all__ = ["Ceiling", "Heads", "Range", "ceiling", "excludes", "is_finite", "likely", "longest", "longest_of_sample"]
 
 _SMALL = 40.0  # powers of two up to here, times values, are summed without a shift
 _SAMPLE, _FEWEST = 128, 2  # vectors of all heads, and of each
@@ -74,8 +74,8 @@ class Heads(NamedTuple):
 
     def surely(self, problem: Problem, ceiling: Ceiling) -> "Heads":
         """Look at all keys, queries and values."""
-        norm, values = _longest(problem, self.key), self.value.astype(problem.dtype, copy=False)
-        limit = ceiling(_product(problem, _longest(problem, self.query), norm))
+        norm, values = longest(problem, self.key), self.value.astype(problem.dtype, copy=False)
+        limit = ceiling(_product(problem, longest(problem, self.query), norm))
         value = math.sqrt(np.vdot(values, values))  # as one vector, which no single one exceeds
         keys = math.isfinite(norm)
         return self._replace(
@@ -85,8 +85,14 @@ class Heads(NamedTuple):
 
 def likely(problem: Problem, ceiling: Ceiling) -> Range:
     """Judge all heads by a sample; small scores spare a closer look, as long as the sums bear them out."""
-    limit = ceiling(_product(problem, *(_longest(problem, _sample(a)) for a in (problem.query, problem.key))))
+    limit = ceiling(_product(problem, *longest_of_sample(problem)))
     return Range.of(problem, limit=limit, keys=True, value=1.0, infinite=ceiling.infinite, sure=False)
+
+
+def longest_of_sample(problem: Problem) -> tuple[float, float]:
+    """Return the largest lengths of a query and of a key among some of them."""
+    query, key = (longest(problem, _sample(a)) for a in (problem.query, problem.key))
+    return query, key
 
 
 def _sample(vectors: Array) -> Array:
@@ -99,7 +105,7 @@ def _product(problem: Problem, query: float, key: float) -> float:
     return abs(problem.scale) * base_of(problem.xp).log_e * key * query
 
 
-def _longest(problem: Problem, vectors: Array) -> float:
+def longest(problem: Problem, vectors: Array) -> float:
     """Return the largest length of a vector (..., D)."""
     vectors = vectors.astype(problem.dtype, copy=False)
     return math.sqrt(np.vecdot(vectors, vectors).max())

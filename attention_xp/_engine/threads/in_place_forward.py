@@ -8,7 +8,7 @@ import numpy as np
 
 from attention_xp._engine.planning.plan import side_by_side
 from attention_xp._engine.problem import Problem
-from attention_xp._engine.threads.gather import with_ones
+from attention_xp._engine.threads.gather import joined
 from attention_xp._engine.threads.in_place import InPlace, by_key_head
 from attention_xp._engine.tile.products import quarantined_key, quarantined_outputs
 from attention_xp._engine.tile_sizes import CROWDED, TileShape
@@ -85,7 +85,7 @@ class InPlaceForward(InPlace):
         shape = *key.shape[:-1], key.shape[-1] + 1
         if self._shifted.size < math.prod(shape):
             self._shifted = np.empty(math.prod(shape), key.dtype)
-        return with_ones([key], 1, self._shifted)
+        return joined([key], 1, self._shifted)
 
     def _tile(self, m: int, n: int) -> _Views:
         known = self._views.get((m, n))

@@ -10,7 +10,7 @@ from attention_xp._engine.planning.answers import Item
 from attention_xp._engine.problem import Problem
 from attention_xp._typing import Array
 
-__all__ = ["Place"]
+__all__ = ["Place", "offset_of"]
 
 
 class Place(NamedTuple):
@@ -59,10 +59,10 @@ class Place(NamedTuple):
         starts = self.starts
         b = int(np.ravel_multi_index(starts[: len(problem.batch)], problem.batch)) if problem.batch else 0
         h = None if problem.heads is None or self.heads > 1 else starts[-1]
-        return Item(_offset(problem, b), b, h)
+        return Item(offset_of(problem, b), b, h)
 
 
-def _offset(problem: Problem, b: int) -> int:
+def offset_of(problem: Problem, b: int) -> int:
     """Return the position of the first query of a batch item."""
     given = problem.query_offset
     if given is None or isinstance(given, int):

@@ -4,7 +4,7 @@ from attention_xp._engine.planning.answers import Grid, Item
 from attention_xp._engine.planning.plan import Bounds, Tile
 from attention_xp._engine.planning.plans import Plans
 from attention_xp._engine.problem import Problem
-from attention_xp._engine.threads.place import Place
+from attention_xp._engine.threads.place import Place, offset_of
 from attention_xp._engine.tile_sizes import STRIP, TileShape
 
 __all__ = ["Route"]
@@ -14,14 +14,13 @@ class Route:
     """The plans of one call, whoever's mask they follow."""
 
     def __init__(self, problem: Problem, shape: TileShape, *, widest: int) -> None:
-        self._problem, self._is_uniform = problem, problem.is_masked_alike
+        self._problem = problem
+        self._alike = Item(offset_of(problem, 0), 0, None) if problem.is_masked_alike else None
         self._plans = Plans.of(problem.rules, problem.query.shape[-2], _grid(problem, shape, widest))
 
     def blocks(self) -> list[Bounds]:
         """Return the blocks of rows of all heads: what is long comes first, so that no thread ends with it."""
-        if not self._is_uniform:
-            return self._plans.latest_first()
-        return self._plans.longest_first(self._item(Place((0,) * len(self._problem.lead), 1)))
+        return self._plans.latest_first() if self._alike is None else self._plans.longest_first(self._alike)
 
     def tiles(self, place: Place, rows: Bounds) -> list[Tile]:
         """Return the tiles that a block of rows visits."""
@@ -29,8 +28,7 @@ class Route:
 
     def _item(self, place: Place) -> Item:
         """Return whose mask some heads have."""
-        item = place.item(self._problem)
-        return Item(item.offset, 0, None) if self._is_uniform else item
+        return self._alike or place.item(self._problem)
 
 
 def _grid(problem: Problem, shape: TileShape, widest: int) -> Grid:

@@ -27,7 +27,7 @@ class _Block(NamedTuple):
 
     heads: Heads
     region: Region  # under all keys
-    query: Array  # (G, m, D + 1), or (1, G * m, D + 1) where rows are folded; the last column is for a shift
+    query: Array  # (..., G, m, D)
 
 
 class Worker:
@@ -43,23 +43,24 @@ class Worker:
 
     def attend(self, job: int) -> None:
         """Compute one block of rows of some heads."""
-        place, (row, stop) = self.walk.jobs[job]
-        heads, at = self.walk.heads_at(place), place.at
-        block = _Block(
-            heads,
-            Region(self.problem, (*place.starts, row, 0), (*place.sizes, stop - row, heads.key.shape[-2])),
-            self._query(heads.query[..., row:stop, :]),
-        )
-        tiles = self.walk.route.tiles(place, (row, stop))
+        place, rows = self.walk.jobs[job]
+        tiles = self.walk.route.tiles(place, rows)
+        block = self._block(self.walk.heads_at(place), rows)
         running = self._computed(block, tiles)
-        if not heads.range.sure and not _is_sound(running):
-            block = block._replace(heads=self.walk.surely(heads))
+        if not block.heads.range.sure and not _is_sound(running):
+            block = block._replace(heads=self.walk.surely(block.heads))
             if not block.heads.range.bounded:
                 running = self._computed(block, tiles)
-        self.ops.output = self.walk.output[(*at, slice(row, stop))]
+        at = *place.at, slice(*rows)
+        self.ops.output = self.walk.output[at]
         normalized(self.ops, running)
         if self.walk.lse is not None:
-            self.walk.lse[(*at, slice(row, stop))] = log_sum_exp(self.problem, block.region, running)
+            self.walk.lse[at] = log_sum_exp(self.problem, block.region, running)
+
+    def _block(self, heads: Heads, rows: Bounds) -> _Block:
+        starts, sizes = heads.place.starts, heads.place.sizes
+        region = Region(self.problem, (*starts, rows[0], 0), (*sizes, rows[1] - rows[0], heads.key.shape[-2]))
+        return _Block(heads, region, heads.query[..., slice(*rows), :])
 
     def _computed(self, block: _Block, tiles: list[Tile]) -> Running:
         allows = self.ops.range = block.heads.range
@@ -67,14 +68,14 @@ class Worker:
         if running is not None:
             return running
         with np.errstate() if allows.sure else np.errstate(over="ignore", invalid="ignore"):
-            return self._fold(block, tiles, block.query[..., :-1], 0.0 if allows.bounded else None)
+            return self._fold(block, tiles, self._scaled(block.query), 0.0 if allows.bounded else None)
 
-    def _query(self, rows: Array) -> Array:
-        """Return a block of the query, scaled once: (..., G, m, D) -> (G, m, D + 1)."""
+    def _scaled(self, rows: Array, room: int = 0) -> Array:
+        """Return a block of the query, scaled once, with room behind it: (..., G, m, D) -> (G, m, D + room)."""
         m, D = rows.shape[-2:]
         rows = rows.reshape((1, -1, D) if self.walk.shape.folded else (-1, m, D))
-        target = self._rows[: rows.size // D * (D + 1)].reshape(*rows.shape[:-1], D + 1)
-        np.multiply(rows, self.factor, out=target[..., :-1], dtype=self.problem.dtype)
+        target = self._rows[: rows.size // D * (D + room)].reshape(*rows.shape[:-1], D + room)
+        np.multiply(rows, self.factor, out=target[..., :D], dtype=self.problem.dtype)
         return target
 
     def _start(self, block: _Block, tiles: list[Tile], shift: Array | float | None) -> Running:
@@ -105,19 +106,20 @@ class Worker:
         A shift need not be the largest score: within about 100 powers of two the digits are the
         same. Known beforehand it costs nothing: it rides in the product, ``[key, 1] @ [query; -shift]``.
         """
-        peak = self._peak_of_first(block, tiles[0])
+        query = self._scaled(block.query, room=1)
+        peak = self._peak_of_first(block, query[..., :-1], tiles[0])
         if peak is None or not np.all(np.isfinite(peak)):
             return None
         shift = peak + _HEADROOM * self.ops.base.log_2
-        np.negative(shift.reshape(len(block.query), -1), out=block.query[..., -1])
+        np.negative(shift.reshape(len(query), -1), out=query[..., -1])
         usual, self.ops.range = self.ops.range, self.ops.range._replace(bounded=True)
         with np.errstate(over="ignore", invalid="ignore"):
-            running = self._fold(block, tiles, block.query, shift)
+            running = self._fold(block, tiles, query, shift)
             is_good = running.total.max() < _LARGEST_SUM and np.all(np.isfinite(running.output))
         self.ops.range = usual
         return running._replace(peak=shift) if is_good else None
 
-    def _peak_of_first(self, block: _Block, tile: Tile) -> Array | None:
+    def _peak_of_first(self, block: _Block, query: Array, tile: Tile) -> Array | None:
         """Return the largest score of each row and the first keys, (..., m, 1)."""
         if not _is_whole(tile, block.region):
             return None
@@ -126,7 +128,7 @@ class Worker:
         first = tile._replace(columns=((start, min(end, start + some)),))
         key = self._keys(block.heads.key, first)
         region, mixed = self._place(block, first)
-        scores, _ = scored(self.ops, region, block.query[..., :-1], key, rules=tile.rules, mixed=mixed)
+        scores, _ = scored(self.ops, region, query, key, rules=tile.rules, mixed=mixed)
         return np.max(scores, axis=-1, keepdims=True)
 
     def _advance(self, block: _Block, query: Array, running: Running, tile: Tile) -> Running:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from attention_xp._engine.planning.plan import Bounds
+from attention_xp._engine.planning.plan import Bounds, bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.rules import ArrayMask
 from attention_xp._engine.threads.heads import Heads, ceiling, excludes, likely
@@ -20,6 +20,8 @@ from attention_xp._typing import Array
 __all__ = ["Walk", "walk", "without_infinite_bias"]
 
 _WIDEST = 2048  # keys of a tile of few rows
+_PIECES = 4  # of each of the last jobs
+_SHORTEST = 64  # rows of such a piece
 
 
 def walk(problem: Problem, *, lse: bool = True, threads: int | None = None) -> tuple[Array, Array | None]:
@@ -53,16 +55,21 @@ class Walk:
         self.output = np.empty((*lead, Sq, problem.value.shape[-1]), problem.dtype)
         self.lse = np.empty((*lead, Sq), problem.dtype) if lse else None
         self.route = Route(problem, self.shape, widest=_WIDEST)
-        self.jobs = self._jobs()
+        self.jobs = self._jobs(threads)
         self.ceiling = ceiling(problem)
         self.likely = likely(problem, self.ceiling)
         self.heads: dict[Place, Heads] = {}
         self.examined: dict[Place, Heads] = {}  # the same, looked at wholly
 
-    def _jobs(self) -> list[tuple[Place, Bounds]]:
-        """Return the heads and rows of all jobs."""
+    def _jobs(self, threads: int) -> list[tuple[Place, Bounds]]:
+        """Return the heads and rows of all jobs; the last ones are small, so that all threads end together."""
         places = list(Place.every(self.problem.lead, self.shape.heads))
-        return list(itertools.product(places, self.route.blocks())) if places else []
+        jobs = list(itertools.product(places, self.route.blocks())) if places else []
+        if self.problem.rules or self.shape.folded:  # the last blocks visit less than others, or have few rows
+            return jobs
+        size = max(_SHORTEST, 16 * -(-self.shape.rows // (16 * _PIECES)))
+        pieces = [(place, piece) for place, rows in jobs[-threads:] for piece in bounds(*rows, size)]
+        return [*jobs[:-threads], *pieces]
 
     def heads_at(self, place: Place) -> Heads:
         """Return the heads of a job; threads that come to them at once look twice."""
