@@ -42,7 +42,7 @@ class InPlace(Arithmetic):
         super().__init__(problem)
         self._lead = (1,) * (len(problem.lead) - 1)
         self._keep: dict[object, Patches] = {}
-        self._by_keys = _meets_lines_only(problem)
+        self.by_keys = _meets_lines_only(problem)  # how the scores are laid out
         self._survivors = Survivors(problem.dropout_rate)
         self._head_keys: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         self._safe = SAFE * self.base.log_2
@@ -86,16 +86,16 @@ class InPlace(Arithmetic):
             return None
         if not self.problem.shift_invariant(rules):
             allowed = allowed_pairs(rules, region)
-            return [(slice(region.sizes[-1]), _by_columns(allowed) if self._by_keys else allowed)]
+            return [(slice(region.sizes[-1]), _by_columns(allowed) if self.by_keys else allowed)]
         first = region.starts[-2] + (self.problem.query_offset or 0) - region.starts[-1]
-        name = rules, first, region.sizes[-2:], self.problem.dtype, self._by_keys
+        name = rules, first, region.sizes[-2:], self.problem.dtype, self.by_keys
         known = self._keep.get(name, _KEPT.get(name))
         return self._kept(name, list(self._patches(rules, region))) if known is None else known
 
     def _patches(self, rules: tuple[Mask, ...], region: Region) -> Iterator[tuple[slice, Array]]:
         allowed = np.asarray(allowed_pairs(rules, region), self.problem.dtype)
         allowed = np.broadcast_to(allowed, region.sizes[-2:])
-        return _patches(np.asarray(allowed, order="F" if self._by_keys else "C"))
+        return _patches(np.asarray(allowed, order="F" if self.by_keys else "C"))
 
     def _kept(self, name: object, patches: Patches) -> Patches:
         """Keep what is small for all calls, and the rest for this one."""

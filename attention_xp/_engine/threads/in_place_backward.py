@@ -58,7 +58,7 @@ class InPlaceBackward(InPlace):
         (K, G, m, _), n = rows.shape, keys.shape[-2]
         keys, poison = quarantined_key(keys) if poisoned else (keys, None)
         buffer = buffer[: K * G * m * n]
-        if self._by_keys:
+        if self.by_keys:
             tile = np.matmul(keys, rows.mT, out=buffer.reshape(K, G, n, m)).mT
         else:
             tile = np.matmul(rows, keys.mT, out=buffer.reshape(K, G, m, n))

@@ -10,13 +10,12 @@ from attention_xp._engine.planning.plan import side_by_side
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.threads.gather import joined
 from attention_xp._engine.threads.in_place import InPlace, by_key_head
+from attention_xp._engine.threads.lines import APART
 from attention_xp._engine.tile.products import quarantined_key, quarantined_outputs
 from attention_xp._engine.tile_sizes import CROWDED, TileShape
 from attention_xp._typing import Array
 
 __all__ = ["InPlaceForward"]
-
-_APART = 16  # numbers that keep lines apart which would compete for the same places in a cache
 
 Pieces = list[Array]  # of the keys, or the values, of a tile
 
@@ -47,7 +46,7 @@ class InPlaceForward(InPlace):
         super().__init__(problem)
         dtype, rows = problem.dtype, shape.heads * shape.rows
         self._shape = shape
-        self._scores = np.empty((rows + shape.heads * _APART) * shape.columns, dtype)
+        self._scores = np.empty((rows + shape.heads * APART) * shape.columns, dtype)
         self._sums, self._more = (np.empty(rows * problem.value.shape[-1], dtype) for _ in range(2))
         self._ones = np.ones((shape.columns, 1), dtype)  # made longer where a tile of few rows has more keys
         self._shifted = np.empty(0, dtype)  # keys, with ones for a shift that rides in the query
@@ -73,7 +72,7 @@ class InPlaceForward(InPlace):
         if key.shape[-1] < query.shape[-1]:  # the last column of the query is a shift
             key = self._with_ones(key)
         query, scores, key = by_key_head(query, key), by_key_head(scores, key), key[:, None]
-        if self._by_keys:
+        if self.by_keys:
             np.matmul(key, query.mT, out=scores.mT)
         else:
             np.matmul(query, key.mT, out=scores)
@@ -98,11 +97,11 @@ class InPlaceForward(InPlace):
         heads = self._shape.heads
         stacked = 1 if self._shape.folded else heads
         rows = heads // stacked * m
-        lines, length = (n, rows) if self._by_keys else (rows, n)
-        room = length + _APART if self._by_keys and length % CROWDED == 0 else length
+        lines, length = (n, rows) if self.by_keys else (rows, n)
+        room = length + APART if self.by_keys and length % CROWDED == 0 else length
         whole = self._scores[: stacked * lines * room].reshape(stacked, lines, room)
         product = whole[..., :length]
-        by_rows = product.transpose(0, 2, 1) if self._by_keys else product
+        by_rows = product.transpose(0, 2, 1) if self.by_keys else product
         lead = (*self._lead, heads) if self.problem.lead else ()
         sums, more = (self._outputs(buffer, m) for buffer in (self._sums, self._more))
         if len(self._ones) < n:

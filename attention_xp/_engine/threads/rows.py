@@ -1,5 +1,6 @@
 """One thread of NumPy's walker: blocks of rows, each from its first tile to its output."""
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ from attention_xp._engine.region import Region
 from attention_xp._engine.threads.gather import Gather
 from attention_xp._engine.threads.heads import Heads, is_finite
 from attention_xp._engine.threads.in_place_forward import InPlaceForward
+from attention_xp._engine.threads.lines import beside, length_beside
 from attention_xp._engine.tile.step import Running, advance, log_sum_exp, normalized, scale_in_base, scored, start
 from attention_xp._typing import Array
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker"]
 
+_MANY = 512  # keys that make up for what it takes to turn rows
 _PROBE = 128  # keys that tell about how large the scores of a row are
 _HEADROOM = 60.0  # powers of two: by so much more may they be larger elsewhere
 _LARGEST_SUM, _SMALLEST_SUM = 2.0**120, 2.0**-60  # of weights, in float32
@@ -37,8 +40,8 @@ class Worker:
         self.walk, self.problem = walk, walk.problem
         self.ops = InPlaceForward(self.problem, walk.shape)
         self.factor = scale_in_base(self.problem)
-        width = self.problem.query.shape[-1] + 1
-        self._rows = np.empty(walk.shape.heads * walk.shape.rows * width, self.problem.dtype)
+        length = length_beside(walk.shape.heads, walk.shape.rows, self.problem.query.shape[-1] + 1)
+        self._rows = np.empty(length, self.problem.dtype)
         self._keys, self._values = Gather(self.problem.dtype), Gather(self.problem.dtype)
 
     def attend(self, job: int) -> None:
@@ -68,13 +71,21 @@ class Worker:
         if running is not None:
             return running
         with np.errstate() if allows.sure else np.errstate(over="ignore", invalid="ignore"):
-            return self._fold(block, tiles, self._scaled(block.query), 0.0 if allows.bounded else None)
+            return self._fold(block, tiles, self._scaled(block.query, tiles), 0.0 if allows.bounded else None)
 
-    def _scaled(self, rows: Array, room: int = 0) -> Array:
-        """Return a block of the query, scaled once, with room behind it: (..., G, m, D) -> (G, m, D + room)."""
+    def _scaled(self, rows: Array, tiles: list[Tile], room: int = 0) -> Array:
+        """Return a block of the query, scaled once, with room behind it.
+
+        (..., G, m, D) -> (G, m, D + room), or (1, G * m, D + room) where rows are folded.
+        """
         m, D = rows.shape[-2:]
-        rows = rows.reshape((1, -1, D) if self.walk.shape.folded else (-1, m, D))
-        target = self._rows[: rows.size // D * (D + room)].reshape(*rows.shape[:-1], D + room)
+        folded = self.walk.shape.folded
+        rows = rows.reshape((1, -1, D) if folded else (-1, m, D))
+        shape = *rows.shape[:-1], D + room
+        if self.ops.by_keys and not folded and _reach(tiles) >= _MANY:
+            target = beside(self._rows, shape)
+        else:
+            target = self._rows[: math.prod(shape)].reshape(shape)
         np.multiply(rows, self.factor, out=target[..., :D], dtype=self.problem.dtype)
         return target
 
@@ -106,7 +117,7 @@ class Worker:
         A shift need not be the largest score: within about 100 powers of two the digits are the
         same. Known beforehand it costs nothing: it rides in the product, ``[key, 1] @ [query; -shift]``.
         """
-        query = self._scaled(block.query, room=1)
+        query = self._scaled(block.query, tiles, room=1)
         peak = self._peak_of_first(block, query[..., :-1], tiles[0])
         if peak is None or not np.all(np.isfinite(peak)):
             return None
