@@ -39,9 +39,9 @@ def test_what_one_job_finds_changes_no_other():
 
     def output(order):
         walk = Walk(problem, 1, lse=True)
-        attend = Worker(walk).attend
-        for job in order(range(len(walk.jobs))):
-            attend(job)
+        with Worker.at_work(walk) as attend:
+            for job in order(range(len(walk.jobs))):
+                attend(job)
         assert walk.examined
         return walk.output
 

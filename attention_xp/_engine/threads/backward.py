@@ -1,6 +1,8 @@
 """NumPy's backward walker: jobs of some heads, or of a part of their rows, handed out to threads."""
 
 import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +16,7 @@ from attention_xp._engine.threads.key_sums import KeySums
 from attention_xp._engine.threads.place import Place
 from attention_xp._engine.threads.pool import blas_held_to_one, run_jobs
 from attention_xp._engine.threads.route import Route
-from attention_xp._engine.threads.scratch import Scratch, borrowed
+from attention_xp._engine.threads.scratch import lent
 from attention_xp._engine.threads.walk import without_infinite_bias
 from attention_xp._engine.tile.arithmetic import summed_to
 from attention_xp._engine.tile.backward_step import Known, Slopes, contribute, key_factor
@@ -36,7 +38,7 @@ def walk(problem: Problem, known: Known, wanted: tuple[bool, ...], *, threads: i
     """
     with blas_held_to_one(threads) as count:
         walk = _Walk(without_infinite_bias(problem), known, wanted, count)
-        run_jobs(len(walk.jobs), lambda: _Worker(walk).contribute, count)
+        run_jobs(len(walk.jobs), lambda: _Worker.at_work(walk), count)
     return walk.slopes()
 
 
@@ -152,36 +154,40 @@ class _Walk:
 class _Worker:
     """One thread with its buffers."""
 
-    def __init__(self, walk: _Walk) -> None:
-        self.walk, self.problem = walk, walk.problem
-        self.ops = InPlaceBackward(walk.problem, walk.shape)
-        shape = walk.shape
-        self._blocks = max(1, _RUN // (shape.heads * shape.rows))  # of a run
-        widths = self.problem.key.shape[-1], self.problem.value.shape[-1] + rides(self.problem)
-        lengths = self._blocks * shape.rows, shape.columns  # of what is copied of each head
-        self._lengths = [shape.heads * n * width for n in lengths for width in widths]
+    @classmethod
+    @contextmanager
+    def at_work(cls, walk: _Walk) -> Iterator[Callable[[int], None]]:
+        """Lend memory to a worker, and yield what does a job."""
+        problem, shape = walk.problem, walk.shape
+        blocks = max(1, _RUN // (shape.heads * shape.rows))  # of a run
+        widths = problem.key.shape[-1], problem.value.shape[-1] + rides(problem)
+        copied = [shape.heads * n * width for n in (blocks * shape.rows, shape.columns) for width in widths]
+        with lent([*copied, *InPlaceBackward.lengths(problem, shape)], problem.dtype) as buffers:
+            yield cls(walk, blocks, buffers).contribute
+
+    def __init__(self, walk: _Walk, blocks: int, buffers: list[Array]) -> None:
+        self.walk, self.problem, self._blocks = walk, walk.problem, blocks
+        self._of_rows, self._of_keys, of_tile = buffers[:2], buffers[2:4], buffers[4:]
+        self.ops = InPlaceBackward(walk.problem, of_tile)
 
     def contribute(self, job: int) -> None:
         """Visit the tiles of some heads, or of a part of their rows."""
-        walk, problem = self.walk, self.problem
+        walk = self.walk
         places, blocks, _ = walk.jobs[job]
         lines: _Lines = {}
-        with borrowed(Scratch.size(*self.ops.lengths(), *self._lengths, dtype=problem.dtype), problem.dtype) as scratch:
-            self.ops.use(scratch)
-            buffers = list(map(scratch.empty, self._lengths))
-            for place in places:
-                sums = walk.sums(place, job)
-                for some in place.cut(walk.shape.heads):
-                    for i in range(0, len(blocks), self._blocks):
-                        self._run(some, blocks[i : i + self._blocks], sums, lines, buffers)
-                sums.finish()
+        for place in places:
+            sums = walk.sums(place, job)
+            for some in place.cut(walk.shape.heads):
+                for i in range(0, len(blocks), self._blocks):
+                    self._run(some, blocks[i : i + self._blocks], sums, lines)
+            sums.finish()
         walk.later[job] += lines.values()
 
-    def _run(self, place: Place, blocks: list[Bounds], sums: KeySums, lines: _Lines, buffers: list[Array]) -> None:
+    def _run(self, place: Place, blocks: list[Bounds], sums: KeySums, lines: _Lines) -> None:
         """Visit the tiles of rows that are made ready together."""
         walk = self.walk
         keys = walk.keys_of(place)
-        run = Run(walk.common, place, (blocks[0][0], blocks[-1][1]), keys, buffers[:2])
+        run = Run(walk.common, place, (blocks[0][0], blocks[-1][1]), keys, self._of_rows)
         self.ops.prepare_tile(run.range, is_finite=run.is_finite)
         for row, stop in blocks:
             target = walk.query[(*place.at, slice(row, stop))]
@@ -189,7 +195,7 @@ class _Worker:
             if not tiles or tiles[0].rows != (row, stop):
                 target[...] = 0.0
             for i, tile in enumerate(tiles):
-                slopes = self._tile(run, place, keys.of_tile(tile, buffers[2:]), tile)
+                slopes = self._tile(run, place, keys.of_tile(tile, self._of_keys), tile)
                 part = target[..., tile.rows[0] - row : tile.rows[1] - row, :]
                 self._add_query(part, slopes.query, is_first=i == 0 and tile.rows == (row, stop))
                 sums.add(slopes.key, slopes.value, tile.columns)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from attention_xp._engine.planning.plan import Bounds, Tile
-from attention_xp._typing import Array, DType
+from attention_xp._typing import Array
 
 __all__ = ["Gather", "joined"]
 
@@ -18,9 +18,8 @@ _GRAIN = 16  # keys of which stretches must be made, at least, to be gathered as
 class Gather:
     """A buffer for the stretches of keys, or of values, that a tile visits as one."""
 
-    def __init__(self, dtype: DType) -> None:
-        self._dtype = dtype
-        self._buffer = np.empty(0, dtype)
+    def __init__(self, buffer: Array) -> None:
+        self._buffer = buffer
 
     def __call__(self, x: Array, tile: Tile) -> list[Array]:
         """(K, Sk, D) -> one or more (K, n, D), side by side: long stretches as they lie, copies of the others."""
@@ -37,15 +36,12 @@ class Gather:
         return pieces
 
     def _lying(self, x: Array, stretch: Bounds) -> Array:
-        return x[:, slice(*stretch)].astype(self._dtype, copy=False)
+        return x[:, slice(*stretch)].astype(self._buffer.dtype, copy=False)
 
     def _copied(self, x: Array, stretches: tuple[Bounds, ...], used: int) -> Array:
         """Return stretches as one, in the buffer behind what is used of it."""
         shape = len(x), sum(end - start for start, end in stretches), x.shape[-1]
-        size = used + math.prod(shape)
-        if self._buffer.size < size:  # what was copied before keeps its own
-            self._buffer = np.empty(size, self._dtype)
-        target = self._buffer[used:size].reshape(shape)
+        target = self._buffer[used : used + math.prod(shape)].reshape(shape)
         grain, at = _cut(stretches)
         if grain < _GRAIN or x.shape[1] % grain or not x.flags.c_contiguous or x.dtype != target.dtype:
             return np.concat([x[:, start:end] for start, end in stretches], axis=1, out=target)

@@ -6,6 +6,7 @@ The layout of a tile is that of `InPlace`, and again no product needs a transpos
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,7 +14,6 @@ from attention_xp._engine.planning.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.threads.heads import Range
 from attention_xp._engine.threads.in_place import InPlace, Patches, by_key_head
-from attention_xp._engine.threads.scratch import Scratch
 from attention_xp._engine.tile.products import clean, quarantined_key, silenced_rows
 from attention_xp._engine.tile_sizes import TileShape
 from attention_xp._typing import Array
@@ -24,22 +24,19 @@ __all__ = ["InPlaceBackward"]
 class InPlaceBackward(InPlace):
     """Primitives that allocate nothing of the size of a tile."""
 
-    def __init__(self, problem: Problem, shape: TileShape) -> None:
-        super().__init__(problem)
+    @staticmethod
+    def lengths(problem: Problem, shape: TileShape) -> tuple[int, ...]:
+        """Return how many numbers each buffer holds."""
         D, Dv = problem.query.shape[-1], problem.value.shape[-1]
         heads, rows, columns, _ = shape
         scores = heads * rows * columns
-        self._lengths = scores, scores, heads * rows * D, heads * columns * D, heads * columns * Dv
+        return scores, scores, heads * rows * D, heads * columns * D, heads * columns * Dv
+
+    def __init__(self, problem: Problem, buffers: Sequence[Array]) -> None:
+        super().__init__(problem)
+        self._scores, self._slopes, self._row_sums, self._key_sums, self._value_sums = buffers
         self._has_pull = problem.softcap is not None or problem.score_mod is not None
         self.is_finite = True
-
-    def lengths(self) -> tuple[int, ...]:
-        """Return how many numbers each buffer holds."""
-        return self._lengths
-
-    def use(self, scratch: Scratch) -> None:
-        """Take the buffers from memory that is lent."""
-        self._scores, self._slopes, self._row_sums, self._key_sums, self._value_sums = map(scratch.empty, self._lengths)
 
     def prepare_tile(self, allows: Range, *, is_finite: bool) -> None:
         """Get ready for rows and keys of which something is known."""

@@ -1,7 +1,7 @@
 """NumPy's primitives for the tile step forward, in the buffers of one thread."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -42,12 +42,18 @@ class _Outputs(NamedTuple):
 class InPlaceForward(InPlace):
     """Primitives that allocate nothing of the size of a tile."""
 
-    def __init__(self, problem: Problem, shape: TileShape) -> None:
+    @staticmethod
+    def lengths(problem: Problem, shape: TileShape) -> tuple[int, int, int]:
+        """Return how many numbers the buffers hold: of scores, of sums, and of what a tile adds to them."""
+        rows = shape.heads * shape.rows
+        sums = rows * problem.value.shape[-1]
+        return (rows + shape.heads * APART) * shape.columns, sums, sums
+
+    def __init__(self, problem: Problem, shape: TileShape, buffers: Sequence[Array]) -> None:
         super().__init__(problem)
-        dtype, rows = problem.dtype, shape.heads * shape.rows
+        dtype = problem.dtype
         self._shape = shape
-        self._scores = np.empty((rows + shape.heads * APART) * shape.columns, dtype)
-        self._sums, self._more = (np.empty(rows * problem.value.shape[-1], dtype) for _ in range(2))
+        self._scores, self._sums, self._more = buffers
         self._ones = np.ones((shape.columns, 1), dtype)  # made longer where a tile of few rows has more keys
         self._shifted = np.empty(0, dtype)  # keys, with ones for a shift that rides in the query
         self._views: dict[tuple[int, int], _Views] = {}

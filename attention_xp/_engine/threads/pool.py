@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import copy_context
 from typing import Any
 
@@ -99,8 +99,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def run_jobs(jobs: int, worker: Callable[[], Callable[[int], None]], threads: int) -> None:
-    """Call ``worker()(i)`` for each job i, on some threads, the caller's among them.
+def run_jobs(jobs: int, worker: Callable[[], AbstractContextManager[Callable[[int], None]]], threads: int) -> None:
+    """Do each job i with what a worker gives on entering, on some threads, the caller's among them.
 
     `worker` is called once on each thread, for its buffers. The first exception of a job stops the
     hand-out and reaches the caller.
@@ -109,10 +109,10 @@ def run_jobs(jobs: int, worker: Callable[[], Callable[[int], None]], threads: in
     stopped = threading.Event()
 
     def drain() -> None:
-        job = worker()
         try:
-            while not stopped.is_set() and (i := next(counter)) < jobs:
-                job(i)
+            with worker() as do:
+                while not stopped.is_set() and (i := next(counter)) < jobs:
+                    do(i)
         except BaseException:
             stopped.set()
             raise

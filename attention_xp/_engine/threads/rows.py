@@ -1,6 +1,8 @@
 """One thread of NumPy's walker: blocks of rows, each from its first tile to its output."""
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -11,6 +13,7 @@ from attention_xp._engine.threads.gather import Gather
 from attention_xp._engine.threads.heads import Heads, is_finite
 from attention_xp._engine.threads.in_place_forward import InPlaceForward
 from attention_xp._engine.threads.lines import beside, length_beside
+from attention_xp._engine.threads.scratch import lent
 from attention_xp._engine.tile.step import Running, advance, log_sum_exp, normalized, scale_in_base, scored, start
 from attention_xp._typing import Array
 
@@ -36,13 +39,21 @@ class _Block(NamedTuple):
 class Worker:
     """One thread with its buffers."""
 
-    def __init__(self, walk: "Walk") -> None:
+    @classmethod
+    @contextmanager
+    def at_work(cls, walk: "Walk") -> Iterator[Callable[[int], None]]:
+        """Lend memory to a worker, and yield what does a job."""
+        problem, shape = walk.problem, walk.shape
+        rows = length_beside(shape.heads, shape.rows, problem.query.shape[-1] + 1)
+        with lent([*InPlaceForward.lengths(problem, shape), rows, *walk.gathered()], problem.dtype) as buffers:
+            yield cls(walk, buffers).attend
+
+    def __init__(self, walk: "Walk", buffers: list[Array]) -> None:
         self.walk, self.problem = walk, walk.problem
-        self.ops = InPlaceForward(self.problem, walk.shape)
+        *of_tile, self._rows, keys, values = buffers
+        self.ops = InPlaceForward(self.problem, walk.shape, of_tile)
         self.factor = scale_in_base(self.problem)
-        length = length_beside(walk.shape.heads, walk.shape.rows, self.problem.query.shape[-1] + 1)
-        self._rows = np.empty(length, self.problem.dtype)
-        self._keys, self._values = Gather(self.problem.dtype), Gather(self.problem.dtype)
+        self._keys, self._values = Gather(keys), Gather(values)
 
     def attend(self, job: int) -> None:
         """Compute one block of rows of some heads."""

@@ -31,7 +31,7 @@ def walk(problem: Problem, *, lse: bool = True, threads: int | None = None) -> t
     """
     with blas_held_to_one(threads) as count:
         walk = Walk(without_infinite_bias(problem), count, lse=lse)
-        run_jobs(len(walk.jobs), lambda: Worker(walk).attend, count)
+        run_jobs(len(walk.jobs), lambda: Worker.at_work(walk), count)
     return walk.output, walk.lse
 
 
@@ -70,6 +70,13 @@ class Walk:
         size = max(_SHORTEST, 16 * -(-self.shape.rows // (16 * _PIECES)))
         pieces = [(place, piece) for place, rows in jobs[-threads:] for piece in bounds(*rows, size)]
         return [*jobs[:-threads], *pieces]
+
+    def gathered(self) -> list[int]:
+        """Return how many numbers the keys and the values of a tile are that come from several stretches."""
+        if not self.problem.rules:
+            return [0, 0]
+        keys = max(self.shape.heads // self.problem.group, 1) * max(self.shape.columns, _WIDEST)
+        return [keys * array.shape[-1] for array in (self.problem.key, self.problem.value)]
 
     def heads_at(self, place: Place) -> Heads:
         """Return the heads of a job; threads that come to them at once look twice."""
