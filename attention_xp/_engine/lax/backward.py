@@ -114,7 +114,7 @@ class BackwardWalk(Walk):
             gradient, delta = jnp.where(is_fresh, gradient, 0.0), jnp.where(is_fresh, delta, 0.0)
         query = self.scaled_query(region)
         kept = clean(query) if self.problem.rules else query
-        return Rows(query, gradient, shift_of(self.problem, known.lse), delta, kept)
+        return Rows(query, gradient, shift_of(self.problem, known.lse), delta, kept, gradient)
 
     def _add_tile(
         self, region: Region, rows: Rows, sums: tuple[Array, tuple[Any, ...]], tile: Any, rules: tuple[Mask, ...]

@@ -68,12 +68,14 @@ def _rows(problem: Problem, known: Known, block: Bounds) -> Rows:
         None if known.grad_lse is None else known.grad_lse[..., part],
     )
     query = cast(problem, problem.query[..., part, :]) * scale_in_base(problem)
+    gradient = surviving(problem, some.gradient)
     return Rows(
         query,
-        surviving(problem, some.gradient),
+        gradient,
         shift_of(problem, some.lse),
         problem.xp.expand_dims(some.delta(problem), axis=-1),
         clean(query) if problem.rules else query,
+        gradient,
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from attention_xp._engine.planning.plan import Bounds, Tile
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
-from attention_xp._engine.threads.backward_run import Common, KeysOf, Run, rides
+from attention_xp._engine.threads.backward_run import Common, KeysOf, Run
 from attention_xp._engine.threads.in_place_backward import InPlaceBackward
 from attention_xp._engine.threads.key_sums import KeySums
 from attention_xp._engine.threads.place import Place
@@ -160,14 +160,14 @@ class _Worker:
         """Lend memory to a worker, and yield what does a job."""
         problem, shape = walk.problem, walk.shape
         blocks = max(1, _RUN // (shape.heads * shape.rows))  # of a run
-        widths = problem.key.shape[-1], problem.value.shape[-1] + rides(problem)
-        copied = [shape.heads * n * width for n in (blocks * shape.rows, shape.columns) for width in widths]
-        with lent([*copied, *InPlaceBackward.lengths(problem, shape)], problem.dtype) as buffers:
+        of_keys = KeysOf.lengths(problem, shape.heads, shape.columns)
+        of_rows = Run.lengths(problem, shape.heads, blocks * shape.rows)
+        with lent([*of_keys, *of_rows, *InPlaceBackward.lengths(problem, shape)], problem.dtype) as buffers:
             yield cls(walk, blocks, buffers).contribute
 
     def __init__(self, walk: _Walk, blocks: int, buffers: list[Array]) -> None:
         self.walk, self.problem, self._blocks = walk, walk.problem, blocks
-        self._of_rows, self._of_keys, of_tile = buffers[:2], buffers[2:4], buffers[4:]
+        self._of_keys, self._of_rows, of_tile = buffers[:2], buffers[2:6], buffers[6:]
         self.ops = InPlaceBackward(walk.problem, of_tile)
 
     def contribute(self, job: int) -> None:
@@ -187,7 +187,7 @@ class _Worker:
         """Visit the tiles of rows that are made ready together."""
         walk = self.walk
         keys = walk.keys_of(place)
-        run = Run(walk.common, place, (blocks[0][0], blocks[-1][1]), keys, self._of_rows)
+        run = Run(walk.common, place, (blocks[0][0], blocks[-1][1]), keys, self._of_rows, by_keys=self.ops.by_keys)
         self.ops.prepare_tile(run.range, is_finite=run.is_finite)
         for row, stop in blocks:
             target = walk.query[(*place.at, slice(row, stop))]

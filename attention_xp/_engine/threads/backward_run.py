@@ -12,6 +12,7 @@ from attention_xp._engine.problem import Problem
 from attention_xp._engine.threads.gather import joined
 from attention_xp._engine.threads.heads import Range, ceiling, is_finite, longest, longest_of_sample
 from attention_xp._engine.threads.in_place import SAFE
+from attention_xp._engine.threads.lines import length_beside, turned
 from attention_xp._engine.threads.place import Place
 from attention_xp._engine.tile.backward_step import Known, Rows, shift_of
 from attention_xp._engine.tile.base import base_of
@@ -20,12 +21,12 @@ from attention_xp._engine.tile.scores import survival_factor
 from attention_xp._engine.tile.step import scale_in_base
 from attention_xp._typing import Array
 
-__all__ = ["Common", "KeysOf", "Run", "rides"]
+__all__ = ["Common", "KeysOf", "Run"]
 
 _CALM = -20.0, 40.0  # powers of two of a sum of weights, between which neither these nor the gradients lose digits
 
 
-def rides(problem: Problem) -> int:
+def _rides(problem: Problem) -> int:
     """Return how many columns ride in the product of gradients and values: a number that meets ones, and spares a pass.
 
     Dropout comes between the two, and leaves none.
@@ -82,7 +83,7 @@ class KeysOf:
         pairs = [place.shared(problem, a).reshape(-1, *a.shape[-2:]) for a in (problem.key, problem.value)]
         key, value = (a.astype(problem.dtype, copy=False) for a in pairs)
         self._pairs = [self._by_head(a) for a in (key, value)]
-        self._ones = 0, rides(problem)
+        self._ones = 0, _rides(problem)
         exclusive = len(problem.rules) > 0
         self.norm = longest(problem, key) if exclusive else math.nan
         self.has_finite_values = not exclusive or is_finite(value)
@@ -90,6 +91,11 @@ class KeysOf:
     def _by_head(self, array: Array) -> Array:
         """(K or 1, n, W) -> (K, n, W): batch items may share them."""
         return array if len(array) == self.heads else np.broadcast_to(array, (self.heads, *array.shape[1:]))
+
+    @staticmethod
+    def lengths(problem: Problem, heads: int, n: int) -> list[int]:
+        """Return how many numbers the buffers hold, for tiles of so many keys."""
+        return [heads * n * (a.shape[-1] + ones) for a, ones in ((problem.key, 0), (problem.value, _rides(problem)))]
 
     def of_tile(self, tile: Tile, buffers: list[Array]) -> list[Array]:
         """Return the keys and the values of a tile, (K, 1, n, W), with ones for what rides."""
@@ -102,14 +108,22 @@ class KeysOf:
 class Run:
     """Rows that follow each other, with what rides in their products."""
 
-    def __init__(self, common: Common, place: Place, rows: Bounds, keys: KeysOf, buffers: list[Array]) -> None:
+    @staticmethod
+    def lengths(problem: Problem, heads: int, m: int) -> list[int]:
+        """Return how many numbers the buffers hold, for so many rows: as they come, and beside each other."""
+        widths = problem.query.shape[-1], problem.value.shape[-1] + _rides(problem)
+        return [*(heads * m * width for width in widths), *(length_beside(heads, m, width) for width in widths)]
+
+    def __init__(
+        self, common: Common, place: Place, rows: Bounds, keys: KeysOf, buffers: list[Array], *, by_keys: bool
+    ) -> None:
         problem, at = common.problem, (*place.at, slice(*rows))
         known, shape = common.known.at(at), (keys.heads, place.heads // keys.heads, rows[1] - rows[0])
         query = _scaled(shape, problem.query[at], scale_in_base(problem), None, buffers[0])
         delta, factor = _delta(problem, known)[..., None], survival_factor(problem)
         share = common.share if isinstance(common.share, float) else common.share[at]
         delta = delta * share
-        rider = -delta if rides(problem) else None
+        rider = -delta if _rides(problem) else None
         gradient = _scaled(shape, known.gradient, share * factor, rider, buffers[1])
         norm = longest(problem, query) if common.exclusive else math.nan
         self.is_finite = not common.exclusive or (
@@ -123,7 +137,8 @@ class Run:
         kept = clean(query) if common.exclusive and not math.isfinite(norm) else query
         shift = None if common.shift is None else common.shift[at]
         self._first = rows[0]
-        self._rows = Rows(query, gradient, shift, delta if rider is None else None, kept)
+        met = (turned(query, buffers[2]), turned(gradient, buffers[3])) if by_keys else (query, gradient)
+        self._rows = Rows(*met, shift, delta if rider is None else None, kept, gradient)
 
     def rows(self, row: int, stop: int) -> Rows:
         """Return some rows as the step wants them."""

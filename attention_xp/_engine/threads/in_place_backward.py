@@ -14,6 +14,7 @@ from attention_xp._engine.planning.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.threads.heads import Range
 from attention_xp._engine.threads.in_place import InPlace, Patches, by_key_head
+from attention_xp._engine.threads.products import multiply_into
 from attention_xp._engine.tile.products import clean, quarantined_key, silenced_rows
 from attention_xp._engine.tile_sizes import TileShape
 from attention_xp._typing import Array
@@ -56,7 +57,7 @@ class InPlaceBackward(InPlace):
         keys, poison = quarantined_key(keys) if poisoned else (keys, None)
         buffer = buffer[: K * G * m * n]
         if self.by_keys:
-            tile = np.matmul(keys, rows.mT, out=buffer.reshape(K, G, n, m)).mT
+            tile = multiply_into(buffer.reshape(K, G, n, m), keys, rows.mT).mT
         else:
             tile = np.matmul(rows, keys.mT, out=buffer.reshape(K, G, m, n))
         if poison is not None:
@@ -100,7 +101,7 @@ class InPlaceBackward(InPlace):
 def _product(x: Array, y: Array, buffer: Array) -> Array:
     """(K, G, m, n) @ (K, G or 1, n, W) -> (K, G, m, W), in a buffer."""
     shape = *x.shape[:-1], y.shape[-1]
-    return np.matmul(x, y, out=buffer[: math.prod(shape)].reshape(shape))
+    return multiply_into(buffer[: math.prod(shape)].reshape(shape), x, y)
 
 
 def _summed(slopes: Array) -> Array:

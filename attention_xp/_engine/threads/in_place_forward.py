@@ -11,6 +11,7 @@ from attention_xp._engine.problem import Problem
 from attention_xp._engine.threads.gather import joined
 from attention_xp._engine.threads.in_place import InPlace, by_key_head
 from attention_xp._engine.threads.lines import APART
+from attention_xp._engine.threads.products import multiply_into
 from attention_xp._engine.tile.products import quarantined_key, quarantined_outputs
 from attention_xp._engine.tile_sizes import CROWDED, TileShape
 from attention_xp._typing import Array
@@ -79,7 +80,7 @@ class InPlaceForward(InPlace):
             key = self._with_ones(key)
         query, scores, key = by_key_head(query, key), by_key_head(scores, key), key[:, None]
         if self.by_keys:
-            np.matmul(key, query.mT, out=scores.mT)
+            multiply_into(scores.mT, key, query.mT)
         else:
             np.matmul(query, key.mT, out=scores)
         if poison is not None:
@@ -133,7 +134,7 @@ class InPlaceForward(InPlace):
             if exclusive and not self.range.values:
                 np.copyto(rows, quarantined_outputs(some, piece[:, None]))
             else:
-                np.matmul(some, piece[:, None], out=rows)
+                multiply_into(rows, some, piece[:, None])
             output = product.output if output is None else self.add(output, product.output)
         return output
 

@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
+
 from attention_xp._typing import Array
 
-__all__ = ["APART", "beside", "length_beside"]
+__all__ = ["APART", "beside", "length_beside", "turned"]
 
 APART = 16  # numbers that keep lines apart which would compete for the same places in a cache
 _CROWDED = 64  # lines of a multiple of so many numbers, few dozens of them, compete
@@ -20,6 +22,13 @@ def beside(buffer: Array, shape: tuple[int, ...]) -> Array:
 def length_beside(heads: int, m: int, width: int) -> int:
     """Return how many numbers such a buffer holds."""
     return heads * width * (m + APART)
+
+
+def turned(rows: Array, buffer: Array) -> Array:
+    """Return a copy of rows (..., m, W) that lie so."""
+    copy = beside(buffer, rows.shape)
+    np.copyto(copy, rows)
+    return copy
 
 
 def _line(m: int) -> int:

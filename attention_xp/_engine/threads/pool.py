@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import copy_context
+from functools import cache
 from typing import Any
 
-__all__ = ["blas_held_to_one", "run_jobs"]
+__all__ = ["blas_held_to_one", "has_small_kernels", "run_jobs"]
+
+_SMALL_KERNELS = {"SkylakeX", "Cooperlake", "SapphireRapids"}  # names of OpenBLAS for processors with AVX-512
 
 
 class _Blas:
@@ -44,6 +47,12 @@ class _Blas:
         if self._holders:
             self._set(self._before)
         self._holders = 0
+
+    def has_small_kernels(self) -> bool:
+        """Whether small products are computed where the factors lie: OpenBLAS does with AVX-512."""
+        return all(
+            library.internal_api == "openblas" and library.architecture in _SMALL_KERNELS for library in self._found()
+        )
 
     def _found(self) -> list[Any]:
         if self._libraries is None:
@@ -88,6 +97,7 @@ _BLAS = _Blas()
 _POOL = _Pool()
 
 blas_held_to_one = _BLAS.held_to_one
+has_small_kernels = cache(_BLAS.has_small_kernels)
 
 
 def _after_fork() -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker"]
 
-_MANY = 512  # keys that make up for what it takes to turn rows
+_MANY = 200  # keys that make up for what it takes to turn rows
 _PROBE = 128  # keys that tell about how large the scores of a row are
 _HEADROOM = 60.0  # powers of two: by so much more may they be larger elsewhere
 _LARGEST_SUM, _SMALLEST_SUM = 2.0**120, 2.0**-60  # of weights, in float32

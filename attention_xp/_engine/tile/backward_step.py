@@ -66,7 +66,8 @@ class Rows(NamedTuple):
     gradient: Array  # (..., m, Dv), of the output, with the factor of what survives dropout
     shift: Array | None  # (..., m, 1): the log-sum-exp in the base; None where it is in the query already
     delta: Array | None  # (..., m, 1); None where it is in the gradient already
-    kept: Array  # the query as key slopes meet it: 0 where it is not finite, which slopes tell if it is attended with
+    kept_query: Array  # as key slopes meet it: 0 where it is not finite, which slopes tell if it is attended with
+    kept_gradient: Array  # as value slopes meet it
 
 
 class Slopes(NamedTuple):
@@ -128,7 +129,7 @@ def contribute(
     if keep is not None:
         weights = ops.thin(weights, keep)
     value_slopes = ops.value_slopes(
-        weights, rows.gradient, exclusive=exclusive
+        weights, rows.kept_gradient, exclusive=exclusive
     )  # (..., n, m) @ (..., m, Dv) -> (..., n, Dv)
     if allowed is not None:
         slopes = ops.silence(slopes, allowed, mixed)
@@ -144,7 +145,7 @@ def contribute(
             slopes = ops.silence(slopes, allowed, mixed)
     return Slopes(
         ops.slopes_key(slopes, key, exclusive=exclusive),  # (..., m, n) @ (..., n, D) -> (..., m, D)
-        ops.key_slopes(slopes, rows.kept),  # (..., n, m) @ (..., m, D) -> (..., n, D)
+        ops.key_slopes(slopes, rows.kept_query),  # (..., n, m) @ (..., m, D) -> (..., n, D)
         value_slopes,
         addends,
         captured,
