@@ -5,12 +5,14 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from attention_xp import attention_vjp, flash_attention
+from attention_xp._engine.threads import pool
 from tests import reference
 from tests._inputs import inputs, normal
 
@@ -257,3 +259,19 @@ def test_a_forked_child_has_threads_of_its_own(meanwhile):
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT, timeout=90
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("libraries", "expected"),
+    [
+        ([], False),
+        ([("openblas", "SkylakeX")], True),
+        ([("openblas", "SkylakeX"), ("openblas", "Cooperlake")], True),
+        ([("openblas", "Haswell")], False),
+        ([("openblas", "SkylakeX"), ("mkl", None)], False),
+    ],
+)
+def test_small_kernels_are_those_of_one_library(libraries, expected):
+    blas = pool._Blas()
+    blas._libraries = [SimpleNamespace(internal_api=api, architecture=name) for api, name in libraries]
+    assert blas.has_small_kernels() is expected

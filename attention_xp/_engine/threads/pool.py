@@ -50,9 +50,8 @@ class _Blas:
 
     def has_small_kernels(self) -> bool:
         """Whether small products are computed where the factors lie: OpenBLAS does with AVX-512."""
-        return all(
-            library.internal_api == "openblas" and library.architecture in _SMALL_KERNELS for library in self._found()
-        )
+        apis = {(library.internal_api, getattr(library, "architecture", None)) for library in self._found()}
+        return len(apis) > 0 and apis <= {("openblas", name) for name in _SMALL_KERNELS}
 
     def _found(self) -> list[Any]:
         if self._libraries is None:
