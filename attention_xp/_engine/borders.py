@@ -18,7 +18,7 @@ class _Border(NamedTuple):
     """Below which sizes the formula is faster than tiles; one of the three suffices."""
 
     of_a_job: int  # scores of one head, or of the heads that share one product
-    in_all: int  # scores of all heads
+    in_all: int  # scores of all heads, unless few queries share a key/value head: then its keys are what takes time
     rows: int = 0  # of a product, inclusive: so few scores are no larger than the keys
 
 
@@ -35,8 +35,10 @@ def formula_is_faster(problem: Problem) -> bool:
     """Return whether the formula beats tiles, with memory that stays in proportion to the inputs."""
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
     border = _BORDERS.get(library_name(problem.xp), _UNMEASURED)
-    rows = Sq * problem.group if Sq <= FOLD else Sq
-    return rows <= border.rows or rows * Sk < border.of_a_job or _scores(problem) < border.in_all
+    shares = problem.group > 1 and Sq <= FOLD
+    rows = Sq * problem.group if shares else Sq
+    is_small = rows * Sk < border.of_a_job or (_scores(problem) < border.in_all and not shares)
+    return rows <= border.rows or is_small
 
 
 def sdpa_is_faster(problem: Problem) -> bool:

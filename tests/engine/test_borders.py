@@ -10,7 +10,7 @@ from attention_xp._engine.result import Wanted
 SMALL_HEADS = ((64, 12, 32, 32), (64, 12, 32, 32))
 LONG = ((1, 8, 1024, 8), (1, 8, 1024, 8))
 DECODING = ((1, 16, 1, 8), (1, 16, 20000, 8))
-GROUPED_DECODING = ((1, 32, 1, 8), (1, 8, 20000, 8))
+GROUPED_DECODING = ((1, 32, 1, 8), (1, 8, 8192, 8))
 
 CHOICES = [
     ("numpy", SMALL_HEADS, "dense"),

@@ -90,10 +90,9 @@ class Worker:
         (..., G, m, D) -> (G, m, D + room), or (1, G * m, D + room) where rows are folded.
         """
         m, D = rows.shape[-2:]
-        folded = self.walk.shape.folded
-        rows = rows.reshape((1, -1, D) if folded else (-1, m, D))
+        rows = rows.reshape((1, -1, D) if self.walk.shape.folded else (-1, m, D))
         shape = *rows.shape[:-1], D + room
-        if self.ops.by_keys and not folded and _reach(tiles) >= _MANY:
+        if self.ops.by_keys and _reach(tiles) >= _MANY:
             target = beside(self._rows, shape)
         else:
             target = self._rows[: math.prod(shape)].reshape(shape)
