@@ -75,7 +75,9 @@ def _innermost(functorch: Any, a: Array) -> Array:
 def is_traced() -> bool:
     """Whether torch is compiling, tracing, mapping or differentiating: sizes may be none, a tensor may stand for others."""
     torch = sys.modules.get("torch")
-    return torch is not None and (torch.compiler.is_compiling() or is_transformed() or is_jit_tracing())
+    if torch is None or torch.compiler.is_compiling():
+        return torch is not None
+    return torch._C._functorch.peek_interpreter_stack() is not None or bool(torch.jit.is_tracing())
 
 
 def is_jit_tracing() -> bool:

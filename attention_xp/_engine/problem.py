@@ -89,7 +89,7 @@ class Problem:
     @property
     def has_bias_rule(self) -> bool:
         """Whether the bias is a rule."""
-        return any(isinstance(addend, Bias) for addend in self.addends)
+        return len(self.addends) > 0 and any(isinstance(addend, Bias) for addend in self.addends)
 
     @property
     def has_one_offset(self) -> bool:

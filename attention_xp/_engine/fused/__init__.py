@@ -45,4 +45,7 @@ def attend(problem: Problem, wanted: Wanted) -> Attended | None:
 def _taken(problem: Problem, wanted: Wanted) -> ModuleType:
     """Return the guest that computes the problem, if one can; the last of them is not asked."""
     *others, last = _GUESTS[library_name(problem.xp)]
-    return next((guest for guest in others if guest.refusal(problem, wanted) is None), last)
+    for guest in others:
+        if guest.refusal(problem, wanted) is None:
+            return guest
+    return last

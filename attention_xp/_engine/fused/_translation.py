@@ -39,7 +39,7 @@ def unknown_option(problem: Problem, wanted: Wanted) -> str | None:
         return "sinks"
     if problem.seed is not None:
         return "dropout with a reproducible draw"
-    if any(isinstance(addend, Bias) for addend in problem.addends):
+    if problem.has_bias_rule:
         return "bias but an array of (Sq, Sk)"
     if problem.packing is not None:
         return "packed sequences"
@@ -128,6 +128,8 @@ def four_axes(problem: Problem, a: Array) -> Array:
 
 def operand(problem: Problem, a: Array) -> Array:
     """Return (B, H, S, D) of query, keys or values, with all batch items."""
+    if problem.heads is not None and problem.batch == a.shape[:-3]:  # as almost always, and asked in no time
+        return four_axes(problem, a)
     a, items = four_axes(problem, a), math.prod(problem.batch)
     return a if a.shape[0] == items else problem.xp.broadcast_to(a, (items, *a.shape[1:]))
 
