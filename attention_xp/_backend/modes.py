@@ -48,9 +48,12 @@ def in_forward_mode() -> bool:
 def is_transformed() -> bool:
     """Whether one of the transformations of ``torch.func`` is at work."""
     torch = sys.modules.get("torch")
-    if torch is None or torch.compiler.is_compiling():
-        return False
-    return bool(torch._C._functorch.peek_interpreter_stack() is not None)
+    return torch is not None and not torch.compiler.is_compiling() and _has_levels(torch)
+
+
+def _has_levels(torch: Any) -> bool:
+    """Whether transformations are at work; no question while torch compiles."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def differentiates_again(*arrays: Array) -> bool:
@@ -77,7 +80,7 @@ def is_traced() -> bool:
     torch = sys.modules.get("torch")
     if torch is None or torch.compiler.is_compiling():
         return torch is not None
-    return torch._C._functorch.peek_interpreter_stack() is not None or bool(torch.jit.is_tracing())
+    return _has_levels(torch) or bool(torch.jit.is_tracing())
 
 
 def is_jit_tracing() -> bool:
@@ -102,6 +105,6 @@ def is_mapped(*arrays: Array) -> bool:
         return any(type(a).__name__ == "BatchTracer" for a in arrays)  # there is no public question
     torch = sys.modules["torch"]
     functorch = torch._C._functorch  # nor is there here
-    if torch.compiler.is_compiling() or functorch.peek_interpreter_stack() is None:
+    if torch.compiler.is_compiling() or not _has_levels(torch):
         return False
     return any(map(functorch.is_batchedtensor, arrays))

@@ -128,8 +128,6 @@ def four_axes(problem: Problem, a: Array) -> Array:
 
 def operand(problem: Problem, a: Array) -> Array:
     """Return (B, H, S, D) of query, keys or values, with all batch items."""
-    if problem.heads is not None and problem.batch == a.shape[:-3]:  # as almost always, and asked in no time
-        return four_axes(problem, a)
     a, items = four_axes(problem, a), math.prod(problem.batch)
     return a if a.shape[0] == items else problem.xp.broadcast_to(a, (items, *a.shape[1:]))
 

@@ -1,8 +1,8 @@
 """NumPy's primitives for the backward tile step, in the buffers of one thread.
 
 Keys and values come as (K, 1, n, W), queries and gradients as rows of the G query heads of each, (K, G, m, W), with
-one column more where a shift rides in the product: ``[query, -lse] @ [key, 1]^T`` and ``[gradient, -delta] @ [value, 1]^T``.
-The layout of a tile is that of `InPlace`, and again no product needs a transposed copy.
+one column more where a number rides in the product: ``[gradient, -delta] @ [value, 1]^T``. The layout of a tile is that of
+`InPlace`, and again no product needs a transposed copy of it.
 """
 
 import math

@@ -10,7 +10,7 @@ from attention_xp._engine.planning.plan import side_by_side
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.threads.gather import joined
 from attention_xp._engine.threads.in_place import InPlace, by_key_head
-from attention_xp._engine.threads.lines import APART
+from attention_xp._engine.threads.lines import APART, apart
 from attention_xp._engine.threads.products import multiply_into
 from attention_xp._engine.tile.products import quarantined_key, quarantined_outputs
 from attention_xp._engine.tile_sizes import CROWDED, TileShape
@@ -105,7 +105,7 @@ class InPlaceForward(InPlace):
         stacked = 1 if self._shape.folded else heads
         rows = heads // stacked * m
         lines, length = (n, rows) if self.by_keys else (rows, n)
-        room = length + APART if self.by_keys and length % CROWDED == 0 else length
+        room = apart(length, CROWDED) if self.by_keys else length
         whole = self._scores[: stacked * lines * room].reshape(stacked, lines, room)
         product = whole[..., :length]
         by_rows = product.transpose(0, 2, 1) if self.by_keys else product

@@ -6,16 +6,21 @@ import numpy as np
 
 from attention_xp._typing import Array
 
-__all__ = ["APART", "beside", "length_beside", "turned"]
+__all__ = ["APART", "apart", "beside", "length_beside", "turned"]
 
 APART = 16  # numbers that keep lines apart which would compete for the same places in a cache
 _CROWDED = 64  # lines of a multiple of so many numbers, few dozens of them, compete
 
 
+def apart(length: int, crowded: int) -> int:
+    """Return how long lines are made, of which those of a multiple of so many numbers would compete."""
+    return length + APART if length % crowded == 0 else length
+
+
 def beside(buffer: Array, shape: tuple[int, ...]) -> Array:
     """Return a view (..., m, W) of a buffer, in whose memory the numbers of one column follow each other."""
     *lead, m, width = shape
-    lines = *lead, width, _line(m)
+    lines = *lead, width, apart(m, _CROWDED)
     return buffer[: math.prod(lines)].reshape(lines)[..., :m].mT
 
 
@@ -29,7 +34,3 @@ def turned(rows: Array, buffer: Array) -> Array:
     copy = beside(buffer, rows.shape)
     np.copyto(copy, rows)
     return copy
-
-
-def _line(m: int) -> int:
-    return m + APART if m % _CROWDED == 0 else m

@@ -65,7 +65,7 @@ class Walk:
         """Return the heads and rows of all jobs; the last ones are small, so that all threads end together."""
         places = list(Place.every(self.problem.lead, self.shape.heads))
         jobs = list(itertools.product(places, self.route.blocks())) if places else []
-        if self.problem.rules or self.shape.folded:  # the last blocks visit less than others, or have few rows
+        if self.problem.rules or self.shape.folded:  # plans are of whole blocks there, or these have few rows
             return jobs
         size = max(_SHORTEST, 16 * -(-self.shape.rows // (16 * _PIECES)))
         pieces = [(place, piece) for place, rows in jobs[-threads:] for piece in bounds(*rows, size)]

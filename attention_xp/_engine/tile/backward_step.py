@@ -64,7 +64,7 @@ class Rows(NamedTuple):
 
     query: Array  # (..., m, D), with its factor
     gradient: Array  # (..., m, Dv), of the output, with the factor of what survives dropout
-    shift: Array | None  # (..., m, 1): the log-sum-exp in the base; None where it is in the query already
+    shift: Array | None  # (..., m, 1): the log-sum-exp in the base; None where gradient and delta make up for it
     delta: Array | None  # (..., m, 1); None where it is in the gradient already
     kept_query: Array  # as key slopes meet it: 0 where it is not finite, which slopes tell if it is attended with
     kept_gradient: Array  # as value slopes meet it
