@@ -16,6 +16,7 @@ __all__ = [
     "is_followed",
     "is_jit_tracing",
     "is_mapped",
+    "is_plain",
     "is_recorded",
     "is_traced",
     "is_transformed",
@@ -81,6 +82,11 @@ def is_traced() -> bool:
     if torch is None or torch.compiler.is_compiling():
         return torch is not None
     return _has_levels(torch) or bool(torch.jit.is_tracing())
+
+
+def is_plain() -> bool:
+    """Whether torch has no mode in which a call is more than it seems; JAX shows its own in the arrays."""
+    return not is_traced() and ("torch" not in sys.modules or not in_forward_mode())
 
 
 def is_jit_tracing() -> bool:

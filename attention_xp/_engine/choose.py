@@ -34,7 +34,7 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
 
     Under torch's autocast a guest does as it is used to; the other kernels have chosen the dtype of their products.
     """
-    name = choose(problem, wanted)
+    name = problem.once(choose, wanted)
     if name == "fused":
         result: Attended | None = fused.attend(problem, wanted)
         if result is not None:

@@ -5,25 +5,30 @@ On small arrays the checks would take longer than attention itself.
 
 from typing import Any
 
-from attention_xp._backend.modes import is_traced
+from attention_xp._backend.modes import is_plain
 from attention_xp._options import AttentionOptions
 from attention_xp._typing import Array
 
-__all__ = ["KNOWN", "plain_name", "remember"]
+__all__ = ["known_call", "remember"]
 
-KNOWN: dict[Any, dict[str, Any]] = {}  # the fields of plain calls that were found right
+_Fields = dict[str, Any]
+
+_KNOWN: dict[Any, _Fields] = {}  # the fields of plain calls that were found right
 _PLAIN = frozenset({"is_causal", "scale", "softcap", "impl"})  # options that are plain values, and alike in most calls
 _MOST = 512
 
 
-def plain_name(
+def known_call(
     query: Array, key: Array, value: Array, mask: Any, dropout_rate: float, options: AttentionOptions
-) -> tuple[Any, ...] | None:
-    """Return all that the fields of a plain call depend on; ``None`` for a call with more arrays, or within a trace."""
+) -> tuple[tuple[Any, ...] | None, _Fields | None]:
+    """Return all that the fields of a plain call depend on, and the fields where they are known.
+
+    ``None`` for a call with more arrays, or within a trace: what is found there hangs on more than the call.
+    """
     if mask is not None or type(dropout_rate) is not float or dropout_rate or not options.keys() <= _PLAIN:
-        return None
-    if is_traced():
-        return None
+        return None, None
+    if not is_plain():
+        return None, None
     try:
         name = (
             *(type(query), query.shape, query.dtype, query.device),
@@ -32,14 +37,13 @@ def plain_name(
             *options.items(),
             *map(type, options.values()),  # True is no 1
         )
-        hash(name)
+        return name, _KNOWN.get(name)
     except (AttributeError, TypeError):  # no array, one that JAX traces, or a size that cannot be told from another
-        return None
-    return name
+        return None, None
 
 
-def remember(name: tuple[Any, ...], fields: dict[str, Any]) -> None:
+def remember(name: tuple[Any, ...], fields: _Fields) -> None:
     """Keep the fields of a call, without its arrays."""
-    if len(KNOWN) >= _MOST:
-        KNOWN.clear()
-    KNOWN[name] = {**fields, "query": None, "key": None, "value": None}
+    if len(_KNOWN) >= _MOST:
+        _KNOWN.clear()
+    _KNOWN[name] = {**fields, "query": None, "key": None, "value": None}

@@ -1,9 +1,10 @@
 """One attention call, whole and checked: after `Problem.of` nobody checks again."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from attention_xp._backend.dtypes import is_boolean
 from attention_xp._backend.libraries import common_namespace
@@ -19,7 +20,7 @@ from attention_xp._engine.numbers import (
     check_window,
 )
 from attention_xp._engine.packing import PackedMask, Packing
-from attention_xp._engine.plain_calls import KNOWN, plain_name, remember
+from attention_xp._engine.plain_calls import known_call, remember
 from attention_xp._engine.rules import ArrayMask, RowMask
 from attention_xp._options import AttentionOptions, complete
 from attention_xp._random import check_rate, check_rng, seed_words
@@ -30,6 +31,8 @@ from attention_xp.masks import CausalMask, FunctionMask, LengthMask, Mask, Windo
 from attention_xp.masks._algebra import conjuncts
 
 __all__ = ["Problem", "is_foreign"]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class Problem:
     tile: tuple[int, int] | None
     first_item: int  # number of the first batch item, where a call is one of several
     packing: Packing | None  # of sequences whose bounds only the device knows
+
+    answers: ClassVar[dict[Any, Any] | None] = None  # of a known call, which has its own; see `once`
 
     @property
     def ndim(self) -> int:
@@ -125,16 +130,27 @@ class Problem:
     ) -> "Problem":
         """Check a call and line everything up with the scores."""
         is_whole = packing is None and first_item == 0
-        name = plain_name(query, key, value, mask, dropout_rate, options) if is_whole else None
-        known = None if name is None else KNOWN.get(name)  # a trace that asks would hang on what else is known
+        name, known = known_call(query, key, value, mask, dropout_rate, options) if is_whole else (None, None)
         if known is not None:
             problem = object.__new__(cls)  # to set the fields one by one takes as long as attention on small arrays
             vars(problem).update(known, query=query, key=key, value=value)
             return problem
         problem = cls._checked(query, key, value, mask, dropout_rate, options, first_item, packing)
         if name is not None and problem.query is query:
-            remember(name, vars(problem))
+            remember(name, {**vars(problem), "answers": {}})
         return problem
+
+    def once(self, question: Callable[..., _T], *more: Any) -> _T:
+        """Ask a function about the problem once for all calls that are known to be alike.
+
+        The answer may hang on sizes, dtypes, devices and options, on no number in the arrays.
+        """
+        if self.answers is None:
+            return question(self, *more)
+        name = question, *more
+        if name not in self.answers:
+            self.answers[name] = question(self, *more)
+        return self.answers[name]  # type: ignore[no-any-return]
 
     @classmethod
     def _checked(

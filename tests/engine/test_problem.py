@@ -1,11 +1,14 @@
 """A call becomes a problem: checked, aligned with the scores, frozen."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
 
+from attention_xp._engine.choose import choose
 from attention_xp._engine.problem import Problem
+from attention_xp._engine.result import Wanted
 from attention_xp.masks import CausalMask, WindowMask
 from tests._assertions import dtype_name
 from tests._generators import source
@@ -143,3 +146,48 @@ def test_masked_arrays_are_refused_after_plain_ones(make):
     Problem.of(q, k, v, None, 0.0, {})
     with pytest.raises(TypeError, match="key must be a plain array"):
         Problem.of(q, np.ma.masked_array(k), v, None, 0.0, {})
+
+
+def test_calls_that_are_alike_are_asked_once(make):
+    """What no number in the arrays can change is found out at the first call; other calls, and changed ones, ask anew."""
+    asked = []
+
+    def question(problem, more):
+        asked.append(more)
+        return problem.scale
+
+    calls = [problem(make, scale=scale) for scale in (0.25, 0.25, 0.25, 0.75, 0.75)]
+    changed = dataclasses.replace(calls[1], scale=0.5)
+    assert [p.once(question, "how") for p in calls] == [0.25, 0.25, 0.25, 0.75, 0.75]
+    assert asked == ["how"] * 4  # by the first of each kind, which was not known yet, and by the second
+    assert calls[1].once(question, "other") == 0.25
+    assert asked[4:] == ["other"]
+    assert changed.once(question, "how") == 0.5
+
+
+@pytest.mark.backends("torch")
+@pytest.mark.parametrize("mode", ["forward", "vmap", "trace"])
+def test_what_is_known_is_not_asked_for_in_a_mode(make, mode):
+    """There the best kernel hangs on more than the call."""
+    torch = pytest.importorskip("torch")
+    q, k, v = (make(x) for x in inputs((2, 4, 5, 8)))
+    for _ in range(2):
+        assert choose(Problem.of(q, k, v, None, 0.0, {}), Wanted()) == "fused"
+    found = []
+
+    def attend(q, k, v):
+        p = Problem.of(q, k, v, None, 0.0, {})
+        found.append((p.answers, p.once(choose, Wanted())))
+        return q
+
+    if mode == "forward":
+        with torch.autograd.forward_ad.dual_level():
+            attend(q, k, v)
+    elif mode == "vmap":
+        torch.func.vmap(attend)(*(torch.stack([x, x]) for x in (q, k, v)))
+    else:
+        with warnings.catch_warnings():  # that it is deprecated, and what of a tensor Python was told
+            warnings.simplefilter("ignore")
+            torch.jit.trace(attend, (q, k, v), check_trace=False)
+    expected = "fused" if mode == "trace" else "dense"
+    assert set(map(str, found)) == {str((None, expected))}

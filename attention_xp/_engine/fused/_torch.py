@@ -90,43 +90,76 @@ def attend(problem: Problem, wanted: Wanted) -> Attended | None:  # noqa: ARG001
 
 
 def computed(problem: Problem) -> Array:
-    """Return the output: the kernel is called with four axes, as its fast paths want them."""
-    torch: Any = sys.modules["torch"]
-    rules = column_rules(problem)
-    causal = len(rules) > 0 and any(isinstance(rule, CausalMask) for rule in rules)
+    """Return the output of the kernel, in the shape and dtype of the query."""
+    keywords = problem.once(_keywords)
+    if problem.once(_is_taken_as_it_is):
+        output = _called(problem.query, problem.key, problem.value, keywords)
+    else:
+        output = _translated(problem, keywords)
+    if output.dtype != problem.query.dtype:  # under autocast
+        output = output.to(problem.query.dtype)
+    return output
+
+
+def _keywords(problem: Problem) -> dict[str, Any]:
+    """Return what the kernel is told in plain values."""
+    causal = any(isinstance(rule, CausalMask) for rule in column_rules(problem))
+    grouped = {"enable_gqa": True} if problem.group > 1 else {}  # asked with `if`: a traced size answers with no bool
+    return {"is_causal": causal, "scale": problem.scale, **grouped}
+
+
+def _is_taken_as_it_is(problem: Problem) -> bool:
+    """Whether the kernel takes all arrays as they are and gives what is wanted, as in most calls."""
+    causal = _keywords(problem)["is_causal"]
+    if len(problem.rules) > causal or len(problem.addends) > 0 or problem.ndim != 4:
+        return False
+    has_all = all(a.shape[0] == problem.batch[0] for a in (problem.query, problem.key, problem.value))
+    return has_all and not (causal and _has_unseen_keys(problem))
+
+
+def _has_unseen_keys(problem: Problem) -> bool:
+    """Whether there are keys that nobody sees in causal order; sizes that torch leaves open are not compared."""
+    return not is_compiling(problem.xp) and bool(problem.key.shape[-2] > problem.query.shape[-2])
+
+
+def _translated(problem: Problem, keywords: dict[str, Any]) -> Array:
+    """Call the kernel with four axes, as its fast paths want them, and with one mask; padding is made harmless."""
+    rules, causal = column_rules(problem), keywords["is_causal"]
     mask = None if causal else _mask(problem, rules)
-    Sq, key, value = problem.query.shape[-2], problem.key, problem.value
-    if causal and not is_compiling(problem.xp) and key.shape[-2] > Sq:  # nobody sees these, nor what is NaN there
+    key, value = problem.key, problem.value
+    if causal and _has_unseen_keys(problem):  # nor is what is NaN there to be seen
+        Sq = problem.query.shape[-2]
         key, value = key[..., :Sq, :], value[..., :Sq, :]
     # A slope of 0 would not silence what is NaN in the query of a row that attends nothing, nor what comes back to it.
-    query, is_followed = fill_padding(problem, problem.query), mask is not None and _is_followed(torch, problem)
+    query, is_followed = fill_padding(problem, problem.query), mask is not None and _is_followed(problem)
     if is_followed:
         query = fill_empty_rows(problem, rules, query)
-    grouped = {"enable_gqa": True} if problem.group > 1 else {}  # asked with `if`: a traced size answers with no bool
-    output = torch.nn.functional.scaled_dot_product_attention(
+    output = _called(
         operand(problem, query),
         operand(problem, with_zero_keys(problem, rules, key)),
         operand(problem, with_zero_keys(problem, rules, value)),
-        attn_mask=None if mask is None else four_axes(problem, mask),
-        is_causal=causal,
-        scale=problem.scale,
-        **grouped,
+        {"attn_mask": None if mask is None else four_axes(problem, mask), **keywords},
     )
-    if output.requires_grad and not is_traced():
-        from attention_xp._engine.fused._torch_again import follow_slopes  # noqa: PLC0415  # imports torch
-
-        follow_slopes(output)
     if problem.ndim != 4:
         output = output.reshape(*problem.lead, *output.shape[-2:])
-    if output.dtype != problem.query.dtype:  # under autocast
-        output = output.to(problem.query.dtype)
     if mask is not None and (is_followed or not _gives_zeros(problem.query)):
         output = fill_empty_rows(problem, rules, output)
     return fill_padding(problem, output)
 
 
-def _is_followed(torch: Any, problem: Problem) -> bool:
+def _called(query: Array, key: Array, value: Array, keywords: dict[str, Any]) -> Array:
+    """Call the kernel and see to further derivatives."""
+    output = sys.modules["torch"].nn.functional.scaled_dot_product_attention(query, key, value, **keywords)
+    if output.requires_grad and not is_traced():
+        from attention_xp._engine.fused._torch_again import follow_slopes  # noqa: PLC0415  # imports torch
+
+        follow_slopes(output)
+    return output
+
+
+def _is_followed(problem: Problem) -> bool:
     """Whether there are to be gradients."""
+    torch: Any = sys.modules["torch"]
     arrays = (problem.query, problem.key, problem.value, *problem.addends)
     return torch.is_grad_enabled() and any(a.requires_grad for a in arrays)
 
