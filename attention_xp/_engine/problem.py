@@ -89,7 +89,7 @@ class Problem:
     @property
     def may_gather(self) -> bool:
         """Whether only rules ask where a key is, so that keys from anywhere may share a tile where none is undecided."""
-        return self.is_product and self.seed is None
+        return self.score_mod is None and len(self.addends) == 0 and self.seed is None
 
     @property
     def has_bias_rule(self) -> bool:

@@ -1,12 +1,13 @@
 """The two mask rules that only the engine makes: a given array, and a limit on query rows."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from attention_xp._backend.values import on_host
 from attention_xp._engine.region import Region, Span
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
+from attention_xp.masks._length_rules import batch_and_head, before
+from attention_xp.masks._mask import Reach
 
 __all__ = ["ArrayMask", "RowMask"]
 
@@ -28,7 +29,7 @@ class ArrayMask(Mask):
         """Return the piece of the array that covers the region."""
         return region.look_up(self.array)
 
-    def reach(self, span: Span) -> tuple[Any, Any]:
+    def reach(self, span: Span) -> Reach:
         """Look at the values where they lie in the memory of this process, else say nothing."""
         if span.b is None or span.h is None or not on_host(span.xp, self.array) or isinstance(span.k_lo, int):
             return True, False
@@ -70,9 +71,13 @@ class RowMask(Mask):
 
     @property
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]
-        """The batch shape of the limits."""
-        return () if isinstance(self.lengths, int) else tuple(self.lengths.shape)
+        """The batch shape of the limits, and a head."""
+        return batch_and_head(self.lengths)
 
     def allowed(self, region: Region) -> Array:
         """Return True for the rows that are no padding."""
         return region.row < region.per_batch(self.lengths)
+
+    def reach(self, span: Span) -> Reach:
+        """Compare the first and the last row with the length."""
+        return before(span, (span.row_lo, span.row_hi), self.lengths)

@@ -32,6 +32,9 @@ _TALLEST_BACKWARD = 1024, 4096  # rows of all heads of a job, and of those where
 _WINDOW_TILE = 128, 128  # under a narrow window, where a tile has one stretch of keys: JAX
 _SMALLEST_BLOCK = 32  # rows or keys of a block that is visited by itself
 _NARROW = 1024  # keys of a window along whose edges fewer rows leave out more than they cost
+BAND_STEP = 16  # rows of a step of a band: NumPy
+_LARGEST_OF_STEP = 10**6  # multiplications of a product that BLAS computes where the factors lie
+_SCORES_OF_BAND = 2**18
 _MOST_KEYS = 8192
 _TALLEST = 1024  # rows of all heads of a tile: NumPy
 _STACKED = 256  # rows of a head where rules leave something out: fewer rows leave out more
@@ -48,6 +51,8 @@ class TileShape(NamedTuple):
     rows: int  # of each head
     columns: int
     folded: bool  # the rows of the heads, which share a key/value head, are those of one product
+    part: int = 0  # rows that are planned as one; 0: all
+    step: int = 0  # rows of a step of a band; 0: no bands
 
 
 def tile_shape(problem: Problem, threads: int) -> TileShape:
@@ -65,15 +70,30 @@ def tile_shape(problem: Problem, threads: int) -> TileShape:
         heads = _stacked(problem, height // least)
     rows = min(rows, max((_STACKED if is_narrow else height) // heads, FEWEST_ROWS))
     rows = _uncrowded(_equal_parts(Sq, rows), Sq)
-    if is_narrow:  # all that such rows visit may be one tile
-        columns = _equal_parts(problem.key.shape[-2], _MOST_KEYS)
-    return TileShape(heads, rows, min(columns, max(_LARGEST // (heads * rows), STRIP)), folded=False)
+    if not is_narrow:
+        return TileShape(heads, rows, min(columns, max(_LARGEST // (heads * rows), STRIP)), folded=False)
+    parts, step = _bands(problem, heads * rows, threads) if rows % BAND_STEP == 0 else (1, 0)
+    columns = _equal_parts(problem.key.shape[-2], _MOST_KEYS)  # all that such rows visit may be one tile
+    columns = min(columns, max(_LARGEST // (heads * rows * parts), STRIP))
+    return TileShape(heads, rows * parts, columns, folded=False, part=rows, step=step)
+
+
+def _bands(problem: Problem, height: int, threads: int) -> tuple[int, int]:
+    """Return how many times so many rows of all heads one band has, and the rows of its steps; 0 without bands."""
+    width = narrowest(problem.rules) + BAND_STEP - 1
+    multiplications = BAND_STEP * width * max(problem.query.shape[-1], problem.value.shape[-1])
+    if not problem.may_gather or multiplications > _LARGEST_OF_STEP:
+        return 1, 0
+    of_a_job = math.prod(problem.lead) * problem.query.shape[-2] / (_JOBS * threads)
+    times = math.ceil(min(max(_TALLEST, _SCORES_OF_BAND // width), of_a_job) / height)
+    return max(min(times, _LARGEST // (width * height)), 1), BAND_STEP
 
 
 def _is_uniform_along_heads(problem: Problem) -> bool:
-    """Whether the heads, or without such the last batch items, are masked alike."""
-    alike = all(rule.lead[-1:] in ((), (1,)) for rule in problem.rules)
-    return alike and (problem.heads is not None or problem.has_one_offset)
+    """Whether the heads, or without such the batch items, are masked alike."""
+    if problem.heads is None:
+        return problem.is_masked_alike
+    return all(rule.lead[-1:] in ((), (1,)) for rule in problem.rules)
 
 
 def tile_sizes(problem: Problem) -> tuple[int, int]:

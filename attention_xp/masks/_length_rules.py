@@ -1,12 +1,14 @@
 """Rules that end the keys: a prefix, or sequences of different lengths."""
 
+from typing import Any
+
 from attention_xp._backend.values import FAR
 from attention_xp._engine.region import Region, Span
 from attention_xp._typing import Array
 from attention_xp.masks._look_up import check_counts, item_of, least_and_most, line_up
 from attention_xp.masks._mask import Mask, Reach, rule
 
-__all__ = ["LengthMask", "PrefixMask"]
+__all__ = ["LengthMask", "PrefixMask", "batch_and_head", "before"]
 
 
 @rule
@@ -45,7 +47,7 @@ class PrefixMask(Mask):
     @property
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]
         """Return the batch shape and a head."""
-        return _batch_and_head(self.length)
+        return batch_and_head(self.length)
 
     @property
     def extent(self) -> tuple[int, int]:  # type: ignore[override]
@@ -59,7 +61,7 @@ class PrefixMask(Mask):
 
     def reach(self, span: Span) -> Reach:
         """Compare the first and the last key with the length."""
-        return _before(span, self.length)
+        return before(span, (span.k_lo, span.k_hi), self.length)
 
 
 @rule
@@ -95,7 +97,7 @@ class LengthMask(Mask):
     @property
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]
         """Return the batch shape and a head."""
-        return _batch_and_head(self.lengths)
+        return batch_and_head(self.lengths)
 
     @property
     def extent(self) -> tuple[int, int]:  # type: ignore[override]
@@ -109,16 +111,18 @@ class LengthMask(Mask):
 
     def reach(self, span: Span) -> Reach:
         """Compare the first and the last key with the length."""
-        return _before(span, self.lengths)
+        return before(span, (span.k_lo, span.k_hi), self.lengths)
 
 
-def _batch_and_head(values: int | Array) -> tuple[int, ...]:
+def batch_and_head(values: int | Array) -> tuple[int, ...]:
+    """Return the leading axes of one value, or of one for each batch item."""
     return () if isinstance(values, int) or values.ndim == 0 else (*values.shape, 1)
 
 
-def _before(span: Span, lengths: int | Array) -> Reach:
-    """Tell whether the first key, and whether the last, lies before the length."""
+def before(span: Span, ends: tuple[Any, Any], lengths: int | Array) -> Reach:
+    """Tell whether the first, and whether the last, of some rows or keys lies before the length."""
+    first, last = ends
     if isinstance(lengths, int):
-        return span.k_lo < min(lengths, FAR), span.k_hi < min(lengths, FAR)
-    limits = least_and_most(span, lengths, item_of(span, _batch_and_head(lengths)))
-    return (True, False) if limits is None else (span.k_lo < limits[1], span.k_hi < limits[0])
+        return first < min(lengths, FAR), last < min(lengths, FAR)
+    limits = least_and_most(span, lengths, item_of(span, batch_and_head(lengths)))
+    return (True, False) if limits is None else (first < limits[1], last < limits[0])

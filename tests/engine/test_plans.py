@@ -1,12 +1,15 @@
 """The tiles of NumPy's walker: they visit what a mask allows, each pair once, and know where they need not ask."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
 from attention_xp import flash_attention
 from attention_xp._engine.planning.answers import Grid, Item
-from attention_xp._engine.planning.plan import bounds
+from attention_xp._engine.planning.plan import Tile, bounds
 from attention_xp._engine.planning.plans import Plans
+from attention_xp._typing import Array
 from attention_xp.masks import (
     BlockMask,
     CausalMask,
@@ -14,6 +17,7 @@ from attention_xp.masks import (
     LengthMask,
     Mask,
     SegmentMask,
+    StridedMask,
     WindowMask,
     longformer_mask,
     sparse_transformer_mask,
@@ -37,39 +41,96 @@ MASKS = [
     GlobalMask(np.arange(LENGTH) % 97 == 5),
     SegmentMask(np.arange(LENGTH) // 150),
     longformer_mask(60, np.arange(LENGTH) < 9),
+    longformer_mask(61, np.arange(LENGTH) // 9 == 40),
     sparse_transformer_mask(50, "fixed"),
+    WindowMask(40, 10) & SegmentMask(np.arange(LENGTH) // 150),
+    WindowMask(90, 33) & StridedMask(3),
+    WindowMask(37, 5) & LengthMask(LENGTH - 130),
+    WindowMask(5, 5) | WindowMask(100, 0) & StridedMask(4),
 ]
 
 
-def _plans(mask: Mask, **options: int | bool) -> Plans:
-    grid = Grid(
-        **{"keys": LENGTH, "rows": 256, "chunk": 128, "columns": 384, "widest": 2048, "may_skip": True} | options
-    )
-    return Plans((mask,), LENGTH, grid)
+WHOLE = Grid(keys=LENGTH, rows=256, part=256, step=0, chunk=128, columns=384, widest=2048, may_skip=True)
+IN_BANDS = WHOLE._replace(part=64, step=16, chunk=64)
 
 
-@pytest.mark.parametrize("may_skip", [True, False])
+def _plans(mask: Mask, grid: Grid = WHOLE, **options: int | bool) -> Plans:
+    return Plans((mask,), LENGTH, grid._replace(**options))
+
+
+def _steps(tile: Tile) -> Iterator[Tile]:
+    """Yield the steps of a tile, each as a tile of its own."""
+    for i in range(tile.steps):
+        by = i * tile.step
+        rows = tile.rows[0] + by, tile.rows[0] + by + tile.step
+        columns = tuple((start + by, end + by) for start, end in tile.columns)
+        yield Tile(rows, columns, (tile.mixed[0] + by, tile.mixed[1] + by), tile.rules)
+
+
+@pytest.mark.parametrize("grid", [WHOLE, WHOLE._replace(may_skip=False), IN_BANDS], ids=["whole", "no gaps", "bands"])
+@pytest.mark.parametrize("offset", [0, 60])
 @pytest.mark.parametrize("mask", MASKS, ids=repr)
-def test_tiles_visit_each_allowed_pair_once(mask: Mask, may_skip: bool) -> None:
-    allowed = mask.to_array(LENGTH, LENGTH)
-    visits, decided = np.zeros((LENGTH, LENGTH), int), np.zeros((LENGTH, LENGTH), bool)
-    plans = _plans(mask, may_skip=may_skip)
-    for block in bounds(0, LENGTH, 256):
-        for tile in plans.tiles(HERE, block):
+def test_tiles_visit_each_allowed_pair_once(mask: Mask, offset: int, grid: Grid) -> None:
+    allowed = mask.to_array(LENGTH - offset, LENGTH, offset)
+    visits, decided = np.zeros(allowed.shape, int), np.zeros(allowed.shape, bool)
+    plans, here = Plans((mask,), LENGTH - offset, grid), HERE._replace(offset=offset)
+    for block in bounds(0, LENGTH - offset, 256):
+        for tile in plans.tiles(here, block):
             assert block[0] <= tile.rows[0] < tile.rows[1] <= block[1]
             keys = sum(end - start for start, end in tile.columns)
             assert (tile.rows[1] - tile.rows[0]) * keys <= 256 * 384
-            for i, (start, end) in enumerate(tile.columns):
-                visits[slice(*tile.rows), start:end] += 1
-                decided[slice(*tile.rows), start:end] = True
-                if tile.rules and i == 0:
-                    part = slice(*tile.mixed), slice(start, end)
-                    decided[part] = False
-                    told = np.all([rule.to_array(LENGTH, LENGTH) for rule in tile.rules], axis=0)
-                    assert np.array_equal(told[part], allowed[part])
+            for step in _steps(tile):
+                _visit(step, offset, allowed, visits, decided)
     assert visits.max() <= 1
     assert np.all(visits[allowed] == 1)
     assert np.all(allowed[decided])
+
+
+def _visit(tile: Tile, offset: int, allowed: Array, visits: Array, decided: Array) -> None:
+    """Count what a tile visits, and note what no rule of it is asked about; where one is, all pairs are decided right."""
+    for i, (start, end) in enumerate(tile.columns):
+        visits[slice(*tile.rows), start:end] += 1
+        decided[slice(*tile.rows), start:end] = True
+        if tile.rules and i == 0:
+            part = slice(*tile.mixed), slice(start, end)
+            decided[part] = False
+            told = np.all([rule.to_array(*allowed.shape, offset) for rule in tile.rules], axis=0)
+            assert np.array_equal(told[part], allowed[part])
+
+
+@pytest.mark.parametrize(
+    ("mask", "visited"),
+    [
+        (WindowMask(100, 0), 116),
+        (CausalMask() & WindowMask(33, 70), 49),
+        (longformer_mask(60, np.arange(LENGTH) < 9), 136),
+        (WindowMask(100, 20) & StridedMask(3), 136),
+        (WindowMask(40, 3) & SegmentMask(np.arange(LENGTH) // 600), 59),
+    ],
+    ids=repr,
+)
+def test_rows_along_the_diagonal_are_met_in_steps(mask: Mask, visited: int) -> None:
+    """Each step visits as many keys as the window is wide, and as many more as it has other rows."""
+    (band, *others) = _plans(mask, IN_BANDS).tiles(HERE, (256, 512))
+    assert (band.rows, band.steps) == ((256, 512), 16)
+    assert [end - start for start, end in band.columns] == [visited]
+    assert all(rule.shift_invariant for rule in band.rules)
+    assert [tile.columns for tile in others] == ([((0, 9),)] if "Global" in repr(mask) else [])
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        CausalMask(),
+        StridedMask(7),
+        WindowMask(40, 3) & SegmentMask(np.arange(LENGTH) // 30),
+        WindowMask(400, 0),  # wider than a tile
+        _blocks(64),
+    ],
+    ids=repr,
+)
+def test_there_is_no_band_where_no_window_ends_or_another_rule_has_a_say(mask: Mask) -> None:
+    assert all(tile.steps == 1 for tile in _plans(mask, IN_BANDS).tiles(HERE, (256, 512)))
 
 
 def test_tiles_are_cut_where_blocks_and_global_positions_begin() -> None:
@@ -94,26 +155,24 @@ def test_too_many_seams_are_left_aside() -> None:
 
 def test_a_mask_keeps_its_plans_for_a_few_sizes() -> None:
     mask, causal = _blocks(128), CausalMask()
-    grid = Grid(keys=LENGTH, rows=256, chunk=128, columns=384, widest=2048, may_skip=True)
-    kept = Plans.of((mask, causal), LENGTH, grid)
-    assert Plans.of((mask, CausalMask()), LENGTH, grid) is kept
-    assert Plans.of((mask,), LENGTH, grid) is not kept
-    assert Plans.of((_blocks(128), causal), LENGTH, grid) is not kept
+    kept = Plans.of((mask, causal), LENGTH, WHOLE)
+    assert Plans.of((mask, CausalMask()), LENGTH, WHOLE) is kept
+    assert Plans.of((mask,), LENGTH, WHOLE) is not kept
+    assert Plans.of((_blocks(128), causal), LENGTH, WHOLE) is not kept
     for columns in range(100, 110):
-        Plans.of((mask,), LENGTH, grid._replace(columns=columns))
-    assert Plans.of((mask, causal), LENGTH, grid) is not kept
+        Plans.of((mask,), LENGTH, WHOLE._replace(columns=columns))
+    assert Plans.of((mask, causal), LENGTH, WHOLE) is not kept
 
 
 def test_plans_are_not_kept_where_lengths_may_be_changed() -> None:
     mask = LengthMask(np.asarray([5, 9]))
-    grid = Grid(keys=LENGTH, rows=256, chunk=128, columns=384, widest=2048, may_skip=True)
-    assert Plans.of((mask,), LENGTH, grid) is not Plans.of((mask,), LENGTH, grid)
+    assert Plans.of((mask,), LENGTH, WHOLE) is not Plans.of((mask,), LENGTH, WHOLE)
 
 
 def test_blocks_that_visit_much_come_first() -> None:
     layout = np.zeros((6, 6), bool)
     layout[2], layout[4, :3] = True, True
-    order = _plans(BlockMask(layout, 128), rows=128).longest_first(HERE)
+    order = _plans(BlockMask(layout, 128), rows=128, part=128).longest_first(HERE)
     assert order[:2] == [(256, 384), (512, 640)]
 
 
@@ -122,7 +181,7 @@ def test_under_a_causal_mask_the_last_block_comes_first() -> None:
 
 
 def test_a_narrow_window_is_met_as_one_tile() -> None:
-    grid = {"rows": 64, "chunk": 64, "columns": 640}
+    grid = {"rows": 64, "part": 64, "chunk": 64, "columns": 640}
     few = longformer_mask(60, np.arange(LENGTH) < 9)
     (tile,) = _plans(few, **grid).tiles(HERE, (256, 320))
     assert tile.columns == ((192, 384), (0, 9))
@@ -134,7 +193,7 @@ def test_a_narrow_window_is_met_as_one_tile() -> None:
 def test_global_positions_beside_a_window_are_not_held_against_it() -> None:
     beside = longformer_mask(60, np.arange(LENGTH) // 64 == 2)
     allowed, visited = beside.to_array(LENGTH, LENGTH), np.zeros(LENGTH, bool)
-    for tile in _plans(beside, rows=64, chunk=64, columns=640).tiles(HERE, (256, 320)):
+    for tile in _plans(beside, rows=64, part=64, chunk=64, columns=640).tiles(HERE, (256, 320)):
         for i, stretch in enumerate(tile.columns):
             visited[slice(*stretch)] = True
             rules = tile.rules if i == 0 else ()

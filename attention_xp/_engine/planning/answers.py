@@ -30,7 +30,9 @@ class Grid(NamedTuple):
 
     keys: int
     rows: int  # of a block
-    chunk: int  # rows of a chunk of a block
+    part: int  # rows of a block that are planned as one
+    step: int  # rows of a step of a band; 0 where there are no bands
+    chunk: int  # rows of a chunk of a part
     columns: int  # keys of a tile
     widest: int  # likewise, of few rows
     may_skip: bool  # whether full tiles are joined over gaps
@@ -51,11 +53,18 @@ class _Cuts(NamedTuple):
 class Answers(NamedTuple):
     """What rules answered about the chunks of some blocks, under all strips."""
 
-    blocks: list[Bounds]
-    chunks: list[list[Bounds]]  # of each block
+    parts: list[Bounds]  # of all blocks
+    chunks: list[list[Bounds]]  # of each part
     strips: list[Bounds]
-    possible: Array  # (rules, chunks of all blocks, strips)
+    possible: Array  # (rules, chunks of all parts, strips)
     certain: Array
+
+    def about(self, part: Bounds) -> tuple[list[Bounds], Array, Array]:
+        """Return the chunks of a part, and the answers about these, (rules, chunks, strips)."""
+        at = self.parts.index(part)
+        first = sum(map(len, self.chunks[:at]))
+        here = slice(first, first + len(self.chunks[at]))
+        return self.chunks[at], self.possible[:, here], self.certain[:, here]
 
 
 def span_of(rows: tuple[Any, Any], columns: tuple[Any, Any], item: Item) -> Span:
@@ -66,10 +75,11 @@ def span_of(rows: tuple[Any, Any], columns: tuple[Any, Any], item: Item) -> Span
 def answers_about(rules: tuple[Mask, ...], grid: Grid, item: Item, blocks: list[Bounds]) -> Answers:
     """Ask rules about some blocks, cut where a rule has a seam."""
     cuts = _seams(rules, blocks[-1][1], grid.keys, item.offset)
-    chunks = [_cut(bounds(*rows, grid.chunk), cuts.chunks) for rows in blocks]
+    parts = [part for rows in blocks for part in bounds(*rows, grid.part)]
+    chunks = [_cut(bounds(*part, grid.chunk), cuts.chunks) for part in parts]
     strips = _cut(_strips(grid.keys, grid.strip, phase=blocks[0][0] + item.offset), cuts.strips)
     answers = np.stack(asked(rules, [chunk for some in chunks for chunk in some], strips, item))
-    return Answers(blocks, chunks, strips, answers[:, 0], answers[:, 1])
+    return Answers(parts, chunks, strips, answers[:, 0], answers[:, 1])
 
 
 def _seams(rules: tuple[Mask, ...], rows: int, keys: int, offset: int) -> _Cuts:

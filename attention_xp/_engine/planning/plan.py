@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from attention_xp.masks import Mask
 
-__all__ = ["Tile", "bounds", "plan", "side_by_side"]
+__all__ = ["Tile", "bounds", "plan", "side_by_side", "touching"]
 
 Bounds = tuple[int, int]
 Grid = Sequence[Sequence[bool]]  # by chunk, by strip
@@ -13,12 +13,31 @@ Verdict = tuple[tuple[bool, ...], tuple[bool, ...]]  # possible and certain, by 
 
 
 class Tile(NamedTuple):
-    """A rectangle of scores, by half-open bounds, and what is undecided inside."""
+    """A rectangle of scores, by half-open bounds, and what is undecided inside.
+
+    Or a band of such, in steps: the keys of each lie, and are decided about, as much further on as its rows do.
+    """
 
     rows: Bounds
-    columns: tuple[Bounds, ...]  # one stretch of keys, or several that are visited as one
-    mixed: Bounds  # rows on which some rule is undecided, among the first stretch of keys
+    columns: tuple[
+        Bounds, ...
+    ]  # one stretch of keys, or several that are visited as one; of a band, that of the first step
+    mixed: Bounds  # rows on which some rule is undecided, among the first stretch of keys; of a band, the first step
     rules: tuple[Mask, ...]  # these rules
+    steps: int = 1  # equal parts of the rows
+
+    @property
+    def step(self) -> int:
+        """Rows of a step."""
+        return (self.rows[1] - self.rows[0]) // self.steps
+
+    @property
+    def stretches(self) -> tuple[Bounds, ...]:
+        """The keys that all steps see together."""
+        if self.steps == 1:
+            return self.columns
+        ((start, end),) = self.columns
+        return ((start, end + (self.steps - 1) * self.step),)
 
 
 def bounds(start: int, stop: int, size: int) -> list[Bounds]:
@@ -38,6 +57,17 @@ def side_by_side(lengths: Iterable[int]) -> Iterator[slice]:
     for length in lengths:
         yield slice(done, done + length)
         done += length
+
+
+def touching(stretches: Iterable[Bounds]) -> list[Bounds]:
+    """Return stretches in order, those that follow each other as one."""
+    joined: list[Bounds] = []
+    for start, end in sorted(stretches):
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+    return joined
 
 
 def plan(

@@ -1,12 +1,14 @@
 """The tiles that each block of rows visits on NumPy, planned for some blocks at once and kept."""
 
 import functools
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 
 from attention_xp._engine.planning.answers import Answers, Grid, Item, answers_about, span_of
-from attention_xp._engine.planning.plan import Bounds, Tile, bounds, plan
+from attention_xp._engine.planning.bands import Band, band_of
+from attention_xp._engine.planning.plan import Bounds, Tile, bounds, plan, touching
 from attention_xp.masks import BlockMask, GlobalMask, Mask, SegmentMask
 
 __all__ = ["Plans"]
@@ -41,6 +43,7 @@ class Plans:
         self._kept = all(rule.shift_invariant for rule in rules)
         self._answers: dict[tuple[Item, int], Answers] = {}
         self._tiles: dict[tuple[Item, Bounds], list[Tile]] = {}
+        self._order: dict[Item, list[Bounds]] = {}
 
     def tiles(self, item: Item, rows: Bounds) -> list[Tile]:
         """Return the tiles of a block that are not empty."""
@@ -67,11 +70,18 @@ class Plans:
         """Return the blocks of rows, those that visit much before the others."""
         if self._kept or len(self._blocks) > self._at_once():
             return self.latest_first()
+        if item not in self._order:
+            area = self._areas(item)
+            self._order[item] = sorted(self.latest_first(), key=area.__getitem__, reverse=True)
+        return self._order[item]
+
+    def _areas(self, item: Item) -> dict[Bounds, int]:
+        """Return how many pairs each block of rows visits, about."""
         answers = self._answers_about(item, self._blocks[0])
         visited = np.all(answers.possible, axis=0) @ np.asarray([end - start for start, end in answers.strips])
         ends = np.cumsum([len(chunks) for chunks in answers.chunks])
-        area = dict(zip(answers.blocks, map(np.sum, np.split(visited, ends[:-1])), strict=True))
-        return sorted(self.latest_first(), key=area.__getitem__, reverse=True)
+        of_parts = dict(zip(answers.parts, map(np.sum, np.split(visited, ends[:-1])), strict=True))
+        return {rows: sum(of_parts[part] for part in bounds(*rows, self.grid.part)) for rows in self._blocks}
 
     def _answers_about(self, item: Item, rows: Bounds) -> Answers:
         """Return the answers about a block and its neighbours."""
@@ -105,11 +115,29 @@ def _kept(rules: tuple[Mask, ...], grid: Grid, item: Item, rows: Bounds) -> list
 
 
 def _planned(rules: tuple[Mask, ...], grid: Grid, item: Item, answers: Answers, rows: Bounds) -> list[Tile]:
-    """Return the tiles of one block; strips that are empty for all of it are not looked at."""
-    block = answers.blocks.index(rows)
-    first = sum(map(len, answers.chunks[:block]))
-    chunks = answers.chunks[block]
-    possible, certain = (a[:, first : first + len(chunks)] for a in (answers.possible, answers.certain))
+    """Return the tiles of one block: bands, and those of the parts that are of none."""
+    tiles: list[Tile] = []
+    parts = bounds(*rows, grid.part)
+    for band, some in itertools.groupby(parts, lambda part: band_of(rules, grid, item, answers, part)):
+        together = list(some)
+        if band is not None:
+            tiles += _of_band(band, grid, item, (together[0][0], together[-1][1]))
+        else:
+            tiles += [tile for part in together for tile in _of_part(rules, grid, item, answers, part)]
+    return tiles
+
+
+def _of_band(band: Band, grid: Grid, item: Item, rows: Bounds) -> list[Tile]:
+    """Return a band as one tile, and what its rows see elsewhere."""
+    (row, stop), (first, last) = rows, band.near
+    at, step = row + item.offset, (row, row + grid.step)
+    near = Tile(rows, ((at + first, at + last),), step, band.rules, (stop - row) // grid.step)
+    return [near, *plan([rows], band.far, [], grid.columns, may_skip=grid.may_skip)]
+
+
+def _of_part(rules: tuple[Mask, ...], grid: Grid, item: Item, answers: Answers, rows: Bounds) -> list[Tile]:
+    """Return the tiles of some rows; strips that are empty for all of them are not looked at."""
+    chunks, possible, certain = answers.about(rows)
     visited = np.flatnonzero(np.any(np.all(possible, axis=0), axis=0))
     told = zip(rules, possible[..., visited].tolist(), certain[..., visited].tolist(), strict=True)
     strips = [answers.strips[j] for j in visited.tolist()]
@@ -148,16 +176,5 @@ def _as_one(tiles: list[Tile], grid: Grid, item: Item, rows: Bounds) -> Tile | N
                 far.append(stretch)
         if tile.rules and (tile.mixed != rows or tile.columns[-1] not in near):
             return None
-    near, far = _touching(near), _touching(far)
+    near, far = touching(near), touching(far)
     return Tile(rows, (*near, *far), rows, rules) if len(near) == 1 and (grid.may_skip or not far) else None
-
-
-def _touching(stretches: list[Bounds]) -> list[Bounds]:
-    """Return stretches in order, those that follow each other as one."""
-    joined: list[Bounds] = []
-    for start, end in sorted(stretches):
-        if joined and joined[-1][1] == start:
-            joined[-1] = (joined[-1][0], end)
-        else:
-            joined.append((start, end))
-    return joined

@@ -14,7 +14,7 @@ import numpy as np
 from attention_xp._engine.planning.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
-from attention_xp._engine.rules import ArrayMask, RowMask
+from attention_xp._engine.rules import ArrayMask
 from attention_xp._engine.threads.heads import Range
 from attention_xp._engine.tile.arithmetic import Arithmetic, allowed_pairs
 from attention_xp._random_in_place import Survivors
@@ -42,7 +42,7 @@ class InPlace(Arithmetic):
         super().__init__(problem)
         self._lead = (1,) * (len(problem.lead) - 1)
         self._keep: dict[object, Patches] = {}
-        self.by_keys = _meets_lines_only(problem)  # how the scores are laid out
+        self.by_keys = _meets_lines_only(problem)  # how scores are laid out
         self._survivors = Survivors(problem.dropout_rate)
         self._head_keys: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         self._safe = SAFE * self.base.log_2
@@ -77,6 +77,11 @@ class InPlace(Arithmetic):
             np.copyto(old, new)
         return old
 
+    @property
+    def lies_by_keys(self) -> bool:
+        """Whether the tile at hand is laid out keys x queries."""
+        return self.by_keys
+
     def allowed(self, rules: tuple[Mask, ...], region: Region) -> Patches | None:
         """Return where all rules agree, in the layout of the scores, but for columns where they allow everything.
 
@@ -86,16 +91,16 @@ class InPlace(Arithmetic):
             return None
         if not self.problem.shift_invariant(rules):
             allowed = allowed_pairs(rules, region)
-            return [(slice(region.sizes[-1]), _by_columns(allowed) if self.by_keys else allowed)]
+            return [(slice(region.sizes[-1]), _by_columns(allowed) if self.lies_by_keys else allowed)]
         first = region.starts[-2] + (self.problem.query_offset or 0) - region.starts[-1]
-        name = rules, first, region.sizes[-2:], self.problem.dtype, self.by_keys
+        name = rules, first, region.sizes[-2:], self.problem.dtype, self.lies_by_keys
         known = self._keep.get(name, _KEPT.get(name))
         return self._kept(name, list(self._patches(rules, region))) if known is None else known
 
     def _patches(self, rules: tuple[Mask, ...], region: Region) -> Iterator[tuple[slice, Array]]:
         allowed = np.asarray(allowed_pairs(rules, region), self.problem.dtype)
         allowed = np.broadcast_to(allowed, region.sizes[-2:])
-        return _patches(np.asarray(allowed, order="F" if self.by_keys else "C"))
+        return _patches(np.asarray(allowed, order="F" if self.lies_by_keys else "C"))
 
     def _kept(self, name: object, patches: Patches) -> Patches:
         """Keep what is small for all calls, and the rest for this one."""
@@ -153,9 +158,12 @@ class InPlace(Arithmetic):
         return scores
 
 
-def by_key_head(x: Array, keys: Array) -> Array:
-    """Return a view of (..., H, m, n) as (K, H / K, m, n), for what comes by key/value heads, (K, ...)."""
-    return x.reshape(len(keys), -1, *x.shape[-2:])
+def by_key_head(x: Array, keys: Array, axes: int = 2) -> Array:
+    """Return a view of (..., H, m, n) as (K, H / K, m, n), for what comes by key/value heads, (K, ...).
+
+    Behind the heads there may be more `axes`.
+    """
+    return x.reshape(len(keys), -1, *x.shape[-axes:])
 
 
 def _meets_lines_only(problem: Problem) -> bool:
@@ -167,9 +175,7 @@ def _meets_lines_only(problem: Problem) -> bool:
         problem.score_mod is None
         and all(map(_is_line, problem.addends))
         and all(
-            rule.shift_invariant
-            or isinstance(rule, RowMask)
-            or (_is_line(rule.array) if isinstance(rule, ArrayMask) else rule.tells)
+            rule.shift_invariant or (_is_line(rule.array) if isinstance(rule, ArrayMask) else rule.tells)
             for rule in problem.rules
         )
     )

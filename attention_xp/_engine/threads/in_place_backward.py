@@ -29,7 +29,7 @@ class InPlaceBackward(InPlace):
     def lengths(problem: Problem, shape: TileShape) -> tuple[int, ...]:
         """Return how many numbers each buffer holds."""
         D, Dv = problem.query.shape[-1], problem.value.shape[-1]
-        heads, rows, columns, _ = shape
+        heads, rows, columns, *_ = shape
         scores = heads * rows * columns
         return scores, scores, heads * rows * D, heads * columns * D, heads * columns * Dv
 

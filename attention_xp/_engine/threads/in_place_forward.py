@@ -10,7 +10,7 @@ from attention_xp._engine.planning.plan import side_by_side
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.threads.gather import joined
 from attention_xp._engine.threads.in_place import InPlace, by_key_head
-from attention_xp._engine.threads.lines import APART, apart
+from attention_xp._engine.threads.lines import APART, apart, windows
 from attention_xp._engine.threads.products import multiply_into
 from attention_xp._engine.tile.products import quarantined_key, quarantined_outputs
 from attention_xp._engine.tile_sizes import CROWDED, TileShape
@@ -22,10 +22,11 @@ Pieces = list[Array]  # of the keys, or the values, of a tile
 
 
 class _Views(NamedTuple):
-    """A tile in the buffers, G heads stacked or folded."""
+    """A tile in the buffers, G heads stacked or folded; those of a band, in C steps, are (G, C, m, n)."""
 
     whole: Array  # the memory of the scores, with what lies between their lines
     product: Array  # as the product writes it
+    by_keys: bool  # whether it writes keys x queries
     rows: Array  # (G, m, n), or (1, G * m, n)
     scores: Array  # (..., G, m, n)
     sums: "_Outputs"  # of the values, weighted
@@ -57,19 +58,27 @@ class InPlaceForward(InPlace):
         self._scores, self._sums, self._more = buffers
         self._ones = np.ones((shape.columns, 1), dtype)  # made longer where a tile of few rows has more keys
         self._shifted = np.empty(0, dtype)  # keys, with ones for a shift that rides in the query
-        self._views: dict[tuple[int, int], _Views] = {}
+        self._views: dict[tuple[int, int, int], _Views] = {}
         self._at: _Views  # of the tile at hand
         self.output: Array  # (..., G, m, Dv), where the rows at hand belong
+
+    @property
+    def lies_by_keys(self) -> bool:
+        return self._at.by_keys
 
     def divide(self, x: Array, y: Array) -> Array:
         """Return x / y where the rows at hand belong."""
         return np.divide(x, y, out=self.output)
 
     def query_key(self, query: Array, key: Pieces, *, exclusive: bool) -> Array:
-        """(G, m, D) and (K, n, D) -> (..., G, m, n), or (1, G * m, D) and (1, n, D) where rows are folded."""
-        rows, keys = query.shape[-2], sum(piece.shape[-2] for piece in key)
-        views = self._at = self._tile(rows // self._shape.heads if self._shape.folded else rows, keys)
-        for piece, columns in _beside(key):
+        """(G, m, D) and (K, n, D) -> (..., G, m, n), or (1, G * m, D) and (1, n, D) where rows are folded.
+
+        Of a band, (G, C, m, D) and (K, (C - 1) * m + n, D) -> (..., G, C, m, n).
+        """
+        steps, rows = query.shape[1] if query.ndim > 3 else 0, query.shape[-2]
+        keys = sum(piece.shape[-2] for piece in key) - max(steps - 1, 0) * rows
+        views = self._at = self._tile(steps, rows // self._shape.heads if self._shape.folded else rows, keys)
+        for piece, columns in self._beside(key):
             self._product(query, piece, views.rows[..., columns], poisoned=exclusive and not self.range.keys)
         return views.scores
 
@@ -78,13 +87,18 @@ class InPlaceForward(InPlace):
         key, poison = quarantined_key(key) if poisoned else (key, None)
         if key.shape[-1] < query.shape[-1]:  # the last column of the query is a shift
             key = self._with_ones(key)
-        query, scores, key = by_key_head(query, key), by_key_head(scores, key), key[:, None]
-        if self.by_keys:
-            multiply_into(scores.mT, key, query.mT)
+        query, scores = (by_key_head(x, key, x.ndim - 1) for x in (query, scores))
+        if self._at.by_keys:
+            multiply_into(scores.mT, self._met(key), query.mT)
         else:
-            np.matmul(query, key.mT, out=scores)
+            np.matmul(query, self._met(key).mT, out=scores)
         if poison is not None:
-            np.add(scores, poison[:, None, None, :], out=scores)
+            np.add(scores, self._met(poison[..., None]).mT, out=scores)
+
+    def _met(self, piece: Array) -> Array:
+        """Return what each query head, and each step, meets of keys or values (K, n, W): (K, 1, n, W), (K, 1, C, n, W)."""
+        views = self._at.rows
+        return (piece if views.ndim == 3 else windows(piece, views.shape[-2], views.shape[-1]))[:, None]
 
     def _with_ones(self, key: Array) -> Array:
         """(..., n, D) -> (..., n, D + 1), with a last column of ones."""
@@ -93,32 +107,35 @@ class InPlaceForward(InPlace):
             self._shifted = np.empty(math.prod(shape), key.dtype)
         return joined([key], 1, self._shifted)
 
-    def _tile(self, m: int, n: int) -> _Views:
-        known = self._views.get((m, n))
+    def _tile(self, steps: int, m: int, n: int) -> _Views:
+        known = self._views.get((steps, m, n))
         if known is None:
-            known = self._views[m, n] = self._viewed(m, n)
+            known = self._views[steps, m, n] = self._viewed(steps, m, n)
         return known
 
-    def _viewed(self, m: int, n: int) -> _Views:
-        """Lay a tile of m rows and n keys out in the buffers."""
+    def _viewed(self, steps: int, m: int, n: int) -> _Views:
+        """Lay a tile of m rows, or of so many steps of m rows, and n keys out in the buffers."""
         heads = self._shape.heads
-        stacked = 1 if self._shape.folded else heads
-        rows = heads // stacked * m
-        lines, length = (n, rows) if self.by_keys else (rows, n)
-        room = apart(length, CROWDED) if self.by_keys else length
-        whole = self._scores[: stacked * lines * room].reshape(stacked, lines, room)
+        by_keys = self.by_keys and steps == 0  # few rows are met where they lie
+        stacked = (1,) if self._shape.folded else (heads, steps) if steps else (heads,)
+        rows = heads * m if self._shape.folded else m
+        lines, length = (n, rows) if by_keys else (rows, n)
+        room = apart(length, CROWDED) if by_keys else length
+        whole = self._scores[: math.prod(stacked) * lines * room].reshape(*stacked, lines, room)
         product = whole[..., :length]
-        by_rows = product.transpose(0, 2, 1) if self.by_keys else product
+        by_rows = product.mT if by_keys else product
         lead = (*self._lead, heads) if self.problem.lead else ()
-        sums, more = (self._outputs(buffer, m) for buffer in (self._sums, self._more))
+        scores = by_rows.reshape(*lead, *stacked[1:], m, n)
+        sums, more = (self._outputs(buffer, m, *stacked[1:]) for buffer in (self._sums, self._more))
         if len(self._ones) < n:
             self._ones = np.ones((n, 1), self._ones.dtype)
-        return _Views(whole, product, by_rows, by_rows.reshape(*lead, m, n), sums, more, self._ones[:n])
+        return _Views(whole, product, by_keys, by_rows, scores, sums, more, self._ones[:n])
 
-    def _outputs(self, buffer: Array, m: int) -> _Outputs:
+    def _outputs(self, buffer: Array, m: int, *steps: int) -> _Outputs:
         heads, width = self._shape.heads, self.problem.value.shape[-1]
-        rows = buffer[: heads * m * width].reshape((1, -1, width) if self._shape.folded else (heads, m, width))
-        return _Outputs(rows, rows.reshape(*self._lead, *((heads,) if self.problem.lead else ()), m, width))
+        shape = *steps, m, width
+        rows = buffer[: heads * math.prod(shape)].reshape((1, -1, width) if self._shape.folded else (heads, *shape))
+        return _Outputs(rows, rows.reshape(*self._lead, *((heads,) if self.problem.lead else ()), *shape))
 
     def sums(self, m: int) -> Array:
         """Return where the values of m rows are summed, (..., G, m, Dv)."""
@@ -128,15 +145,21 @@ class InPlaceForward(InPlace):
         """(..., G, m, Dv) + (..., G, m, n) @ (K, n, Dv), in the output."""
         views = self._at
         weights = views.rows if weights is views.scores else weights.reshape(views.rows.shape)
-        for piece, columns in _beside(value):
+        for piece, columns in self._beside(value):
             product = views.sums if output is None else views.more
-            some, rows = (by_key_head(x, piece) for x in (weights[..., columns], product.rows))
+            some, rows = (by_key_head(x, piece, x.ndim - 1) for x in (weights[..., columns], product.rows))
             if exclusive and not self.range.values:
-                np.copyto(rows, quarantined_outputs(some, piece[:, None]))
+                np.copyto(rows, quarantined_outputs(some, self._met(piece)))
             else:
-                multiply_into(rows, some, piece[:, None])
+                multiply_into(rows, some, self._met(piece))
             output = product.output if output is None else self.add(output, product.output)
         return output
+
+    def _beside(self, pieces: Pieces) -> Iterator[tuple[Array, slice]]:
+        """Return each piece with the columns of the tile that are its own; the steps of a band share them all."""
+        if len(pieces) == 1:
+            return iter([(pieces[0], slice(None))])
+        return zip(pieces, side_by_side(piece.shape[-2] for piece in pieces), strict=True)
 
     def row_sum(self, weights: Array) -> Array:
         """(..., m, n) @ (n, 1) -> (..., m, 1): a product is twice as fast as a sum."""
@@ -149,8 +172,3 @@ class InPlaceForward(InPlace):
             return scores
         views.whole[..., views.product.shape[-1] :] = 0.0
         return views.whole
-
-
-def _beside(pieces: Pieces) -> Iterator[tuple[Array, slice]]:
-    """Return each piece with the columns of the tile that are its own."""
-    return zip(pieces, side_by_side(piece.shape[-2] for piece in pieces), strict=True)

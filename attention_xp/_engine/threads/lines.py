@@ -1,12 +1,13 @@
-"""How rows lie in memory on NumPy: beside each other, where that is how a product packs them fastest."""
+"""How rows lie in memory on NumPy, and keys are seen: as products read them fastest."""
 
 import math
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from attention_xp._typing import Array
 
-__all__ = ["APART", "apart", "beside", "length_beside", "turned"]
+__all__ = ["APART", "apart", "beside", "length_beside", "turned", "windows"]
 
 APART = 16  # numbers that keep lines apart which would compete for the same places in a cache
 _CROWDED = 64  # lines of a multiple of so many numbers, few dozens of them, compete
@@ -34,3 +35,11 @@ def turned(rows: Array, buffer: Array) -> Array:
     copy = beside(buffer, rows.shape)
     np.copyto(copy, rows)
     return copy
+
+
+def windows(keys: Array, step: int, n: int) -> Array:
+    """Return a view (K, C, n, W) of keys (K, S, W): n at a time, each time so many further on."""
+    K, S, width = keys.shape
+    per_head, per_key, per_number = keys.strides
+    shape = K, (S - n) // step + 1, n, width
+    return as_strided(keys, shape, (per_head, step * per_key, per_key, per_number), writeable=False)

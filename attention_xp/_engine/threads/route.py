@@ -32,10 +32,13 @@ class Route:
 
 
 def _grid(problem: Problem, shape: TileShape, widest: int) -> Grid:
+    part = shape.part or shape.rows
     return Grid(
         keys=problem.key.shape[-2],
         rows=shape.rows,
-        chunk=shape.rows if shape.folded else min(STRIP, shape.rows),
+        part=part,
+        step=shape.step,
+        chunk=part if shape.folded else min(STRIP, part),
         columns=shape.columns,
         widest=widest,
         may_skip=problem.may_gather,

@@ -92,7 +92,7 @@ class Worker:
         m, D = rows.shape[-2:]
         rows = rows.reshape((1, -1, D) if self.walk.shape.folded else (-1, m, D))
         shape = *rows.shape[:-1], D + room
-        if self.ops.by_keys and _reach(tiles) >= _MANY:
+        if any(tile.steps > 1 for tile in tiles) or (self.ops.by_keys and _reach(tiles) >= _MANY):
             target = beside(self._rows, shape)
         else:
             target = self._rows[: math.prod(shape)].reshape(shape)
@@ -149,8 +149,8 @@ class Worker:
         first = tile._replace(columns=((start, min(end, start + some)),))
         key = self._keys(block.heads.key, first)
         region, mixed = self._place(block, first)
-        scores, _ = scored(self.ops, region, query, key, rules=tile.rules, mixed=mixed)
-        return np.max(scores, axis=-1, keepdims=True)
+        scores, _ = scored(self.ops, region, _in_steps(query, tile), key, rules=tile.rules, mixed=mixed)
+        return _as_rows(np.max(scores, axis=-1, keepdims=True), tile)
 
     def _advance(self, block: _Block, query: Array, running: Running, tile: Tile) -> Running:
         """Add a tile to the sums, in place."""
@@ -162,8 +162,9 @@ class Worker:
             some = Running(*(None if a is None else a[..., part, :] for a in running))
         key, value = self._keys(heads.key, tile), self._values(heads.value, tile)
         region, mixed = self._place(block, tile)
-        after = advance(self.ops, region, query, key, value, some, rules=tile.rules, mixed=mixed)
-        return after if some is running else running
+        before = Running(*(_in_steps(a, tile) for a in some))
+        after = advance(self.ops, region, _in_steps(query, tile), key, value, before, rules=tile.rules, mixed=mixed)
+        return Running(*(_as_rows(a, tile) for a in after)) if some is running else running
 
     def _part(self, query: Array, m: int, part: slice) -> Array:
         """Return some of the m rows of each head, which lie one head behind the other where they are folded."""
@@ -173,10 +174,24 @@ class Worker:
         return query.reshape(-1, m, width)[:, part].reshape(1, -1, width)
 
     def _place(self, block: _Block, tile: Tile) -> tuple[Region, Bounds]:
-        """Return where the first stretch of a tile lies, and its mixed rows counted from its first."""
-        place, (row, stop), (first, end), (column, last) = block.heads.place, tile.rows, tile.mixed, tile.columns[0]
-        starts, sizes = (*place.starts, row, column), (*place.sizes, stop - row, last - column)
+        """Return where the first stretch of a tile, or of its first step, lies, and its mixed rows counted from its first."""
+        place, row, (first, end), (column, last) = block.heads.place, tile.rows[0], tile.mixed, tile.columns[0]
+        starts, sizes = (*place.starts, row, column), (*place.sizes, tile.step, last - column)
         return Region(self.problem, starts, sizes), (first - row, end - row)
+
+
+def _in_steps(rows: Array | None, tile: Tile) -> Array | None:
+    """Return a view of rows (..., m, W), which are (..., C, m / C, W) in a band."""
+    if rows is None or tile.steps == 1:
+        return rows
+    return rows.reshape(*rows.shape[:-2], tile.steps, tile.step, rows.shape[-1])
+
+
+def _as_rows(steps: Array | None, tile: Tile) -> Array | None:
+    """Return the same as rows."""
+    if steps is None or tile.steps == 1:
+        return steps
+    return steps.reshape(*steps.shape[:-3], -1, steps.shape[-1])
 
 
 def _reach(tiles: list[Tile]) -> int:

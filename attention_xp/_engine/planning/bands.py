@@ -1,0 +1,64 @@
+"""Bands along the diagonal: rows whose steps see the same keys, each as much further on as its own rows are.
+
+Steps are stacked like heads, so that each of them visits little more keys than a window is wide.
+"""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from attention_xp._engine.planning.answers import Answers, Grid, Item, span_of
+from attention_xp._engine.planning.plan import Bounds, touching
+from attention_xp._engine.region import span_between
+from attention_xp.masks import Mask
+
+__all__ = ["Band", "band_of"]
+
+_FAR = 2**12  # keys to either side, up to which an end of a window is looked for
+
+
+class Band(NamedTuple):
+    """What all steps of some rows see alike."""
+
+    near: Bounds  # keys, counted from the position of the first row of a step
+    far: tuple[Bounds, ...]  # keys that all rows see, wherever they are
+    rules: tuple[Mask, ...]  # decide about the keys that are near
+
+
+def band_of(rules: tuple[Mask, ...], grid: Grid, item: Item, answers: Answers, rows: Bounds) -> Band | None:
+    """Return the band that some rows are a part of, ``None`` where they are of none."""
+    if grid.step == 0 or (rows[1] - rows[0]) % grid.step:
+        return None
+    _, possible, certain = answers.about(rows)
+    seen, full = np.all(possible, axis=0).any(axis=0), np.all(certain, axis=(0, 1))
+    edges = np.flatnonzero(seen & ~full)
+    if len(edges) == 0:
+        return None
+    inside = slice(int(edges[0]), int(edges[-1]) + 1)
+    start, end = answers.strips[inside][0][0], answers.strips[inside][-1][1]
+    span = span_of(rows, (start, end), item)
+    here = tuple(rule.undecided(span) for rule in rules if not rule.reach(span)[1])
+    near = _reach(here, grid.step) if all(rule.shift_invariant for rule in here) else None
+    if near is None or near[1] - near[0] > grid.columns:
+        return None
+    first, last = rows[0] + item.offset + near[0], rows[1] - grid.step + item.offset + near[1]
+    if first < start or last > end:  # another rule, or the end of the keys, cuts the window off
+        return None
+    seen[inside] = False
+    return Band(near, tuple(touching(answers.strips[j] for j in np.flatnonzero(seen).tolist())), here)
+
+
+@functools.lru_cache(maxsize=256)
+def _reach(rules: tuple[Mask, ...], rows: int) -> Bounds | None:
+    """Return which keys so many rows, the first at position 0, possibly attend; ``None`` where there is no end to them.
+
+    Rules that hang on the distance of query and key alone answer the same wherever they are asked.
+    """
+    keys = np.arange(2 * _FAR)
+    span = span_between(np, (_FAR, _FAR + rows), (keys, keys + 1), 0)
+    possible = [np.broadcast_to(rule.reach(span)[0], keys.shape) for rule in rules]
+    seen = np.flatnonzero(np.all(possible, axis=0))
+    if len(seen) == 0 or seen[0] == 0 or seen[-1] == keys[-1]:
+        return None
+    return int(seen[0]) - _FAR, int(seen[-1]) + 1 - _FAR
