@@ -1,6 +1,5 @@
 """The tiles that each block of rows visits on NumPy, planned for some blocks at once and kept."""
 
-import functools
 import itertools
 from collections.abc import Iterator
 
@@ -15,32 +14,38 @@ __all__ = ["Plans"]
 
 _ASKED = 2**18  # rectangles that rules are asked about at once
 _FIXED = BlockMask, GlobalMask, SegmentMask  # rules that sum their arrays up but once
-_KEPT_PLANS = 4  # of a mask, for other sizes
+_KEPT_BY_A_MASK = 4  # plans for other sizes
+_MOST_PLANS, _MOST_TILES = 64, 4096  # for rules of positions, which any call may have; blocks whose tiles a plan keeps
+
+_PLANS: dict[object, "Plans"] = {}
 
 
 class Plans:
     """The tiles of all blocks of rows of one call, planned when they are first asked for.
 
-    A mask that holds arrays keeps the plans made for it, as it keeps what it counted in these arrays.
+    Where positions alone decide, plans serve other calls as well. A mask that holds arrays keeps the plans made for it,
+    as it keeps what it counted in these arrays.
     """
 
     @classmethod
     def of(cls, rules: tuple[Mask, ...], rows: int, grid: Grid) -> "Plans":
-        """Return the plans for some rules, which the one of them that holds arrays may have from an earlier call."""
+        """Return the plans for some rules, which may be those of an earlier call."""
         holders = [rule for rule in rules if not rule.shift_invariant]
-        if len(holders) != 1 or not all(isinstance(leaf, _FIXED) or leaf.shift_invariant for leaf in _leaves(*holders)):
+        if len(holders) == 0:
+            kept, most = _PLANS, _MOST_PLANS
+        elif len(holders) == 1 and all(isinstance(leaf, _FIXED) or leaf.shift_invariant for leaf in _leaves(*holders)):
+            kept, most = vars(holders[0]).setdefault("_plans", {}), _KEPT_BY_A_MASK
+        else:
             return cls(rules, rows, grid)
-        kept: dict[object, Plans] = vars(holders[0]).setdefault("_plans", {})
         name = (*(rule for rule in rules if rule.shift_invariant), rows, grid)
-        if name not in kept and len(kept) >= _KEPT_PLANS:
+        if name not in kept and len(kept) >= most:
             kept.clear()
         return kept.setdefault(name, cls(rules, rows, grid))
 
     def __init__(self, rules: tuple[Mask, ...], rows: int, grid: Grid) -> None:
         self.rules, self.grid = rules, grid
         self._blocks = bounds(0, rows, grid.rows)
-        # Positions alone decide: a plan serves other calls as well.
-        self._kept = all(rule.shift_invariant for rule in rules)
+        self._is_of_positions = all(rule.shift_invariant for rule in rules)
         self._answers: dict[tuple[Item, int], Answers] = {}
         self._tiles: dict[tuple[Item, Bounds], list[Tile]] = {}
         self._order: dict[Item, list[Bounds]] = {}
@@ -49,6 +54,8 @@ class Plans:
         """Return the tiles of a block that are not empty."""
         known = self._tiles.get((item, rows))
         if known is None:
+            if len(self._tiles) >= _MOST_TILES:
+                self._tiles.clear()
             known = self._tiles[item, rows] = self._planned(item, rows)
         return known
 
@@ -58,8 +65,6 @@ class Plans:
                 Tile(rows, (columns,), (rows[0], rows[0]), ())
                 for columns in bounds(0, self.grid.keys, self.grid.columns)
             ]
-        if self._kept:
-            return _kept(self.rules, self.grid, item, rows)
         return _planned(self.rules, self.grid, item, self._answers_about(item, rows), rows)
 
     def latest_first(self) -> list[Bounds]:
@@ -68,7 +73,7 @@ class Plans:
 
     def longest_first(self, item: Item) -> list[Bounds]:
         """Return the blocks of rows, those that visit much before the others."""
-        if self._kept or len(self._blocks) > self._at_once():
+        if self._is_of_positions or len(self._blocks) > self._at_once():
             return self.latest_first()
         if item not in self._order:
             area = self._areas(item)
@@ -85,6 +90,8 @@ class Plans:
 
     def _answers_about(self, item: Item, rows: Bounds) -> Answers:
         """Return the answers about a block and its neighbours."""
+        if self._is_of_positions:  # a diagonal meets the corners of strips that are cut for one block
+            return answers_about(self.rules, self.grid, item, [rows])
         size = self._at_once()
         batch = rows[0] // self.grid.rows // size
         known = self._answers.get((item, batch))
@@ -107,11 +114,6 @@ def _leaves(rule: Mask) -> Iterator[Mask]:
         yield from _leaves(part)
     if not parts:
         yield rule
-
-
-@functools.lru_cache(maxsize=1024)
-def _kept(rules: tuple[Mask, ...], grid: Grid, item: Item, rows: Bounds) -> list[Tile]:
-    return _planned(rules, grid, item, answers_about(rules, grid, item, [rows]), rows)
 
 
 def _planned(rules: tuple[Mask, ...], grid: Grid, item: Item, answers: Answers, rows: Bounds) -> list[Tile]:

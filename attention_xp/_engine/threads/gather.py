@@ -11,7 +11,7 @@ from attention_xp._typing import Array
 
 __all__ = ["Gather", "joined"]
 
-_LONG = 256  # keys of a stretch that is met where it lies: a copy would cost more than further operations
+_LONG = 512  # keys of a stretch that is met where it lies: a copy would cost more than further operations
 _GRAIN = 16  # keys of which stretches must be made, at least, to be gathered as pieces of one size
 
 

@@ -41,7 +41,7 @@ class InPlace(Arithmetic):
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         self._lead = (1,) * (len(problem.lead) - 1)
-        self._keep: dict[object, Patches] = {}
+        self._keep: dict[object, tuple[tuple[Mask, ...], Patches]] = {}
         self.by_keys = _meets_lines_only(problem)  # how scores are laid out
         self._survivors = Survivors(problem.dropout_rate)
         self._head_keys: dict[tuple[int, ...], list[tuple[int, int]]] = {}
@@ -93,19 +93,27 @@ class InPlace(Arithmetic):
             allowed = allowed_pairs(rules, region)
             return [(slice(region.sizes[-1]), _by_columns(allowed) if self.lies_by_keys else allowed)]
         first = region.starts[-2] + (self.problem.query_offset or 0) - region.starts[-1]
-        name = rules, first, region.sizes[-2:], self.problem.dtype, self.lies_by_keys
-        known = self._keep.get(name, _KEPT.get(name))
-        return self._kept(name, list(self._patches(rules, region))) if known is None else known
+        about = first, region.sizes[-2:], self.lies_by_keys
+        known = self._keep.get((id(rules), *about))
+        if known is None:  # to tell rules by what they say would take as long for each tile
+            known = self._keep[id(rules), *about] = (
+                rules,
+                self._kept((rules, self.problem.dtype, *about), rules, region),
+            )
+        return known[1]
 
     def _patches(self, rules: tuple[Mask, ...], region: Region) -> Iterator[tuple[slice, Array]]:
         allowed = np.asarray(allowed_pairs(rules, region), self.problem.dtype)
         allowed = np.broadcast_to(allowed, region.sizes[-2:])
         return _patches(np.asarray(allowed, order="F" if self.lies_by_keys else "C"))
 
-    def _kept(self, name: object, patches: Patches) -> Patches:
-        """Keep what is small for all calls, and the rest for this one."""
+    def _kept(self, name: object, rules: tuple[Mask, ...], region: Region) -> Patches:
+        """Return the patches that another call has kept, or make them; what is small is kept."""
+        known = _KEPT.get(name)
+        if known is not None:  # asked once: another thread may clear them
+            return known
+        patches = list(self._patches(rules, region))
         if sum(pairs.size for _, pairs in patches) > _SMALL:
-            self._keep[name] = patches
             return patches
         if len(_KEPT) >= _MOST_KEPT:
             _KEPT.clear()

@@ -48,6 +48,6 @@ def _by_pieces(out: Array, x: Array, y: Array, width: int) -> None:
     """Multiply pieces of some rows of x by pieces of so many columns of y."""
     (*lead, M, K), N = x.shape, y.shape[-1]
     rows = x.reshape(*lead, M // _VECTOR, 1, _VECTOR, K)
-    columns = np.moveaxis(y.reshape(*y.shape[:-2], 1, K, N // width, width), -2, -3)
+    columns = y.reshape(*y.shape[:-2], 1, K, N // width, width).swapaxes(-2, -3)
     pieces = out.reshape(*out.shape[:-2], M // _VECTOR, _VECTOR, N // width, width)
-    np.matmul(rows, columns, out=np.swapaxes(pieces, -2, -3))
+    np.matmul(rows, columns, out=pieces.swapaxes(-2, -3))
