@@ -1,12 +1,17 @@
 """Multi-head attention: project, split into heads, attend, join, project."""
 
-from typing import Unpack
+from typing import Any, Unpack
 
 from attention_xp._attention import scaled_dot_product_attention
-from attention_xp._backend.libraries import common_namespace
+from attention_xp._backend.libraries import common_namespace, device
 from attention_xp._engine.checks import check_floating
+from attention_xp._engine.choose import choose
+from attention_xp._engine.numbers import check_flag
+from attention_xp._engine.problem import Problem
+from attention_xp._engine.result import Wanted
 from attention_xp._multi_head_params import MultiHeadParams, check_widths, given_arrays, head_counts, project
 from attention_xp._options import AttentionOptions, with_options
+from attention_xp._random import check_rng
 from attention_xp._typing import Array, Namespace
 from attention_xp.masks import Mask
 
@@ -93,6 +98,11 @@ def multi_head_attention(
     without_batch = query.ndim == 2  # its heads axis would be taken for a batch
     if without_batch:
         query, key, value = (xp.expand_dims(a, axis=0) for a in (query, key, value))
+    if p:
+        stand_ins = [
+            _stand_in(xp, a, n, d_model // heads) for a, n in ((query, heads), (key, kv_heads), (value, kv_heads))
+        ]
+        _check(xp, stand_ins, mask, dropout_rate, options, Wanted(weights=check_flag("return_weights", return_weights)))
     query = _split(project(query, p.get("w_q"), p.get("b_q"), xp), heads, xp)  # (B, Sq, d_model) -> (B, H, Sq, dh)
     key = _split(project(key, p.get("w_k"), p.get("b_k"), xp), kv_heads, xp)  # (B, Sk, d_model) -> (B, Hkv, Sk, dh)
     value = _split(project(value, p.get("w_v"), p.get("b_v"), xp), kv_heads, xp)
@@ -165,6 +175,22 @@ def multi_head_self_attention(
         return_weights=return_weights,
         **options,
     )
+
+
+def _stand_in(xp: Namespace, a: Array, heads: int, width: int) -> Array:
+    """Return an array of the shape (B, H, S, dh) that a projection will have, with the memory of one number."""
+    return xp.broadcast_to(xp.zeros((), dtype=a.dtype, device=device(a)), (*a.shape[:-2], heads, a.shape[-2], width))
+
+
+def _check(
+    xp: Namespace, arrays: list[Array], mask: Any, dropout_rate: float, options: AttentionOptions, wanted: Wanted
+) -> None:
+    """Refuse what attention would refuse, before anything is projected, and draw no number meanwhile."""
+    rng = options.get("rng")
+    check_rng(rng, xp)
+    still: AttentionOptions = {**options, "rng": None if rng is None else 0}
+    query, key, value = arrays
+    choose(Problem.of(query, key, value, mask, dropout_rate, still), wanted)
 
 
 def _split(x: Array, heads: int, xp: Namespace) -> Array:

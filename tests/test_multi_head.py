@@ -192,3 +192,39 @@ def test_params_are_a_jax_pytree():
     params = init_multi_head_params(8, 4, rng=0, xp=jax.numpy)
     assert len(jax.tree.leaves(params)) == 4
     assert isinstance(jax.tree.map(lambda w: 2 * w, params), MultiHeadParams)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mask": np.ones((3, 3), bool)}, "mask"),
+        ({"dropout_rate": 1.5}, "dropout_rate"),
+        ({"scale": "large"}, "scale"),
+        ({"key_lengths": 3.5}, "key_lengths"),
+        ({"impl": "fused", "softcap": 2.0, "return_weights": False}, "fused"),
+        ({"return_weights": 1}, "return_weights"),
+        ({"rng": "seed", "dropout_rate": 0.1}, "rng"),
+        ({"windows": 3}, "windows"),
+    ],
+)
+def test_a_bad_call_is_refused_before_anything_is_projected(library, make, monkeypatch, options, message):
+    def project(*_):
+        raise AssertionError("projected")
+
+    monkeypatch.setattr("attention_xp._multi_head.project", project)
+    params = MultiHeadParams(**{name: make(a) for name, a in parameters(WIDTHS).items()})
+    x, options = make(normal(2, 5, 8)), {k: make(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    with pytest.raises((TypeError, ValueError), match=message):
+        multi_head_attention(x, x, x, 2, 8, params=params, num_kv_heads=1, **options)
+
+
+@pytest.mark.backends("numpy", "torch")
+def test_what_is_checked_ahead_draws_no_random_number(library, make):
+    x, eye = make(normal(2, 5, 8)), make(np.eye(8))
+    params = MultiHeadParams(eye, eye, eye, eye)
+    results = [
+        multi_head_attention(x, x, x, 2, 8, None, 0.5, params=given, rng=source(library, "generator"))
+        for given in (params, None)
+    ]
+    for projected, plain in zip(*results, strict=True):
+        assert_close(projected, plain, library)
