@@ -16,7 +16,7 @@ _GRAIN = 16  # keys of which stretches must be made, at least, to be gathered as
 
 
 class Gather:
-    """A buffer for the stretches of keys, or of values, that a tile visits as one."""
+    """A buffer for the stretches of keys, and later of values, that a tile visits as one."""
 
     def __init__(self, buffer: Array) -> None:
         self._buffer = buffer

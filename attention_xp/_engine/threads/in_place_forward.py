@@ -1,7 +1,7 @@
 """NumPy's primitives for the tile step forward, in the buffers of one thread."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -141,11 +141,13 @@ class InPlaceForward(InPlace):
         """Return where the values of m rows are summed, (..., G, m, Dv)."""
         return self._outputs(self._sums, m).output
 
-    def plus_weights_value(self, output: Array | None, weights: Array, value: Pieces, *, exclusive: bool) -> Array:
-        """(..., G, m, Dv) + (..., G, m, n) @ (K, n, Dv), in the output."""
+    def plus_weights_value(
+        self, output: Array | None, weights: Array, value: Callable[[], Pieces], *, exclusive: bool
+    ) -> Array:
+        """(..., G, m, Dv) + (..., G, m, n) @ (K, n, Dv), in the output; values are fetched when they are needed."""
         views = self._at
         weights = views.rows if weights is views.scores else weights.reshape(views.rows.shape)
-        for piece, columns in self._beside(value):
+        for piece, columns in self._beside(value()):
             product = views.sums if output is None else views.more
             some, rows = (by_key_head(x, piece, x.ndim - 1) for x in (weights[..., columns], product.rows))
             if exclusive and not self.range.values:

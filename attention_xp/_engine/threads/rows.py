@@ -1,5 +1,6 @@
 """One thread of NumPy's walker: blocks of rows, each from its first tile to its output."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,15 +46,15 @@ class Worker:
         """Lend memory to a worker, and yield what does a job."""
         problem, shape = walk.problem, walk.shape
         rows = length_beside(shape.heads, shape.rows, problem.query.shape[-1] + 1)
-        with lent([*InPlaceForward.lengths(problem, shape), rows, *walk.gathered()], problem.dtype) as buffers:
+        with lent([*InPlaceForward.lengths(problem, shape), rows, walk.gathered()], problem.dtype) as buffers:
             yield cls(walk, buffers).attend
 
     def __init__(self, walk: "Walk", buffers: list[Array]) -> None:
         self.walk, self.problem = walk, walk.problem
-        *of_tile, self._rows, keys, values = buffers
+        *of_tile, self._rows, gathered = buffers
         self.ops = InPlaceForward(self.problem, walk.shape, of_tile)
         self.factor = scale_in_base(self.problem)
-        self._keys, self._values = Gather(keys), Gather(values)
+        self._gather = Gather(gathered)  # for keys, and then, where these were, for values
 
     def attend(self, job: int) -> None:
         """Compute one block of rows of some heads."""
@@ -147,7 +148,7 @@ class Worker:
         start, end = tile.columns[0]
         some = min(_PROBE, block.region.sizes[-1] // 8)  # among few keys none is much larger than the others
         first = tile._replace(columns=((start, min(end, start + some)),))
-        key = self._keys(block.heads.key, first)
+        key = self._gather(block.heads.key, first)
         region, mixed = self._place(block, first)
         scores, _ = scored(self.ops, region, _in_steps(query, tile), key, rules=tile.rules, mixed=mixed)
         return _as_rows(np.max(scores, axis=-1, keepdims=True), tile)
@@ -160,7 +161,7 @@ class Worker:
             part = slice(tile.rows[0] - first, tile.rows[1] - first)
             query = self._part(query, block.region.sizes[-2], part)
             some = Running(*(None if a is None else a[..., part, :] for a in running))
-        key, value = self._keys(heads.key, tile), self._values(heads.value, tile)
+        key, value = self._gather(heads.key, tile), functools.partial(self._gather, heads.value, tile)
         region, mixed = self._place(block, tile)
         before = Running(*(_in_steps(a, tile) for a in some))
         after = advance(self.ops, region, _in_steps(query, tile), key, value, before, rules=tile.rules, mixed=mixed)

@@ -71,12 +71,12 @@ class Walk:
         pieces = [(place, piece) for place, rows in jobs[-threads:] for piece in bounds(*rows, size)]
         return [*jobs[:-threads], *pieces]
 
-    def gathered(self) -> list[int]:
-        """Return how many numbers the keys and the values of a tile are that come from several stretches."""
+    def gathered(self) -> int:
+        """Return how many numbers the keys, or the values, of a tile are that come from several stretches."""
         if not self.problem.rules:
-            return [0, 0]
-        keys = max(self.shape.heads // self.problem.group, 1) * max(self.shape.columns, _WIDEST)
-        return [keys * array.shape[-1] for array in (self.problem.key, self.problem.value)]
+            return 0
+        keys: int = max(self.shape.heads // self.problem.group, 1) * max(self.shape.columns, _WIDEST)
+        return keys * int(max(self.problem.key.shape[-1], self.problem.value.shape[-1]))
 
     def heads_at(self, place: Place) -> Heads:
         """Return the heads of a job; threads that come to them at once look twice."""
