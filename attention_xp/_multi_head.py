@@ -1,17 +1,17 @@
 """Multi-head attention: project, split into heads, attend, join, project."""
 
-from typing import Any, Unpack
+from typing import Unpack
 
-from attention_xp._attention import scaled_dot_product_attention
+from array_api_compat import is_cupy_namespace, is_jax_namespace
+
 from attention_xp._backend.libraries import common_namespace, device
 from attention_xp._engine.checks import check_floating
-from attention_xp._engine.choose import choose
+from attention_xp._engine.choose import attend, choose
 from attention_xp._engine.numbers import check_flag
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Wanted
 from attention_xp._multi_head_params import MultiHeadParams, check_widths, given_arrays, head_counts, project
 from attention_xp._options import AttentionOptions, with_options
-from attention_xp._random import check_rng
 from attention_xp._typing import Array, Namespace
 from attention_xp.masks import Mask
 
@@ -98,17 +98,21 @@ def multi_head_attention(
     without_batch = query.ndim == 2  # its heads axis would be taken for a batch
     if without_batch:
         query, key, value = (xp.expand_dims(a, axis=0) for a in (query, key, value))
-    if p:
-        stand_ins = [
-            _stand_in(xp, a, n, d_model // heads) for a, n in ((query, heads), (key, kv_heads), (value, kv_heads))
-        ]
-        _check(xp, stand_ins, mask, dropout_rate, options, Wanted(weights=check_flag("return_weights", return_weights)))
+    wanted = Wanted(weights=check_flag("return_weights", return_weights))
+    problem = Problem.of(
+        _stand_in(xp, query, heads, d_model // heads),
+        _stand_in(xp, key, kv_heads, d_model // heads),
+        _stand_in(xp, value, kv_heads, d_model // heads),
+        mask,
+        dropout_rate,
+        options,
+    )
+    if not is_cupy_namespace(xp):  # of whose arrays kernels judge the layout, too
+        choose(problem, wanted)  # so that what `impl` cannot compute is refused before anything is projected
     query = _split(project(query, p.get("w_q"), p.get("b_q"), xp), heads, xp)  # (B, Sq, d_model) -> (B, H, Sq, dh)
     key = _split(project(key, p.get("w_k"), p.get("b_k"), xp), kv_heads, xp)  # (B, Sk, d_model) -> (B, Hkv, Sk, dh)
     value = _split(project(value, p.get("w_v"), p.get("b_v"), xp), kv_heads, xp)
-    output, weights = scaled_dot_product_attention(
-        query, key, value, mask, dropout_rate, return_weights=return_weights, **options
-    )
+    output, weights, _ = attend(problem.of_arrays(query, key, value), wanted)
     output = project(_join(output, xp), p.get("w_o"), p.get("b_o"), xp)  # (B, H, Sq, dh) -> (B, Sq, d_model)
     if without_batch:
         output = xp.squeeze(output, axis=0)
@@ -179,18 +183,8 @@ def multi_head_self_attention(
 
 def _stand_in(xp: Namespace, a: Array, heads: int, width: int) -> Array:
     """Return an array of the shape (B, H, S, dh) that a projection will have, with the memory of one number."""
-    return xp.broadcast_to(xp.zeros((), dtype=a.dtype, device=device(a)), (*a.shape[:-2], heads, a.shape[-2], width))
-
-
-def _check(
-    xp: Namespace, arrays: list[Array], mask: Any, dropout_rate: float, options: AttentionOptions, wanted: Wanted
-) -> None:
-    """Refuse what attention would refuse, before anything is projected, and draw no number meanwhile."""
-    rng = options.get("rng")
-    check_rng(rng, xp)
-    still: AttentionOptions = {**options, "rng": None if rng is None else 0}
-    query, key, value = arrays
-    choose(Problem.of(query, key, value, mask, dropout_rate, still), wanted)
+    place = None if is_jax_namespace(xp) else device(a)  # JAX places its arrays itself, and some on many devices
+    return xp.broadcast_to(xp.zeros((), dtype=a.dtype, device=place), (*a.shape[:-2], heads, a.shape[-2], width))
 
 
 def _split(x: Array, heads: int, xp: Namespace) -> Array:

@@ -218,8 +218,20 @@ def test_a_bad_call_is_refused_before_anything_is_projected(library, make, monke
         multi_head_attention(x, x, x, 2, 8, params=params, num_kv_heads=1, **options)
 
 
+@pytest.mark.backends("torch")
+def test_a_call_with_params_draws_from_the_global_generator_once(make):
+    torch = pytest.importorskip("torch")
+    x, eye = make(normal(2, 5, 8)), make(np.eye(8))
+    drawn = []
+    for params in (MultiHeadParams(eye, eye, eye, eye), None):
+        torch.manual_seed(0)
+        multi_head_attention(x, x, x, 2, 8, None, 0.5, params=params)
+        drawn.append(float(torch.rand(())))
+    assert drawn[0] == drawn[1]
+
+
 @pytest.mark.backends("numpy", "torch")
-def test_what_is_checked_ahead_draws_no_random_number(library, make):
+def test_a_call_with_params_draws_as_one_without(library, make):
     x, eye = make(normal(2, 5, 8)), make(np.eye(8))
     params = MultiHeadParams(eye, eye, eye, eye)
     results = [

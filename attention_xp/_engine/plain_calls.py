@@ -21,7 +21,7 @@ _MOST = 512
 def known_call(
     query: Array, key: Array, value: Array, mask: Any, dropout_rate: float, options: AttentionOptions
 ) -> tuple[tuple[Any, ...] | None, _Fields | None]:
-    """Return all that the fields of a plain call depend on, and the fields where they are known.
+    """Return the name of a plain call, which holds all that its fields depend on, and the fields where they are known.
 
     ``None`` for a call with more arrays, or within a trace: what is found there hangs on more than the call.
     """

@@ -2,33 +2,31 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from numbers import Integral
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
-from attention_xp._backend.dtypes import is_boolean
+from array_api_compat import is_cupy_namespace
+
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._engine.alignment import Alignment
-from attention_xp._engine.checks import check_inputs, shapes
+from attention_xp._engine.checks import check_inputs
+from attention_xp._engine.from_options import addends_of, array_options, mask_parts, refuse_to_guess, rules_of
 from attention_xp._engine.numbers import (
-    check_flag,
     check_impl,
     check_number,
     check_positive,
     check_score_mod,
     check_tile,
-    check_window,
 )
 from attention_xp._engine.packing import PackedMask, Packing
 from attention_xp._engine.plain_calls import known_call, remember
-from attention_xp._engine.rules import ArrayMask, RowMask
+from attention_xp._engine.rules import ArrayMask
 from attention_xp._options import AttentionOptions, complete
 from attention_xp._random import check_rate, check_rng, seed_words
 from attention_xp._random_survivors import LARGEST_RATE
 from attention_xp._typing import Array, DType, Namespace, ScoreMod
 from attention_xp.biases._bias import Bias
-from attention_xp.masks import CausalMask, FunctionMask, LengthMask, Mask, WindowMask
-from attention_xp.masks._algebra import conjuncts
+from attention_xp.masks import FunctionMask, Mask
 
 __all__ = ["Problem", "is_foreign"]
 
@@ -137,13 +135,19 @@ class Problem:
             return problem
         problem = cls._checked(query, key, value, mask, dropout_rate, options, first_item, packing)
         if name is not None and problem.query is query:
-            remember(name, {**vars(problem), "answers": {}})
+            # Of arrays of CuPy, kernels judge the layout too, which is no part of the name.
+            remember(name, {**vars(problem), "answers": None if is_cupy_namespace(problem.xp) else {}})
         return problem
+
+    def of_arrays(self, query: Array, key: Array, value: Array) -> "Problem":
+        """Return the same problem of other arrays, of the same shapes and dtypes."""
+        return replace(self, query=_spread(self.xp, query, self.batch), key=key, value=value)
 
     def once(self, question: Callable[..., _T], *more: Any) -> _T:
         """Ask a function about the problem once for all calls that are known to be alike.
 
-        The answer may hang on sizes, dtypes, devices and options, on no number in the arrays.
+        The answer may hang on types, sizes, dtypes, devices and options, and on nothing else: no number, no stride, not
+        on whether there are to be gradients.
         """
         if self.answers is None:
             return question(self, *more)
@@ -167,7 +171,7 @@ class Problem:
         o = complete(options)
         mask_array = None if isinstance(mask, Mask) else mask
         bias_array = None if isinstance(o["bias"], Bias) else o["bias"]
-        xp = common_namespace(query=query, key=key, value=value, **_array_options(mask_array, bias_array, o))
+        xp = common_namespace(query=query, key=key, value=value, **array_options(mask_array, bias_array, o))
         batch, heads, kv_heads = check_inputs(xp, query, key, value)
         if isinstance(mask, Mask):
             mask.check(xp, query, batch, heads)
@@ -177,13 +181,13 @@ class Problem:
         offset = line_up.integers("query_offset", o["query_offset"])
         rows = line_up.integers("query_lengths", o["query_lengths"], high=query.shape[-2])
         columns = line_up.integers("key_lengths", o["key_lengths"], high=key.shape[-2])
-        rules = _rules(o, mask if isinstance(mask, Mask) else None, rows, columns)
+        rules = rules_of(o, mask if isinstance(mask, Mask) else None, rows, columns)
         if offset is None:
-            _refuse_to_guess(rules, query, key)
+            refuse_to_guess(rules, query, key)
         narrow = all(a is None or a.dtype in (xp.bool, query.dtype) for a in (bias_array, mask_array))
-        addends = _addends(line_up, o["bias"])
+        addends = addends_of(line_up, o["bias"])
         if mask_array is not None:
-            allowed, more = _mask_parts(line_up.mask(mask_array), xp)
+            allowed, more = mask_parts(line_up.mask(mask_array), xp)
             addends += more
             rules.append(ArrayMask(allowed, batch, heads is not None))
         if packing is not None:
@@ -227,15 +231,6 @@ def is_foreign(rule: Mask) -> bool:
     return any(is_foreign(part) for part in vars(rule).values() if isinstance(part, Mask))
 
 
-def _array_options(mask: Any, bias: Any, o: AttentionOptions) -> dict[str, Any]:
-    """Return the options that are arrays and must belong to the library of the query."""
-    given = {"mask": mask, "bias": bias, "sinks": o["sinks"]}
-    for name in ("query_offset", "query_lengths", "key_lengths"):
-        if not isinstance(o[name], int) and hasattr(o[name], "dtype") and not isinstance(o[name], Integral):
-            given[name] = o[name]
-    return {name: a for name, a in given.items() if a is not None}
-
-
 def _spread(xp: Namespace, query: Array, batch: tuple[int, ...]) -> Array:
     """Give the query the leading axes of the result, so that the scores have them as well."""
     if tuple(query.shape[: len(batch)]) == batch:
@@ -245,39 +240,3 @@ def _spread(xp: Namespace, query: Array, batch: tuple[int, ...]) -> Array:
 
 def _default_scale(query: Array) -> float:
     return 1.0 / math.sqrt(query.shape[-1]) if query.shape[-1] else 1.0
-
-
-def _rules(o: AttentionOptions, mask: Mask | None, rows: Any, columns: Any) -> list[Mask]:
-    """Return the options that exclude pairs as mask rules."""
-    rules: list[Mask] = []
-    if check_flag("is_causal", o["is_causal"]):
-        rules.append(CausalMask())
-    if o["window"] is not None:
-        rules.append(WindowMask(*check_window(o["window"])))
-    if mask is not None:
-        rules += conjuncts(mask)
-    if columns is not None:
-        rules.append(LengthMask(columns))
-    if rows is not None:
-        rules.append(RowMask(rows))
-    return rules
-
-
-def _addends(line_up: Alignment, bias: Array | Bias | None) -> list[Any]:
-    """Return what the bias adds to the scores."""
-    if bias is None or isinstance(bias, Bias):
-        return [] if bias is None else [bias]
-    return [line_up.addend("bias", bias)]
-
-
-def _mask_parts(mask: Array, xp: Namespace) -> tuple[Array, list[Array]]:
-    """Return where a mask allows, and what it adds to the scores."""
-    return (mask, []) if is_boolean(xp, mask.dtype) else (mask != -math.inf, [mask])
-
-
-def _refuse_to_guess(rules: list[Mask], query: Array, key: Array) -> None:
-    if any(rule.relative for rule in rules) and query.shape[-2] != key.shape[-2]:
-        raise ValueError(
-            "query_offset is required with a causal or window mask where Sq != Sk: expected query_offset=0 (aligned "
-            f"top-left) or query_offset=Sk - Sq (aligned bottom-right), {shapes(query=query, key=key)}"
-        )

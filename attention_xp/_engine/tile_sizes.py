@@ -14,6 +14,7 @@ from attention_xp._engine.problem import Problem
 __all__ = [
     "CROWDED",
     "FOLD",
+    "SMALL_PRODUCT",
     "STRIP",
     "TileShape",
     "backward_tile_shape",
@@ -32,9 +33,9 @@ _TALLEST_BACKWARD = 1024, 4096  # rows of all heads of a job, and of those where
 _WINDOW_TILE = 128, 128  # under a narrow window, where a tile has one stretch of keys: JAX
 _SMALLEST_BLOCK = 32  # rows or keys of a block that is visited by itself
 _NARROW = 1024  # keys of a window along whose edges fewer rows leave out more than they cost
-BAND_STEP = 16  # rows of a step of a band: NumPy
-_LARGEST_OF_STEP = 10**6  # multiplications of a product that BLAS computes where the factors lie
-_SCORES_OF_BAND = 2**19
+SMALL_PRODUCT = 10**6  # multiplications of a product that BLAS computes where the factors lie: NumPy
+_STEP = 16  # rows of a step of a band: NumPy
+_SCORES_OF_BAND = 2**19  # about
 _MOST_KEYS = 8192
 _TALLEST = 1024  # rows of all heads of a tile: NumPy
 _STACKED = 256  # rows of a head where rules leave something out: fewer rows leave out more
@@ -51,8 +52,14 @@ class TileShape(NamedTuple):
     rows: int  # of each head
     columns: int
     folded: bool  # the rows of the heads, which share a key/value head, are those of one product
-    part: int = 0  # rows that are planned as one; 0: all
+    part: int = 0  # rows that are planned as one, and have the columns; 0: all
     step: int = 0  # rows of a step of a band; 0: no bands
+    width: int = 0  # columns of a tile of all rows, where these are several parts
+
+    @property
+    def scores(self) -> int:
+        """Scores of a tile, at most."""
+        return self.heads * max((self.part or self.rows) * self.columns, self.rows * self.width)
 
 
 def tile_shape(problem: Problem, threads: int) -> TileShape:
@@ -72,21 +79,32 @@ def tile_shape(problem: Problem, threads: int) -> TileShape:
     rows = _uncrowded(_equal_parts(Sq, rows), Sq)
     if not is_narrow:
         return TileShape(heads, rows, min(columns, max(_LARGEST // (heads * rows), STRIP)), folded=False)
-    parts, step = _bands(problem, heads * rows, threads) if rows % BAND_STEP == 0 else (1, 0)
     columns = _equal_parts(problem.key.shape[-2], _MOST_KEYS)  # all that such rows visit may be one tile
-    columns = min(columns, max(_LARGEST // (heads * rows * parts), STRIP))
-    return TileShape(heads, rows * parts, columns, folded=False, part=rows, step=step)
+    columns = min(columns, max(_LARGEST // (heads * rows), STRIP))
+    if rows % _STEP or not _has_bands(problem):
+        return TileShape(heads, rows, columns, folded=False)
+    parts = _parts(problem, heads * rows, threads)
+    width = max(_LARGEST // (heads * rows * parts), STRIP)
+    return TileShape(heads, rows * parts, columns, folded=False, part=rows, step=_STEP, width=width)
 
 
-def _bands(problem: Problem, height: int, threads: int) -> tuple[int, int]:
-    """Return how many times so many rows of all heads one band has, and the rows of its steps; 0 without bands."""
-    width = narrowest(problem.rules) + BAND_STEP - 1
-    multiplications = BAND_STEP * width * max(problem.query.shape[-1], problem.value.shape[-1])
-    if not problem.may_gather or multiplications > _LARGEST_OF_STEP:
-        return 1, 0
-    of_a_job = math.prod(problem.lead) * problem.query.shape[-2] / (_JOBS * threads)
-    times = math.ceil(min(max(_TALLEST, _SCORES_OF_BAND // width), of_a_job) / height)
-    return max(min(times, _LARGEST // (width * height)), 1), BAND_STEP
+def _has_bands(problem: Problem) -> bool:
+    """Whether rows along a window may be met in steps: each is a product that BLAS computes where the factors lie."""
+    widest = max(problem.query.shape[-1], problem.value.shape[-1])
+    return problem.may_gather and bool(_STEP * _width_of_step(problem) * widest <= SMALL_PRODUCT)
+
+
+def _parts(problem: Problem, height: int, threads: int) -> int:
+    """Return how many parts a block of rows has, which are `height` rows of all heads each: bands are better long."""
+    width, Sq = _width_of_step(problem), int(problem.query.shape[-2])
+    of_a_job = math.prod(problem.lead) * Sq / (_JOBS * threads)
+    parts = math.ceil(min(max(_TALLEST, _SCORES_OF_BAND // width), of_a_job) / height)
+    return max(min(parts, _LARGEST // (width * height)), 1)
+
+
+def _width_of_step(problem: Problem) -> int:
+    """Return how many keys the rows of a step see."""
+    return narrowest(problem.rules) + _STEP - 1
 
 
 def _is_uniform_along_heads(problem: Problem) -> bool:

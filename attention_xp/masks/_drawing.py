@@ -10,7 +10,7 @@ from attention_xp._engine.numbers import check_count, check_offset
 from attention_xp._engine.region import Region, Span
 from attention_xp._mask_arrays import _mask_of
 from attention_xp._typing import Array, Device, DType, Namespace
-from attention_xp.masks._look_up import arrays_of, is_numpy
+from attention_xp.masks._look_up import KEPT, arrays_of, is_numpy
 from attention_xp.masks._mask import Mask
 
 __all__ = ["Canvas", "density", "drawn", "to_array"]
@@ -123,6 +123,7 @@ def _evaluated(mask: Mask, canvas: Canvas, rows: tuple[int, int], columns: tuple
 def _on_host(mask: Mask) -> Mask:
     """Return the same mask with NumPy arrays."""
     same = copy.copy(mask)
+    vars(same).pop(KEPT, None)
     vars(same).update({name: _as_numpy(array) for name, array in arrays_of(mask)})
     vars(same).update({name: _on_host(value) for name, value in vars(mask).items() if isinstance(value, Mask)})
     return same

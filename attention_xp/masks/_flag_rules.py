@@ -75,7 +75,7 @@ class GlobalMask(Mask):
         xp = summable(span, self.is_global)
         if xp is None:
             return True, False
-        counts = remembered(self, "_counts", xp, lambda: Counts.of(xp, self.is_global[None, None, :]))
+        counts = remembered(self, "counts", xp, lambda: Counts.of(xp, self.is_global[None, None, :]))
         q = counts.between(span, 0, (0, 0), (span.q_lo, span.q_hi))
         k = counts.between(span, 0, (0, 0), (span.k_lo, span.k_hi))
         return (q > 0) | (k > 0), (q == span.q_hi - span.q_lo + 1) | (k == span.k_hi - span.k_lo + 1)
@@ -177,7 +177,7 @@ class BlockMask(Mask):
                 self, f"_{which}", xp, lambda: Counts.of(xp, getattr(xp, which)(layout, axis=0, keepdims=True))
             )
         else:
-            counts = remembered(self, "_counts", xp, lambda: Counts.of(xp, layout))
+            counts = remembered(self, "counts", xp, lambda: Counts.of(xp, layout))
         return counts.between(span, 0 if item is None else item, rows, columns)
 
 

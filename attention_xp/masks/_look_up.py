@@ -15,6 +15,7 @@ from attention_xp._engine.region import Region, Span
 from attention_xp._typing import Array, Namespace
 
 __all__ = [
+    "KEPT",
     "arrays_of",
     "at",
     "by_position",
@@ -27,12 +28,15 @@ __all__ = [
     "is_numpy",
     "item_of",
     "items",
+    "kept_by",
     "least_and_most",
     "line_up",
     "remembered",
     "summable",
     "taken",
 ]
+
+KEPT = "_kept"  # the attribute of a mask that holds what `kept_by` returns
 
 
 def check_counts(name: str, given: Any) -> int | Array:
@@ -141,13 +145,20 @@ def summable(span: Span, array: Array) -> Namespace | None:
     return owner if not plain and library_name(owner) == library_name(span.xp) else None
 
 
+def kept_by(mask: Any) -> dict[str, Any]:
+    """Return what was found out about the arrays of a mask, which is no part of what the mask says."""
+    kept: dict[str, Any] = vars(mask).setdefault(KEPT, {})
+    return kept
+
+
 def remembered(mask: Any, name: str, xp: Namespace, make: Callable[[], Any]) -> Any:
     """Make a summary once for arrays of NumPy; those of other libraries may belong to one trace only."""
     if library_name(xp) != "numpy":
         return make()
-    if name not in vars(mask):
-        vars(mask)[name] = make()
-    return vars(mask)[name]
+    kept = kept_by(mask)
+    if name not in kept:
+        kept[name] = make()
+    return kept[name]
 
 
 def at(span: Span, table: Array, index: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 from attention_xp._backend.dtypes import dtype_name
 from attention_xp._engine.region import Region, Span
 from attention_xp._typing import Array, Device, DType, Namespace
-from attention_xp.masks._look_up import check_arrays
+from attention_xp.masks._look_up import KEPT, check_arrays
 
 __all__ = ["Mask", "Reach", "rule"]
 
@@ -24,7 +24,8 @@ class Mask:
     """A rule that allows or forbids (query, key) pairs; combine rules with ``&``, ``|`` and ``~``.
 
     To write one, subclass and define `allowed`; define `reach` as well where whole rectangles can be told to be
-    empty or full, so that attention skips them.
+    empty or full, so that attention skips them. A mask is a value: what it says must not change once it is made, for what
+    has been found out about it is kept.
 
     Attributes
     ----------
@@ -245,9 +246,9 @@ class Mask:
         return hash((type(self), self._told()))
 
     def _told(self) -> tuple[Any, ...]:
-        """Return what makes this rule: numbers, functions and rules by value, arrays by identity."""
-        given = (value for name, value in vars(self).items() if not name.startswith("_"))
-        return tuple(id(value) if hasattr(value, "shape") else value for value in given)
+        """Return what makes this rule: numbers, functions and rules by value, arrays and lists by identity."""
+        given = (value for name, value in vars(self).items() if name != KEPT)
+        return tuple(value if _is_value(value) else id(value) for value in given)
 
     def __repr__(self) -> str:
         given = [
@@ -261,6 +262,15 @@ class Mask:
         from attention_xp.masks._drawing import drawn  # noqa: PLC0415
 
         return drawn(self)
+
+
+def _is_value(value: Any) -> bool:
+    """Whether something can be told from another by what it is."""
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return not hasattr(value, "shape")
 
 
 def _short(value: Any) -> str:

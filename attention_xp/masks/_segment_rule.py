@@ -96,8 +96,8 @@ class SegmentMask(Mask):
         xp = summable(span, self.query_ids)
         if xp is None or 0 in (*self.query_ids.shape, *self._keys.shape):
             return True, False
-        q = remembered(self, "_queries", xp, lambda: Extremes.of(xp, self.query_ids))
-        k = remembered(self, "_summed_keys", xp, lambda: Extremes.of(xp, self._keys))
+        q = remembered(self, "queries", xp, lambda: Extremes.of(xp, self.query_ids))
+        k = remembered(self, "summed_keys", xp, lambda: Extremes.of(xp, self._keys))
         q_least, q_most, q_some, q_all = q.between(span, span.q_lo, span.q_hi)
         k_least, k_most, k_some, k_all = k.between(span, span.k_lo, span.k_hi)
         possible = (q_least <= k_most) & (k_least <= q_most) & q_some & k_some

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from attention_xp._engine import choose as chooser, plain_calls
+from attention_xp._engine import choose as chooser
 from attention_xp._engine.choose import answers, attend
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Attended, Wanted
@@ -29,7 +29,6 @@ def kernels(monkeypatch):
         "dense": kernel("dense"),
     }
     monkeypatch.setattr(chooser, "KERNELS", made)
-    monkeypatch.setattr(plain_calls, "_KNOWN", {})  # calls that other kernels were chosen for
     return made
 
 

@@ -230,6 +230,7 @@ def cupy_stand_in(monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setitem(fused._GUESTS, "numpy", (_cupy,))
     monkeypatch.setattr(_cupy, "_has_torch", lambda: True)
+    monkeypatch.setattr("attention_xp._engine.problem.is_cupy_namespace", lambda xp: True)
     monkeypatch.setattr(_cupy, "_current_stream", lambda query: nullcontext())
     return torch
 

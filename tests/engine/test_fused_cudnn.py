@@ -64,6 +64,7 @@ def front_end(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda, **kinds))
     monkeypatch.setitem(sys.modules, "cudnn", stand_in)
     monkeypatch.setitem(fused._GUESTS, "numpy", (_cudnn,))
+    monkeypatch.setattr("attention_xp._engine.problem.is_cupy_namespace", lambda xp: True)
     monkeypatch.setattr(_cudnn, "_device", lambda a: Gpu())
     for module in (_cudnn, _cudnn_arrays):
         monkeypatch.setattr(module, "address", lambda a: a.ctypes.data)

@@ -9,6 +9,7 @@ from attention_xp import flash_attention
 from attention_xp._engine.planning.answers import Grid, Item
 from attention_xp._engine.planning.plan import Tile, bounds
 from attention_xp._engine.planning.plans import Plans
+from attention_xp._engine.region import Region
 from attention_xp._typing import Array
 from attention_xp.masks import (
     BlockMask,
@@ -50,7 +51,7 @@ MASKS = [
 ]
 
 
-WHOLE = Grid(keys=LENGTH, rows=256, part=256, step=0, chunk=128, columns=384, widest=2048, may_skip=True)
+WHOLE = Grid(keys=LENGTH, rows=256, part=256, step=0, width=384, chunk=128, columns=384, widest=2048, may_skip=True)
 IN_BANDS = WHOLE._replace(part=64, step=16, chunk=64)
 
 
@@ -116,6 +117,19 @@ def test_rows_along_the_diagonal_are_met_in_steps(mask: Mask, visited: int) -> N
     assert [end - start for start, end in band.columns] == [visited]
     assert all(rule.shift_invariant for rule in band.rules)
     assert [tile.columns for tile in others] == ([((0, 9),)] if "Global" in repr(mask) else [])
+
+
+def test_there_is_no_band_of_a_rule_that_allows_more_far_away() -> None:
+    """A window is looked for some thousand keys to either side: what may be allowed beyond is no part of it."""
+    keys, at = 12000, Item(offset=11000, b=0, h=None)
+    mask = CausalMask() & (WindowMask(40, 0) | StridedMask(5000))
+    tiles = Plans((mask,), 256, IN_BANDS._replace(keys=keys)).tiles(at, (0, 256))
+    allowed, visited = mask.to_array(256, keys, 11000), np.zeros((256, keys), bool)
+    for tile in tiles:
+        assert tile.steps == 1
+        for stretch in tile.columns:
+            visited[slice(*tile.rows), slice(*stretch)] = True
+    assert np.all(visited[allowed])
 
 
 @pytest.mark.parametrize(
@@ -212,3 +226,35 @@ def test_the_triangles_of_one_call_do_not_serve_another_offset() -> None:
                 for impl in ("tiled", "dense")
             )
             np.testing.assert_allclose(tiled, dense, rtol=1e-10, atol=1e-12)
+
+
+def test_plans_of_positions_are_kept_for_other_calls() -> None:
+    assert Plans.of((WindowMask(40, 3),), LENGTH, IN_BANDS) is Plans.of((WindowMask(40, 3),), LENGTH, IN_BANDS)
+    assert Plans.of((WindowMask(40, 4),), LENGTH, IN_BANDS) is not Plans.of((WindowMask(40, 3),), LENGTH, IN_BANDS)
+
+
+def test_what_is_kept_does_not_grow_with_the_tokens_that_are_generated() -> None:
+    plans, sizes = Plans((_blocks(64),), 1, WHOLE._replace(rows=1, part=1)), []
+    for offset in range(LENGTH):
+        at = HERE._replace(offset=offset)
+        assert plans.tiles(at, (0, 1)) == plans.tiles(at, (0, 1))
+        plans.longest_first(at)
+        sizes.append(max(map(len, (plans._tiles, plans._answers, plans._order))))
+    assert 1 < max(sizes) < LENGTH / 2
+
+
+def test_masks_of_your_own_are_told_apart_by_all_that_they_hold() -> None:
+    class Near(Mask):
+        shift_invariant = True
+
+        def __init__(self, size: int, far: list[int]) -> None:
+            self._size, self._far = size, far
+
+        def allowed(self, region: Region) -> Array:
+            distance = abs(region.q_idx - region.kv_idx)
+            return (distance < self._size) | np.isin(distance, self._far)
+
+    x = np.random.default_rng(0).standard_normal((300, 8))
+    for mask in (Near(3, []), Near(200, []), Near(3, [100])):
+        tiled, dense = (flash_attention(x, x, x, mask, impl=impl) for impl in ("tiled", "dense"))
+        np.testing.assert_allclose(tiled, dense, rtol=1e-9, atol=1e-12)

@@ -54,6 +54,7 @@ BANDS = {
     "sinks": {"window": (40, 0), "sinks": np.linspace(-1.0, 2.0, 4)},
     "soft cap": {"window": (40, 0), "softcap": 2.0},
     "offset": {"window": (40, 7), "query_offset": 60},
+    "negative offset": {"window": (40, 37), "query_offset": -20},
     "lengths": {"window": (40, 7), "key_lengths": 380, "query_lengths": 290},
     "global": {"mask": longformer_mask(30, np.arange(400) < 5)},
     "stride": {"mask": WindowMask(60, 60) & StridedMask(3)},
@@ -89,9 +90,25 @@ def test_what_is_not_finite_reaches_the_rows_of_a_band_that_attend_it(options):
     assert np.isfinite(tiled[0]).any()
 
 
-def test_a_band_reads_arrays_as_they_lie():
-    query, key, value = (np.moveaxis(x, 1, 2) for x in numbers(*[(2, 300, 4, 8)] * 3))
-    for x, y in zip(*both([query, key, value], window=(40, 7)), strict=True):
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        [np.moveaxis(x, 1, 2) for x in numbers(*[(2, 300, 4, 8)] * 3)],
+        [x[..., ::-1, :] for x in numbers(*[(2, 4, 300, 8)] * 3)],
+        [x[..., ::2] for x in numbers(*[(2, 4, 300, 16)] * 3)],
+        [x[:, 0] for x in numbers(*[(9, 4, 300, 8)] * 3)],
+        [x[0, 0] for x in numbers(*[(1, 4, 900, 8)] * 3)],
+    ],
+    ids=["heads behind", "backwards", "every other", "without heads", "two axes"],
+)
+def test_a_band_reads_arrays_as_they_lie(arrays):
+    for x, y in zip(*both(arrays, window=(40, 7)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-11)
+
+
+def test_each_batch_item_has_bands_of_its_own_offset():
+    arrays = numbers((3, 4, 300, 8), (3, 4, 500, 8), (3, 4, 500, 8))
+    for x, y in zip(*both(arrays, window=(40, 7), query_offset=np.asarray([0, 170, 33])), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-11)
 
 

@@ -49,7 +49,7 @@ def _refused_mask(problem: Problem) -> str | None:
     rules = column_rules(problem)
     if len(rules) == 0:
         return None
-    if any(isinstance(rule, CausalMask) for rule in rules):
+    if _is_causal(rules):
         if len(rules) > 1 or len(problem.addends) > 0 or not starts_at_0(problem):
             return "torch's scaled_dot_product_attention takes is_causal alone: no offset, and no other mask or bias"
         return None
@@ -103,18 +103,22 @@ def computed(problem: Problem) -> Array:
 
 def _keywords(problem: Problem) -> dict[str, Any]:
     """Return what the kernel is told in plain values."""
-    causal = any(isinstance(rule, CausalMask) for rule in column_rules(problem))
     grouped = {"enable_gqa": True} if problem.group > 1 else {}  # asked with `if`: a traced size answers with no bool
-    return {"is_causal": causal, "scale": problem.scale, **grouped}
+    return {"is_causal": _is_causal(column_rules(problem)), "scale": problem.scale, **grouped}
+
+
+def _is_causal(rules: tuple[Mask, ...]) -> bool:
+    """Whether causal order is among some rules, which it then is alone."""
+    return any(isinstance(rule, CausalMask) for rule in rules)
 
 
 def _is_taken_as_it_is(problem: Problem) -> bool:
     """Whether the kernel takes all arrays as they are and gives what is wanted, as in most calls."""
-    causal = _keywords(problem)["is_causal"]
-    if len(problem.rules) > causal or len(problem.addends) > 0 or problem.ndim != 4:
+    is_causal = _is_causal(problem.rules)
+    if len(problem.rules) > int(is_causal) or len(problem.addends) > 0 or problem.ndim != 4:
         return False
     has_all = all(a.shape[0] == problem.batch[0] for a in (problem.query, problem.key, problem.value))
-    return has_all and not (causal and _has_unseen_keys(problem))
+    return has_all and not (is_causal and _has_unseen_keys(problem))
 
 
 def _has_unseen_keys(problem: Problem) -> bool:
@@ -124,10 +128,11 @@ def _has_unseen_keys(problem: Problem) -> bool:
 
 def _translated(problem: Problem, keywords: dict[str, Any]) -> Array:
     """Call the kernel with four axes, as its fast paths want them, and with one mask; padding is made harmless."""
-    rules, causal = column_rules(problem), keywords["is_causal"]
-    mask = None if causal else _mask(problem, rules)
+    rules = column_rules(problem)
+    is_causal = _is_causal(rules)
+    mask = None if is_causal else _mask(problem, rules)
     key, value = problem.key, problem.value
-    if causal and _has_unseen_keys(problem):  # nor is what is NaN there to be seen
+    if is_causal and _has_unseen_keys(problem):  # nor is what is NaN there to be seen
         Sq = problem.query.shape[-2]
         key, value = key[..., :Sq, :], value[..., :Sq, :]
     # A slope of 0 would not silence what is NaN in the query of a row that attends nothing, nor what comes back to it.

@@ -32,6 +32,7 @@ class Grid(NamedTuple):
     rows: int  # of a block
     part: int  # rows of a block that are planned as one
     step: int  # rows of a step of a band; 0 where there are no bands
+    width: int  # keys of a step, at most, and of any tile of all rows of a block
     chunk: int  # rows of a chunk of a part
     columns: int  # keys of a tile
     widest: int  # likewise, of few rows

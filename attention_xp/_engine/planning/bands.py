@@ -15,7 +15,7 @@ from attention_xp.masks import Mask
 
 __all__ = ["Band", "band_of"]
 
-_FAR = 2**12  # keys to either side, up to which an end of a window is looked for
+_SEARCHED = 2**12  # keys to either side of a row, among which the ends of a window are looked for
 
 
 class Band(NamedTuple):
@@ -39,26 +39,28 @@ def band_of(rules: tuple[Mask, ...], grid: Grid, item: Item, answers: Answers, r
     start, end = answers.strips[inside][0][0], answers.strips[inside][-1][1]
     span = span_of(rows, (start, end), item)
     here = tuple(rule.undecided(span) for rule in rules if not rule.reach(span)[1])
-    near = _reach(here, grid.step) if all(rule.shift_invariant for rule in here) else None
-    if near is None or near[1] - near[0] > grid.columns:
+    at, last_at = rows[0] + item.offset, rows[1] - grid.step + item.offset
+    if not all(rule.shift_invariant for rule in here) or max(last_at - start, end - at) > _SEARCHED:
         return None
-    first, last = rows[0] + item.offset + near[0], rows[1] - grid.step + item.offset + near[1]
-    if first < start or last > end:  # another rule, or the end of the keys, cuts the window off
+    near = _window(here, grid.step)
+    if near is None or near[1] - near[0] > grid.width:
+        return None
+    if at + near[0] < start or last_at + near[1] > end:  # another rule, or the end of the keys, cuts the window off
         return None
     seen[inside] = False
     return Band(near, tuple(touching(answers.strips[j] for j in np.flatnonzero(seen).tolist())), here)
 
 
 @functools.lru_cache(maxsize=256)
-def _reach(rules: tuple[Mask, ...], rows: int) -> Bounds | None:
-    """Return which keys so many rows, the first at position 0, possibly attend; ``None`` where there is no end to them.
+def _window(rules: tuple[Mask, ...], rows: int) -> Bounds | None:
+    """Return which keys so many rows may attend, counted from the first of these rows; ``None`` if some are not near.
 
     Rules that hang on the distance of query and key alone answer the same wherever they are asked.
     """
-    keys = np.arange(2 * _FAR)
-    span = span_between(np, (_FAR, _FAR + rows), (keys, keys + 1), 0)
+    keys = np.arange(2 * _SEARCHED)
+    span = span_between(np, (_SEARCHED, _SEARCHED + rows), (keys, keys + 1), 0)
     possible = [np.broadcast_to(rule.reach(span)[0], keys.shape) for rule in rules]
     seen = np.flatnonzero(np.all(possible, axis=0))
     if len(seen) == 0 or seen[0] == 0 or seen[-1] == keys[-1]:
         return None
-    return int(seen[0]) - _FAR, int(seen[-1]) + 1 - _FAR
+    return int(seen[0]) - _SEARCHED, int(seen[-1]) + 1 - _SEARCHED

@@ -15,16 +15,15 @@ Verdict = tuple[tuple[bool, ...], tuple[bool, ...]]  # possible and certain, by 
 class Tile(NamedTuple):
     """A rectangle of scores, by half-open bounds, and what is undecided inside.
 
-    Or a band of such, in steps: the keys of each lie, and are decided about, as much further on as its rows do.
+    Or a band: as many such as it has steps, each as far below and to the right of the one before as it has rows. The
+    columns and the mixed rows are then those of the first step.
     """
 
-    rows: Bounds
-    columns: tuple[
-        Bounds, ...
-    ]  # one stretch of keys, or several that are visited as one; of a band, that of the first step
-    mixed: Bounds  # rows on which some rule is undecided, among the first stretch of keys; of a band, the first step
+    rows: Bounds  # of all steps
+    columns: tuple[Bounds, ...]  # one stretch of keys, or several that are visited as one
+    mixed: Bounds  # rows on which some rule is undecided, among the first stretch of keys
     rules: tuple[Mask, ...]  # these rules
-    steps: int = 1  # equal parts of the rows
+    steps: int = 1
 
     @property
     def step(self) -> int:
@@ -33,7 +32,7 @@ class Tile(NamedTuple):
 
     @property
     def stretches(self) -> tuple[Bounds, ...]:
-        """The keys that all steps see together."""
+        """The keys that one step or another visits."""
         if self.steps == 1:
             return self.columns
         ((start, end),) = self.columns

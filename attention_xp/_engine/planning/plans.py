@@ -9,13 +9,15 @@ from attention_xp._engine.planning.answers import Answers, Grid, Item, answers_a
 from attention_xp._engine.planning.bands import Band, band_of
 from attention_xp._engine.planning.plan import Bounds, Tile, bounds, plan, touching
 from attention_xp.masks import BlockMask, GlobalMask, Mask, SegmentMask
+from attention_xp.masks._look_up import kept_by
 
 __all__ = ["Plans"]
 
 _ASKED = 2**18  # rectangles that rules are asked about at once
 _FIXED = BlockMask, GlobalMask, SegmentMask  # rules that sum their arrays up but once
 _KEPT_BY_A_MASK = 4  # plans for other sizes
-_MOST_PLANS, _MOST_TILES = 64, 4096  # for rules of positions, which any call may have; blocks whose tiles a plan keeps
+_MOST_PLANS = 64  # for rules of positions, which any call may have
+_MOST_OFFSETS = 256  # of the queries, which grow from call to call while tokens are generated
 
 _PLANS: dict[object, "Plans"] = {}
 
@@ -34,11 +36,14 @@ class Plans:
         if len(holders) == 0:
             kept, most = _PLANS, _MOST_PLANS
         elif len(holders) == 1 and all(isinstance(leaf, _FIXED) or leaf.shift_invariant for leaf in _leaves(*holders)):
-            kept, most = vars(holders[0]).setdefault("_plans", {}), _KEPT_BY_A_MASK
+            kept, most = kept_by(holders[0]).setdefault("plans", {}), _KEPT_BY_A_MASK
         else:
             return cls(rules, rows, grid)
         name = (*(rule for rule in rules if rule.shift_invariant), rows, grid)
-        if name not in kept and len(kept) >= most:
+        known = kept.get(name)
+        if known is not None:
+            return known
+        if len(kept) >= most:
             kept.clear()
         return kept.setdefault(name, cls(rules, rows, grid))
 
@@ -49,15 +54,23 @@ class Plans:
         self._answers: dict[tuple[Item, int], Answers] = {}
         self._tiles: dict[tuple[Item, Bounds], list[Tile]] = {}
         self._order: dict[Item, list[Bounds]] = {}
+        self._offsets: set[int] = set()
 
     def tiles(self, item: Item, rows: Bounds) -> list[Tile]:
         """Return the tiles of a block that are not empty."""
         known = self._tiles.get((item, rows))
         if known is None:
-            if len(self._tiles) >= _MOST_TILES:
-                self._tiles.clear()
+            self._make_room(item)
             known = self._tiles[item, rows] = self._planned(item, rows)
         return known
+
+    def _make_room(self, item: Item) -> None:
+        """Forget what is known of so many other offsets; whoever reads it at the moment finds it out anew."""
+        if item.offset not in self._offsets:
+            if len(self._offsets) >= _MOST_OFFSETS:
+                for known in (self._offsets, self._tiles, self._answers, self._order):
+                    known.clear()
+            self._offsets.add(item.offset)
 
     def _planned(self, item: Item, rows: Bounds) -> list[Tile]:
         if len(self.rules) == 0:
@@ -75,10 +88,12 @@ class Plans:
         """Return the blocks of rows, those that visit much before the others."""
         if self._is_of_positions or len(self._blocks) > self._at_once():
             return self.latest_first()
-        if item not in self._order:
+        known = self._order.get(item)
+        if known is None:
+            self._make_room(item)
             area = self._areas(item)
-            self._order[item] = sorted(self.latest_first(), key=area.__getitem__, reverse=True)
-        return self._order[item]
+            known = self._order[item] = sorted(self.latest_first(), key=area.__getitem__, reverse=True)
+        return known
 
     def _areas(self, item: Item) -> dict[Bounds, int]:
         """Return how many pairs each block of rows visits, about."""
@@ -90,7 +105,7 @@ class Plans:
 
     def _answers_about(self, item: Item, rows: Bounds) -> Answers:
         """Return the answers about a block and its neighbours."""
-        if self._is_of_positions:  # a diagonal meets the corners of strips that are cut for one block
+        if self._is_of_positions:  # cut for each block alone, strips have their corners on the diagonal
             return answers_about(self.rules, self.grid, item, [rows])
         size = self._at_once()
         batch = rows[0] // self.grid.rows // size
@@ -134,7 +149,7 @@ def _of_band(band: Band, grid: Grid, item: Item, rows: Bounds) -> list[Tile]:
     (row, stop), (first, last) = rows, band.near
     at, step = row + item.offset, (row, row + grid.step)
     near = Tile(rows, ((at + first, at + last),), step, band.rules, (stop - row) // grid.step)
-    return [near, *plan([rows], band.far, [], grid.columns, may_skip=grid.may_skip)]
+    return [near, *plan([rows], band.far, [], grid.width, may_skip=grid.may_skip)]
 
 
 def _of_part(rules: tuple[Mask, ...], grid: Grid, item: Item, answers: Answers, rows: Bounds) -> list[Tile]:

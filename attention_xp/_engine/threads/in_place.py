@@ -41,7 +41,8 @@ class InPlace(Arithmetic):
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         self._lead = (1,) * (len(problem.lead) - 1)
-        self._keep: dict[object, tuple[tuple[Mask, ...], Patches]] = {}
+        self._keep: dict[object, Patches] = {}
+        self._found: dict[object, tuple[tuple[Mask, ...], Patches]] = {}
         self.by_keys = _meets_lines_only(problem)  # how scores are laid out
         self._survivors = Survivors(problem.dropout_rate)
         self._head_keys: dict[tuple[int, ...], list[tuple[int, int]]] = {}
@@ -94,27 +95,20 @@ class InPlace(Arithmetic):
             return [(slice(region.sizes[-1]), _by_columns(allowed) if self.lies_by_keys else allowed)]
         first = region.starts[-2] + (self.problem.query_offset or 0) - region.starts[-1]
         about = first, region.sizes[-2:], self.lies_by_keys
-        known = self._keep.get((id(rules), *about))
-        if known is None:  # to tell rules by what they say would take as long for each tile
-            known = self._keep[id(rules), *about] = (
-                rules,
-                self._kept((rules, self.problem.dtype, *about), rules, region),
-            )
+        known = self._found.get((id(rules), *about))
+        if known is None:  # to compare rules by what they say takes as long as a small tile: once for each tuple
+            name = rules, self.problem.dtype, *about
+            patches = _KEPT.get(name) or self._keep.get(name) or self._kept(name, rules, region)
+            known = self._found[id(rules), *about] = rules, patches
         return known[1]
 
-    def _patches(self, rules: tuple[Mask, ...], region: Region) -> Iterator[tuple[slice, Array]]:
+    def _kept(self, name: object, rules: tuple[Mask, ...], region: Region) -> Patches:
+        """Make patches, and keep what is small for all calls, the rest for this one."""
         allowed = np.asarray(allowed_pairs(rules, region), self.problem.dtype)
         allowed = np.broadcast_to(allowed, region.sizes[-2:])
-        return _patches(np.asarray(allowed, order="F" if self.lies_by_keys else "C"))
-
-    def _kept(self, name: object, rules: tuple[Mask, ...], region: Region) -> Patches:
-        """Return the patches that another call has kept, or make them; what is small is kept."""
-        known = _KEPT.get(name)
-        if known is not None:  # asked once: another thread may clear them
-            return known
-        patches = list(self._patches(rules, region))
+        patches = list(_patches(np.asarray(allowed, order="F" if self.lies_by_keys else "C")))
         if sum(pairs.size for _, pairs in patches) > _SMALL:
-            return patches
+            return self._keep.setdefault(name, patches)
         if len(_KEPT) >= _MOST_KEPT:
             _KEPT.clear()
         return _KEPT.setdefault(name, patches)

@@ -49,7 +49,7 @@ class InPlaceForward(InPlace):
         """Return how many numbers the buffers hold: of scores, of sums, and of what a tile adds to them."""
         rows = shape.heads * shape.rows
         sums = rows * problem.value.shape[-1]
-        return (rows + shape.heads * APART) * shape.columns, sums, sums
+        return shape.scores + shape.heads * APART * shape.columns, sums, sums
 
     def __init__(self, problem: Problem, shape: TileShape, buffers: Sequence[Array]) -> None:
         super().__init__(problem)
@@ -58,7 +58,7 @@ class InPlaceForward(InPlace):
         self._scores, self._sums, self._more = buffers
         self._ones = np.ones((shape.columns, 1), dtype)  # made longer where a tile of few rows has more keys
         self._shifted = np.empty(0, dtype)  # keys, with ones for a shift that rides in the query
-        self._views: dict[tuple[int, int, int], _Views] = {}
+        self._views: dict[tuple[tuple[int, ...], int, int], _Views] = {}
         self._at: _Views  # of the tile at hand
         self.output: Array  # (..., G, m, Dv), where the rows at hand belong
 
@@ -75,8 +75,8 @@ class InPlaceForward(InPlace):
 
         Of a band, (G, C, m, D) and (K, (C - 1) * m + n, D) -> (..., G, C, m, n).
         """
-        steps, rows = query.shape[1] if query.ndim > 3 else 0, query.shape[-2]
-        keys = sum(piece.shape[-2] for piece in key) - max(steps - 1, 0) * rows
+        steps, rows = query.shape[1:-2], query.shape[-2]  # (), or (C,)
+        keys = sum(piece.shape[-2] for piece in key) - sum(rows * (count - 1) for count in steps)
         views = self._at = self._tile(steps, rows // self._shape.heads if self._shape.folded else rows, keys)
         for piece, columns in self._beside(key):
             self._product(query, piece, views.rows[..., columns], poisoned=exclusive and not self.range.keys)
@@ -107,17 +107,17 @@ class InPlaceForward(InPlace):
             self._shifted = np.empty(math.prod(shape), key.dtype)
         return joined([key], 1, self._shifted)
 
-    def _tile(self, steps: int, m: int, n: int) -> _Views:
+    def _tile(self, steps: tuple[int, ...], m: int, n: int) -> _Views:
         known = self._views.get((steps, m, n))
         if known is None:
             known = self._views[steps, m, n] = self._viewed(steps, m, n)
         return known
 
-    def _viewed(self, steps: int, m: int, n: int) -> _Views:
+    def _viewed(self, steps: tuple[int, ...], m: int, n: int) -> _Views:
         """Lay a tile of m rows, or of so many steps of m rows, and n keys out in the buffers."""
         heads = self._shape.heads
-        by_keys = self.by_keys and steps == 0  # few rows are met where they lie
-        stacked = (1,) if self._shape.folded else (heads, steps) if steps else (heads,)
+        by_keys = self.by_keys and len(steps) == 0  # the few rows of a step are met where they lie
+        stacked = (1,) if self._shape.folded else (heads, *steps)
         rows = heads * m if self._shape.folded else m
         lines, length = (n, rows) if by_keys else (rows, n)
         room = apart(length, CROWDED) if by_keys else length
@@ -125,15 +125,15 @@ class InPlaceForward(InPlace):
         product = whole[..., :length]
         by_rows = product.mT if by_keys else product
         lead = (*self._lead, heads) if self.problem.lead else ()
-        scores = by_rows.reshape(*lead, *stacked[1:], m, n)
-        sums, more = (self._outputs(buffer, m, *stacked[1:]) for buffer in (self._sums, self._more))
+        scores = by_rows.reshape(*lead, *steps, m, n)
+        sums, more = (self._outputs(buffer, *steps, m) for buffer in (self._sums, self._more))
         if len(self._ones) < n:
             self._ones = np.ones((n, 1), self._ones.dtype)
         return _Views(whole, product, by_keys, by_rows, scores, sums, more, self._ones[:n])
 
-    def _outputs(self, buffer: Array, m: int, *steps: int) -> _Outputs:
+    def _outputs(self, buffer: Array, *rows_of_a_head: int) -> _Outputs:
         heads, width = self._shape.heads, self.problem.value.shape[-1]
-        shape = *steps, m, width
+        shape = *rows_of_a_head, width
         rows = buffer[: heads * math.prod(shape)].reshape((1, -1, width) if self._shape.folded else (heads, *shape))
         return _Outputs(rows, rows.reshape(*self._lead, *((heads,) if self.problem.lead else ()), *shape))
 

@@ -1,4 +1,4 @@
-"""How rows lie in memory on NumPy, and keys are seen: as products read them fastest."""
+"""How arrays lie in memory on NumPy: rows as products read them fastest, and keys seen through moving windows."""
 
 import math
 
@@ -38,7 +38,10 @@ def turned(rows: Array, buffer: Array) -> Array:
 
 
 def windows(keys: Array, step: int, n: int) -> Array:
-    """Return a view (K, C, n, W) of keys (K, S, W): n at a time, each time so many further on."""
+    """Return a view (K, C, n, W) of keys (K, S, W) through C windows of n keys, each a step further on than the last.
+
+    The last window ends with the keys: ``S = (C - 1) * step + n``.
+    """
     K, S, width = keys.shape
     per_head, per_key, per_number = keys.strides
     shape = K, (S - n) // step + 1, n, width

@@ -8,11 +8,11 @@ single call, take 0.87 of the time of the whole.
 import numpy as np
 
 from attention_xp._engine.threads.pool import has_small_kernels
+from attention_xp._engine.tile_sizes import SMALL_PRODUCT
 from attention_xp._typing import Array
 
 __all__ = ["multiply_into"]
 
-_FEW = 10**6  # multiplications of a product that is computed where it lies
 _VECTOR = 16  # numbers that the kernels take at once: rows of a piece, and what divides its columns
 _NARROW = 32  # columns of a piece where the first factor lies by columns
 
@@ -37,7 +37,7 @@ def _width(x: Array, y: Array) -> int:
     K, N, item = int(y.shape[-2]), int(y.shape[-1]), y.itemsize
     if x.shape[-2] < _VECTOR or y.strides[-1] != item or 0 in (K, N):  # the kernels want the second factor by rows
         return 0
-    most = _FEW // (_VECTOR * K) if x.strides[-1] == item else min(_FEW // (_VECTOR * K), _NARROW)
+    most = SMALL_PRODUCT // (_VECTOR * K) if x.strides[-1] == item else min(SMALL_PRODUCT // (_VECTOR * K), _NARROW)
     most -= most % _VECTOR
     if most == 0 or most >= N:
         return min(N, most)

@@ -38,6 +38,7 @@ def _grid(problem: Problem, shape: TileShape, widest: int) -> Grid:
         rows=shape.rows,
         part=part,
         step=shape.step,
+        width=shape.width or shape.columns,
         chunk=part if shape.folded else min(STRIP, part),
         columns=shape.columns,
         widest=widest,

@@ -163,8 +163,8 @@ class Worker:
             some = Running(*(None if a is None else a[..., part, :] for a in running))
         key, value = self._gather(heads.key, tile), functools.partial(self._gather, heads.value, tile)
         region, mixed = self._place(block, tile)
-        before = Running(*(_in_steps(a, tile) for a in some))
-        after = advance(self.ops, region, _in_steps(query, tile), key, value, before, rules=tile.rules, mixed=mixed)
+        stepped = Running(*(_in_steps(a, tile) for a in some))
+        after = advance(self.ops, region, _in_steps(query, tile), key, value, stepped, rules=tile.rules, mixed=mixed)
         return Running(*(_as_rows(a, tile) for a in after)) if some is running else running
 
     def _part(self, query: Array, m: int, part: slice) -> Array:

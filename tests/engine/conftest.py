@@ -1,0 +1,11 @@
+"""Fixtures of the tests of the engine."""
+
+import pytest
+
+from attention_xp._engine import plain_calls
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds what another has found out about a kind of calls, with kernels of its own perhaps."""
+    monkeypatch.setattr(plain_calls, "_KNOWN", {})
