@@ -108,7 +108,7 @@ def multi_head_attention(
         options,
     )
     if not is_cupy_namespace(xp):  # of whose arrays kernels judge the layout, too
-        choose(problem, wanted)  # so that what `impl` cannot compute is refused before anything is projected
+        problem.once(choose, wanted)  # so that what `impl` cannot compute is refused before anything is projected
     query = _split(project(query, p.get("w_q"), p.get("b_q"), xp), heads, xp)  # (B, Sq, d_model) -> (B, H, Sq, dh)
     key = _split(project(key, p.get("w_k"), p.get("b_k"), xp), kv_heads, xp)  # (B, Sk, d_model) -> (B, Hkv, Sk, dh)
     value = _split(project(value, p.get("w_v"), p.get("b_v"), xp), kv_heads, xp)

@@ -174,7 +174,7 @@ class BlockMask(Mask):
         layout = xp.reshape(self.layout, (-1, *self.layout.shape[-2:]))
         if item is None:
             counts = remembered(
-                self, f"_{which}", xp, lambda: Counts.of(xp, getattr(xp, which)(layout, axis=0, keepdims=True))
+                self, which, xp, lambda: Counts.of(xp, getattr(xp, which)(layout, axis=0, keepdims=True))
             )
         else:
             counts = remembered(self, "counts", xp, lambda: Counts.of(xp, layout))

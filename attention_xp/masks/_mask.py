@@ -265,7 +265,12 @@ class Mask:
 
 
 def _is_value(value: Any) -> bool:
-    """Whether something can be told from another by what it is."""
+    """Whether something can be told from another by what it is.
+
+    A mask always can, and is not asked: it would ask its own parts, and be asked again for its hash, level by level.
+    """
+    if isinstance(value, Mask):
+        return True
     try:
         hash(value)
     except TypeError:

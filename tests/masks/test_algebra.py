@@ -1,6 +1,7 @@
 """Combinations: what they say, what they inherit, what they refuse."""
 
 import copy
+import functools
 import operator
 
 import numpy as np
@@ -125,3 +126,15 @@ def test_a_rule_of_ones_own():
 def test_a_rule_must_say_something():
     with pytest.raises(NotImplementedError, match="Mask must define allowed"):
         Mask().to_array(1, 1)
+
+
+def test_the_hash_of_many_joined_masks_asks_each_of_them_a_few_times():
+    asked = []
+
+    class Asked(Mask):
+        def __hash__(self):
+            asked.append(self)
+            return 0
+
+    hash(functools.reduce(operator.or_, [Asked() for _ in range(20)]))
+    assert 20 <= len(asked) <= 40

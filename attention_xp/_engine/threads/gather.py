@@ -23,10 +23,11 @@ class Gather:
 
     def __call__(self, x: Array, tile: Tile) -> list[Array]:
         """(K, Sk, D) -> one or more (K, n, D), side by side: long stretches as they lie, copies of the others."""
-        if len(tile.stretches) == 1:
-            return [self._lying(x, tile.stretches[0])]
+        visited = tile.stretches
+        if len(visited) == 1:
+            return [self._lying(x, visited[0])]
         pieces, used = list[Array](), 0
-        for is_long, some in itertools.groupby(tile.stretches, _is_long):
+        for is_long, some in itertools.groupby(visited, _is_long):
             stretches = tuple(some)
             if is_long or len(stretches) == 1:
                 pieces += [self._lying(x, stretch) for stretch in stretches]

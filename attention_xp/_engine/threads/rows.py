@@ -160,12 +160,14 @@ class Worker:
             first = block.region.starts[-2]
             part = slice(tile.rows[0] - first, tile.rows[1] - first)
             query = self._part(query, block.region.sizes[-2], part)
-            some = Running(*(None if a is None else a[..., part, :] for a in running))
+            some = _each(running, lambda rows: rows[..., part, :])
         key, value = self._gather(heads.key, tile), functools.partial(self._gather, heads.value, tile)
         region, mixed = self._place(block, tile)
-        stepped = Running(*(_in_steps(a, tile) for a in some))
+        stepped = some if tile.steps == 1 else _each(some, lambda rows: _in_steps(rows, tile))
         after = advance(self.ops, region, _in_steps(query, tile), key, value, stepped, rules=tile.rules, mixed=mixed)
-        return Running(*(_as_rows(a, tile) for a in after)) if some is running else running
+        if some is not running:
+            return running
+        return after if tile.steps == 1 else _each(after, lambda steps: _as_rows(steps, tile))
 
     def _part(self, query: Array, m: int, part: slice) -> Array:
         """Return some of the m rows of each head, which lie one head behind the other where they are folded."""
@@ -181,16 +183,21 @@ class Worker:
         return Region(self.problem, starts, sizes), (first - row, end - row)
 
 
-def _in_steps(rows: Array | None, tile: Tile) -> Array | None:
+def _each(running: Running, view: Callable[[Array], Array]) -> Running:
+    """Return a view of each array of a state."""
+    return Running(*(None if a is None else view(a) for a in running))
+
+
+def _in_steps(rows: Array, tile: Tile) -> Array:
     """Return a view of rows (..., m, W), which are (..., C, m / C, W) in a band."""
-    if rows is None or tile.steps == 1:
+    if tile.steps == 1:
         return rows
     return rows.reshape(*rows.shape[:-2], tile.steps, tile.step, rows.shape[-1])
 
 
-def _as_rows(steps: Array | None, tile: Tile) -> Array | None:
+def _as_rows(steps: Array, tile: Tile) -> Array:
     """Return the same as rows."""
-    if steps is None or tile.steps == 1:
+    if tile.steps == 1:
         return steps
     return steps.reshape(*steps.shape[:-3], -1, steps.shape[-1])
 
