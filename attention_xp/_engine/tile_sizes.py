@@ -7,7 +7,7 @@ import math
 import sys
 from typing import NamedTuple
 
-from attention_xp._backend.libraries import library_name
+from attention_xp._backend.libraries import cuda_device, library_name
 from attention_xp._engine.planning.patterns import FEWEST_ROWS, blocks, grain, narrowest
 from attention_xp._engine.problem import Problem
 
@@ -19,6 +19,7 @@ __all__ = [
     "TileShape",
     "backward_tile_shape",
     "backward_tile_sizes",
+    "stack",
     "strip_size",
     "tile_shape",
     "tile_sizes",
@@ -41,6 +42,7 @@ _TALLEST = 1024  # rows of all heads of a tile: NumPy
 _STACKED = 256  # rows of a head where rules leave something out: fewer rows leave out more
 _SPARSE_BACKWARD = 4, 128, 1024  # heads, rows and keys of a tile where rules leave out much: NumPy
 _LARGEST = 3 * 2**18  # scores of a tile
+_LARGEST_ON_GPU = 2**24  # scores of a tile of several heads: JAX
 CROWDED = 512  # lines so many numbers apart compete for the same places in a cache
 _JOBS, _JOBS_BACKWARD = 3, 2  # for each thread, at least; backward the last ones are cut
 
@@ -141,6 +143,27 @@ def _squares(problem: Problem, most: tuple[int, int]) -> tuple[int, int]:
     if (rows, columns) == most:
         return _equal_parts(Sq, rows), _equal_parts(Sk, columns)
     return min(rows, max(Sq, 1)), min(columns, max(Sk, 1))
+
+
+def stack(problem: Problem, scores: int) -> tuple[int, ...]:
+    """Return of how many batch items and heads JAX's walker visits a tile, of so many scores each, at once.
+
+    Few rows share the product of their group. A GPU is idle under one head alone: there all go together that are masked
+    alike, as far as memory goes.
+    """
+    lead, of_batch = problem.lead, len(problem.batch)
+    few = problem.group if problem.query.shape[-2] <= FOLD else 1
+    sizes = [1] * of_batch + [few] * (len(lead) - of_batch)
+    if cuda_device(problem.query) is None:
+        return tuple(sizes)
+    if problem.heads is not None and _is_uniform_along_heads(problem):
+        sizes[-1] = max(few, _stacked(problem, _LARGEST_ON_GPU // scores))
+    for axis in reversed(range(of_batch)):
+        if not problem.is_masked_alike or sizes[axis + 1 :] != list(lead[axis + 1 :]):
+            break
+        room = _LARGEST_ON_GPU // (scores * math.prod(lead[axis + 1 :]))
+        sizes[axis] = max(n for n in range(1, max(room, 1) + 1) if lead[axis] % n == 0)
+    return tuple(sizes)
 
 
 def strip_size(problem: Problem, columns: int) -> int:

@@ -34,7 +34,7 @@ def with_captured(problem: Problem) -> Problem:
     template, arrays = freeze(problem)
     # One tile for both ways and with whatever rules: functions are written down for no other.
     problem = dataclasses.replace(thaw(template, spread_like(arrays, arrays)), tile=tile_sizes(problem))
-    walk = Walk(dataclasses.replace(problem, rules=()))
+    walk = Walk(problem)
     regions = (walk.tile(walk.rows_of(jnp.int32(0))[0], 0)[0], Region.whole(problem))
     rules = tuple(_rule(problem, rule, regions, walk.span()) if is_foreign(rule) else rule for rule in problem.rules)
     if problem.score_mod is None or isinstance(problem.score_mod, Captured):

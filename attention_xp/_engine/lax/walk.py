@@ -16,7 +16,7 @@ from attention_xp._engine.region import Region, Span
 from attention_xp._engine.tile.arithmetic import Arithmetic
 from attention_xp._engine.tile.products import query_key
 from attention_xp._engine.tile.step import Running, advance, finish, scale_in_base, start
-from attention_xp._engine.tile_sizes import FOLD, tile_sizes
+from attention_xp._engine.tile_sizes import stack, tile_sizes
 from attention_xp._typing import Array, DType
 from attention_xp.masks import Mask
 
@@ -89,19 +89,19 @@ def guarded(product: Callable[..., Array], rows: Array, tile: Array, *, exclusiv
 
 
 class Walk:
-    """The loops of one call: over (batch item, head, block of rows), and over tiles of keys."""
+    """The loops of one call: over (batch items, heads, block of rows), and over tiles of keys."""
 
     def __init__(self, problem: Problem) -> None:
         self.m, self.n = self.sizes(problem)
         self.Sq, self.Sk = problem.query.shape[-2], problem.key.shape[-2]
-        self.together = problem.group if self.Sq <= FOLD else 1  # query heads of a job
+        self.stack = stack(problem, self.m * self.n)
         self.group = problem.group
-        self.problem = dataclasses.replace(problem, group=self.together)
+        heads = 1 if problem.heads is None else self.stack[-1]
+        self.problem = dataclasses.replace(problem, group=min(heads, self.group))
         self.ops = Guarded(self.problem)
         self.blocks, self.tiles = math.ceil(self.Sq / self.m), math.ceil(self.Sk / self.n)
         self.ragged = self.tiles * self.n != self.Sk
-        heads = () if problem.heads is None else (problem.heads // self.together,)
-        self.grid = (*problem.batch, *heads, self.blocks)
+        self.grid = (*(n // some for n, some in zip(problem.lead, self.stack, strict=True)), self.blocks)
         if problem.rules:
             self.order, self.full, self.some = self._schedule()
 
@@ -130,11 +130,9 @@ class Walk:
     def rows_of(self, job: Array) -> tuple[Region, Array]:
         """Return the rows of a job, over all keys, and the number of their block."""
         *lead, block = jnp.unravel_index(job, self.grid)
-        if self.problem.heads is not None:
-            lead[-1] = lead[-1] * self.together
+        starts = (i * n for i, n in zip(lead, self.stack, strict=True))
         row = jnp.minimum(block * self.m, self.Sq - self.m)
-        ones = [1] * len(self.problem.batch) + ([] if self.problem.heads is None else [self.together])
-        return Region(self.problem, (*lead, row, 0), (*ones, self.m, self.Sk), dynamic_cut), block
+        return Region(self.problem, (*starts, row, 0), (*self.stack, self.m, self.Sk), dynamic_cut), block
 
     def scaled_query(self, region: Region) -> Array:
         """Return the rows of the query with the factor of the scores."""
@@ -185,9 +183,17 @@ class Walk:
         return part, key, value
 
     def _keys(self, array: Array, region: Region, column: Array) -> Array:
-        """Return a tile of keys or values of the head of a region, (..., 1, n, D)."""
+        """Return a tile of keys or values of the heads of a region, (..., n, D)."""
         lead = [0 if n == 1 else i for i, n in zip(self.kv_lead(region), array.shape[:-2], strict=True)]
-        return dynamic_cut(array, [*lead, column, 0], [*[1] * len(lead), self.n, array.shape[-1]])
+        sizes = [min(n, some) for n, some in zip(array.shape[:-2], self._kv_stack(), strict=True)]
+        return dynamic_cut(array, [*lead, column, 0], [*sizes, self.n, array.shape[-1]])
+
+    def _kv_stack(self) -> list[int]:
+        """Return of how many batch items and key/value heads a tile is."""
+        sizes = list(self.stack)
+        if self.problem.heads is not None:
+            sizes[-1] = max(sizes[-1] // self.group, 1)
+        return sizes
 
     def kv_lead(self, region: Region) -> list[Any]:
         """Return the leading indices of the keys of a region."""
@@ -219,8 +225,9 @@ class Walk:
         whole = Region.whole(problem)
         offset = 0 if problem.query_offset is None else whole.per_batch(problem.query_offset)
         q = row + offset
-        heads = whole.h if self.together == 1 else None
-        return Span(jnp, row, row + self.m - 1, q, q + self.m - 1, column, column + self.n - 1, whole.b, heads)
+        items = whole.b if math.prod(self.stack[: len(problem.batch)]) == 1 else None
+        heads = whole.h if math.prod(self.stack[len(problem.batch) :]) == 1 else None
+        return Span(jnp, row, row + self.m - 1, q, q + self.m - 1, column, column + self.n - 1, items, heads)
 
     def _of_block(self, table: Array, axes: int, region: Region, block: Array) -> Array:
         """Return the entry of one job in a table (..., blocks) whose entries have some axes of their own."""
