@@ -64,7 +64,8 @@ def _steps(tile: Tile) -> Iterator[Tile]:
     for i in range(tile.steps):
         by = i * tile.step
         rows = tile.rows[0] + by, tile.rows[0] + by + tile.step
-        columns = tuple((start + by, end + by) for start, end in tile.columns)
+        (start, end), *others = tile.columns
+        columns = ((start + by, end + by), *others)
         yield Tile(rows, columns, (tile.mixed[0] + by, tile.mixed[1] + by), tile.rules)
 
 
@@ -111,12 +112,20 @@ def _visit(tile: Tile, offset: int, allowed: Array, visits: Array, decided: Arra
     ids=repr,
 )
 def test_rows_along_the_diagonal_are_met_in_steps(mask: Mask, visited: int) -> None:
-    """Each step visits as many keys as the window is wide, and as many more as it has other rows."""
-    (band, *others) = _plans(mask, IN_BANDS).tiles(HERE, (256, 512))
+    """Each step visits as many keys as the window is wide, and as many more as it has other rows; and those far away."""
+    (band,) = _plans(mask, IN_BANDS).tiles(HERE, (256, 512))
     assert (band.rows, band.steps) == ((256, 512), 16)
-    assert [end - start for start, end in band.columns] == [visited]
+    (start, end), *others = band.columns
+    assert end - start == visited
+    assert others == ([(0, 9)] if "Global" in repr(mask) else [])
     assert all(rule.shift_invariant for rule in band.rules)
-    assert [tile.columns for tile in others] == ([((0, 9),)] if "Global" in repr(mask) else [])
+
+
+def test_much_that_the_rows_of_a_band_see_far_away_has_tiles_of_its_own() -> None:
+    mask = longformer_mask(60, np.arange(LENGTH) < 150)  # together with a window of 136 more than a tile has
+    band, other = _plans(mask, IN_BANDS._replace(width=256)).tiles(HERE, (256, 512))
+    assert (band.steps, len(band.columns)) == (16, 1)
+    assert (other.rows, other.columns, other.steps) == ((256, 512), ((0, 150),), 1)
 
 
 def test_there_is_no_band_of_a_rule_that_allows_more_far_away() -> None:

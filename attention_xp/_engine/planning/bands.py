@@ -1,6 +1,7 @@
 """Bands along the diagonal: rows whose steps see the same keys, each as much further on as its own rows are.
 
-Steps are stacked like heads, so that each of them visits little more keys than a window is wide.
+Steps are stacked like heads, so that each of them visits little more keys than a window is wide, and beside these the
+keys that all rows see.
 """
 
 import functools

@@ -16,7 +16,7 @@ class Tile(NamedTuple):
     """A rectangle of scores, by half-open bounds, and what is undecided inside.
 
     Or a band: as many such as it has steps, each as far below and to the right of the one before as it has rows. The
-    columns and the mixed rows are then those of the first step.
+    first stretch and the mixed rows are then those of the first step; the other stretches are the same for all steps.
     """
 
     rows: Bounds  # of all steps
@@ -33,10 +33,8 @@ class Tile(NamedTuple):
     @property
     def stretches(self) -> tuple[Bounds, ...]:
         """The keys that one step or another visits."""
-        if self.steps == 1:
-            return self.columns
-        ((start, end),) = self.columns
-        return ((start, end + (self.steps - 1) * self.step),)
+        (start, end), *others = self.columns
+        return ((start, end + (self.steps - 1) * self.step), *others)
 
 
 def bounds(start: int, stop: int, size: int) -> list[Bounds]:

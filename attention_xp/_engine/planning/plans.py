@@ -145,10 +145,12 @@ def _planned(rules: tuple[Mask, ...], grid: Grid, item: Item, answers: Answers, 
 
 
 def _of_band(band: Band, grid: Grid, item: Item, rows: Bounds) -> list[Tile]:
-    """Return a band as one tile, and what its rows see elsewhere."""
+    """Return a band as one tile, together with what its rows see elsewhere where that is little."""
     (row, stop), (first, last) = rows, band.near
     at, step = row + item.offset, (row, row + grid.step)
     near = Tile(rows, ((at + first, at + last),), step, band.rules, (stop - row) // grid.step)
+    if last - first + sum(end - start for start, end in band.far) <= grid.width:
+        return [near._replace(columns=(*near.columns, *band.far))]
     return [near, *plan([rows], band.far, [], grid.width, may_skip=grid.may_skip)]
 
 

@@ -27,6 +27,8 @@ class Gather:
         if len(visited) == 1:
             return [self._lying(x, visited[0])]
         pieces, used = list[Array](), 0
+        if tile.steps > 1:  # through a window that moves
+            pieces, visited = [self._lying(x, visited[0])], visited[1:]
         for is_long, some in itertools.groupby(visited, _is_long):
             stretches = tuple(some)
             if is_long or len(stretches) == 1:

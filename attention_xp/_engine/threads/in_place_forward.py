@@ -58,7 +58,7 @@ class InPlaceForward(InPlace):
         self._scores, self._sums, self._more = buffers
         self._ones = np.ones((shape.columns, 1), dtype)  # made longer where a tile of few rows has more keys
         self._shifted = np.empty(0, dtype)  # keys, with ones for a shift that rides in the query
-        self._views: dict[tuple[tuple[int, ...], int, int], _Views] = {}
+        self._views: dict[tuple[tuple[int, ...], int, int, bool], _Views] = {}
         self._at: _Views  # of the tile at hand
         self.output: Array  # (..., G, m, Dv), where the rows at hand belong
 
@@ -89,16 +89,21 @@ class InPlaceForward(InPlace):
             key = self._with_ones(key)
         query, scores = (by_key_head(x, key, x.ndim - 1) for x in (query, scores))
         if self._at.by_keys:
-            multiply_into(scores.mT, self._met(key), query.mT)
+            multiply_into(scores.mT, self._met(key, scores), query.mT)
         else:
-            np.matmul(query, self._met(key).mT, out=scores)
+            np.matmul(query, self._met(key, scores).mT, out=scores)
         if poison is not None:
-            np.add(scores, self._met(poison[..., None]).mT, out=scores)
+            np.add(scores, self._met(poison[..., None], scores).mT, out=scores)
 
-    def _met(self, piece: Array) -> Array:
-        """Return what each query head, and each step, meets of keys or values (K, n, W): (K, 1, n, W), (K, 1, C, n, W)."""
-        views = self._at.rows
-        return (piece if views.ndim == 3 else windows(piece, views.shape[-2], views.shape[-1]))[:, None]
+    def _met(self, piece: Array, scores: Array) -> Array:
+        """Return what the rows of scores (..., m, n) meet of keys or values (K, S, W), where each step sees but n of them.
+
+        That is (K, 1, n, W), and of a band (K, 1, C, n, W), or (K, 1, 1, n, W) where all steps see the same.
+        """
+        if self._at.rows.ndim > 3:
+            m, n = scores.shape[-2:]
+            piece = piece[:, None] if piece.shape[1] == n else windows(piece, m, n)
+        return piece[:, None]
 
     def _with_ones(self, key: Array) -> Array:
         """(..., n, D) -> (..., n, D + 1), with a last column of ones."""
@@ -108,15 +113,18 @@ class InPlaceForward(InPlace):
         return joined([key], 1, self._shifted)
 
     def _tile(self, steps: tuple[int, ...], m: int, n: int) -> _Views:
-        known = self._views.get((steps, m, n))
+        by_keys = self.by_keys and (
+            len(steps) == 0 or self.range.bounded
+        )  # along few rows their maxima are found faster
+        name = steps, m, n, by_keys
+        known = self._views.get(name)
         if known is None:
-            known = self._views[steps, m, n] = self._viewed(steps, m, n)
+            known = self._views[name] = self._viewed(*name)
         return known
 
-    def _viewed(self, steps: tuple[int, ...], m: int, n: int) -> _Views:
+    def _viewed(self, steps: tuple[int, ...], m: int, n: int, by_keys: bool) -> _Views:
         """Lay a tile of m rows, or of so many steps of m rows, and n keys out in the buffers."""
         heads = self._shape.heads
-        by_keys = self.by_keys and len(steps) == 0  # the few rows of a step are met where they lie
         stacked = (1,) if self._shape.folded else (heads, *steps)
         rows = heads * m if self._shape.folded else m
         lines, length = (n, rows) if by_keys else (rows, n)
@@ -151,17 +159,19 @@ class InPlaceForward(InPlace):
             product = views.sums if output is None else views.more
             some, rows = (by_key_head(x, piece, x.ndim - 1) for x in (weights[..., columns], product.rows))
             if exclusive and not self.range.values:
-                np.copyto(rows, quarantined_outputs(some, self._met(piece)))
+                np.copyto(rows, quarantined_outputs(some, self._met(piece, some)))
             else:
-                multiply_into(rows, some, self._met(piece))
+                multiply_into(rows, some, self._met(piece, some))
             output = product.output if output is None else self.add(output, product.output)
         return output
 
     def _beside(self, pieces: Pieces) -> Iterator[tuple[Array, slice]]:
-        """Return each piece with the columns of the tile that are its own; the steps of a band share them all."""
+        """Return each piece with the columns of the tile that are its own; those of a band's window come first."""
         if len(pieces) == 1:
             return iter([(pieces[0], slice(None))])
-        return zip(pieces, side_by_side(piece.shape[-2] for piece in pieces), strict=True)
+        sizes = [piece.shape[-2] for piece in pieces]
+        sizes[0] = self._at.rows.shape[-1] - sum(sizes[1:])
+        return zip(pieces, side_by_side(sizes), strict=True)
 
     def row_sum(self, weights: Array) -> Array:
         """(..., m, n) @ (n, 1) -> (..., m, 1): a product is twice as fast as a sum."""

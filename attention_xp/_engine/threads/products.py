@@ -37,6 +37,8 @@ def _width(x: Array, y: Array) -> int:
     K, N, item = int(y.shape[-2]), int(y.shape[-1]), y.itemsize
     if x.shape[-2] < _VECTOR or y.strides[-1] != item or 0 in (K, N):  # the kernels want the second factor by rows
         return 0
+    if x.shape[-2] * K * N <= SMALL_PRODUCT:  # already small
+        return 0
     most = SMALL_PRODUCT // (_VECTOR * K) if x.strides[-1] == item else min(SMALL_PRODUCT // (_VECTOR * K), _NARROW)
     most -= most % _VECTOR
     if most == 0 or most >= N:
