@@ -17,9 +17,9 @@ from attention_xp._typing import Array, Device, Namespace
 
 MODULES = {"numpy": "numpy", "torch": "torch", "jax": "jax.numpy", "cupy": "cupy"}
 HOW_TO_ADD = {
-    "torch": "pip install attention-xp[torch]",
-    "jax": "pip install attention-xp[jax]",
-    "cupy": "pip install attention-xp[cupy-cuda12x] (or cupy-cuda13x), with an NVIDIA GPU",
+    "torch": "pip install torch",
+    "jax": "pip install jax",
+    "cupy": "pip install cupy-cuda12x (or cupy-cuda13x), with an NVIDIA GPU",
 }
 ROUNDS = 5
 TOLERANCE = 2e-5  # some 20 times the rounding of the jobs' results in float32

@@ -38,7 +38,7 @@ def merge_attention(outputs: Sequence[Array], lses: Sequence[Array]) -> tuple[Ar
     Raises
     ------
     TypeError
-        If an entry is no floating array, or libraries are mixed.
+        If `outputs` or `lses` is no sequence, an entry is no floating array, or libraries are mixed.
     ValueError
         If there is nothing to merge, or numbers or shapes do not fit.
 
@@ -58,8 +58,9 @@ def merge_attention(outputs: Sequence[Array], lses: Sequence[Array]) -> tuple[Ar
     True
     """
     for name, given in (("outputs", outputs), ("lses", lses)):
-        if not isinstance(given, Iterable):
-            raise TypeError(f"{name} must be a sequence of arrays, got {type(given).__name__}")
+        if hasattr(given, "dtype") or not isinstance(given, Iterable):
+            kind = "a single array" if hasattr(given, "dtype") else type(given).__name__
+            raise TypeError(f"{name} must be a sequence of arrays, one for each part of the keys, got {kind}")
     outputs, lses = list(outputs), list(lses)
     if len(outputs) == 0 or len(outputs) != len(lses):
         raise ValueError(

@@ -102,5 +102,7 @@ def complete(options: AttentionOptions) -> AttentionOptions:
     """Fill in the defaults; an option that does not exist is a `TypeError`."""
     for name in options:
         if name not in DEFAULTS:
-            raise TypeError(f"unexpected option {name!r}: expected one of {', '.join(DEFAULTS)}")
+            raise TypeError(
+                f"unexpected option {name!r}: beside its own arguments, every attention function takes {', '.join(DEFAULTS)}"
+            )
     return {**DEFAULTS, **options}

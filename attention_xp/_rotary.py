@@ -63,7 +63,7 @@ def rotary_embedding(
     cache : RotaryCache, optional
         Cosines and sines from `rotary_cache` in place of `base`, `scaling` and `axial`. Row ``p`` belongs to position
         ``p``: without `positions` the first ``S`` rows are used, and there may be leading axes of the batch shape;
-        with `positions` their rows of a table ``(L, R // 2)``, which must exist.
+        with `positions` their rows of a table ``(L, R // 2)``, and NaN for a position below 0 or from ``L`` on.
 
     Returns
     -------

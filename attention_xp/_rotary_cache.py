@@ -1,5 +1,6 @@
 """Cosines and sines of rotary position embeddings, computed once and used by many calls."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -127,10 +128,16 @@ def check_cache(xp: Namespace, cache: RotaryCache, x: Array) -> None:
 
 
 def looked_up(xp: Namespace, table: Array, columns: Array) -> Array:
-    """Return the rows of a table ``(L, R / 2)`` at positions ``(..., S, 1)`` or ``(..., S, R / 2)``."""
-    shape = (*columns.shape[:-1], table.shape[-1])
+    """Return the rows of a table ``(L, R / 2)`` at positions ``(..., S, 1)`` or ``(..., S, R / 2)``.
+
+    Where the table has none it is NaN: libraries would wrap such a position around, raise or make NaN, each its own way.
+    """
+    length, pairs = table.shape
+    exists = (columns >= 0) & (columns < length)
+    shape, columns = (*columns.shape[:-1], pairs), xp.where(exists, columns, 0)
     if columns.shape[-1] == 1:
-        return xp.reshape(xp.take(table, xp.reshape(columns, (-1,)), axis=0), shape)
-    pair = xp.arange(table.shape[-1], dtype=columns.dtype, device=device_of(columns))
-    index = xp.reshape(columns * table.shape[-1] + pair, (-1,))
-    return xp.reshape(xp.take(xp.reshape(table, (-1,)), index, axis=0), shape)
+        rows = xp.take(table, xp.reshape(columns, (-1,)), axis=0)
+    else:
+        pair = xp.arange(pairs, dtype=columns.dtype, device=device_of(columns))
+        rows = xp.take(xp.reshape(table, (-1,)), xp.reshape(columns * pairs + pair, (-1,)), axis=0)
+    return xp.where(exists, xp.reshape(rows, shape), math.nan)

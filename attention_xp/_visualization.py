@@ -45,7 +45,7 @@ def attention_score_visualization(attention_weights: Array, tokens: Any = None) 
     check_floating(xp, attention_weights=attention_weights)
     if not 2 <= attention_weights.ndim <= 4 or 0 in attention_weights.shape:
         raise ValueError(
-            "attention_weights must be non-empty: expected attention_weights (B, H, Sq, Sk), (B, Sq, Sk) or (Sq, Sk), "
+            "attention_weights must have 2 to 4 axes, none of length 0: expected attention_weights (B, H, Sq, Sk), (B, Sq, Sk) or (Sq, Sk), "
             f"{shapes(attention_weights=attention_weights)}"
         )
     weights = attention_weights

@@ -3,6 +3,8 @@
 import pytest
 
 from attention_xp import scaled_dot_product_attention as sdpa
+from attention_xp.biases import AlibiBias
+from attention_xp.masks import CausalMask
 from tests._wrong import EITHER, Wrong, check
 
 Q, K, V, M = "(..., H, Sq, D)", "(..., Hkv, Sk, D)", "(..., Hkv, Sk, Dv)", "(..., H, Sq, Sk)"
@@ -64,6 +66,16 @@ INPUTS = {
 OPTIONS = {
     "integer mask": Wrong(lambda a: a.attend(mask=a(5, 5, dtype="int32")), TypeError, ("mask", "int32", "bool")),
     "list as mask": Wrong(lambda a: a.attend(mask=[[True]]), TypeError, ("mask", "list")),
+    "class as mask": Wrong(lambda a: a.attend(mask=CausalMask), TypeError, ("mask", "a rule", "the class CausalMask")),
+    "function as mask": Wrong(lambda a: a.attend(mask=lambda b, h, q, k: q), TypeError, ("mask", "FunctionMask", "function")),
+    "bias as mask": Wrong(lambda a: a.attend(mask=AlibiBias(a(4))), TypeError, ("mask", "attention_xp.masks", "AlibiBias")),
+    "mask as bias": Wrong(lambda a: a.attend(bias=CausalMask()), TypeError, ("bias", "attention_xp.biases", "CausalMask")),
+    "mask of each batch item": Wrong(
+        lambda a: a.attend(axes=5, mask=a(7, 5, 5)), ValueError, ("mask", M, "(7, 5, 5)"),
+    ),
+    "mask without a heads axis": Wrong(
+        lambda a: a.attend(mask=a(3, 5, 5)), ValueError, ("mask", "(..., 1, Sq, Sk) for all heads alike", "(3, 5, 5)"),
+    ),
     "mask does not fit": Wrong(
         lambda a: a.attend(mask=a(2, 4, 5, 6)), ValueError, ("mask", M, "(2, 4, 5, 5)", "(2, 4, 5, 6)")
     ),
@@ -149,7 +161,7 @@ OPTIONS = {
         lambda a: a.attend(function=sdpa, return_weights="no"), TypeError, ("return_weights", "bool", "str")
     ),
     "number as return_lse": Wrong(lambda a: a.attend(return_lse=1), TypeError, ("return_lse", "bool", "int")),
-    "unknown option": Wrong(lambda a: a.attend(windows=2), TypeError, ("windows",)),
+    "unknown option": Wrong(lambda a: a.attend(windows=2), TypeError, ("windows", "own arguments", "window,")),
 }  # fmt: skip
 
 WRONG = INPUTS | OPTIONS

@@ -111,7 +111,8 @@ UTILITIES = {
         lambda a: ax.masks.CausalMask().to_array(2, 2, 2**31, xp=a.xp), ValueError, ("query_offset", "2**29")
     ),
     "picture of one axis": Wrong(
-        lambda a: ax.attention_score_visualization(a(5)), ValueError, ("attention_weights", "Sq, Sk)", "(5,)")
+        lambda a: ax.attention_score_visualization(a(5)), ValueError,
+        ("attention_weights must have 2 to 4 axes", "Sq, Sk)", "(5,)"),
     ),
     "picture of a list": Wrong(
         lambda a: ax.attention_score_visualization([[1.0]]), TypeError, ("attention_weights", "list")

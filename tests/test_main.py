@@ -53,7 +53,7 @@ def test_nan_is_wrong(monkeypatch, capsys, quick):
 def test_what_is_missing_is_told(monkeypatch, capsys, quick):
     monkeypatch.setitem(main.MODULES, "torch", "no_such_module")
     assert main.main([]) == 0
-    assert "torch: not installed; add it with: pip install attention-xp[torch]" in capsys.readouterr().out
+    assert "torch: not installed; add it with: pip install torch" in capsys.readouterr().out
 
 
 def test_what_was_asked_for_and_is_missing_fails(monkeypatch, capsys, quick):

@@ -61,6 +61,13 @@ def test_wrong_parts(outputs, lses, text):
         merge_attention(outputs, lses)
 
 
+@pytest.mark.parametrize(("given", "kind"), [(np.ones((2, 3)), "a single array"), (3, "int")])
+def test_parts_come_as_sequences(given, kind):
+    for outputs, lses, name in ((given, [np.ones(2)], "outputs"), ([np.ones((2, 3))], given, "lses")):
+        with pytest.raises(TypeError, match=f"{name} must be a sequence of arrays, .* got {kind}"):
+            merge_attention(outputs, lses)
+
+
 @pytest.mark.backends("strict")
 def test_parts_on_two_devices(make, xp):
     output, lse = make(np.ones((2, 3))), xp.zeros(2, dtype=xp.float32, device=xp.Device("CPU_DEVICE"))

@@ -18,6 +18,18 @@ OPTIONS = {
 }
 
 
+@pytest.mark.parametrize("sections", [None, (1, 1, 2)])
+def test_positions_that_a_table_has_not_give_nan(library, make, xp, device, sections):
+    """Also negative ones, which count from the end of an array."""
+    x, positions = make(normal(5, 8)), np.asarray([3, -1, 0, 10, 9])
+    options = {} if sections is None else {"sections": sections}
+    given = make(positions if sections is None else np.stack([positions] * 3), "int32")
+    turned = to_numpy(rotary_embedding(x, given, cache=rotary_cache(10, 8, xp=xp, device=device), **options))
+    expected = to_numpy(rotary_embedding(x, given, **options))
+    assert np.isnan(turned[[1, 3]]).all()
+    np.testing.assert_allclose(turned[[0, 2, 4]], expected[[0, 2, 4]], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_a_table_of_the_first_positions(library, make, xp, device, options):
     x = make(normal(2, 3, 5, 9))

@@ -78,8 +78,9 @@ class Alignment(NamedTuple):
         shape = self._without_surplus(tuple(array.shape))
         if not fits(shape, self.shape):
             letters = "(..., Sq, Sk)" if self.heads is None else "(..., H, Sq, Sk)"
+            hint = " or (..., 1, Sq, Sk) for all heads alike," if len(shape) == len(self.shape) - 1 > 2 else ""
             raise ValueError(
-                f"{name} does not broadcast to the scores: expected {name} {letters} = {self.shape}, "
+                f"{name} does not broadcast to the scores: expected {name} {letters} = {self.shape},{hint} "
                 f"{shapes(**{name: array})}"
             )
         return array if shape == tuple(array.shape) else self.xp.reshape(array, shape)

@@ -1,8 +1,8 @@
 """Complaints about arrays, raised from static shapes and types before any arithmetic."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from attention_xp._backend.dtypes import dtype_name, is_floating
+from attention_xp._backend.dtypes import dtype_name, is_boolean, is_floating
 from attention_xp._backend.libraries import same_device
 from attention_xp._engine.numbers import check_count
 from attention_xp._typing import Array, Namespace
@@ -62,11 +62,14 @@ def check_one_dtype(xp: Namespace, *, query: Array, **others: Array) -> None:
             )
 
 
-def check_result(xp: Namespace, name: str, result: Any, sizes: tuple[int, ...]) -> None:
-    """Refuse what a function of the caller made of a region, unless it is floating and broadcasts to its scores."""
-    if not hasattr(result, "dtype") or not is_floating(xp, result.dtype):
-        kind = dtype_name(result.dtype) if hasattr(result, "dtype") else type(result).__name__
-        raise TypeError(f"{name} must return a floating array, got {kind}")
+def check_result(
+    xp: Namespace, name: str, result: Any, sizes: tuple[int, ...], kind: Literal["floating", "boolean"] = "floating"
+) -> None:
+    """Refuse what a function of the caller made of a region, unless it is of a kind and broadcasts to its scores."""
+    is_right = is_boolean if kind == "boolean" else is_floating
+    if not hasattr(result, "dtype") or not is_right(xp, result.dtype):
+        given = dtype_name(result.dtype) if hasattr(result, "dtype") else type(result).__name__
+        raise TypeError(f"{name} must return a {kind} array, got {given}")
     if not fits(tuple(result.shape), sizes):
         raise ValueError(
             f"{name} must broadcast to the scores of a region: expected {sizes}, got {tuple(result.shape)}"

@@ -20,11 +20,19 @@ __all__ = ["addends_of", "array_options", "mask_parts", "refuse_to_guess", "rule
 
 def array_options(mask: Any, bias: Any, o: AttentionOptions) -> dict[str, Any]:
     """Return the options that are arrays and must belong to the library of the query."""
+    _refuse_other("mask", mask, "a rule from attention_xp.masks, where FunctionMask makes one of a function")
+    _refuse_other("bias", bias, "a rule from attention_xp.biases")
     given = {"mask": mask, "bias": bias, "sinks": o["sinks"]}
     for name in ("query_offset", "query_lengths", "key_lengths"):
         if not isinstance(o[name], int) and hasattr(o[name], "dtype") and not isinstance(o[name], Integral):
             given[name] = o[name]
     return {name: a for name, a in given.items() if a is not None}
+
+
+def _refuse_other(name: str, given: Any, rule: str) -> None:
+    if given is not None and not hasattr(given, "dtype"):
+        kind = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+        raise TypeError(f"{name} must be an array or {rule}, got {kind}")
 
 
 def rules_of(o: AttentionOptions, mask: Mask | None, rows: Any, columns: Any) -> list[Mask]:

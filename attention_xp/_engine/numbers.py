@@ -22,10 +22,11 @@ _IMPLEMENTATIONS = ("auto", "dense", "tiled", "fused")
 
 
 def check_flag(name: str, given: Any) -> bool:
-    """Return a bool; what is merely true in spirit is refused."""
-    if not isinstance(given, bool):
-        raise TypeError(f"{name} must be a bool, got {type(given).__name__}")
-    return given
+    """Return a bool, Python's or NumPy's; what is merely true in spirit is refused."""
+    kind = type(given)
+    if not isinstance(given, bool) and (kind.__module__, kind.__name__.rstrip("_")) != ("numpy", "bool"):
+        raise TypeError(f"{name} must be a bool, got {kind.__name__}")
+    return bool(given)
 
 
 def check_number(name: str, number: Any) -> float:

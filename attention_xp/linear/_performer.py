@@ -7,8 +7,9 @@ from typing import Any
 from array_api_compat import array_namespace
 
 from attention_xp._backend.dtypes import computation_dtype, floating_dtype
-from attention_xp._backend.libraries import creation_namespace
+from attention_xp._backend.libraries import common_namespace, creation_namespace
 from attention_xp._backend.modes import outside_autocast
+from attention_xp._engine.checks import check_floating, shapes
 from attention_xp._engine.numbers import check_count, check_flag, check_positive
 from attention_xp._random import check_rng, normal
 from attention_xp._typing import Array, Device, DType, Namespace
@@ -27,7 +28,12 @@ class PerformerFeatures:
 
     def __call__(self, x: Array) -> Array:
         """Return the features ``(..., S, m)``, all positive."""
-        xp = array_namespace(x)
+        xp = common_namespace(x=x, projection=self.projection)
+        check_floating(xp, x=x)
+        if x.ndim < 1 or x.shape[-1] != self.projection.shape[0]:
+            raise ValueError(
+                f"x must be as wide as the features were made for: expected x (..., S, {self.projection.shape[0]}), {shapes(x=x)}"
+            )
         x = x * math.sqrt(self.scale)
         with outside_autocast(xp, x):
             projected = xp.matmul(x, xp.astype(self.projection, x.dtype, copy=False))

@@ -51,7 +51,7 @@ class Both(_Pair):
     """Pairs that both masks allow."""
 
     def allowed(self, region: Region) -> Array:
-        return self.left.allowed(region) & self.right.allowed(region)
+        return self.left.pairs(region) & self.right.pairs(region)
 
     def reach(self, span: Span) -> Reach:
         (possible, certain), (other_possible, other_certain) = self.left.reach(span), self.right.reach(span)
@@ -75,7 +75,7 @@ class Either(_Pair):
     """Pairs that one of the masks allows."""
 
     def allowed(self, region: Region) -> Array:
-        return self.left.allowed(region) | self.right.allowed(region)
+        return self.left.pairs(region) | self.right.pairs(region)
 
     def reach(self, span: Span) -> Reach:
         (possible, certain), (other_possible, other_certain) = self.left.reach(span), self.right.reach(span)
@@ -119,7 +119,7 @@ class Not(Mask):
         return self.inner.seams(q_stop, k_stop)
 
     def allowed(self, region: Region) -> Array:
-        return ~self.inner.allowed(region)
+        return ~self.inner.pairs(region)
 
     def reach(self, span: Span) -> Reach:
         possible, certain = self.inner.reach(span)

@@ -67,7 +67,7 @@ def to_array(
     mask.check(xp, canvas.query, canvas.batch, canvas.heads)
     region = canvas.region(mask, (0, Sq), (0, Sk))
     shape = (1,) * (len(mask.lead) == 1) + region.sizes
-    keep = xp.broadcast_to(mask.allowed(region), shape)
+    keep = xp.broadcast_to(mask.pairs(region), shape)
     keep = xp.asarray(keep, device=device_of(canvas.query), copy=True)  # every pair has memory of its own
     return _mask_of(xp, keep, dtype)
 
@@ -115,7 +115,7 @@ def _evaluated(mask: Mask, canvas: Canvas, rows: tuple[int, int], columns: tuple
     step = max(1, _PAIRS_AT_ONCE // (items * (columns[1] - columns[0]) or 1))
     for top in range(rows[0], rows[1], step):
         region = canvas.region(mask, (top, min(top + step, rows[1])), columns)
-        allowed = np.broadcast_to(mask.allowed(region), region.sizes)
+        allowed = np.broadcast_to(mask.pairs(region), region.sizes)
         total = total + np.count_nonzero(np.reshape(allowed, (items, math.prod(region.sizes[-2:]))), axis=1)
     return total
 

@@ -102,7 +102,7 @@ class LengthMask(Mask):
     @property
     def extent(self) -> tuple[int, int]:  # type: ignore[override]
         """Return a size at which the end of the sequence shows."""
-        size = min(8192, max(32, self.lengths)) if isinstance(self.lengths, int) else 32
+        size = min(8192, max(32, self.lengths + self.lengths // 3)) if isinstance(self.lengths, int) else 32
         return size, size
 
     def allowed(self, region: Region) -> Array:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from attention_xp._backend.dtypes import dtype_name
+from attention_xp._engine.checks import check_result
 from attention_xp._engine.region import Region, Span
 from attention_xp._typing import Array, Device, DType, Namespace
 from attention_xp.masks._look_up import KEPT, check_arrays
@@ -70,6 +71,35 @@ class Mask:
             True where the query may attend the key.
         """
         raise NotImplementedError(f"{type(self).__name__} must define allowed(region)")
+
+    def pairs(self, region: Region) -> Array:
+        """Return what `allowed` says of a region, checked.
+
+        Parameters
+        ----------
+        region : Region
+            A rectangle of the scores.
+
+        Returns
+        -------
+        array
+            True where the query may attend the key.
+
+        Raises
+        ------
+        TypeError
+            If `allowed` returned no boolean array.
+        ValueError
+            If what it returned does not broadcast to the scores of the region.
+        """
+        keep = self.allowed(region)
+        check_result(region.problem.xp, self._author, keep, region.sizes, "boolean")
+        return keep
+
+    @property
+    def _author(self) -> str:
+        """What to name in a complaint about an answer."""
+        return f"{type(self).__name__}.allowed"
 
     def reach(self, span: Span) -> Reach:  # noqa: ARG002
         """Tell whether rectangles are empty, full or mixed, without looking at their pairs.
@@ -238,6 +268,9 @@ class Mask:
         from attention_xp.masks._algebra import Not  # noqa: PLC0415  # likewise
 
         return Not(self)
+
+    def __bool__(self) -> bool:
+        raise TypeError(f"{self!r} is neither true nor false: combine masks with &, | and ~, not with and, or and not")
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self._told() == other._told()

@@ -128,6 +128,12 @@ class StridedMask(Mask):
     def __init__(self, stride: int) -> None:
         self.stride = check_count("stride", stride)
 
+    @property
+    def extent(self) -> tuple[int, int]:  # type: ignore[override]
+        """Return a size at which some diagonals show."""
+        size = min(8192, max(32, 4 * self.stride))
+        return size, size
+
     def allowed(self, region: Region) -> Array:
         """Return equally spaced diagonals."""
         return (region.q_idx - region.kv_idx) % min(self.stride, FAR) == 0

@@ -111,5 +111,9 @@ def test_wrong_arguments(arguments, options, error, text):
 
 def test_features_of_another_width_are_refused():
     x = normal(5, 8)
+    with pytest.raises(ValueError, match=r"expected x \(\.\.\., S, 4\), got x \(5, 8\)"):
+        performer_features(4, rng=0)(x)
+    with pytest.raises(TypeError, match="x must be a floating array"):
+        performer_features(8, rng=0)(np.ones((5, 8), int))
     with pytest.raises(ValueError, match="feature_map was made for width 4"):
         linear_attention(x, x, x, feature_map=performer_features(4, rng=0))

@@ -3,7 +3,24 @@
 import numpy as np
 import pytest
 
-from attention_xp import masks
+from attention_xp import flash_attention, masks
+
+
+class Says(masks.Mask):
+    """A rule that says something of every region."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def allowed(self, region):
+        return self.answer
+
+
+def attend(mask, impl):
+    """Attention of four positions under a mask."""
+    x = np.ones((1, 2, 4, 8))
+    return flash_attention(x, x, x, mask, impl=impl)
+
 
 CALLS = {
     "window of a float": (lambda: masks.WindowMask(1.5, 0), TypeError, "window must be None, an int or a pair"),
@@ -49,6 +66,12 @@ CALLS = {
         lambda: masks.FunctionMask(lambda b, h, q, k: None).density(2, 2), TypeError,
         "mask_mod must return a boolean array, got NoneType",
     ),
+    "function of too many": (
+        lambda: masks.FunctionMask(lambda b, h, q, k: np.ones((3, 3), bool)).to_array(2, 2), ValueError,
+        r"mask_mod must broadcast to the scores of a region: expected \(2, 2\), got \(3, 3\)",
+    ),
+    "and": (lambda: masks.CausalMask() and masks.StridedMask(2), TypeError, "combine masks with &, | and ~"),
+    "not": (lambda: not masks.CausalMask(), TypeError, "CausalMask.. is neither true nor false"),
     "Longformer": (lambda: masks.longformer_mask("wide"), TypeError, "window must be"),
     "BigBird window": (
         lambda: masks.bigbird_mask(4, 2, num_random=1, num_global=1, window_blocks=2, rng=0), ValueError,
@@ -73,6 +96,25 @@ CALLS = {
 def test_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("impl", ["dense", "tiled"])
+@pytest.mark.parametrize(
+    ("answer", "error", "text"),
+    [
+        (np.zeros((4, 4)), TypeError, "Says.allowed must return a boolean array, got float64"),
+        (np.ones((4, 4), int), TypeError, "Says.allowed must return a boolean array, got int64"),
+        (1, TypeError, "Says.allowed must return a boolean array, got int"),
+        (np.ones((3, 3), bool), ValueError, r"Says.allowed must broadcast .* got \(3, 3\)"),
+    ],
+)
+def test_what_a_rule_of_the_user_says_is_checked(answer, error, text, impl):
+    rule = Says(answer)
+    for mask in (rule, ~rule, rule & masks.CausalMask(), rule | masks.CausalMask()):
+        with pytest.raises(error, match=text):
+            attend(mask, impl)
+        with pytest.raises(error, match=text):
+            mask.to_array(5, 5)
 
 
 @pytest.mark.backends("torch", "jax", "cupy", "strict")

@@ -56,7 +56,7 @@ def _like(problem: Problem, region: Region, places: Callable[[Region], Any], *, 
 
 def _rule(problem: Problem, rule: Mask, regions: Sequence[Region], span: Span) -> Mask:
     def looks_at(sizes: tuple[int, ...]) -> Callable[..., Array]:
-        return lambda *starts: rule.allowed(Region(problem, starts, sizes, dynamic_cut))
+        return lambda *starts: rule.pairs(Region(problem, starts, sizes, dynamic_cut))
 
     functions = {r.sizes: looks_at(r.sizes) for r in regions}
     arguments = {r.sizes: _like(problem, r, lambda r: [jnp.int32(0)] * len(r.sizes)) for r in regions}

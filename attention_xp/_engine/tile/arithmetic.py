@@ -24,7 +24,7 @@ def allowed_pairs(rules: tuple[Mask, ...], region: Region) -> Array | None:
     """Return where all rules agree, as small as they broadcast; ``None`` is everywhere."""
     if len(rules) == 0:
         return None
-    return reduce(and_, (rule.allowed(region) for rule in rules))
+    return reduce(and_, (rule.pairs(region) for rule in rules))
 
 
 def summed_to(xp: Namespace, array: Array, shape: tuple[int, ...]) -> Array:
