@@ -43,6 +43,7 @@ MASKS = [
     SegmentMask(np.arange(LENGTH) // 150),
     longformer_mask(60, np.arange(LENGTH) < 9),
     longformer_mask(61, np.arange(LENGTH) // 9 == 40),
+    longformer_mask(62, np.arange(LENGTH) < 450),
     sparse_transformer_mask(50, "fixed"),
     WindowMask(40, 10) & SegmentMask(np.arange(LENGTH) // 150),
     WindowMask(90, 33) & StridedMask(3),

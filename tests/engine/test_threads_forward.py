@@ -90,6 +90,18 @@ def test_what_is_not_finite_reaches_the_rows_of_a_band_that_attend_it(options):
     assert np.isfinite(tiled[0]).any()
 
 
+def test_rows_of_a_band_see_much_elsewhere():
+    """More than a tile has: one long stretch, and many that are gathered for few rows."""
+    mask = longformer_mask(64, np.arange(1500) < 600)
+    for x, y in zip(*both(numbers(*[(1, 8, 1500, 4)] * 3), mask), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-11)
+    scattered = np.arange(20000) % 260 < 160
+    scattered[9800:10400] = False  # around the window
+    mask = WindowMask(64, 64) | GlobalMask(scattered)
+    for x, y in zip(*both(numbers((1, 1, 64, 8), *[(1, 1, 20000, 8)] * 2), mask, query_offset=10000), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-11)
+
+
 @pytest.mark.parametrize(
     "arrays",
     [

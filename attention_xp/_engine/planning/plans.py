@@ -151,7 +151,8 @@ def _of_band(band: Band, grid: Grid, item: Item, rows: Bounds) -> list[Tile]:
     near = Tile(rows, ((at + first, at + last),), step, band.rules, (stop - row) // grid.step)
     if last - first + sum(end - start for start, end in band.far) <= grid.width:
         return [near._replace(columns=(*near.columns, *band.far))]
-    return [near, *plan([rows], band.far, [], grid.width, may_skip=grid.may_skip)]
+    strips = [strip for stretch in band.far for strip in bounds(*stretch, grid.strip)]
+    return [near, *plan([rows], strips, [], grid.width, may_skip=grid.may_skip)]
 
 
 def _of_part(rules: tuple[Mask, ...], grid: Grid, item: Item, answers: Answers, rows: Bounds) -> list[Tile]:

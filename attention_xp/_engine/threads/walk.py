@@ -75,7 +75,7 @@ class Walk:
         """Return how many numbers the keys, or the values, of a tile are that come from several stretches."""
         if not self.problem.rules:
             return 0
-        keys: int = max(self.shape.heads // self.problem.group, 1) * max(self.shape.columns, _WIDEST)
+        keys: int = max(self.shape.heads // self.problem.group, 1) * max(self.shape.columns, self.shape.width, _WIDEST)
         return keys * int(max(self.problem.key.shape[-1], self.problem.value.shape[-1]))
 
     def heads_at(self, place: Place) -> Heads:
