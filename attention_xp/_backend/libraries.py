@@ -82,6 +82,9 @@ def cuda_device(array: Array) -> Device | None:
     """Return the CUDA device of an array of JAX, in a trace the default one, ``None`` where there is none."""
     jax = sys.modules["jax"]
     place = device(array)
-    place = place if hasattr(place, "platform") else jax.config.jax_default_device or jax.local_devices()[0]
+    if not hasattr(place, "platform"):
+        place = jax.config.jax_default_device or jax.local_devices()[0]
+    if isinstance(place, str):  # the default may be the name of a platform
+        place = jax.local_devices(backend=place)[0]
     is_cuda = place.platform == "gpu" and "cuda" in place.client.platform_version
     return place if is_cuda else None

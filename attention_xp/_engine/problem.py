@@ -62,6 +62,7 @@ class Problem:
     tile: tuple[int, int] | None
     first_item: int  # number of the first batch item, where a call is one of several
     packing: Packing | None  # of sequences whose bounds only the device knows
+    stack: tuple[int, ...] | None = None  # batch items and heads that share a tile of JAX's walker; None: chosen
 
     answers: ClassVar[dict[Any, Any] | None] = None  # of a known call, which has its own; see `once`
 

@@ -42,7 +42,7 @@ _TALLEST = 1024  # rows of all heads of a tile: NumPy
 _STACKED = 256  # rows of a head where rules leave something out: fewer rows leave out more
 _SPARSE_BACKWARD = 4, 128, 1024  # heads, rows and keys of a tile where rules leave out much: NumPy
 _LARGEST = 3 * 2**18  # scores of a tile
-_LARGEST_ON_GPU = 2**24  # scores of a tile of several heads: JAX
+_LARGEST_ON_CUDA = 2**24  # scores of a tile of several heads: JAX; a guess, which no GPU has seen
 CROWDED = 512  # lines so many numbers apart compete for the same places in a cache
 _JOBS, _JOBS_BACKWARD = 3, 2  # for each thread, at least; backward the last ones are cut
 
@@ -91,7 +91,7 @@ def tile_shape(problem: Problem, threads: int) -> TileShape:
 
 
 def _has_bands(problem: Problem) -> bool:
-    """Whether rows along a window may be met in steps: each is a product that BLAS computes where the factors lie."""
+    """Whether rows along a window may be met in steps: that is a product each that BLAS computes where the factors lie."""
     widest = max(problem.query.shape[-1], problem.value.shape[-1])
     return problem.may_gather and bool(_STEP * _width_of_step(problem) * widest <= SMALL_PRODUCT)
 
@@ -145,25 +145,33 @@ def _squares(problem: Problem, most: tuple[int, int]) -> tuple[int, int]:
     return min(rows, max(Sq, 1)), min(columns, max(Sk, 1))
 
 
-def stack(problem: Problem, scores: int) -> tuple[int, ...]:
-    """Return of how many batch items and heads JAX's walker visits a tile, of so many scores each, at once.
+def stack(problem: Problem) -> tuple[int, ...]:
+    """Return how many batch items and heads share a tile of JAX's walker.
 
-    Few rows share the product of their group. A GPU is idle under one head alone: there all go together that are masked
-    alike, as far as memory goes.
+    Few rows share the product of their group. A CUDA device is idle under one head alone: there all go together that are
+    masked alike, as far as memory goes.
     """
+    if problem.stack is not None:
+        return problem.stack
     lead, of_batch = problem.lead, len(problem.batch)
     few = problem.group if problem.query.shape[-2] <= FOLD else 1
     sizes = [1] * of_batch + [few] * (len(lead) - of_batch)
     if cuda_device(problem.query) is None:
         return tuple(sizes)
+    room = _LARGEST_ON_CUDA // math.prod(tile_sizes(problem))
     if problem.heads is not None and _is_uniform_along_heads(problem):
-        sizes[-1] = max(few, _stacked(problem, _LARGEST_ON_GPU // scores))
+        sizes[-1] = max(few, _stacked(problem, room))
     for axis in reversed(range(of_batch)):
-        if not problem.is_masked_alike or sizes[axis + 1 :] != list(lead[axis + 1 :]):
+        inner = tuple(sizes[axis + 1 :])
+        if not problem.is_masked_alike or inner != lead[axis + 1 :]:
             break
-        room = _LARGEST_ON_GPU // (scores * math.prod(lead[axis + 1 :]))
-        sizes[axis] = max(n for n in range(1, max(room, 1) + 1) if lead[axis] % n == 0)
+        sizes[axis] = _largest_part(lead[axis], room // math.prod(inner))
     return tuple(sizes)
+
+
+def _largest_part(length: int, most: int) -> int:
+    """Return the largest number up to `most` that divides a length."""
+    return max(n for n in range(1, max(min(most, length), 1) + 1) if length % n == 0)
 
 
 def strip_size(problem: Problem, columns: int) -> int:
@@ -226,5 +234,5 @@ def backward_tile_shape(problem: Problem, threads: int, *, alone: bool) -> TileS
 def _stacked(problem: Problem, most: int) -> int:
     """Return how many query heads a tile can have, whole groups or a part of one."""
     group, axis = problem.group, problem.lead[-1] if problem.lead else 1
-    some = range(1, max(most, 1) + 1)
+    some = range(1, max(min(most, axis), 1) + 1)
     return max(n for n in some if group % n == 0 or (n % group == 0 and axis % n == 0))

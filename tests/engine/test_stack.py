@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from attention_xp import flash_attention
+from attention_xp._backend.libraries import cuda_device
 from attention_xp._engine import tile_sizes
 from attention_xp._engine.problem import Problem
 from attention_xp.masks import BlockMask, CausalMask, longformer_mask
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.backends("jax")
 
 B, H, HKV, SQ, SK, D = 2, 6, 3, 70, 83, 4
 IS_GLOBAL = np.arange(SK) % 40 == 0
-PER_HEAD = BlockMask(np.asarray([np.eye(6, dtype=bool), np.tri(6, dtype=bool)] * 3), 16)  # and the first key block
+PER_HEAD = BlockMask(np.asarray([np.eye(6, dtype=bool), np.tri(6, dtype=bool)] * 3), 16)
 
 OPTIONS = {
     "none": ({}, (B, H)),
@@ -33,60 +34,94 @@ OPTIONS = {
 }
 
 
+TILE = (32, 24)
+
+
 @pytest.fixture(autouse=True)
-def _on_a_gpu(library, monkeypatch):
-    """Say that arrays are on a GPU, and forget what was compiled when they were not, or else will be."""
+def jax(library, monkeypatch):
+    """Say that arrays are on CUDA, and forget what was compiled when they were not, or else will be."""
     jax = importlib.import_module("jax")
     jax.clear_caches()
-    monkeypatch.setattr(tile_sizes, "cuda_device", lambda array: "a GPU")
-    yield
+    monkeypatch.setattr(tile_sizes, "cuda_device", lambda array: "CUDA")
+    yield jax
     jax.clear_caches()
 
 
-@pytest.mark.parametrize(("options", "stack"), OPTIONS.values(), ids=OPTIONS)
-def test_heads_and_items_together_give_the_numbers_and_gradients_of_each_alone(library, options, stack):
-    jax = importlib.import_module("jax")
-    q, k, v = (library.array(normal(*shape)) for shape in ((B, H, SQ, D), (B, HKV, SK, D), (B, HKV, SK, D)))
-    options = {n: _made(library, x) for n, x in options.items()}
+def check(jax, arrays, *, transform=lambda function: function, **options):
+    """Compare the numbers and gradients of tiles with those of the formula."""
 
     def loss(impl):
-        return lambda q, k, v: (flash_attention(q, k, v, impl=impl, tile=(32, 24), **options) ** 2).sum()
+        return lambda *arrays: (flash_attention(*arrays, impl=impl, **{"tile": TILE} | options) ** 2).sum()
 
-    assert tile_sizes.stack(_problem(q, k, v, options), 32 * 24) == stack
     (actual, slopes), (expected, exact) = (
-        jax.value_and_grad(loss(impl), argnums=(0, 1, 2))(q, k, v) for impl in ("tiled", "dense")
+        transform(jax.value_and_grad(loss(impl), argnums=(0, 1, 2)))(*arrays) for impl in ("tiled", "dense")
     )
-    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    np.testing.assert_allclose(to_numpy(actual), to_numpy(expected), rtol=1e-5)
     for one, other in zip(slopes, exact, strict=True):
         np.testing.assert_allclose(to_numpy(one), to_numpy(other), rtol=1e-4, atol=1e-5)
 
 
-def test_arrays_without_heads_and_keys_that_all_items_share(library):
-    q, k, v = (library.array(normal(*shape)) for shape in ((3, SQ, D), (1, SK, D), (1, SK, D)))
-    options = {"is_causal": True, "query_offset": 13}
-    assert tile_sizes.stack(_problem(q, k, v, options), 32 * 24) == (3,)
-    actual, expected = (flash_attention(q, k, v, impl=impl, tile=(32, 24), **options) for impl in ("tiled", "dense"))
-    np.testing.assert_allclose(to_numpy(actual), to_numpy(expected), rtol=1e-5, atol=1e-6)
-
-
-def test_as_many_go_together_as_there_is_memory_for(library):
-    array = library.array(np.zeros((4, 8, 128, 2), np.float32))
-    problem = _problem(array, array[:, :2], array[:, :2], {})
-    room = 2**24
-    assert tile_sizes.stack(problem, room // 32) == (4, 8)
-    assert tile_sizes.stack(problem, room // 20) == (2, 8)
-    assert tile_sizes.stack(problem, room // 6) == (1, 4)  # whole groups of four, or a part of one
-    assert tile_sizes.stack(problem, room // 3) == (1, 2)
-    assert tile_sizes.stack(problem, 2 * room) == (1, 1)
-
-
-def _made(library, option):
-    """Return an option for arrays of the library."""
-    if option is distance_penalty:
-        return distance_penalty(library.namespace())
-    return library.array(option) if isinstance(option, np.ndarray) else option
-
-
-def _problem(query, key, value, options):
+def stack(arrays, **options):
     rest = {name: x for name, x in options.items() if name not in ("mask", "dropout_rate")}
-    return Problem.of(query, key, value, options.get("mask"), options.get("dropout_rate", 0.0), rest)
+    problem = Problem.of(*arrays, options.get("mask"), options.get("dropout_rate", 0.0), {"tile": TILE} | rest)
+    return tile_sizes.stack(problem)
+
+
+def inputs(library, query=(B, H, SQ, D), key=(B, HKV, SK, D)):
+    return [library.array(normal(*shape)) for shape in (query, key, key)]
+
+
+@pytest.mark.parametrize(("options", "expected"), OPTIONS.values(), ids=OPTIONS)
+def test_heads_and_items_together_give_the_numbers_and_gradients_of_each_alone(library, jax, options, expected):
+    options = {n: library.array(x) if isinstance(x, np.ndarray) else x for n, x in options.items()}
+    if "score_mod" in options:
+        options["score_mod"] = distance_penalty(library.namespace())
+    arrays = inputs(library)
+    assert stack(arrays, **options) == expected
+    check(jax, arrays, **options)
+
+
+SHAPES = {
+    "no heads, keys for all items": ((3, SQ, D), (1, SK, D), (3,)),
+    "two axes": ((SQ, D), (SK, D), ()),
+    "three axes of items": ((2, 1, 3, 4, SQ, D), (2, 1, 1, 2, SK, D), (2, 1, 3, 4)),
+    "few rows": ((B, H, 20, D), (B, HKV, SK, D), (B, H)),
+}
+
+
+@pytest.mark.parametrize(("query", "key", "expected"), SHAPES.values(), ids=SHAPES)
+def test_shapes(library, jax, query, key, expected):
+    arrays = inputs(library, query, key)
+    assert stack(arrays) == expected
+    check(jax, arrays, is_causal=True, query_offset=13)
+
+
+@pytest.mark.parametrize(
+    ("tiles", "expected"),
+    [(11, (1, 6)), (5, (1, 2)), (3, (1, 2)), (1, (1, 1)), (0.5, (1, 1)), (12, (2, 6)), (50, (2, 6))],
+)
+def test_as_many_go_together_as_there_is_memory_for(library, jax, monkeypatch, tiles, expected):
+    """Whole groups of two heads, or a part of one."""
+    monkeypatch.setattr(tile_sizes, "_LARGEST_ON_CUDA", int(tiles * 32 * 24))
+    arrays = inputs(library)
+    assert stack(arrays) == expected
+    if expected in ((1, 2), (1, 6)):
+        check(jax, arrays, is_causal=True, query_offset=13)
+
+
+def test_inside_of_jit_and_vmap(library, jax):
+    arrays = inputs(library, (3, B, H, SQ, D), (3, B, HKV, SK, D))
+    check(jax, arrays, transform=lambda function: jax.jit(jax.vmap(function)), is_causal=True, query_offset=13)
+
+
+def test_a_function_keeps_its_tiles_where_a_trace_knows_the_device_no_more(library, jax, monkeypatch):
+    """Arrays on a CPU, while the default device is another: outside of a trace they say so."""
+    monkeypatch.setattr(tile_sizes, "cuda_device", lambda a: "CUDA" if isinstance(a, jax.core.Tracer) else None)
+    slope = library.array(np.asarray(0.5))
+    check(jax, inputs(library), score_mod=lambda score, b, h, q, k: score * slope)
+
+
+def test_the_default_device_may_be_the_name_of_a_platform(library, jax, monkeypatch):
+    monkeypatch.setattr(tile_sizes, "cuda_device", cuda_device)
+    with jax.default_device("cpu"):
+        check(jax, inputs(library), transform=jax.jit)

@@ -18,7 +18,7 @@ from attention_xp._engine.lax.walk import Walk, dynamic_cut, is_moving
 from attention_xp._engine.problem import Problem, is_foreign
 from attention_xp._engine.region import Region, Span
 from attention_xp._engine.tile.captured import Captured, Programs
-from attention_xp._engine.tile_sizes import tile_sizes
+from attention_xp._engine.tile_sizes import stack, tile_sizes
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
 
@@ -32,9 +32,10 @@ def with_captured(problem: Problem) -> Problem:
     if not problem.has_foreign_code():
         return problem
     template, arrays = freeze(problem)
-    # One tile for both ways and with whatever rules: functions are written down for no other.
-    problem = dataclasses.replace(thaw(template, spread_like(arrays, arrays)), tile=tile_sizes(problem))
-    walk = Walk(problem)
+    # One tile for both ways, with whatever rules, and wherever a trace believes to be: functions are written down for no other.
+    sizes = {"tile": tile_sizes(problem), "stack": stack(problem)}
+    problem = dataclasses.replace(thaw(template, spread_like(arrays, arrays)), **sizes)
+    walk = Walk(dataclasses.replace(problem, rules=()))
     regions = (walk.tile(walk.rows_of(jnp.int32(0))[0], 0)[0], Region.whole(problem))
     rules = tuple(_rule(problem, rule, regions, walk.span()) if is_foreign(rule) else rule for rule in problem.rules)
     if problem.score_mod is None or isinstance(problem.score_mod, Captured):

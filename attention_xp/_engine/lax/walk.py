@@ -94,8 +94,8 @@ class Walk:
     def __init__(self, problem: Problem) -> None:
         self.m, self.n = self.sizes(problem)
         self.Sq, self.Sk = problem.query.shape[-2], problem.key.shape[-2]
-        self.stack = stack(problem, self.m * self.n)
-        self.group = problem.group
+        self.stack = stack(problem)
+        self.group = problem.group  # query heads of a key/value head, of which a tile may have but some
         heads = 1 if problem.heads is None else self.stack[-1]
         self.problem = dataclasses.replace(problem, group=min(heads, self.group))
         self.ops = Guarded(self.problem)

@@ -22,12 +22,15 @@ class Gather:
         self._buffer = buffer
 
     def __call__(self, x: Array, tile: Tile) -> list[Array]:
-        """(K, Sk, D) -> one or more (K, n, D), side by side: long stretches as they lie, copies of the others."""
+        """(K, Sk, D) -> one or more (K, n, D), side by side: long stretches as they lie, copies of the others.
+
+        The window of a band is met where it lies: its steps see it through a view.
+        """
         visited = tile.stretches
         if len(visited) == 1:
             return [self._lying(x, visited[0])]
         pieces, used = list[Array](), 0
-        if tile.steps > 1:  # through a window that moves
+        if tile.steps > 1:
             pieces, visited = [self._lying(x, visited[0])], visited[1:]
         for is_long, some in itertools.groupby(visited, _is_long):
             stretches = tuple(some)

@@ -73,7 +73,8 @@ class InPlaceForward(InPlace):
     def query_key(self, query: Array, key: Pieces, *, exclusive: bool) -> Array:
         """(G, m, D) and (K, n, D) -> (..., G, m, n), or (1, G * m, D) and (1, n, D) where rows are folded.
 
-        Of a band, (G, C, m, D) and (K, (C - 1) * m + n, D) -> (..., G, C, m, n).
+        Of a band, (G, C, m, D) -> (..., G, C, m, n); there the first piece of the keys is the window of all steps, longer by
+        (C - 1) * m than what one of them sees, and the others are seen by all.
         """
         steps, rows = query.shape[1:-2], query.shape[-2]  # (), or (C,)
         keys = sum(piece.shape[-2] for piece in key) - sum(rows * (count - 1) for count in steps)
@@ -96,9 +97,10 @@ class InPlaceForward(InPlace):
             np.add(scores, self._met(poison[..., None], scores).mT, out=scores)
 
     def _met(self, piece: Array, scores: Array) -> Array:
-        """Return what the rows of scores (..., m, n) meet of keys or values (K, S, W), where each step sees but n of them.
+        """Return what the rows of scores (..., m, n) meet of keys or values (K, S, W).
 
-        That is (K, 1, n, W), and of a band (K, 1, C, n, W), or (K, 1, 1, n, W) where all steps see the same.
+        That is (K, 1, n, W); of a band (K, 1, C, n, W) where there are more of them than a step sees, and (K, 1, 1, n, W)
+        where all steps see the same.
         """
         if self._at.rows.ndim > 3:
             m, n = scores.shape[-2:]
@@ -113,9 +115,8 @@ class InPlaceForward(InPlace):
         return joined([key], 1, self._shifted)
 
     def _tile(self, steps: tuple[int, ...], m: int, n: int) -> _Views:
-        by_keys = self.by_keys and (
-            len(steps) == 0 or self.range.bounded
-        )  # along few rows their maxima are found faster
+        # The maxima along the few rows of a step are found faster where these lie by rows.
+        by_keys = self.by_keys and (len(steps) == 0 or self.range.bounded)
         name = steps, m, n, by_keys
         known = self._views.get(name)
         if known is None:
