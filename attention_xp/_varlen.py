@@ -16,7 +16,8 @@ from attention_xp._engine.result import Wanted
 from attention_xp._options import AttentionOptions, with_options
 from attention_xp._typing import Array, Namespace
 from attention_xp.biases import Bias
-from attention_xp.masks import Mask
+from attention_xp.masks import ArrayMask, Mask
+from attention_xp.masks._mask import parts_of
 
 __all__ = ["varlen_attention"]
 
@@ -170,6 +171,8 @@ def _check_options(xp: Namespace, options: AttentionOptions, mask: Any, count: i
     """Refuse what packed sequences cannot mean; return the query offset: one for all, or one each."""
     if mask is not None and not isinstance(mask, Mask):
         raise TypeError(f"mask must be a rule from attention_xp.masks for packed sequences, got {type(mask).__name__}")
+    if mask is not None and _has_array_of_pairs(mask):
+        raise ValueError("mask cannot hold an array of (Sq, Sk) for packed sequences: expected rules of positions")
     if not isinstance(options.get("bias"), Bias | None):
         raise TypeError(
             f"bias must be a rule from attention_xp.biases for packed sequences, got {type(options['bias']).__name__}"
@@ -189,6 +192,10 @@ def _check_options(xp: Namespace, options: AttentionOptions, mask: Any, count: i
             "0 aligns each sequence top-left"
         )
     return _offsets(xp, offset, count)
+
+
+def _has_array_of_pairs(mask: Mask) -> bool:
+    return isinstance(mask, ArrayMask) or any(map(_has_array_of_pairs, parts_of(mask)))
 
 
 def _offsets(xp: Namespace, offset: Any, count: int) -> Any:

@@ -151,5 +151,6 @@ class _Given(NamedTuple):
 
 def _like(xp: Namespace, given: Any, gradient: Any) -> Any:
     if isinstance(given, Bias):
-        return tuple(_like(xp, *pair) for pair in zip(given.arrays, gradient, strict=True))
+        # Behind its own arrays there may be those that it has captured from a trace, which are nobody's argument.
+        return tuple(_like(xp, *pair) for pair in zip(given.arrays, gradient, strict=False))
     return None if gradient is None else _cast(xp, xp.reshape(gradient, tuple(given.shape)), given.dtype)

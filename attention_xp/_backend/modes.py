@@ -19,6 +19,7 @@ __all__ = [
     "is_plain",
     "is_recorded",
     "is_traced",
+    "is_traced_by_jax",
     "is_transformed",
     "outside_autocast",
 ]
@@ -103,6 +104,11 @@ def is_recorded() -> bool:
 def is_followed(xp: Namespace, result: Array) -> bool:
     """Whether torch follows what becomes of a result, so that it must not be written into another array."""
     return is_torch_namespace(xp) and (bool(result.requires_grad) or is_traced())
+
+
+def is_traced_by_jax() -> bool:
+    """Whether JAX traces, differentiates or maps the code at hand, whatever the arrays; there is no public question."""
+    return not sys.modules["jax"]._src.core.trace_state_clean()
 
 
 def is_mapped(*arrays: Array) -> bool:

@@ -7,11 +7,12 @@ from typing import Any
 from array_api_compat import is_jax_namespace, is_numpy_namespace, is_torch_namespace
 
 from attention_xp._backend.dtypes import dtype_name
-from attention_xp._backend.modes import is_compiling
+from attention_xp._backend.modes import is_compiling, is_traced
 from attention_xp._typing import Array, Namespace
 
 __all__ = [
     "FAR",
+    "all_above",
     "as_int32",
     "by_value",
     "on_host",
@@ -58,6 +59,13 @@ def as_int32(xp: Namespace, integers: Array) -> Array:
         integers = within(xp, integers, -FAR, FAR)
     narrow = xp.astype(integers, xp.int32, copy=False)
     return xp.where(narrow < 0, FAR, narrow) if wide == "uint32" else narrow
+
+
+def all_above(xp: Namespace, array: Array, bound: float) -> bool:
+    """Whether it can be seen at once that all numbers of an array are above a bound, and none is NaN."""
+    if is_traced():  # `torch.jit` would write the answer down
+        return False
+    return 0 in array.shape or _known_on_host(xp, lambda: xp.min(array) > bound, array)
 
 
 def by_value(

@@ -5,17 +5,21 @@ from numbers import Integral
 from typing import Any
 
 from attention_xp._backend.dtypes import is_boolean
+from attention_xp._backend.values import all_above
 from attention_xp._engine.alignment import Alignment
 from attention_xp._engine.checks import shapes
 from attention_xp._engine.numbers import check_flag, check_window
-from attention_xp._engine.rules import RowMask
+from attention_xp._engine.region import own_array
+from attention_xp._engine.rules import AlignedMask, BiasMask, RowMask
 from attention_xp._options import AttentionOptions
-from attention_xp._typing import Array, Namespace
+from attention_xp._rule import with_parts
+from attention_xp._typing import Array
 from attention_xp.biases._bias import Bias
-from attention_xp.masks import CausalMask, LengthMask, Mask, WindowMask
+from attention_xp.masks import ArrayMask, CausalMask, LengthMask, Mask, WindowMask
 from attention_xp.masks._algebra import conjuncts
+from attention_xp.masks._mask import parts_of
 
-__all__ = ["addends_of", "array_options", "mask_parts", "refuse_to_guess", "rules_of"]
+__all__ = ["array_options", "bias_parts", "lined_up", "mask_parts", "refuse_to_guess", "rules_of"]
 
 
 def array_options(mask: Any, bias: Any, o: AttentionOptions) -> dict[str, Any]:
@@ -51,16 +55,37 @@ def rules_of(o: AttentionOptions, mask: Mask | None, rows: Any, columns: Any) ->
     return rules
 
 
-def addends_of(line_up: Alignment, bias: Array | Bias | None) -> list[Any]:
-    """Return what the bias adds to the scores."""
-    if bias is None or isinstance(bias, Bias):
-        return [] if bias is None else [bias]
-    return [line_up.addend("bias", bias)]
+def bias_parts(line_up: Alignment, bias: Array | Bias | None) -> tuple[list[Any], list[Mask]]:
+    """Return what a bias adds to the scores, and what it excludes by adding minus infinity."""
+    if bias is None:
+        return [], []
+    if isinstance(bias, Bias):
+        return [bias], [BiasMask(bias)] if bias.may_exclude else []
+    added = line_up.addend("bias", bias)
+    is_finite = all_above(line_up.xp, added, -math.inf)
+    return [added], [] if is_finite else [_aligned(line_up, added != -math.inf)]
 
 
-def mask_parts(mask: Array, xp: Namespace) -> tuple[Array, list[Array]]:
-    """Return where a mask allows, and what it adds to the scores."""
-    return (mask, []) if is_boolean(xp, mask.dtype) else (mask != -math.inf, [mask])
+def mask_parts(line_up: Alignment, mask: Array) -> tuple[list[Array], list[Mask]]:
+    """Return what an array mask adds to the scores, and what it excludes."""
+    mask = line_up.mask(mask)
+    if is_boolean(line_up.xp, mask.dtype):
+        return [], [_aligned(line_up, mask)]
+    return [mask], [_aligned(line_up, mask != -math.inf)]
+
+
+def _aligned(line_up: Alignment, array: Array) -> AlignedMask:
+    return AlignedMask(array, line_up.batch, line_up.heads is not None)
+
+
+def lined_up(line_up: Alignment, mask: Mask) -> Mask:
+    """Return a mask whose arrays of pairs are lined up with the scores."""
+    if isinstance(mask, ArrayMask):
+        return _aligned(line_up, line_up.mask(own_array(line_up.xp, mask.array, line_up.query)))
+    changed = {id(part): lined_up(line_up, part) for part in parts_of(mask)}
+    if all(id(part) == known for known, part in changed.items()):
+        return mask
+    return with_parts(mask, lambda part: changed.get(id(part), part))  # type: ignore[no-any-return]
 
 
 def refuse_to_guess(rules: list[Mask], query: Array, key: Array) -> None:

@@ -10,7 +10,14 @@ from array_api_compat import is_cupy_namespace
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._engine.alignment import Alignment
 from attention_xp._engine.checks import check_inputs
-from attention_xp._engine.from_options import addends_of, array_options, mask_parts, refuse_to_guess, rules_of
+from attention_xp._engine.from_options import (
+    array_options,
+    bias_parts,
+    lined_up,
+    mask_parts,
+    refuse_to_guess,
+    rules_of,
+)
 from attention_xp._engine.numbers import (
     check_impl,
     check_number,
@@ -20,13 +27,13 @@ from attention_xp._engine.numbers import (
 )
 from attention_xp._engine.packing import PackedMask, Packing
 from attention_xp._engine.plain_calls import known_call, remember
-from attention_xp._engine.rules import ArrayMask
 from attention_xp._options import AttentionOptions, complete
 from attention_xp._random import check_rate, check_rng, seed_words
 from attention_xp._random_survivors import LARGEST_RATE
 from attention_xp._typing import Array, DType, Namespace, ScoreMod
 from attention_xp.biases._bias import Bias
 from attention_xp.masks import FunctionMask, Mask
+from attention_xp.masks._mask import parts_of
 
 __all__ = ["Problem", "is_foreign"]
 
@@ -182,15 +189,15 @@ class Problem:
         offset = line_up.integers("query_offset", o["query_offset"])
         rows = line_up.integers("query_lengths", o["query_lengths"], high=query.shape[-2])
         columns = line_up.integers("key_lengths", o["key_lengths"], high=key.shape[-2])
-        rules = rules_of(o, mask if isinstance(mask, Mask) else None, rows, columns)
+        rules = rules_of(o, lined_up(line_up, mask) if isinstance(mask, Mask) else None, rows, columns)
         if offset is None:
             refuse_to_guess(rules, query, key)
         narrow = all(a is None or a.dtype in (xp.bool, query.dtype) for a in (bias_array, mask_array))
-        addends = addends_of(line_up, o["bias"])
+        addends, exclusions = bias_parts(line_up, o["bias"])
         if mask_array is not None:
-            allowed, more = mask_parts(line_up.mask(mask_array), xp)
-            addends += more
-            rules.append(ArrayMask(allowed, batch, heads is not None))
+            more, excluded = mask_parts(line_up, mask_array)
+            addends, exclusions = addends + more, exclusions + excluded
+        rules += exclusions
         if packing is not None:
             rules.append(PackedMask(packing.q_item, packing.k_item))
         score_mod, score_slope = check_score_mod(o["score_mod"])
@@ -227,9 +234,7 @@ class Problem:
 
 def is_foreign(rule: Mask) -> bool:
     """Whether a rule, or one that it is made of, is a function or of a class that is not ours."""
-    if isinstance(rule, FunctionMask) or not type(rule).__module__.startswith("attention_xp."):
-        return True
-    return any(is_foreign(part) for part in vars(rule).values() if isinstance(part, Mask))
+    return isinstance(rule, FunctionMask) or not rule._is_ours or any(map(is_foreign, parts_of(rule)))
 
 
 def _spread(xp: Namespace, query: Array, batch: tuple[int, ...]) -> Array:

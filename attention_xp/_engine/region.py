@@ -9,7 +9,7 @@ from attention_xp._typing import Array, Namespace
 if TYPE_CHECKING:
     from attention_xp._engine.problem import Problem
 
-__all__ = ["Region", "Span", "cut", "span_between"]
+__all__ = ["Region", "Span", "cut", "own_array", "span_between"]
 
 
 class Span(NamedTuple):
@@ -36,6 +36,13 @@ def span_between(
     """Return the span of half-open bounds, or of many that broadcast; `offset` leads from rows to positions."""
     (row, stop), (first, end) = rows, columns
     return Span(xp, row, stop - 1, row + offset, stop - 1 + offset, first, end - 1, b, h)
+
+
+def own_array(xp: Namespace, array: Array, query: Array) -> Array:
+    """Return an array of NumPy in the library and on the device of a query, and any other as it is."""
+    if type(array).__module__ != "numpy" or library_name(xp) == "numpy":
+        return array
+    return xp.asarray(array.copy(), device=device(query))  # torch wants memory that it may write to
 
 
 def cut(array: Array, starts: list[Any], sizes: list[int]) -> Array:
@@ -126,10 +133,7 @@ class Region(NamedTuple):
 
     def own(self, array: Array) -> Array:
         """Return an array in the library and on the device of the query; NumPy arrays serve every library."""
-        xp = self.problem.xp
-        if type(array).__module__ != "numpy" or library_name(xp) == "numpy":
-            return array
-        return xp.asarray(array.copy(), device=device(self.problem.query))  # torch wants memory that it may write to
+        return own_array(self.problem.xp, array, self.problem.query)
 
     def look_up(self, aligned: Array) -> Array:
         """Return the piece of an array, aligned with the scores, that covers this region."""

@@ -1,9 +1,11 @@
 """A number for every bucket of distances (T5)."""
 
+import math
+
 import array_api_extra as xpx
 
 from attention_xp._backend.libraries import common_namespace, device
-from attention_xp._backend.values import FAR
+from attention_xp._backend.values import FAR, all_above
 from attention_xp._engine.checks import check_floating, shapes
 from attention_xp._engine.numbers import check_count, check_flag
 from attention_xp._engine.region import Region
@@ -100,6 +102,11 @@ class RelativePositionBias(Bias):
         if table.ndim > 1 and table.shape[1] > 1:
             place = place * table.shape[1] + head
         return xp.reshape(xp.take(xp.reshape(table, (-1,)), xp.reshape(place, (-1,)), axis=0), place.shape)
+
+    @property
+    def may_exclude(self) -> bool:  # type: ignore[override]
+        """Return whether a number of the table may be minus infinity, as far as can be seen at once."""
+        return not all_above(common_namespace(table=self.table), self.table, -math.inf)
 
     def bound(self, region: Region) -> float:
         """Return the largest number of the table."""

@@ -12,10 +12,10 @@ from attention_xp._backend.values import FAR, as_int32, within
 from attention_xp._engine.checks import check_placement, fits
 from attention_xp._engine.numbers import check_count
 from attention_xp._engine.region import Region, Span
+from attention_xp._rule import KEPT, leaves_of
 from attention_xp._typing import Array, Namespace
 
 __all__ = [
-    "KEPT",
     "arrays_of",
     "at",
     "by_position",
@@ -35,8 +35,6 @@ __all__ = [
     "summable",
     "taken",
 ]
-
-KEPT = "_kept"  # the attribute of a mask that holds what `kept_by` returns
 
 
 def check_counts(name: str, given: Any) -> int | Array:
@@ -80,7 +78,7 @@ def is_numpy(array: Array) -> bool:
 
 def arrays_of(mask: Any) -> Iterator[tuple[str, Array]]:
     """Yield the arrays that a rule itself holds, by name."""
-    for name, value in vars(mask).items():
+    for name, value in leaves_of(mask):
         if not name.startswith("_") and hasattr(value, "shape"):
             yield name, value
 

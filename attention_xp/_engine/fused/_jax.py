@@ -28,7 +28,7 @@ from attention_xp._engine.fused._translation import (
 )
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Attended, Wanted
-from attention_xp._engine.rules import ArrayMask
+from attention_xp._engine.rules import AlignedMask
 from attention_xp._typing import Array, Device
 from attention_xp.masks import CausalMask, Mask, WindowMask
 
@@ -130,7 +130,7 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:  # noqa: ARG001
 def _bias_and_mask(problem: Problem, rules: tuple[Mask, ...]) -> tuple[Array | None, Array | None]:
     """Return additions and exclusions, each (B or 1, H or 1, Sq, Sk): what adds minus infinity excludes."""
     xp = problem.xp
-    keep = allowed(problem, tuple(rule for rule in rules if isinstance(rule, ArrayMask)))
+    keep = allowed(problem, tuple(rule for rule in rules if isinstance(rule, AlignedMask)))
     total = added(problem)
     if total is not None:
         finite = total != -xp.inf

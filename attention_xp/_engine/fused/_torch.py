@@ -28,7 +28,7 @@ from attention_xp._engine.fused._translation import (
 )
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Attended, Wanted
-from attention_xp._engine.rules import ArrayMask
+from attention_xp._engine.rules import AlignedMask
 from attention_xp._typing import Array
 from attention_xp.masks import CausalMask, LengthMask, Mask
 
@@ -53,7 +53,7 @@ def _refused_mask(problem: Problem) -> str | None:
         if len(rules) > 1 or len(problem.addends) > 0 or not starts_at_0(problem):
             return "torch's scaled_dot_product_attention takes is_causal alone: no offset, and no other mask or bias"
         return None
-    if not all(isinstance(rule, ArrayMask | LengthMask) for rule in rules):
+    if not all(isinstance(rule, AlignedMask | LengthMask) for rule in rules):
         return "torch's scaled_dot_product_attention would need this mask as an array of (Sq, Sk)"
     return None
 

@@ -5,7 +5,7 @@ import math
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.result import Wanted
-from attention_xp._engine.rules import ArrayMask, RowMask
+from attention_xp._engine.rules import AlignedMask, RowMask
 from attention_xp._engine.tile.arithmetic import allowed_pairs
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
@@ -63,14 +63,14 @@ def column_rules(problem: Problem) -> tuple[Mask, ...]:
 
 def refused_rule(rules: tuple[Mask, ...]) -> str | None:
     """Return what keeps cuDNN from a mask: it draws a band and counts lengths, and takes the rest as an array."""
-    if all(isinstance(rule, ArrayMask | CausalMask | LengthMask | WindowMask) for rule in rules):
+    if all(isinstance(rule, AlignedMask | CausalMask | LengthMask | WindowMask) for rule in rules):
         return None
     return "cuDNN's attention would need this mask as an array of (Sq, Sk)"
 
 
 def has_array(problem: Problem, rules: tuple[Mask, ...]) -> bool:
     """Whether scores of (Sq, Sk) are added or excluded by an array."""
-    return len(problem.addends) > 0 or any(isinstance(rule, ArrayMask) for rule in rules)
+    return len(problem.addends) > 0 or any(isinstance(rule, AlignedMask) for rule in rules)
 
 
 def band(rules: tuple[Mask, ...]) -> tuple[int | None, int | None]:

@@ -5,21 +5,24 @@ it has captured is then an operand like others: it is mapped and differentiated 
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
+from attention_xp._backend.modes import is_traced_by_jax
 from attention_xp._backend.sharding import spread_like, spread_over, varying_axes
 from attention_xp._engine.frozen import freeze, thaw
 from attention_xp._engine.lax.walk import Walk, dynamic_cut, is_moving
 from attention_xp._engine.problem import Problem, is_foreign
 from attention_xp._engine.region import Region, Span
+from attention_xp._engine.rules import BiasMask
 from attention_xp._engine.tile.captured import Captured, Programs
 from attention_xp._engine.tile_sizes import stack, tile_sizes
 from attention_xp._typing import Array
+from attention_xp.biases._bias import Bias, evaluated
 from attention_xp.masks import Mask
 
 __all__ = ["with_captured"]
@@ -29,14 +32,19 @@ _Functions = Mapping[tuple[int, ...], Callable[..., Array]]  # one for each shap
 
 def with_captured(problem: Problem) -> Problem:
     """Return the problem with the arrays that its functions have captured as values of it."""
-    if not problem.has_foreign_code():
+    if not problem.has_foreign_code() and not any(map(_may_capture, problem.addends)):
         return problem
+    given = problem
     template, arrays = freeze(problem)
     # One tile for both ways, with whatever rules, and wherever a trace believes to be: functions are written down for no other.
     sizes = {"tile": tile_sizes(problem), "stack": stack(problem)}
     problem = dataclasses.replace(thaw(template, spread_like(arrays, arrays)), **sizes)
     walk = Walk(dataclasses.replace(problem, rules=()))
     regions = (walk.tile(walk.rows_of(jnp.int32(0))[0], 0)[0], Region.whole(problem))
+    addends = tuple(_addend(problem, addend, regions) for addend in problem.addends)
+    if not problem.has_foreign_code() and all(new is old for new, old in zip(addends, problem.addends, strict=True)):
+        return given
+    problem = dataclasses.replace(problem, addends=addends, rules=tuple(_of_biases(problem.rules, addends)))
     rules = tuple(_rule(problem, rule, regions, walk.span()) if is_foreign(rule) else rule for rule in problem.rules)
     if problem.score_mod is None or isinstance(problem.score_mod, Captured):
         return dataclasses.replace(problem, rules=rules)
@@ -53,6 +61,48 @@ def _like(problem: Problem, region: Region, places: Callable[[Region], Any], *, 
         return spread_like([*first, *places(region)], query)
 
     return jax.eval_shape(arguments, problem.query)
+
+
+def _may_capture(addend: Any) -> bool:
+    """Whether something that is added to the scores looks at more than its attributes, while there is a trace."""
+    return isinstance(addend, Bias) and not addend._is_ours and is_traced_by_jax()
+
+
+def _addend(problem: Problem, addend: Any, regions: Sequence[Region]) -> Any:
+    """Return a bias of the user with what it captures from a trace, where it does; anything else as it is."""
+    if not _may_capture(addend):
+        return addend
+    template, own = freeze(addend)
+
+    def looks_at(sizes: tuple[int, ...]) -> Callable[..., Array]:
+        def values(*operands: Array) -> Array:
+            bias = thaw(template, list(operands[: len(own)]))
+            return evaluated(bias, Region(problem, operands[len(own) :], sizes, dynamic_cut))
+
+        return values
+
+    functions = {r.sizes: looks_at(r.sizes) for r in regions}
+    arguments = {r.sizes: _like(problem, r, lambda r: [*own, *[jnp.int32(0)] * len(r.sizes)]) for r in regions}
+    function = _captured(functions, arguments, varying_axes(problem.query))
+    return _CapturedBias(tuple(own), function) if function.arrays else addend
+
+
+def _of_biases(rules: tuple[Mask, ...], addends: tuple[Any, ...]) -> Iterator[Mask]:
+    """Yield rules, those of biases anew."""
+    biases = (addend for addend in addends if isinstance(addend, Bias))
+    for rule in rules:
+        yield BiasMask(next(biases)) if isinstance(rule, BiasMask) else rule
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _CapturedBias(Bias):
+    """What a bias adds to a tile and to all scores."""
+
+    own: tuple[Array, ...]
+    function: Captured
+
+    def values(self, region: Region) -> Array:
+        return self.function.at(region.sizes, *self.own, *map(jnp.int32, region.starts))
 
 
 def _rule(problem: Problem, rule: Mask, regions: Sequence[Region], span: Span) -> Mask:

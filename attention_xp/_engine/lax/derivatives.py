@@ -175,7 +175,7 @@ def _gradients(template: Any, moving: tuple[bool, ...], wanted: tuple[bool, ...]
     sinks = holes(part(template, "sinks"))
 
     def gradients(*operands: Array) -> list[Array]:
-        *arrays, output, lse, grad_output, grad_lse = operands
+        *arrays, output, lse, grad_output, grad_lse = map(jnp.asarray, operands)  # JAX hands plain numbers on as such
         problem = thaw(template, arrays)
         if isinstance(problem.score_mod, Captured) and not captured:
             problem = dataclasses.replace(problem, score_mod=problem.score_mod.as_constant())

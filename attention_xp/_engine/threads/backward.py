@@ -17,7 +17,6 @@ from attention_xp._engine.threads.place import Place
 from attention_xp._engine.threads.pool import blas_held_to_one, run_jobs
 from attention_xp._engine.threads.route import Route
 from attention_xp._engine.threads.scratch import lent
-from attention_xp._engine.threads.walk import without_infinite_bias
 from attention_xp._engine.tile.arithmetic import summed_to
 from attention_xp._engine.tile.backward_step import Known, Slopes, contribute, key_factor
 from attention_xp._engine.tile.scores import query_factor
@@ -37,7 +36,7 @@ def walk(problem: Problem, known: Known, wanted: tuple[bool, ...], *, threads: i
     On so many threads, by default on as many as BLAS may have.
     """
     with blas_held_to_one(threads) as count:
-        walk = _Walk(without_infinite_bias(problem), known, wanted, count)
+        walk = _Walk(problem, known, wanted, count)
         run_jobs(len(walk.jobs), lambda: _Worker.at_work(walk), count)
     return walk.slopes()
 
