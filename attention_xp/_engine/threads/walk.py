@@ -11,7 +11,7 @@ from attention_xp._engine.problem import Problem
 from attention_xp._engine.rules import ArrayMask
 from attention_xp._engine.threads.heads import Heads, ceiling, excludes, likely
 from attention_xp._engine.threads.place import Place
-from attention_xp._engine.threads.pool import blas_held_to_one, run_jobs
+from attention_xp._engine.threads.pool import run_jobs, with_blas_held_to_one
 from attention_xp._engine.threads.route import Route
 from attention_xp._engine.threads.rows import Worker
 from attention_xp._engine.tile_sizes import tile_shape
@@ -29,10 +29,14 @@ def walk(problem: Problem, *, lse: bool = True, threads: int | None = None) -> t
 
     On so many threads, by default on as many as BLAS may have.
     """
-    with blas_held_to_one(threads) as count:
+
+    def visit(count: int) -> Walk:
         walk = Walk(without_infinite_bias(problem), count, lse=lse)
         run_jobs(len(walk.jobs), lambda: Worker.at_work(walk), count)
-    return walk.output, walk.lse
+        return walk
+
+    done = with_blas_held_to_one(visit, threads)
+    return done.output, done.lse
 
 
 def without_infinite_bias(problem: Problem) -> Problem:
