@@ -130,7 +130,9 @@ class Interrupter:
     def _leaves_a_lock(self, frame, event):
         """Whether a `with` is passed for the second time: Python looks for no signal before it has let go of a lock."""
         line = frame, frame.f_lineno
-        if event != "line" or not linecache.getline(pool.__file__, frame.f_lineno).strip().startswith("with self._lock"):
+        if event != "line" or not linecache.getline(pool.__file__, frame.f_lineno).strip().startswith(
+            "with self._lock"
+        ):
             return False
         leaves = line in self.inside
         self.inside.symmetric_difference_update({line})
