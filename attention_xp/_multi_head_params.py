@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from attention_xp._backend.dtypes import computation_dtype, dtype_name, floating_dtype
+from attention_xp._backend.dtypes import computation_dtype, dtype_name, floating_dtype, is_alike
 from attention_xp._backend.libraries import creation_namespace
 from attention_xp._engine.checks import check_floating, check_placement, shapes
 from attention_xp._engine.numbers import check_count, check_flag
@@ -166,7 +166,7 @@ def check_widths(
             raise ValueError(
                 f"params.{name} does not fit: expected {name} {expected[name]}, {shapes(**arrays, **{name: a})}"
             )
-        if a.dtype != arrays["query"].dtype:
+        if not is_alike(a.dtype, arrays["query"].dtype):
             raise TypeError(
                 f"params.{name} is {dtype_name(a.dtype)} but query is {dtype_name(arrays['query'].dtype)}: "
                 "expected one dtype"

@@ -15,7 +15,9 @@ from attention_xp.masks import FunctionMask
 from tests._assertions import assert_close
 from tests._backends import to_numpy
 from tests._inputs import inputs, normal
+from tests._public_calls import CALLS
 from tests._slopes import check_gradients, named
+from tests._transforms import results
 from tests.reference import attention
 from tests.score_mods import causal_by_infinity
 
@@ -35,12 +37,28 @@ def test_options_with_fewer_axes_than_the_scores(library, make, kernel, options)
     assert_close(output, attention(query, key, value, **options)[0], library)
 
 
+def swapped(x):
+    """The same numbers in the other byte order."""
+    return x.astype(x.dtype.newbyteorder())
+
+
 @pytest.mark.backends("numpy")
-def test_the_other_byte_order(impl):
-    query, key, value = (x.astype(">f8") for x in inputs(SHAPE))
-    output = flash_attention(query, key, value, impl=impl)
-    assert output.dtype == query.dtype
-    np.testing.assert_allclose(output.astype(float), attention(query, key, value)[0], rtol=1e-12)
+@pytest.mark.parametrize("name", CALLS)
+def test_the_other_byte_order(name):
+    call, arrays = CALLS[name]
+    every, n = set(range(len(arrays))), len(arrays)
+    wanted = results(call(*arrays))
+    for which in [every, *({i} for i in range(n) if n > 1)]:
+        given = [swapped(x) if i in which else x for i, x in enumerate(arrays)]
+        for actual, expected in zip(results(call(*given)), wanted, strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.backends("numpy")
+@pytest.mark.parametrize("which", [(0,), (1,), (0, 1, 2)])
+def test_the_query_tells_the_byte_order_of_the_output(impl, which):
+    given = [swapped(x) if i in which else x for i, x in enumerate(inputs(SHAPE))]
+    assert flash_attention(*given, impl=impl).dtype == given[0].dtype
 
 
 @pytest.mark.parametrize("size", [1e13, 1e-20])

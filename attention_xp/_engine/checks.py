@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, NamedTuple
 
-from attention_xp._backend.dtypes import dtype_name, is_boolean, is_floating
+from attention_xp._backend.dtypes import dtype_name, is_alike, is_boolean, is_floating
 from attention_xp._backend.libraries import same_device
 from attention_xp._engine.numbers import check_count
 from attention_xp._typing import Array, Namespace
@@ -56,7 +56,7 @@ def check_one_dtype(xp: Namespace, *, query: Array, **others: Array) -> None:
     """Refuse dtypes that attention is not computed for, and any but that of the query."""
     check_floating(xp, query=query, **others)
     for name, a in others.items():
-        if a.dtype != query.dtype:
+        if not is_alike(a.dtype, query.dtype):
             raise TypeError(
                 f"{name} is {dtype_name(a.dtype)} but query is {dtype_name(query.dtype)}: expected one dtype"
             )

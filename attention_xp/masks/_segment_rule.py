@@ -1,6 +1,6 @@
 """The rule that parts positions into segments."""
 
-from attention_xp._backend.dtypes import dtype_name, is_integer
+from attention_xp._backend.dtypes import dtype_name, is_alike, is_integer
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._engine.checks import shapes
 from attention_xp._engine.region import Region, Span
@@ -58,7 +58,7 @@ class SegmentMask(Mask):
                 raise TypeError(f"{name} must be an integer array, got {dtype_name(ids.dtype)}")
             if ids.ndim < 1:
                 raise ValueError(f"{name} needs at least 1 axis: expected {name} (..., S), {shapes(**{name: ids})}")
-        if key_ids is not None and key_ids.dtype != query_ids.dtype:
+        if key_ids is not None and not is_alike(key_ids.dtype, query_ids.dtype):
             kinds = dtype_name(key_ids.dtype), dtype_name(query_ids.dtype)
             raise TypeError(f"key_ids is {kinds[0]} but query_ids is {kinds[1]}: expected one dtype")
         self.query_ids = query_ids
