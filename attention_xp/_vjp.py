@@ -9,6 +9,7 @@ from attention_xp._backend.modes import outside_autocast
 from attention_xp._engine.checks import check_floating, check_placement, shapes
 from attention_xp._engine.choose import KERNELS, choose
 from attention_xp._engine.gradients import Gradients, backward, derivative_refusal
+from attention_xp._engine.known_end import with_zeros
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Wanted
 from attention_xp._engine.tile.arithmetic import summed_to
@@ -145,8 +146,17 @@ class _Given(NamedTuple):
         bias = None if self.bias is None else addends.pop(0)
         mask = addends.pop(0) if addends else None
         query = summed_to(xp, gradients.query, tuple(self.query.shape))
-        parts = (query, gradients.key, gradients.value, mask, bias, gradients.sinks)
+        key, value = (with_zeros(xp, a, self.key.shape[-2], axis=-2) for a in (gradients.key, gradients.value))
+        mask, bias = (_of_all_keys(xp, *pair) for pair in ((self.mask, mask), (self.bias, bias)))
+        parts = (query, key, value, mask, bias, gradients.sinks)
         return AttentionGradients(*(_like(xp, given, part) for given, part in zip(self, parts, strict=True)))
+
+
+def _of_all_keys(xp: Namespace, given: Any, gradient: Any) -> Any:
+    """Return the gradient of what is added to the scores, with zeros where no key can be attended."""
+    if gradient is None or isinstance(given, Bias) or given.ndim == 0:
+        return gradient
+    return with_zeros(xp, gradient, given.shape[-1])
 
 
 def _like(xp: Namespace, given: Any, gradient: Any) -> Any:

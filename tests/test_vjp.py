@@ -34,6 +34,7 @@ SINGLE = {
     "window": {"window": (2, 1), "query_offset": 1},
     "query lengths": {"query_lengths": np.asarray([3, 5])},
     "key lengths": {"key_lengths": np.asarray([4, 0])},
+    "key length": {"key_lengths": 4},
     "scale": {"scale": -0.7},
     "scale of zero": {"scale": 0.0},
     "soft cap": {"softcap": 0.8},

@@ -4,6 +4,7 @@ from types import ModuleType
 
 from attention_xp._backend.modes import outside_autocast
 from attention_xp._engine import dense, fused, tiled
+from attention_xp._engine.known_end import with_zeros
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Attended, Wanted
 
@@ -41,4 +42,7 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
             return result
         name = "tiled" if tiled.is_worthwhile(problem, wanted) else "dense"
     with outside_autocast(problem.xp, problem.query):
-        return KERNELS[name].attend(problem, wanted)  # type: ignore[no-any-return]
+        found: Attended = KERNELS[name].attend(problem, wanted)
+    if found.weights is None:
+        return found
+    return found._replace(weights=with_zeros(problem.xp, found.weights, problem.given_keys))

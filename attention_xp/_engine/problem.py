@@ -11,6 +11,7 @@ from attention_xp._backend.libraries import common_namespace
 from attention_xp._engine.alignment import Alignment
 from attention_xp._engine.checks import check_inputs
 from attention_xp._engine.from_options import addends_of, array_options, mask_parts, refuse_to_guess, rules_of
+from attention_xp._engine.known_end import known_end, up_to
 from attention_xp._engine.numbers import (
     check_impl,
     check_number,
@@ -39,8 +40,9 @@ class Problem:
 
     xp: Namespace
     query: Array  # (*batch, H, Sq, D), or without H
-    key: Array  # (..., Hkv, Sk, D)
-    value: Array  # (..., Hkv, Sk, Dv)
+    key: Array  # (..., Hkv, Sk, D), up to the last key that may be attended, as far as Python knows
+    value: Array  # (..., Hkv, Sk, Dv), likewise
+    given_keys: int  # Sk as it came
     dtype: DType  # of the computation; the result has that of the query
     batch: tuple[int, ...]
     heads: int | None
@@ -185,10 +187,13 @@ class Problem:
         rules = rules_of(o, mask if isinstance(mask, Mask) else None, rows, columns)
         if offset is None:
             refuse_to_guess(rules, query, key)
+        Sk = end = key.shape[-2]
+        if packing is None:  # in which positions are no columns
+            end, rules = known_end(xp, rules, Sk)
         narrow = all(a is None or a.dtype in (xp.bool, query.dtype) for a in (bias_array, mask_array))
-        addends = addends_of(line_up, o["bias"])
+        addends = [a if isinstance(a, Bias) else up_to(end, Sk, a) for a in addends_of(line_up, o["bias"])]
         if mask_array is not None:
-            allowed, more = mask_parts(line_up.mask(mask_array), xp)
+            allowed, more = mask_parts(up_to(end, Sk, line_up.mask(mask_array)), xp)
             addends += more
             rules.append(ArrayMask(allowed, batch, heads is not None))
         if packing is not None:
@@ -196,11 +201,13 @@ class Problem:
         score_mod, score_slope = check_score_mod(o["score_mod"])
         rate = min(check_rate(dropout_rate, name="dropout_rate"), LARGEST_RATE)
         check_rng(o["rng"], xp)
+        key, value = (up_to(end, Sk, a, axis=-2) for a in (key, value))
         return cls(
             xp=xp,
             query=_spread(xp, query, batch),
             key=key,
             value=value,
+            given_keys=Sk,
             dtype=line_up.dtype,
             batch=batch,
             heads=heads,

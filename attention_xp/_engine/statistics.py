@@ -14,6 +14,7 @@ from attention_xp._backend.sharding import spread_like
 from attention_xp._engine.borders import formula_is_faster
 from attention_xp._engine.dense import scores_of_region
 from attention_xp._engine.frozen import freeze, thaw
+from attention_xp._engine.known_end import with_zeros
 from attention_xp._engine.loop.tiles import tiles_of_rows
 from attention_xp._engine.planning.plan import Bounds, bounds
 from attention_xp._engine.problem import Problem
@@ -40,6 +41,12 @@ class Statistics(NamedTuple):
 
 def statistics(problem: Problem) -> Statistics:
     """Return the statistics of all rows, in the dtype of the computation."""
+    found = _found(problem)
+    return found._replace(key_totals=with_zeros(problem.xp, found.key_totals, problem.given_keys))
+
+
+def _found(problem: Problem) -> Statistics:
+    """Ask in one go, or let a walker visit blocks of rows."""
     if problem.impl == "dense" or problem.is_empty or (problem.impl == "auto" and formula_is_faster(problem)):
         return of_region(problem, Region.whole(problem), problem.query, problem.key)
     library = library_name(problem.xp)

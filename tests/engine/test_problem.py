@@ -84,7 +84,7 @@ def test_lengths_become_int32(make):
     [
         ({}, True),
         ({"softcap": 1.0}, True),
-        ({"key_lengths": 3}, False),
+        ({"query_lengths": 3}, False),
         ({"is_causal": True, "query_offset": 0}, False),
     ],
 )
