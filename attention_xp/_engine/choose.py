@@ -43,6 +43,6 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
         name = "tiled" if tiled.is_worthwhile(problem, wanted) else "dense"
     with outside_autocast(problem.xp, problem.query):
         found: Attended = KERNELS[name].attend(problem, wanted)
-    if found.weights is None:
+    if not wanted.weights:
         return found
     return found._replace(weights=with_zeros(problem.xp, found.weights, problem.given_keys))

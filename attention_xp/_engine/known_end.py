@@ -18,7 +18,9 @@ def known_end(xp: Namespace, rules: list[Mask], Sk: int) -> tuple[int, list[Mask
     if is_jax_namespace(xp):
         return Sk, rules
     bounds = [_least_and_most(xp, rule, Sk) for rule in rules]
-    end = min((most for _, most in bounds), default=Sk)
+    end = Sk
+    for _, most in bounds:  # torch, where it compiles, knows no `min` with a default
+        end = min(end, most)
     return end, [rule for rule, (least, _) in zip(rules, bounds, strict=True) if least < end]
 
 

@@ -15,14 +15,10 @@ from tests._inputs import inputs, normal
 
 def test_it_gives_everything_at_once(library, make):
     q, k, v = inputs((2, 4, 5, 8), (2, 2, 7, 8))
-    sinks, bias = normal(4), normal(5, 7)
-    problem = Problem.of(
-        *(make(x) for x in (q, k, v)), None, 0.0, {"sinks": make(sinks), "bias": make(bias), "key_lengths": 4}
-    )
+    sinks, bias, mask = normal(4), normal(5, 7), np.arange(7) < 4
+    problem = Problem.of(*(make(x) for x in (q, k, v, mask)), 0.0, {"sinks": make(sinks), "bias": make(bias)})
     result = attend(problem, Wanted(weights=True, lse=True))
-    for actual, expected in zip(
-        result, reference.attention(q, k, v, sinks=sinks, bias=bias, key_lengths=4), strict=True
-    ):
+    for actual, expected in zip(result, reference.attention(q, k, v, sinks=sinks, bias=bias, mask=mask), strict=True):
         assert_close(actual, expected, library)
 
 
