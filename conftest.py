@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests import _cupy_double
 from tests._backends import Backend
 from tests._compiled import compiled
 from tests._documents import documents
@@ -42,6 +43,15 @@ def pytest_configure(config: pytest.Config) -> None:
     for backend in _chosen(config):
         if not backend.is_installed():
             raise pytest.UsageError(f"--xp={backend.value}: the package {backend.package} is not installed")
+    is_wanted = Backend.CUPY in (_chosen(config) or Backend) and not config.getoption("--require-gpu")
+    if is_wanted and Backend.CUPY.is_installed() and not Backend.CUPY.has_device():
+        _cupy_double.install()
+
+
+def pytest_report_header() -> list[str]:
+    """Say which library is none."""
+    emulated = [backend.package for backend in Backend if backend.is_emulated()]
+    return [f"{name}: emulated over NumPy, no CUDA device" for name in emulated]
 
 
 def _chosen(config: pytest.Config) -> list[Backend]:
