@@ -7,6 +7,7 @@ those of no other library, convert themselves to nothing, and come out of reduct
 Not emulated: streams, the exchange of memory (DLPack and CUDA's array interface) and kernels written in CUDA.
 """
 
+import functools
 import importlib
 import sys
 from types import ModuleType
@@ -27,9 +28,9 @@ def install() -> None:
     sys.modules.update(modules(wheel()))
 
 
-def wheel() -> ModuleType:
-    """Return the real package, whose functions ask for a GPU as soon as they are called."""
-    return _WHEEL["cupy"]
+def wheel(name: str = "cupy") -> ModuleType:
+    """Return a module of the real package, whose functions ask for a GPU as soon as they are called."""
+    return functools.reduce(getattr, name.split(".")[1:], _WHEEL["cupy"])
 
 
 def emulates(package: str) -> bool:

@@ -123,7 +123,7 @@ class ndarray:  # noqa: N801  # as it is called
         return self.__copy__()
 
     def __reduce__(self) -> Any:
-        return _cupy("array"), (self._host,)
+        return _restored, (self._host,)
 
     def __getitem__(self, slices: Any) -> Any:
         found = self._host[_index(slices)]
@@ -171,6 +171,10 @@ class ndarray:  # noqa: N801  # as it is called
     def view(self, dtype: Any = None, type: Any = None) -> "ndarray":  # noqa: A002
         """Return the same memory, as another dtype."""
         return self._of(self._host.view() if dtype is None else self._host.view(dtype))
+
+
+def _restored(host: Any) -> ndarray:
+    return _cupy("array")(host)  # type: ignore[no-any-return]
 
 
 def _index(slices: Any) -> Any:

@@ -60,17 +60,15 @@ def computed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return found if out is None else out
 
 
-def signature_of(function: Any, *, is_method: bool = False) -> inspect.Signature | None:
+def signature_of(function: Any) -> inspect.Signature | None:
     """Return the signature of something in the wheel; of compiled functions it stands in the documentation alone."""
     try:
-        found = inspect.signature(function)
+        return inspect.signature(function)
     except (TypeError, ValueError):
         text = re.match(r"[\w.]+\((.*?)\)(?: ->.*)?$", (function.__doc__ or "").partition("\n")[0])
         if text is None:
             return None
         return inspect.Signature(list(_parameters(text[1].split(", "))))
-    kept = list(found.parameters.values())
-    return found.replace(parameters=kept if not is_method or kept[:1] != ["self"] else kept)
 
 
 def _parameters(words: list[str]) -> Any:
