@@ -3,7 +3,7 @@
 import importlib
 import operator
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,17 @@ def _cupy(name: str) -> Callable[..., Any]:
     return getattr(importlib.import_module("cupy"), name)  # type: ignore[no-any-return]
 
 
+class _Flags(NamedTuple):
+    """How numbers lie in memory; whether they may be written to is no question."""
+
+    c_contiguous: bool
+    f_contiguous: bool
+    owndata: bool
+
+    def __getitem__(self, name: str) -> bool:  # type: ignore[override]
+        return bool(getattr(self, name.lower()))
+
+
 class ndarray:  # noqa: N801  # as it is called
     """Numbers on a device, which is none."""
 
@@ -58,7 +69,7 @@ class ndarray:  # noqa: N801  # as it is called
     @property
     def flags(self) -> Any:
         """How the numbers lie in memory."""
-        return self._host.flags
+        return _Flags(self._host.flags.c_contiguous, self._host.flags.f_contiguous, self._host.flags.owndata)
 
     @property
     def device(self) -> Any:
