@@ -7,6 +7,7 @@ from array_api_compat import is_cupy_namespace, is_jax_namespace
 from attention_xp._backend.libraries import common_namespace, device
 from attention_xp._engine.checks import check_floating
 from attention_xp._engine.choose import attend, choose
+from attention_xp._engine.known_end import up_to
 from attention_xp._engine.numbers import check_flag
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Wanted
@@ -109,6 +110,7 @@ def multi_head_attention(
     )
     if not is_cupy_namespace(xp):  # of whose arrays kernels judge the layout, too
         problem.once(choose, wanted)  # so that what `impl` cannot compute is refused before anything is projected
+    key, value = (up_to(problem.key.shape[-2], problem.given_keys, a, axis=-2) for a in (key, value))
     query = _split(project(query, p.get("w_q"), p.get("b_q"), xp), heads, xp)  # (B, Sq, d_model) -> (B, H, Sq, dh)
     key = _split(project(key, p.get("w_k"), p.get("b_k"), xp), kv_heads, xp)  # (B, Sk, d_model) -> (B, Hkv, Sk, dh)
     value = _split(project(value, p.get("w_v"), p.get("b_v"), xp), kv_heads, xp)
