@@ -212,7 +212,8 @@ class Problem:
             batch=batch,
             heads=heads,
             group=heads // kv_heads if heads and kv_heads else 1,
-            is_empty=0 in (*query.shape, *key.shape, *value.shape),
+            # `in` asks for identity first, which no trace can tell.
+            is_empty=any(n == 0 for n in (*query.shape, *key.shape, *value.shape)),
             scale=_default_scale(query) if o["scale"] is None else check_number("scale", o["scale"]),
             softcap=None if o["softcap"] is None else check_positive("softcap", o["softcap"]),
             score_mod=score_mod,

@@ -116,7 +116,7 @@ def test_gradients_of_the_library_have_a_place_for_every_key(library, make, impl
 
 
 @pytest.mark.backends("numpy", "strict", "torch", "cupy")
-@pytest.mark.parametrize("mask", [None, CausalMask(), LengthMask(9)], ids=str)
+@pytest.mark.parametrize("mask", [None, CausalMask(), LengthMask(9)], ids=["none", "causal", "more"])
 def test_keys_behind_an_int_are_cut_off(make, mask):
     p = problem(make, mask, key_lengths=END, query_offset=0)
     assert (p.key.shape[-2], p.value.shape[-2], p.given_keys) == (END, END, 7)
@@ -154,6 +154,19 @@ def test_one_key_alone(make, impl):
             bias=make(normal(5, 1)),
         )  # fmt: skip
         np.testing.assert_allclose(to_numpy(output), np.repeat(expected, 2, axis=1).repeat(5, axis=2), rtol=1e-6)
+
+
+@pytest.mark.backends("torch")
+def test_an_end_that_changes_under_torch_compile(make, impl):
+    torch = importlib.import_module("torch")
+    torch.compiler.reset()
+    q, k, v = make(Q), make(K), make(V)
+    call = torch.compile(
+        lambda end: flash_attention(q, k, v, key_lengths=end, impl=impl), fullgraph=True, backend="eager"
+    )
+    for end in (3, 5, 7, 0, 4):
+        expected = flash_attention(q, k[..., :end, :], v[..., :end, :], impl=impl)
+        np.testing.assert_allclose(to_numpy(call(end)), to_numpy(expected), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.backends("numpy", "torch")
