@@ -64,6 +64,13 @@ class Problem:
     packing: Packing | None  # of sequences whose bounds only the device knows
     stack: tuple[int, ...] | None = None  # batch items and heads that share a tile of JAX's walker; None: chosen
 
+    _numbers: ClassVar = (
+        "scale",
+        "softcap",
+        "query_offset",
+        "query_lengths",
+        "seed",
+    )  # which may be arrays; see `freeze`
     answers: ClassVar[dict[Any, Any] | None] = None  # of a known call, which has its own; see `once`
 
     @property
@@ -97,8 +104,9 @@ class Problem:
 
     @property
     def has_one_offset(self) -> bool:
-        """Whether all batch items begin at one position that Python knows."""
-        return self.query_offset is None or isinstance(self.query_offset, int)
+        """Whether all batch items begin at one position."""
+        offset = self.query_offset
+        return offset is None or isinstance(offset, int) or bool(offset.ndim == 0)
 
     @property
     def is_masked_alike(self) -> bool:
@@ -225,11 +233,11 @@ class Problem:
         )
 
 
-def is_foreign(rule: Mask) -> bool:
-    """Whether a rule, or one that it is made of, is a function or of a class that is not ours."""
+def is_foreign(rule: Mask, *, alone: bool = False) -> bool:
+    """Whether a rule, or unless `alone` one that it is made of, is a function or of a class that is not ours."""
     if isinstance(rule, FunctionMask) or not type(rule).__module__.startswith("attention_xp."):
         return True
-    return any(is_foreign(part) for part in vars(rule).values() if isinstance(part, Mask))
+    return not alone and any(is_foreign(part) for part in vars(rule).values() if isinstance(part, Mask))
 
 
 def _spread(xp: Namespace, query: Array, batch: tuple[int, ...]) -> Array:

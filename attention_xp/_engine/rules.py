@@ -68,6 +68,7 @@ class RowMask(Mask):
     """Query rows before ``lengths[b]``, counted from the first row whatever its position."""
 
     lengths: int | Array
+    _numbers = ("lengths",)
 
     @property
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]

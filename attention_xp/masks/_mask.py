@@ -1,7 +1,7 @@
 """What every mask can do: combine with others, become an array, be measured and drawn."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from attention_xp._backend.dtypes import dtype_name
 from attention_xp._engine.checks import check_result
@@ -55,6 +55,7 @@ class Mask:
     shift_invariant: bool = False
     lead: tuple[int, ...] = ()
     extent: tuple[int, int] = (32, 32)
+    _numbers: ClassVar[tuple[str, ...]] = ()  # the fields that may be a number or an array; see `freeze`
 
     def allowed(self, region: Region) -> Array:
         """Return a boolean array that broadcasts against the scores of a region.
