@@ -10,7 +10,7 @@ from math import inf, nan
 from array_api_compat import array_namespace
 
 from attention_xp._backend.libraries import device
-from attention_xp._backend.values import by_value
+from attention_xp._backend.values import by_value, flags_by_value
 from attention_xp._engine.problem import Problem
 from attention_xp._typing import Array
 
@@ -150,7 +150,8 @@ def _quarantined_scores(query: Array, key: Array) -> Array:
 
 def _quarantined_both(query: Array, key: Array) -> Array:
     xp = array_namespace(query, key)
-    poison = xp.sum(0.0 * query, axis=-1, keepdims=True)  # 0 or NaN, and a slope of NaN comes back to all of the row
+    # 0 or NaN, and a slope of NaN comes back to all of the row. XLA would sum up anew for each of the scores.
+    poison = xp.matmul(0.0 * query, xp.ones((query.shape[-1], 1), dtype=query.dtype, device=device(query)))
     return _quarantined_scores(clean(query), key) + poison
 
 
@@ -165,15 +166,19 @@ def _outputs(weights: Array, value: Array) -> Array:
     return array_namespace(weights, value).matmul(weights, value)
 
 
+def _reached(weights: Array, value: Array) -> tuple[Array, Array]:
+    """Return which outputs a value raises to infinity, and which one lowers to minus infinity."""
+    xp = array_namespace(weights, value)
+    undefined = xp.isnan(value)  # both infinities at once, as inf - inf
+    sources = (undefined | (value == inf), undefined | (value == -inf))
+    rises, falls = (_outputs(weights, xp.astype(source, value.dtype)) > 0.0 for source in sources)
+    return rises, falls
+
+
 def quarantined_outputs(weights: Array, value: Array) -> Array:
     """Return ``weights @ value`` where a weight of 0 silences what is not finite."""
     xp = array_namespace(weights, value)
-
-    def reached(source: Array) -> Array:
-        return _outputs(weights, xp.astype(source, value.dtype)) > 0.0
-
-    undefined = xp.isnan(value)  # both infinities at once, as inf - inf
-    rises, falls = reached(undefined | (value == inf)), reached(undefined | (value == -inf))
+    rises, falls = flags_by_value(xp, lambda: xp.all(xp.isfinite(value)), _reached, weights, value)
     output = _outputs(weights, xp.where(xp.isfinite(value), value, 0.0))
     output = xp.where(rises, xp.full_like(output, inf), output)
     return xp.where(falls, xp.where(rises, xp.full_like(output, nan), -inf), output)
