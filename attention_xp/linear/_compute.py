@@ -1,12 +1,12 @@
 """Forward and in reverse over the chunks of a call, on every backend."""
 
-import sys
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 from array_api_compat import is_jax_namespace
 
+from attention_xp._backend.jitted import jitted
 from attention_xp._backend.libraries import device
 from attention_xp._backend.modes import is_compiling, outside_autocast
 from attention_xp._engine.frozen import freeze, thaw
@@ -24,17 +24,12 @@ def run(function: Callable[..., Any], problem: LinearProblem, *operands: Any) ->
     if not is_jax_namespace(problem.xp):
         with outside_autocast(problem.xp, problem.query):
             return function(problem, *operands)
-    template, arrays = freeze(problem)
-    return _compiled(function)(template, arrays, *operands)
+    template, arrays = freeze(problem, problem.dtype)
+    return jitted(_thawed, function, template)(arrays, *operands)
 
 
-@cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    def program(template: Any, arrays: list[Array], *operands: Any) -> Any:
-        return function(thaw(template, arrays), *operands)
-
-    jitted: Callable[..., Any] = sys.modules["jax"].jit(program, static_argnums=0)
-    return jitted
+def _thawed(function: Callable[..., Any], template: Any, arrays: list[Array], *operands: Any) -> Any:
+    return function(thaw(template, arrays), *operands)
 
 
 def _setting(problem: LinearProblem) -> Setting:

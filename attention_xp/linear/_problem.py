@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from attention_xp._backend.dtypes import computation_dtype
 from attention_xp._backend.libraries import common_namespace
@@ -82,6 +82,8 @@ class LinearProblem:
     batch: tuple[int, ...]
     kv_heads: int | None
     grouping: Grouping
+
+    _numbers: ClassVar = ("scale",)  # which may be arrays; see `freeze`
 
     @property
     def lead(self) -> tuple[int, ...]:

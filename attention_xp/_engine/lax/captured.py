@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 from attention_xp._backend.sharding import spread_like, spread_over, varying_axes
 from attention_xp._engine.frozen import freeze, thaw
@@ -29,8 +29,11 @@ __all__ = ["with_captured"]
 _Functions = Mapping[tuple[int, ...], Callable[..., Array]]  # one for each shape of a region
 
 
-def with_captured(problem: Problem) -> Problem:
-    """Return the problem with the arrays that its functions have captured as values of it."""
+def with_captured(problem: Problem, regions: Sequence[Region] = ()) -> Problem:
+    """Return the problem with the arrays that its functions have captured as values of it.
+
+    Functions are written down for regions of such sizes, or for the tiles of a walk and for all scores.
+    """
     if not problem.has_foreign_code():
         return problem
     template, arrays = freeze(problem, problem.dtype)  # what its numbers are, functions are not to know either
@@ -38,7 +41,9 @@ def with_captured(problem: Problem) -> Problem:
     # One tile for both ways, with whatever rules, and wherever a trace believes to be: functions are written down for no other.
     problem = dataclasses.replace(problem, tile=tile_sizes(problem), stack=stack(problem))
     walk = Walk(dataclasses.replace(problem, rules=()))
-    regions = (walk.tile(walk.rows_of(jnp.int32(0))[0], 0)[0], Region.whole(problem))
+    if not regions:
+        regions = (walk.tile(walk.rows_of(jnp.int32(0))[0], 0)[0], Region.whole(problem))
+    regions = [region._replace(problem=problem) for region in regions]
     rules = tuple(_written_down(problem, rule, regions, walk.span()) for rule in problem.rules)
     if problem.score_mod is None or isinstance(problem.score_mod, Captured):
         return dataclasses.replace(problem, rules=rules)
@@ -122,7 +127,7 @@ def _captured(
                 places[id(const)] = len(arrays)
                 arrays.append(const)
         at = [places[id(const)] for const in program.consts]
-        programs[shape] = _program(program, at, axes)
+        programs[shape] = _program(program.jaxpr, at, axes)
         stories.append((shape, tuple(at), told(program.jaxpr, author)))
     moving = tuple(isinstance(a, jax.core.Tracer) and is_moving(a) for a in arrays)
     return Captured(Programs(programs, tuple(stories)), tuple(arrays), moving)
@@ -137,13 +142,13 @@ def _check_axes(captured: Array, axes: frozenset[str]) -> None:
         )
 
 
-def _program(program: Any, places: list[int], axes: frozenset[str]) -> Callable[..., Array]:
-    """Return a program as a function of the arrays that were captured, and of its arguments."""
+def _program(program: Jaxpr, places: list[int], axes: frozenset[str]) -> Callable[..., Array]:
+    """Return a program, which keeps nothing that was captured, as a function of the arrays that were captured, and of its arguments."""
 
     def run(arrays: tuple[Array, ...], *arguments: Any) -> Array:
         consts = [arrays[i] for i in places]
         operands = spread_over(jax.tree.leaves(arguments), axes)
-        (result,) = jaxpr_as_fun(ClosedJaxpr(program.jaxpr, consts))(*operands)
+        (result,) = jaxpr_as_fun(ClosedJaxpr(program, consts))(*operands)
         return result
 
     return run

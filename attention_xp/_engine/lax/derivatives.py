@@ -7,7 +7,7 @@ kernel, and take its memory.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from attention_xp._backend.jitted import jitted
 from attention_xp._backend.sharding import spread_like
 from attention_xp._engine import dense
 from attention_xp._engine.frozen import freeze, holes, part, thaw
@@ -31,19 +32,17 @@ from attention_xp.biases import Bias
 
 __all__ = ["walk", "walk_backward"]
 
-_MOST = 128  # kinds of calls whose programs are kept
-
 
 def walk(problem: Problem) -> tuple[Array, Array]:
     """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq)."""
     template, arrays = _frozen(with_captured(problem), problem.dtype)
-    return _compiled(template)(arrays)  # type: ignore[no-any-return]
+    return jitted(_attend, template)(arrays)  # type: ignore[no-any-return]
 
 
 def walk_backward(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Slopes:
     """Return the gradients of query, key, value, of the addends that are wanted, and of what functions captured."""
     template, arrays = _frozen((with_captured(problem), known), problem.dtype)
-    return _compiled_slopes(template, wanted)(arrays)  # type: ignore[no-any-return]
+    return jitted(_slopes, template, wanted)(arrays)  # type: ignore[no-any-return]
 
 
 def _frozen(thing: Any, dtype: DType) -> tuple[Any, list[Array]]:
@@ -61,7 +60,7 @@ def _attend(template: Any, arrays: list[Array]) -> tuple[Array, Array]:
 def _attend_jvp(template: Any, primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
     """Leave the changes to the primitive, which can be transposed."""
     (arrays,), (changes,) = primals, tangents
-    output, lse = _compiled(template)(arrays)
+    output, lse = jitted(_attend, template)(arrays)
     moving = tuple(map(is_moving, arrays))
     changes = [change for change, moves in zip(changes, moving, strict=True) if moves]
     return (output, lse), tuple(
@@ -97,18 +96,7 @@ def _slopes_jvp(template: Any, wanted: tuple[bool, ...], primals: tuple[Any], ta
         return jax.tree.map(lambda i: found[i].astype(slope_dtype(problem, found[i])), places)  # type: ignore[no-any-return]
 
     _, change = jax.jvp(formula, primals, tangents)
-    return _compiled_slopes(template, wanted)(*primals), change
-
-
-# What has not been called for long is let go, for each program takes megabytes.
-@lru_cache(_MOST)
-def _compiled(template: Any) -> Any:
-    return jax.jit(partial(_attend, template))
-
-
-@lru_cache(_MOST)
-def _compiled_slopes(template: Any, wanted: tuple[bool, ...]) -> Any:
-    return jax.jit(partial(_slopes, template, wanted))
+    return jitted(_slopes, template, wanted)(*primals), change
 
 
 def _dense(problem: Problem) -> tuple[Array, Array]:
