@@ -19,7 +19,7 @@ class AttentionOptions(TypedDict, total=False):
     query_offset: int | Array | None
     query_lengths: int | Array | None
     key_lengths: int | Array | None
-    scale: float | None
+    scale: float | Array | None
     softcap: float | None
     score_mod: ScoreMod | ScoreModAndDerivative | None
     sinks: Array | None
@@ -59,8 +59,9 @@ query_offset : int or integer array of the batch shape, optional
 query_lengths, key_lengths : int or integer array of the batch shape, optional
     Keys from ``key_lengths[b]`` on are never attended; output rows from
     ``query_lengths[b]`` on are zero.
-scale : float, optional
-    Factor of the scores. Default: ``1 / sqrt(D)``.
+scale : float or array, optional
+    Factor of the scores: a number, or a floating array ``()``, which may need a gradient, such as a learned
+    temperature. Default: ``1 / sqrt(D)``.
 softcap : float, optional
     Replaces a score ``s`` by ``softcap * tanh(s / softcap)``.
 score_mod : callable or pair of callables, optional

@@ -72,7 +72,8 @@ def attention_vjp(
         ``(..., H, Sq, Dv)``, with dtype, library and device of `query`.
     vjp : callable
         ``vjp(grad_output) -> AttentionGradients(query, key, value, mask, bias, sinks)``. `grad_output` has the
-        shape of `output`. A row that may attend nothing has zero gradients.
+        shape of `output`. A row that may attend nothing has zero gradients. That of a `scale` that is an array
+        follows from that of the query: it is ``sum(query * grad_query) / scale``.
 
     Raises
     ------
@@ -101,15 +102,20 @@ def attention_vjp(
     reason = derivative_refusal(problem)
     if reason is not None:
         raise ValueError(reason)
-    xp, wide = problem.xp, dataclasses.replace(problem, query=_cast(problem.xp, problem.query, problem.dtype))
+    xp, scaled = problem.xp, problem.with_scaled_query()
+    wide = dataclasses.replace(scaled, query=_cast(xp, scaled.query, problem.dtype))
     kernel = choose(wide, Wanted(lse=True))
     with outside_autocast(xp, query):
         result = KERNELS[kernel].attend(wide, Wanted(lse=True))
     given = _Given(query, key, value, mask, options.get("bias"), options.get("sinks"))
+    factor = problem.scale if wide.scale is not problem.scale else None
 
     def vjp(grad_output: Array) -> AttentionGradients:
         _check_gradient(xp, query, result.output, grad_output)
-        return given.like(xp, backward(wide, result.output, result.lse, grad_output, whole=kernel == "dense"))
+        gradients = backward(wide, result.output, result.lse, grad_output, whole=kernel == "dense")
+        if factor is not None:
+            gradients = gradients._replace(query=gradients.query * factor)
+        return given.like(xp, gradients)
 
     return _cast(xp, result.output, query.dtype), vjp
 

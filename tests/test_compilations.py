@@ -145,15 +145,16 @@ def test_functions_with_derivatives_of_their_own(count, qkv):
 
 
 def test_nothing_is_kept_of_a_function(qkv, make):
-    table = make(normal(9))
-
     class Rule:
-        def __call__(self, b, h, q_idx, kv_idx):
-            return table[kv_idx] <= table[q_idx]
+        def __init__(self, table):
+            self.table = table
 
-    rule = Rule()
-    gone = weakref.ref(rule), weakref.ref(table)
+        def __call__(self, b, h, q_idx, kv_idx):
+            return self.table[kv_idx] <= self.table[q_idx]
+
+    rule = Rule(make(normal(9)))
+    gone = weakref.ref(rule), weakref.ref(rule.table)
     ax.flash_attention(*qkv, FunctionMask(rule), impl="tiled", tile=(4, 4))
-    del rule, table, Rule
+    del rule
     gc.collect()
     assert [name() for name in gone] == [None, None]

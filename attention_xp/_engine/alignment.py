@@ -1,12 +1,12 @@
 """What has to line up with the scores: checked, cast and shaped so that it broadcasts against them."""
 
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from attention_xp._backend.dtypes import computation_dtype, dtype_name, is_boolean, is_floating, is_integer
 from attention_xp._backend.values import as_int32
 from attention_xp._engine.checks import check_floating, check_placement, fits, shapes
-from attention_xp._engine.numbers import check_int, check_offset
+from attention_xp._engine.numbers import check_int, check_number, check_offset
 from attention_xp._typing import Array, DType, Namespace
 
 __all__ = ["Alignment"]
@@ -58,6 +58,16 @@ class Alignment(NamedTuple):
                 f"sinks must hold one logit per head: expected sinks {letters}, {shapes(query=self.query, sinks=sinks)}"
             )
         return self.xp.reshape(self.xp.astype(sinks, self.dtype, copy=False), (*expected, 1, 1))
+
+    def scale(self, given: Any) -> float | Array:
+        """Return a plain float, or an array without axes in the dtype of the computation."""
+        if isinstance(given, Real) or not hasattr(given, "dtype"):
+            return check_number("scale", given)
+        check_floating(self.xp, scale=given)
+        check_placement(self.xp, query=self.query, scale=given)
+        if given.ndim:
+            raise ValueError(f"scale must be one number: expected a float or scale (), {shapes(scale=given)}")
+        return self.xp.astype(given, self.dtype, copy=False)
 
     def integers(self, name: str, given: Any, *, high: int | None = None) -> int | Array | None:
         """Return a plain int, in ``[0, high]`` or else a position, or an int32 array of the batch shape."""

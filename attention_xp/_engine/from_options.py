@@ -1,7 +1,7 @@
 """The options of a call as rules on pairs of query and key, and as additions to their scores."""
 
 import math
-from numbers import Integral
+from numbers import Real
 from typing import Any
 
 from attention_xp._backend.dtypes import is_boolean
@@ -23,8 +23,8 @@ def array_options(mask: Any, bias: Any, o: AttentionOptions) -> dict[str, Any]:
     _refuse_other("mask", mask, "a rule from attention_xp.masks, where FunctionMask makes one of a function")
     _refuse_other("bias", bias, "a rule from attention_xp.biases")
     given = {"mask": mask, "bias": bias, "sinks": o["sinks"]}
-    for name in ("query_offset", "query_lengths", "key_lengths"):
-        if not isinstance(o[name], int) and hasattr(o[name], "dtype") and not isinstance(o[name], Integral):
+    for name in ("query_offset", "query_lengths", "key_lengths", "scale"):
+        if not isinstance(o[name], int) and hasattr(o[name], "dtype") and not isinstance(o[name], Real):
             given[name] = o[name]
     return {name: a for name, a in given.items() if a is not None}
 

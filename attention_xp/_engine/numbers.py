@@ -73,8 +73,10 @@ def check_offset(name: str, given: Any) -> int:
 def check_window(window: Any) -> tuple[int | None, int | None]:
     """Return ``(left, right)``; an int stands for both."""
     sides = window if isinstance(window, tuple | list) else (window, window)
-    if len(sides) != 2 or not all(side is None or _is_int(side) for side in sides):
+    if not all(side is None or _is_int(side) for side in sides):
         raise TypeError(f"window must be None, an int or a pair (left, right) of int or None, got {window!r}")
+    if len(sides) != 2:
+        raise ValueError(f"window must have two sides: expected an int or a pair (left, right), got {window!r}")
     left, right = (side if side is None else index(side) for side in sides)
     if (left or 0) < 0 or (right or 0) < 0:
         raise ValueError(f"window bounds must not be negative, got window {window!r}")

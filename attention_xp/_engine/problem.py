@@ -13,7 +13,6 @@ from attention_xp._engine.checks import check_inputs
 from attention_xp._engine.from_options import addends_of, array_options, mask_parts, refuse_to_guess, rules_of
 from attention_xp._engine.numbers import (
     check_impl,
-    check_number,
     check_positive,
     check_score_mod,
     check_tile,
@@ -46,7 +45,7 @@ class Problem:
     heads: int | None
     group: int  # query heads per key/value head
     is_empty: bool  # whether an axis of the inputs has length 0
-    scale: float
+    scale: float | Array  # an array has no axes
     softcap: float | None
     score_mod: ScoreMod | None
     score_slope: ScoreMod | None  # the derivative of score_mod, where it came with one
@@ -143,7 +142,7 @@ class Problem:
             vars(problem).update(known, query=query, key=key, value=value)
             return problem
         problem = cls._checked(query, key, value, mask, dropout_rate, options, first_item, packing)
-        if name is not None and problem.query is query:
+        if name is not None and problem.query is query and isinstance(problem.scale, float):
             # Of arrays of CuPy, kernels judge the layout too, which is no part of the name.
             remember(name, {**vars(problem), "answers": None if is_cupy_namespace(problem.xp) else {}})
         return problem
@@ -151,6 +150,19 @@ class Problem:
     def of_arrays(self, query: Array, key: Array, value: Array) -> "Problem":
         """Return the same problem of other arrays, of the same shapes and dtypes."""
         return replace(self, query=_spread(self.xp, query, self.batch), key=key, value=value)
+
+    @property
+    def operands(self) -> tuple[Array, ...]:
+        """Query, key and value, and a scale that is an array."""
+        inputs = self.query, self.key, self.value
+        return inputs if isinstance(self.scale, float) else (*inputs, self.scale)
+
+    def with_scaled_query(self) -> "Problem":
+        """Return the same problem with a scale that is a plain float: an array, and what follows it, goes into the query."""
+        if isinstance(self.scale, float):
+            return self
+        wide = self.xp.astype(self.query, self.dtype, copy=False)
+        return replace(self, query=wide * self.scale, scale=1.0)
 
     def once(self, question: Callable[..., _T], *more: Any) -> _T:
         """Ask a function about the problem once for all calls that are known to be alike.
@@ -214,7 +226,7 @@ class Problem:
             heads=heads,
             group=heads // kv_heads if heads and kv_heads else 1,
             is_empty=0 in (*query.shape, *key.shape, *value.shape),
-            scale=_default_scale(query) if o["scale"] is None else check_number("scale", o["scale"]),
+            scale=_default_scale(query) if o["scale"] is None else line_up.scale(o["scale"]),
             softcap=None if o["softcap"] is None else check_positive("softcap", o["softcap"]),
             score_mod=score_mod,
             score_slope=score_slope,

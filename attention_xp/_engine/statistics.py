@@ -40,6 +40,7 @@ class Statistics(NamedTuple):
 
 def statistics(problem: Problem) -> Statistics:
     """Return the statistics of all rows, in the dtype of the computation."""
+    problem = problem.with_scaled_query()
     if problem.impl == "dense" or problem.is_empty or (problem.impl == "auto" and formula_is_faster(problem)):
         return of_region(problem, Region.whole(problem), problem.query, problem.key)
     library = library_name(problem.xp)

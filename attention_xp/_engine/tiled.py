@@ -26,7 +26,7 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
     """Compute a problem tile by tile; wanted weights are assembled block by block of rows."""
     if problem.is_empty:
         return dense.attend(problem, wanted)  # there is nothing to materialise
-    output, lse = _walk(problem, wanted)
+    output, lse = _walk(problem.with_scaled_query(), wanted)
     return Attended(
         problem.xp.astype(output, problem.query.dtype, copy=False),
         _weights(problem) if wanted.weights else None,

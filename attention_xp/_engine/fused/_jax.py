@@ -99,7 +99,7 @@ def _refused_window(problem: Problem, rules: tuple[Mask, ...]) -> str | None:
 
 def is_worthwhile(problem: Problem) -> bool:
     """Return whether the kernel is faster than tiles: on a GPU. Its rule for `vmap` maps all arrays or none."""
-    mapped = is_mapped(problem.query, problem.key, problem.value)
+    mapped = is_mapped(*problem.operands)
     return not mapped and cuda_device(problem.query) is not None
 
 

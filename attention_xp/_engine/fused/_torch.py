@@ -62,7 +62,7 @@ def is_worthwhile(problem: Problem) -> bool:
     """Return whether the kernel is the fastest and has the derivatives: under `vmap` it falls back to a loop."""
     if in_forward_mode() or problem.has_bias_rule:
         return False
-    arrays = (problem.query, problem.key, problem.value)
+    arrays = problem.operands
     if is_transformed() and (is_mapped(*arrays) or differentiates_again(*arrays, *problem.addends)):
         return False
     return sdpa_is_faster(problem)

@@ -45,6 +45,8 @@ def unknown_option(problem: Problem, wanted: Wanted) -> str | None:
         return "packed sequences"
     if problem.is_empty:
         return "empty axes"
+    if not isinstance(problem.scale, float) and problem.query.dtype != problem.dtype:
+        return "scale as an array in 16 bits"
     if not _fit(problem):
         return "additions in more than 16 bits"
     return "log-sum-exp in 32 bits" if wanted.lse else None

@@ -102,7 +102,8 @@ def _sample(vectors: Array) -> Array:
 
 def _product(problem: Problem, query: float, key: float) -> float:
     """Return a bound on the scaled products in the base, of vectors no longer than these lengths."""
-    return abs(problem.scale) * base_of(problem.xp).log_e * key * query
+    scale: float = problem.scale  # an array has become a part of the query
+    return abs(scale) * base_of(problem.xp).log_e * key * query
 
 
 def longest(problem: Problem, vectors: Array) -> float:
