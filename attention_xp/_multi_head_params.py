@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from attention_xp._backend.dtypes import computation_dtype, dtype_name, floating_dtype
 from attention_xp._backend.libraries import creation_namespace
+from attention_xp._backend.shapes import filled_up
 from attention_xp._engine.checks import check_floating, check_placement, shapes
 from attention_xp._engine.numbers import check_count, check_flag
 from attention_xp._random import check_rng, uniform
@@ -180,5 +181,5 @@ def project(x: Array, weight: Array | None, bias: Array | None, xp: Namespace) -
     dtype = computation_dtype(xp, x.dtype)
     y = xp.matmul(xp.astype(x, dtype, copy=False), xp.astype(weight, dtype, copy=False))
     if bias is not None:
-        y = y + xp.astype(bias, dtype, copy=False)
+        y = y + filled_up(xp, xp.astype(bias, dtype, copy=False), y.ndim)
     return xp.astype(y, x.dtype, copy=False)

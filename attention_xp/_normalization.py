@@ -2,6 +2,7 @@
 
 from attention_xp._backend.dtypes import computation_dtype
 from attention_xp._backend.libraries import common_namespace
+from attention_xp._backend.shapes import filled_up
 from attention_xp._engine.checks import check_floating, check_placement, shapes
 from attention_xp._engine.numbers import check_number
 from attention_xp._typing import Array
@@ -63,6 +64,7 @@ def layer_normalization(x: Array, gamma: Array, beta: Array, epsilon: float = 1e
         return xp.asarray(x, copy=True)
     dtype = computation_dtype(xp, x.dtype)
     wide, gamma, beta = (xp.astype(a, dtype, copy=False) for a in (x, gamma, beta))
+    gamma, beta = (filled_up(xp, a, x.ndim) for a in (gamma, beta))
     centred = wide - xp.mean(wide, axis=-1, keepdims=True)
     variance = xp.mean(centred * centred, axis=-1, keepdims=True)
     return xp.astype(gamma * (centred / xp.sqrt(variance + epsilon)) + beta, x.dtype, copy=False)

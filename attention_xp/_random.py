@@ -121,8 +121,8 @@ def _is_jax_key(jax: Any, rng: Any) -> bool:
 def seed_words(rng: Any, like: Array, *, xp: Namespace) -> tuple[Any, Any]:
     """Return the two 32-bit words of a seed; a generator is advanced to draw them.
 
-    They are plain ints where the seed is known to Python, and int32 arrays of shape ``(1,)`` where a
-    generator on a device, or a traced key, holds it.
+    They are plain ints where the seed is known to Python, and int32 arrays without axes where a generator on a device,
+    or a traced key, holds it.
     """
     return _words(int(rng) if isinstance(rng, Integral) else rng, library_name(xp), device(like))
 
@@ -139,7 +139,7 @@ def _words(rng: Any, library: str, device: Device) -> tuple[Any, Any]:
     else:
         seed = _host_seed(rng)
         return _signed(seed), _signed(seed >> 32)
-    return words[:1], words[1:]
+    return words[0, ...], words[1, ...]
 
 
 def _host_seed(rng: Any) -> int:

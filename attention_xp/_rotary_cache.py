@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from attention_xp._backend.dtypes import computation_dtype, floating_dtype
 from attention_xp._backend.libraries import common_namespace, creation_namespace, device as device_of
+from attention_xp._backend.shapes import filled_up
 from attention_xp._engine.checks import check_floating, check_placement, shapes
 from attention_xp._engine.numbers import check_count
 from attention_xp._rotary_scaling import RotaryScaling
@@ -139,5 +140,5 @@ def looked_up(xp: Namespace, table: Array, columns: Array) -> Array:
         rows = xp.take(table, xp.reshape(columns, (-1,)), axis=0)
     else:
         pair = xp.arange(pairs, dtype=columns.dtype, device=device_of(columns))
-        rows = xp.take(xp.reshape(table, (-1,)), xp.reshape(columns * pairs + pair, (-1,)), axis=0)
+        rows = xp.take(xp.reshape(table, (-1,)), xp.reshape(columns * pairs + filled_up(xp, pair, columns.ndim), (-1,)), axis=0)
     return xp.where(exists, xp.reshape(rows, shape), math.nan)

@@ -4,6 +4,7 @@ from numbers import Integral
 from typing import Any, NamedTuple
 
 from attention_xp._backend.dtypes import computation_dtype, dtype_name, is_boolean, is_floating, is_integer
+from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.values import as_int32
 from attention_xp._engine.checks import check_floating, check_placement, fits, shapes
 from attention_xp._engine.numbers import check_int, check_offset
@@ -48,7 +49,7 @@ class Alignment(NamedTuple):
         return self.xp.astype(self._fitted(name, array), self.dtype, copy=False)
 
     def sinks(self, sinks: Array) -> Array:
-        """Line up one logit per head: (H, 1, 1), or (1, 1) without heads."""
+        """Line up one logit per head: (..., H, 1, 1), or (..., 1, 1) without heads."""
         check_floating(self.xp, sinks=sinks)
         check_placement(self.xp, query=self.query, sinks=sinks)
         expected = () if self.heads is None else (self.heads,)
@@ -57,7 +58,7 @@ class Alignment(NamedTuple):
             raise ValueError(
                 f"sinks must hold one logit per head: expected sinks {letters}, {shapes(query=self.query, sinks=sinks)}"
             )
-        return self.xp.reshape(self.xp.astype(sinks, self.dtype, copy=False), (*expected, 1, 1))
+        return filled_up(self.xp, self.xp.astype(sinks, self.dtype, copy=False), len(self.shape), behind=2)
 
     def integers(self, name: str, given: Any, *, high: int | None = None) -> int | Array | None:
         """Return a plain int, in ``[0, high]`` or else a position, or an int32 array of the batch shape."""
@@ -83,7 +84,8 @@ class Alignment(NamedTuple):
                 f"{name} does not broadcast to the scores: expected {name} {letters} = {self.shape},{hint} "
                 f"{shapes(**{name: array})}"
             )
-        return array if shape == tuple(array.shape) else self.xp.reshape(array, shape)
+        array = array if shape == tuple(array.shape) else self.xp.reshape(array, shape)
+        return filled_up(self.xp, array, len(self.shape))
 
     def _without_surplus(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Drop axes of length 1 that the scores do not have, the heads axis first."""

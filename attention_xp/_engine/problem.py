@@ -53,7 +53,7 @@ class Problem:
     addends: tuple[Any, ...]  # bias and floating mask: arrays, or a Bias
     narrow_addends: bool  # whether these came in the dtype of the query
     rules: tuple[Mask, ...]  # a pair is allowed where all of them allow it
-    sinks: Array | None  # (H, 1, 1), or (1, 1)
+    sinks: Array | None  # (..., H, 1, 1), or (..., 1, 1)
     query_offset: int | Array | None
     query_lengths: int | Array | None
     dropout_rate: float

@@ -4,6 +4,7 @@ import math
 
 from attention_xp._backend.dtypes import dtype_name, is_floating
 from attention_xp._backend.libraries import common_namespace, device
+from attention_xp._backend.shapes import filled_up
 from attention_xp._engine.checks import check_result, fits, shapes
 from attention_xp._engine.region import Region
 from attention_xp._typing import Array, Namespace
@@ -124,7 +125,7 @@ def evaluated(bias: Bias, region: Region) -> Array:
     """Return the values of a bias in the dtype of the scores, and refuse what does not broadcast against them."""
     problem, values = region.problem, bias.values(region)
     check_result(problem.xp, f"{type(bias).__name__}.values", values, region.sizes)
-    return problem.xp.astype(values, problem.dtype, copy=False)
+    return filled_up(problem.xp, problem.xp.astype(values, problem.dtype, copy=False), len(region.sizes))
 
 
 def check_heads(name: str, letters: str, array: Array, axis: int, query: Array, heads: int | None) -> None:

@@ -3,6 +3,7 @@
 import array_api_extra as xpx
 
 from attention_xp._backend.libraries import common_namespace, device
+from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.values import FAR
 from attention_xp._engine.checks import check_floating, shapes
 from attention_xp._engine.numbers import check_count, check_flag
@@ -130,7 +131,8 @@ class RelativePositionBias(Bias):
             return xp.stack(parts, axis=-1)
         sums = xp.expand_dims(_diagonal_sums(xp, grad_scores), axis=-2)  # (..., h, 1, L)
         every = xp.arange(count, dtype=xp.int32, device=device(sums))
-        is_bucket = xp.expand_dims(self._bucket(xp, _diagonals(region)), axis=-1) == every  # (..., 1, L, num_buckets)
+        bucket = xp.expand_dims(self._bucket(xp, _diagonals(region)), axis=-1)
+        is_bucket = bucket == filled_up(xp, every, bucket.ndim)  # (..., 1, L, num_buckets)
         return xp.matmul(sums, xp.astype(is_bucket, sums.dtype))[..., 0, :]
 
 
@@ -158,11 +160,11 @@ def _has_diagonals(region: Region) -> bool:
 def _diagonals(region: Region) -> Array:
     """Return the position of keys relative to the query along each diagonal, from the lower left to the upper right.
 
-    It is (L,) with ``L = m + n - 1``, or (..., 1, L) where every batch item has an offset.
+    It is (..., 1, L) with ``L = m + n - 1``, and has no axis for the rows.
     """
     xp, (m, n) = region.problem.xp, region.sizes[-2:]
     along = xp.arange(m + n - 1, dtype=xp.int32, device=device(region.problem.query))
-    return region.kv_idx[:1] - region.q_idx[..., -1, :] + along
+    return region.kv_idx[..., 0, :1] - region.q_idx[..., -1, :] + filled_up(xp, along, region.problem.ndim - 1)
 
 
 def _spread_out(xp: Namespace, line: Array, m: int, n: int) -> Array:

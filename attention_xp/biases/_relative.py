@@ -7,6 +7,7 @@ import array_api_extra as xpx
 from attention_xp._backend.dtypes import computation_dtype
 from attention_xp._backend.libraries import common_namespace, device as device_of
 from attention_xp._backend.modes import outside_autocast
+from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.values import within
 from attention_xp._engine.alignment import Alignment
 from attention_xp._engine.checks import check_floating, check_one_dtype, check_placement, shapes
@@ -75,7 +76,7 @@ def relative_position_scores(query: Array, embeddings: Array, key_len: int, *, q
     with outside_autocast(xp, query):
         products = xp.matmul(*wide)  # (..., H, Sq, D) @ (D, R) -> (..., H, Sq, R)
     if not isinstance(offset, int):
-        offset = xp.reshape(offset, (*offset.shape, *(1,) * (3 if has_heads else 2)))
+        offset = filled_up(xp, offset, query.ndim, behind=3 if has_heads else 2)
     return xp.astype(_gathered(xp, products, key_len, offset), query.dtype, copy=False)
 
 
@@ -126,7 +127,7 @@ def relative_shift(scores: Array) -> Array:
     # One column more than the result has: in memory, each row begins one place earlier than the row before.
     rows = xp.reshape(xp.reshape(padded, (*lead, Sq * (Sk + 1)))[..., Sq:], (*lead, Sq, Sk))
     i, j = (xp.arange(n, dtype=xp.int32, device=device_of(scores)) for n in (Sq, Sk))
-    return xp.where(j[None, :] <= i[:, None] + (Sk - Sq), rows, 0.0)
+    return xp.where(filled_up(xp, j[None, :] <= i[:, None] + (Sk - Sq), rows.ndim), rows, 0.0)
 
 
 def _check(xp: Namespace, query: Array, embeddings: Array) -> None:
@@ -151,7 +152,10 @@ def _gathered(xp: Namespace, products: Array, key_len: int, offset: int | Array)
     *lead, Sq, R = products.shape
     i, j = (xp.arange(n, dtype=xp.int32, device=device_of(products)) for n in (Sq, key_len))
     reach = R // 2
-    column = within(xp, j[None, :] - i[:, None] - offset, -reach, reach) + reach  # (Sq, Sk), or with axes in front
+    distance = j[None, :] - i[:, None]  # (Sq, Sk)
+    if not isinstance(offset, int):
+        distance = filled_up(xp, distance, offset.ndim)
+    column = within(xp, distance - offset, -reach, reach) + reach
     if isinstance(offset, int):
         places = xp.reshape(i[:, None] * R + column, (-1,))
         return xp.reshape(xp.take(xp.reshape(products, (*lead, Sq * R)), places, axis=-1), (*lead, Sq, key_len))

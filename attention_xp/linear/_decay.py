@@ -86,7 +86,7 @@ class _Fading(NoDecay):
 
     def _padded(self, x: Array) -> Array:
         """Append rows of zeros up to a power of two, so that blocks of all scales fit."""
-        missing = self.parts.diagonal.shape[0] - x.shape[-2]
+        missing = self.parts.diagonal.shape[-1] - x.shape[-2]
         return x if missing == 0 else xpx.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, missing), (0, 0)], xp=self.xp)
 
     def from_start(self, x: Array) -> Array:

@@ -9,6 +9,7 @@ from array_api_compat import array_namespace
 from attention_xp._backend.dtypes import computation_dtype, floating_dtype
 from attention_xp._backend.libraries import common_namespace, creation_namespace
 from attention_xp._backend.modes import outside_autocast
+from attention_xp._backend.shapes import filled_up
 from attention_xp._engine.checks import check_floating, shapes
 from attention_xp._engine.numbers import check_count, check_flag, check_positive
 from attention_xp._random import check_rng, normal
@@ -146,7 +147,8 @@ def performer_features(
 def _orthogonal(directions: Array, where: Device, xp: Namespace) -> Array:
     """Return orthonormal columns, uniformly distributed because the signs follow those of the factor R."""
     q, r = xp.linalg.qr(directions)
-    diagonal = xp.sum(r * xp.eye(r.shape[-1], dtype=r.dtype, device=where), axis=-2, keepdims=True)
+    ones = filled_up(xp, xp.eye(r.shape[-1], dtype=r.dtype, device=where), r.ndim)
+    diagonal = xp.sum(r * ones, axis=-2, keepdims=True)
     return xp.where(diagonal < 0.0, -q, q)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from attention_xp._backend.dtypes import dtype_name, is_integer
 from attention_xp._backend.libraries import common_namespace, device, library_name
+from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.values import FAR, as_int32, within
 from attention_xp._engine.checks import check_placement, fits
 from attention_xp._engine.numbers import check_count
@@ -114,7 +115,7 @@ def items(region: Region, lead: tuple[int, ...]) -> int | Array:
     numbers = xp.arange(math.prod(lead), dtype=xp.int32, device=device(region.problem.query))
     if region.problem.heads is None:
         lead = lead[:-1]
-    return region.look_up(xp.reshape(numbers, (*lead, 1, 1)))
+    return region.look_up(filled_up(xp, xp.reshape(numbers, lead), region.problem.ndim, behind=2))
 
 
 def by_position(region: Region, values: Array, position: Array) -> tuple[Array, Array]:

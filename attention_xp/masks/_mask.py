@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from attention_xp._backend.dtypes import dtype_name
+from attention_xp._backend.shapes import filled_up
 from attention_xp._engine.checks import check_result
 from attention_xp._engine.region import Region, Span
 from attention_xp._typing import Array, Device, DType, Namespace
@@ -94,7 +95,7 @@ class Mask:
         """
         keep = self.allowed(region)
         check_result(region.problem.xp, self._author, keep, region.sizes, "boolean")
-        return keep
+        return filled_up(region.problem.xp, keep, len(region.sizes))
 
     @property
     def _author(self) -> str:

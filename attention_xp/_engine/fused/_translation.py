@@ -120,8 +120,7 @@ def four_axes(problem: Problem, a: Array) -> Array:
     if a.ndim == 4 == problem.ndim:
         return a
     xp = problem.xp
-    a = xp.reshape(a, (1,) * (2 - a.ndim) + tuple(a.shape)) if a.ndim < 2 else a
-    lead = problem.batch if problem.heads is None else (*problem.batch, a.shape[-3] if a.ndim > 2 else 1)
+    lead = problem.batch if problem.heads is None else (*problem.batch, a.shape[-3])
     heads = lead[-1] if problem.heads is not None else 1
     return xp.reshape(xp.broadcast_to(a, (*lead, *a.shape[-2:])), (-1, heads, *a.shape[-2:]))
 
@@ -136,8 +135,8 @@ def with_zero_keys(problem: Problem, rules: tuple[Mask, ...], a: Array) -> Array
     """Return keys or values with zeros for the padding, whose NaN a weight of 0 would not silence."""
     for rule in rules:
         if isinstance(rule, LengthMask):
-            real = rule.allowed(Region.whole(problem))  # (Sk,) or (..., 1, Sk)
-            a = problem.xp.where(problem.xp.expand_dims(real[..., 0, :] if real.ndim > 1 else real, axis=-1), a, 0.0)
+            real = rule.allowed(Region.whole(problem))[..., 0, :]  # (..., 1, Sk)
+            a = problem.xp.where(problem.xp.expand_dims(real, axis=-1), a, 0.0)
     return a
 
 
@@ -159,5 +158,4 @@ def fill_empty_rows(problem: Problem, rules: tuple[Mask, ...], rows: Array, valu
         keep = total != -xp.inf if keep is None else keep & (total != -xp.inf)
     if keep is None:
         return rows
-    keep = xp.reshape(keep, (1, *keep.shape)) if keep.ndim == 1 else keep
     return xp.where(xp.any(keep, axis=-1, keepdims=True), rows, value)

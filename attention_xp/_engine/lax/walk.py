@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.sharding import spread_like
 from attention_xp._engine.packing import PackedMask
 from attention_xp._engine.problem import Problem
@@ -210,7 +211,7 @@ class Walk:
         possible = _all([a for a, _ in answers])
         certain = _all([c for _, c in answers]) & (not certainly_unknown)
         if self.ragged:
-            certain = certain & (jnp.arange(self.tiles) < self.tiles - 1)
+            certain = certain & (self._numbers(self.tiles) < self.tiles - 1)
         state = jnp.where(possible, jnp.where(certain, 0, 1), 2)
         state = jnp.broadcast_to(state, (*state.shape[:-2], self.blocks, self.tiles))
         order = jnp.argsort(state, axis=-1, stable=True).astype(jnp.int32)
@@ -220,14 +221,17 @@ class Walk:
     def span(self) -> Span:
         """Return the bounds of all tiles."""
         problem = self.problem
-        row = jnp.minimum(jnp.arange(self.blocks, dtype=jnp.int32) * self.m, self.Sq - self.m)[:, None]
-        column = jnp.minimum(jnp.arange(self.tiles, dtype=jnp.int32) * self.n, self.Sk - self.n)
+        row = jnp.minimum(self._numbers(self.blocks, behind=1) * self.m, self.Sq - self.m)
+        column = jnp.minimum(self._numbers(self.tiles) * self.n, self.Sk - self.n)
         whole = Region.whole(problem)
         offset = 0 if problem.query_offset is None else whole.per_batch(problem.query_offset)
         q = row + offset
         items = whole.b if math.prod(self.stack[: len(problem.batch)]) == 1 else None
         heads = whole.h if math.prod(self.stack[len(problem.batch) :]) == 1 else None
         return Span(jnp, row, row + self.m - 1, q, q + self.m - 1, column, column + self.n - 1, items, heads)
+
+    def _numbers(self, count: int, behind: int = 0) -> Array:
+        return filled_up(jnp, jnp.arange(count, dtype=jnp.int32), self.problem.ndim, behind=behind)
 
     def _of_block(self, table: Array, axes: int, region: Region, block: Array) -> Array:
         """Return the entry of one job in a table (..., blocks) whose entries have some axes of their own."""

@@ -105,7 +105,7 @@ class InPlace(Arithmetic):
     def _kept(self, name: object, rules: tuple[Mask, ...], region: Region) -> Patches:
         """Make patches, and keep what is small for all calls, the rest for this one."""
         allowed = np.asarray(allowed_pairs(rules, region), self.problem.dtype)
-        allowed = np.broadcast_to(allowed, region.sizes[-2:])
+        allowed = np.broadcast_to(allowed.reshape(allowed.shape[-2:]), region.sizes[-2:])
         patches = list(_patches(np.asarray(allowed, order="F" if self.lies_by_keys else "C")))
         if sum(pairs.size for _, pairs in patches) > _SMALL:
             return self._keep.setdefault(name, patches)

@@ -175,5 +175,7 @@ def quarantined_outputs(weights: Array, value: Array) -> Array:
     undefined = xp.isnan(value)  # both infinities at once, as inf - inf
     rises, falls = reached(undefined | (value == inf)), reached(undefined | (value == -inf))
     output = _outputs(weights, xp.where(xp.isfinite(value), value, 0.0))
-    output = xp.where(rises, xp.full_like(output, inf), output)
-    return xp.where(falls, xp.where(rises, xp.full_like(output, nan), -inf), output)
+    output = xp.where(rises, inf, output)
+    # One after the other: an array of NaN alone, though nothing of it is taken, is more than JAX may be told to bear.
+    output = xp.where(falls, -inf, output)
+    return xp.where(rises & falls, nan, output)
