@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from attention_xp._backend.dtypes import computation_dtype, dtype_name, is_boolean, is_floating, is_integer
 from attention_xp._backend.shapes import filled_up
+from attention_xp._backend.sizes import as_number
 from attention_xp._backend.values import as_int32
 from attention_xp._engine.checks import check_floating, check_placement, fits, shapes
 from attention_xp._engine.numbers import check_int, check_offset
@@ -64,6 +65,7 @@ class Alignment(NamedTuple):
         """Return a plain int, in ``[0, high]`` or else a position, or an int32 array of the batch shape."""
         if given is None:
             return None
+        given = as_number(self.xp, given)
         if isinstance(given, int | Integral):
             return check_offset(name, given) if high is None else _within(name, check_int(name, given), high)
         if not hasattr(given, "dtype") or not is_integer(self.xp, given.dtype):

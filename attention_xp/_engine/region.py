@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from attention_xp._backend.libraries import device, library_name
 from attention_xp._backend.shapes import filled_up
+from attention_xp._backend.sizes import as_number
 from attention_xp._typing import Array, Namespace
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class Region(NamedTuple):
             return self._packed(packing.q_item, 1)
         flat = self._zero()
         for axis, length in enumerate(self.problem.batch):
-            flat = flat * length + self._count(axis - self.problem.ndim)
+            flat = flat * as_number(self.problem.xp, length) + self._count(axis - self.problem.ndim)
         return flat + self.problem.first_item
 
     def per_batch(self, values: int | Array) -> int | Array:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from attention_xp._backend.libraries import device, library_name
 from attention_xp._backend.sharding import spread_like
+from attention_xp._backend.sizes import is_open
 from attention_xp._engine.borders import formula_is_faster
 from attention_xp._engine.dense import scores_of_region
 from attention_xp._engine.frozen import freeze, thaw
@@ -40,7 +41,8 @@ class Statistics(NamedTuple):
 
 def statistics(problem: Problem) -> Statistics:
     """Return the statistics of all rows, in the dtype of the computation."""
-    if problem.impl == "dense" or problem.is_empty or (problem.impl == "auto" and formula_is_faster(problem)):
+    is_at_once = problem.impl == "dense" or (problem.impl == "auto" and formula_is_faster(problem))
+    if is_at_once or problem.is_empty or is_open(problem.query.shape[-2], problem.key.shape[-2]):
         return of_region(problem, Region.whole(problem), problem.query, problem.key)
     library = library_name(problem.xp)
     if library == "numpy":

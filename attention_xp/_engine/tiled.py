@@ -1,6 +1,7 @@
 """The online softmax over tiles: memory linear in the lengths, every option."""
 
 from attention_xp._backend.libraries import library_name
+from attention_xp._backend.sizes import is_open
 from attention_xp._engine import dense
 from attention_xp._engine.borders import formula_is_faster
 from attention_xp._engine.planning.plan import bounds
@@ -35,8 +36,10 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
 
 
 def _weights(problem: Problem) -> Array:
-    rows, _ = tile_sizes(problem)
-    blocks = [dense.weights_of_rows(problem, *block) for block in bounds(0, problem.query.shape[-2], rows)]
+    rows, Sq = tile_sizes(problem)[0], problem.query.shape[-2]
+    if is_open(Sq):
+        return dense.weights_of_rows(problem, 0, Sq)  # of how many blocks they are is not known
+    blocks = [dense.weights_of_rows(problem, *block) for block in bounds(0, Sq, rows)]
     return problem.xp.concat(blocks, axis=-2)
 
 

@@ -61,16 +61,16 @@ def test_inputs_are_not_copied(make):
 
 
 @pytest.mark.parametrize(
-    ("shape", "expected"), [((1, 1, 5, 7), (1, 1, 5, 7)), ((1, 2, 1, 5, 7), (2, 1, 5, 7)), ((7,), (7,))]
+    ("shape", "expected"), [((1, 1, 5, 7), (1, 1, 5, 7)), ((1, 2, 1, 5, 7), (2, 1, 5, 7)), ((7,), (1, 1, 1, 7))]
 )
 def test_addends_are_aligned_with_the_scores(make, shape, expected):
     p = problem(make, mask=make(normal(*shape)), bias=make(normal(4, 5, 7)))
-    assert sorted(tuple(a.shape) for a in p.addends) == sorted([expected, (4, 5, 7)])
+    assert sorted(tuple(a.shape) for a in p.addends) == sorted([expected, (1, 4, 5, 7)])
     assert {dtype_name(a.dtype) for a in p.addends} == {"float32"}
 
 
 def test_sinks_broadcast_against_rows(make):
-    assert tuple(problem(make, sinks=make(normal(4))).sinks.shape) == (4, 1, 1)
+    assert tuple(problem(make, sinks=make(normal(4))).sinks.shape) == (1, 4, 1, 1)
 
 
 def test_lengths_become_int32(make):

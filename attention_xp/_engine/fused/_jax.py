@@ -83,7 +83,7 @@ def _refused_mask(problem: Problem) -> str | None:
         return "cuDNN's attention knows no query_offset under a causal mask"
     if any(isinstance(rule, WindowMask) for rule in rules):
         return _refused_window(problem, rules)
-    if has_array(problem, rules) and any(length % 2 for length in lengths):
+    if has_array(problem, rules) and any(length % 2 != 0 for length in lengths):
         return "cuDNN's attention is differentiable under a mask or bias of even lengths Sq and Sk only"
     return None
 
