@@ -23,9 +23,11 @@ def choose(problem: Problem, wanted: Wanted) -> str:
         for name, kernel in KERNELS.items():
             if kernel.is_worthwhile(problem, wanted) and kernel.refusal(problem, wanted) is None:
                 return name
-    reason = KERNELS[problem.impl].refusal(problem, wanted)
+    reason = KERNELS["dense" if problem.impl == "auto" else problem.impl].refusal(problem, wanted)
     if reason is not None:
-        raise ValueError(f"impl={problem.impl!r} cannot compute this call: {reason}; impl='dense' and impl='tiled' can")
+        able = " and ".join(f"impl={name!r}" for name in ("dense", "tiled") if not KERNELS[name].refusal(problem, wanted))
+        hint = f"; {able} can" if able else ""
+        raise ValueError(f"impl={problem.impl!r} cannot compute this call: {reason}{hint}")
     return problem.impl
 
 

@@ -3,6 +3,7 @@
 import math
 
 from attention_xp._backend.derivatives import can_differentiate
+from attention_xp._engine.meshes import refused_mesh
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.result import Attended, Wanted
@@ -23,8 +24,8 @@ __all__ = ["attend", "is_worthwhile", "refusal", "scores_of_region", "weights_of
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:  # noqa: ARG001
-    """Return why this kernel cannot compute the problem: it always can."""
-    return None
+    """Return why this kernel cannot compute the problem: it always can, but where JAX's types share out a sequence."""
+    return refused_mesh(problem, range(-problem.ndim, -2))
 
 
 def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:  # noqa: ARG001

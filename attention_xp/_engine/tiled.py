@@ -4,6 +4,7 @@ from attention_xp._backend.libraries import library_name
 from attention_xp._backend.sizes import is_open
 from attention_xp._engine import dense
 from attention_xp._engine.borders import formula_is_faster
+from attention_xp._engine.meshes import refused_mesh
 from attention_xp._engine.planning.plan import bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Attended, Wanted
@@ -14,8 +15,8 @@ __all__ = ["attend", "is_worthwhile", "refusal"]
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:  # noqa: ARG001
-    """Return why this kernel cannot compute the problem: it always can."""
-    return None
+    """Return why this kernel cannot compute the problem: it always can, but where JAX's types share out its arrays."""
+    return refused_mesh(problem, ())
 
 
 def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:
