@@ -1,6 +1,7 @@
 """Options and fixtures of the whole suite: which backends run, and the documents as tests."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Generator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -39,6 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marks and refuse backends that were asked for and are absent."""
     config.addinivalue_line("markers", "backends(*libraries): run the test on these libraries only")
+    config.addinivalue_line("markers", "with_nan: the test makes NaN on purpose, which JAX is else told to refuse")
     for backend in _chosen(config):
         if not backend.is_installed():
             raise pytest.UsageError(f"--xp={backend.value}: the package {backend.package} is not installed")
@@ -80,6 +82,16 @@ def _is_meant_for(item: pytest.Item, chosen: list[Backend]) -> bool:
         return True
     mark = item.get_closest_marker("backends")
     return any(b.like(*(mark.args if mark else ("numpy",))) for b in chosen)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Let JAX compute NaN where a test is about them."""
+    jax: Any = sys.modules.get("jax")
+    if jax is None or item.get_closest_marker("with_nan") is None:
+        return (yield)
+    with jax.debug_nans(False):
+        return (yield)
 
 
 @pytest.hookimpl(trylast=True)

@@ -35,7 +35,9 @@ def survivors(
     `first` may be traced; `sizes` are (m, n).
     """
     rows, columns = (
-        filled_up(xp, xp.arange(size // 2 + 1, dtype=xp.int32, device=device) + (start >> 1), key[0].ndim, behind=behind)
+        filled_up(
+            xp, xp.arange(size // 2 + 1, dtype=xp.int32, device=device) + (start >> 1), key[0].ndim, behind=behind
+        )
         for start, size, behind in zip(first, sizes, (1, 0), strict=True)
     )
     words = threefry(key, (rows, columns))  # each (..., m // 2 + 1, n // 2 + 1)

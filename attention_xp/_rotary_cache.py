@@ -140,5 +140,7 @@ def looked_up(xp: Namespace, table: Array, columns: Array) -> Array:
         rows = xp.take(table, xp.reshape(columns, (-1,)), axis=0)
     else:
         pair = xp.arange(pairs, dtype=columns.dtype, device=device_of(columns))
-        rows = xp.take(xp.reshape(table, (-1,)), xp.reshape(columns * pairs + filled_up(xp, pair, columns.ndim), (-1,)), axis=0)
+        rows = xp.take(
+            xp.reshape(table, (-1,)), xp.reshape(columns * pairs + filled_up(xp, pair, columns.ndim), (-1,)), axis=0
+        )
     return xp.where(exists, xp.reshape(rows, shape), math.nan)

@@ -119,6 +119,8 @@ def _namespace(library: str) -> ModuleType:
     if library == "jax":
         jax = importlib.import_module("jax")
         jax.config.update("jax_numpy_dtype_promotion", "strict")
+        jax.config.update("jax_numpy_rank_promotion", "raise")
+        jax.config.update("jax_debug_nans", True)
         jax.config.update("jax_default_matmul_precision", "float32")
     if library == "torch":
         importlib.import_module("torch").set_float32_matmul_precision("highest")

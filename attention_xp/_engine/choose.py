@@ -25,7 +25,9 @@ def choose(problem: Problem, wanted: Wanted) -> str:
                 return name
     reason = KERNELS["dense" if problem.impl == "auto" else problem.impl].refusal(problem, wanted)
     if reason is not None:
-        able = " and ".join(f"impl={name!r}" for name in ("dense", "tiled") if not KERNELS[name].refusal(problem, wanted))
+        able = " and ".join(
+            f"impl={name!r}" for name in ("dense", "tiled") if not KERNELS[name].refusal(problem, wanted)
+        )
         hint = f"; {able} can" if able else ""
         raise ValueError(f"impl={problem.impl!r} cannot compute this call: {reason}{hint}")
     return problem.impl

@@ -9,6 +9,7 @@ from typing import Any
 from attention_xp._backend.dtypes import dtype_name, is_integer
 from attention_xp._backend.libraries import common_namespace, device, library_name
 from attention_xp._backend.shapes import filled_up
+from attention_xp._backend.sizes import as_number
 from attention_xp._backend.values import FAR, as_int32, within
 from attention_xp._engine.checks import check_placement, fits
 from attention_xp._engine.numbers import check_count
@@ -120,10 +121,10 @@ def items(region: Region, lead: tuple[int, ...]) -> int | Array:
 
 def by_position(region: Region, values: Array, position: Array) -> tuple[Array, Array]:
     """Look up the last axis of ``(..., S)`` by position; also return which positions lie in ``[0, S)``."""
-    xp, length = region.problem.xp, values.shape[-1]
+    xp, length = region.problem.xp, as_number(region.problem.xp, values.shape[-1])
     inside = (position >= 0) & (position < length)
     values = fetched(region, values)
-    if length == 0:
+    if values.shape[-1] == 0:
         return xp.zeros(inside.shape, dtype=values.dtype, device=device(inside)), inside
     item = items(region, (*values.shape[:-1], 1))
     return taken(xp, xp.reshape(values, (-1,)), item * length + within(xp, position, 0, length - 1)), inside

@@ -2,6 +2,7 @@
 
 from attention_xp._backend.dtypes import dtype_name, is_integer
 from attention_xp._backend.libraries import common_namespace
+from attention_xp._backend.sizes import is_open
 from attention_xp._engine.checks import shapes
 from attention_xp._engine.region import Region, Span
 from attention_xp._typing import Array
@@ -94,7 +95,8 @@ class SegmentMask(Mask):
     def reach(self, span: Span) -> Reach:
         """Compare the ranges of the ids of queries and keys."""
         xp = summable(span, self.query_ids)
-        if xp is None or 0 in (*self.query_ids.shape, *self._keys.shape):
+        shape = (*self.query_ids.shape, *self._keys.shape)
+        if xp is None or 0 in shape or is_open(*shape):
             return True, False
         q = remembered(self, "queries", xp, lambda: Extremes.of(xp, self.query_ids))
         k = remembered(self, "summed_keys", xp, lambda: Extremes.of(xp, self._keys))
