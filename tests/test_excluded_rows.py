@@ -30,8 +30,11 @@ SILENT = {  # options -> the rows that attend nothing
 }
 BAD = [(where, bad) for where in (("query",), ("gradient",), ("query", "gradient")) for bad in (np.nan, np.inf)]
 
-# NumPy warns of infinity minus infinity in a product, as for any array.
-pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+pytestmark = [
+    pytest.mark.with_nan,
+    # NumPy warns of infinity minus infinity in a product, as for any array.
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
+]
 
 of_each = pytest.mark.parametrize(("options", "rows"), SILENT.values(), ids=SILENT)
 

@@ -137,6 +137,7 @@ def test_the_input_is_not_written_to(make):
     np.testing.assert_array_equal(to_numpy(x), np.ones(50))
 
 
+@pytest.mark.with_nan
 def test_nan_is_dropped_like_any_entry(library, make):
     actual = to_numpy(dropout(make(np.full(50, np.nan)), 0.5, rng=1))
     expected = dropout(np.ones(50), 0.5, rng=1) == 0.0

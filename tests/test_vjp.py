@@ -189,6 +189,7 @@ EXCLUDED = {
 }
 
 
+@pytest.mark.with_nan
 @with_tiles((2, 3), (8, 8))
 @pytest.mark.parametrize("options", EXCLUDED.values(), ids=EXCLUDED)
 def test_what_is_excluded_never_reaches_a_gradient(library, impl, options, tile):
@@ -206,6 +207,7 @@ def test_what_is_excluded_never_reaches_a_gradient(library, impl, options, tile)
             )
 
 
+@pytest.mark.with_nan
 def test_a_nan_that_is_attended_stays_with_its_queries(library, impl):
     arrays = {"query": Q[..., :5, :], "key": K[..., :5, :].copy(), "value": V[..., :5, :]}
     arrays["key"][..., 3, :] = np.nan
