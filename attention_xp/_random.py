@@ -9,6 +9,7 @@ from typing import Any
 
 from attention_xp._backend.dtypes import computation_dtype, dtype_name, is_floating
 from attention_xp._backend.libraries import common_namespace, device, library_name
+from attention_xp._backend.sizes import is_open
 from attention_xp._engine.numbers import check_number
 from attention_xp._random_threefry import threefry
 from attention_xp._typing import Array, Device, DType, Namespace
@@ -168,7 +169,7 @@ def _signed(word: int) -> int:
 def random_bits(key: tuple[Any, Any], size: int, *, xp: Namespace, device: Device) -> Array:
     """Return `size` uniform int32 words, numbered by their flat index: two of each block of the generator."""
     blocks = (size + 1) // 2
-    if blocks <= 2**31:
+    if is_open(blocks) or blocks <= 2**31:
         low = xp.arange(blocks, dtype=xp.int32, device=device)
         high = xp.zeros_like(low)
     else:

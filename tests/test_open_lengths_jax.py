@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import attention_xp as ax
-from attention_xp import biases, masks
+from attention_xp import biases, linear, masks
 from tests._inputs import normal
 from tests._public_calls import every_option
 from tests._transforms import assert_same
@@ -110,3 +110,26 @@ def test_weights_and_statistics(library):
     call = open_program(jax, function, shapes)
     arrays = [library.array(normal(*shape)) for shape in of_sizes(*SIZES[0])]
     assert_same(tuple(call(*arrays)), function(*arrays))
+
+
+def test_what_comes_beside_attention(library):
+    jax = importlib.import_module("jax")
+
+    def function(x):
+        turned = ax.rotary_embedding(x), ax.rotary_embedding(x, scaling=ax.DynamicNTKScaling(2.0, 4))
+        return *turned, ax.softmax(x), ax.dropout(x, 0.5, rng=1), linear.linear_attention(x, x, x)
+
+    call = open_program(jax, function, lambda b, q, k: [((b, 2, q, 8), "float32")])
+    for length in (3, 9):
+        x = library.array(normal(2, 2, length, 8))
+        assert_same(tuple(call(x)), function(x))
+
+
+def test_causal_linear_attention_needs_a_length(library):
+    jax = importlib.import_module("jax")
+    with pytest.raises(ValueError, match=r"needs a length that is known.*query \(b, 2, q, 8\)"):
+        open_program(
+            jax,
+            lambda x: linear.linear_attention(x, x, x, is_causal=True),
+            lambda b, q, k: [((b, 2, q, 8), library.namespace().float32)],
+        )

@@ -40,8 +40,8 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def _setting(problem: LinearProblem) -> Setting:
     xp, S, size = problem.xp, problem.key.shape[-2], problem.size
     split = problem.decay is not None or problem.beta is not None
-    where = {"dtype": problem.dtype, "device": device(problem.query)}
-    make = partial(triangle, ndim=problem.query.ndim, split=split, xp=xp, **where)
+    ndim, where = problem.query.ndim, device(problem.query)
+    make = partial(triangle, ndim=ndim, split=split, xp=xp, dtype=problem.dtype, device=where)
     setting = partial(Setting, xp, problem.dtype, problem.feature_map, problem.scale, problem.normalize)
     if is_compiling(xp):  # a length that is left open names no entry: one triangle serves shorter chunks too
         one = make(1 if S == 1 else size)
