@@ -2,9 +2,7 @@
 
 from typing import Unpack
 
-from array_api_compat import is_cupy_namespace, is_jax_namespace
-
-from attention_xp._backend.libraries import common_namespace, device
+from attention_xp._backend.libraries import common_namespace, device, is_cupy_namespace, is_jax_namespace
 from attention_xp._engine.checks import check_floating
 from attention_xp._engine.choose import attend, choose
 from attention_xp._engine.numbers import check_flag

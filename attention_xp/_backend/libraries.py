@@ -3,16 +3,24 @@
 import sys
 from typing import Any
 
-from array_api_compat import array_namespace, device, is_jax_namespace, is_numpy_namespace
+import array_api_compat as compat
 
 from attention_xp._typing import Array, Device, Namespace
 
 __all__ = [
+    "array_namespace",
     "common_namespace",
     "creation_namespace",
     "cuda_device",
     "device",
+    "is_array",
+    "is_cupy_namespace",
+    "is_jax_namespace",
+    "is_numpy_namespace",
+    "is_tensor",
+    "is_torch_namespace",
     "library_name",
+    "padded",
     "same_device",
 ]
 
@@ -23,6 +31,71 @@ _LIBRARIES = {
     "array_api_strict": "strict",
     "jax.numpy": "jax",
 }
+
+
+def library_name(xp: Namespace) -> str:
+    """Return the short name of the library behind a namespace."""
+    name: str = xp.__name__
+    return _LIBRARIES.get(name, name)
+
+
+# What array_api_compat answers from caches is answered here without, as far as torch's tensors may come by: when torch
+# compiles, it warns the user of every cache that it meets.
+
+
+def is_tensor(thing: Any) -> bool:
+    """Whether something is a tensor of torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(thing, torch.Tensor)
+
+
+def is_array(thing: Any) -> bool:
+    """Whether something is an array of a library that has arrays of a class that is known."""
+    return is_tensor(thing) or compat.is_numpy_array(thing) or compat.is_jax_array(thing) or compat.is_cupy_array(thing)
+
+
+def is_numpy_namespace(xp: Namespace) -> bool:
+    """Whether a namespace is that of NumPy."""
+    return library_name(xp) == "numpy"
+
+
+def is_torch_namespace(xp: Namespace) -> bool:
+    """Whether a namespace is that of torch."""
+    return library_name(xp) == "torch"
+
+
+def is_jax_namespace(xp: Namespace) -> bool:
+    """Whether a namespace is that of JAX."""
+    return library_name(xp) == "jax"
+
+
+def is_cupy_namespace(xp: Namespace) -> bool:
+    """Whether a namespace is that of CuPy."""
+    return library_name(xp) == "cupy"
+
+
+def array_namespace(*arrays: Array) -> Namespace:
+    """Return the one namespace of some arrays."""
+    if not all(map(is_tensor, arrays)):
+        return compat.array_namespace(*arrays)
+    import array_api_compat.torch as xp  # noqa: PLC0415  # imports torch
+
+    return xp
+
+
+def device(array: Array) -> Device:
+    """Return where an array lives; JAX says ``None`` of what it traces."""
+    return array.device if is_tensor(array) else compat.device(array)
+
+
+def padded(xp: Namespace, array: Array, widths: list[tuple[int, int]]) -> Array:
+    """Return an array with so many zeros before and after, along each axis."""
+    if is_torch_namespace(xp):
+        flat = [n for pair in reversed(widths) for n in pair]
+        return sys.modules["torch"].nn.functional.pad(array, flat)
+    import array_api_extra as xpx  # noqa: PLC0415  # takes time
+
+    return xpx.pad(array, widths, xp=xp)
 
 
 def common_namespace(**arrays: Array) -> Namespace:
@@ -65,12 +138,6 @@ def creation_namespace(module: Namespace | None) -> Namespace:
             f"xp must be an array library such as numpy, cupy, torch, jax.numpy or array_api_strict, got {module!r}"
         )
     return array_namespace(module.empty(0))
-
-
-def library_name(xp: Namespace) -> str:
-    """Return the short name of the library behind a namespace."""
-    name: str = xp.__name__
-    return _LIBRARIES.get(name, name)
 
 
 def same_device(xp: Namespace, a: Array, b: Array) -> bool:

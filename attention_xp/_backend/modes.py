@@ -4,8 +4,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from array_api_compat import is_jax_array, is_torch_namespace
-
+from attention_xp._backend.libraries import is_tensor, is_torch_namespace
 from attention_xp._typing import Array, Namespace
 
 __all__ = [
@@ -107,7 +106,7 @@ def is_followed(xp: Namespace, result: Array) -> bool:
 
 def is_mapped(*arrays: Array) -> bool:
     """Whether one of some arrays of torch or JAX stands for a batch of arrays inside `vmap`."""
-    if is_jax_array(arrays[0]):
+    if not is_tensor(arrays[0]):
         return any(type(a).__name__ == "BatchTracer" for a in arrays)  # there is no public question
     torch = sys.modules["torch"]
     functorch = torch._C._functorch  # nor is there here

@@ -4,9 +4,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from array_api_compat import is_jax_namespace, is_numpy_namespace, is_torch_namespace
-
 from attention_xp._backend.dtypes import dtype_name
+from attention_xp._backend.libraries import is_jax_namespace, is_numpy_namespace, is_torch_namespace
 from attention_xp._backend.modes import is_compiling
 from attention_xp._typing import Array, Namespace
 

@@ -6,8 +6,7 @@ JAX caches by the rest, and the arrays can be exchanged for those of another lib
 import dataclasses
 from typing import Any
 
-from array_api_compat import is_cupy_array, is_jax_array, is_numpy_array, is_torch_array
-
+from attention_xp._backend.libraries import is_array
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
 
@@ -21,7 +20,7 @@ def freeze(thing: Any) -> tuple[Any, list[Array]]:
 
 
 def _freeze(thing: Any, arrays: list[Array]) -> Any:
-    if any(is_one(thing) for is_one in (is_jax_array, is_numpy_array, is_cupy_array, is_torch_array)):
+    if is_array(thing):
         arrays.append(thing)
         return _Hole(len(arrays) - 1)
     if isinstance(thing, tuple):

@@ -5,9 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
-from array_api_compat import is_cupy_namespace
-
-from attention_xp._backend.libraries import common_namespace
+from attention_xp._backend.libraries import common_namespace, is_cupy_namespace
 from attention_xp._engine.alignment import Alignment
 from attention_xp._engine.checks import check_inputs
 from attention_xp._engine.from_options import addends_of, array_options, mask_parts, refuse_to_guess, rules_of

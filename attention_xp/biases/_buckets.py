@@ -1,8 +1,6 @@
 """A number for every bucket of distances (T5)."""
 
-import array_api_extra as xpx
-
-from attention_xp._backend.libraries import common_namespace, device
+from attention_xp._backend.libraries import common_namespace, device, padded
 from attention_xp._backend.values import FAR
 from attention_xp._engine.checks import check_floating, shapes
 from attention_xp._engine.numbers import check_count, check_flag
@@ -179,7 +177,7 @@ def _spread_out(xp: Namespace, line: Array, m: int, n: int) -> Array:
 def _diagonal_sums(xp: Namespace, x: Array) -> Array:
     """Sum (..., m, n) along its diagonals: (..., m + n - 1), from the lower left corner to the upper right."""
     *lead, m, n = x.shape
-    padded = xpx.pad(xp.flip(x, axis=-2), [(0, 0)] * (x.ndim - 1) + [(0, m)], xp=xp)
+    wide = padded(xp, xp.flip(x, axis=-2), [(0, 0)] * (x.ndim - 1) + [(0, m)])
     # One column less than there are: in memory, each row begins one place later than the row before.
-    skewed = xp.reshape(padded, (*lead, m * (n + m)))[..., : m * (n + m - 1)]
+    skewed = xp.reshape(wide, (*lead, m * (n + m)))[..., : m * (n + m - 1)]
     return xp.sum(xp.reshape(skewed, (*lead, m, n + m - 1)), axis=-2)

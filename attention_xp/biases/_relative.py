@@ -2,10 +2,8 @@
 
 import math
 
-import array_api_extra as xpx
-
 from attention_xp._backend.dtypes import computation_dtype
-from attention_xp._backend.libraries import common_namespace, device as device_of
+from attention_xp._backend.libraries import common_namespace, device as device_of, padded
 from attention_xp._backend.modes import outside_autocast
 from attention_xp._backend.values import within
 from attention_xp._engine.alignment import Alignment
@@ -122,9 +120,9 @@ def relative_shift(scores: Array) -> Array:
     if scores.ndim < 2:
         raise ValueError(f"scores needs at least 2 axes: expected scores (..., Sq, Sk), {shapes(scores=scores)}")
     *lead, Sq, Sk = scores.shape
-    padded = xpx.pad(scores, [(0, 0)] * (scores.ndim - 1) + [(1, 0)], xp=xp)
+    wide = padded(xp, scores, [(0, 0)] * (scores.ndim - 1) + [(1, 0)])
     # One column more than the result has: in memory, each row begins one place earlier than the row before.
-    rows = xp.reshape(xp.reshape(padded, (*lead, Sq * (Sk + 1)))[..., Sq:], (*lead, Sq, Sk))
+    rows = xp.reshape(xp.reshape(wide, (*lead, Sq * (Sk + 1)))[..., Sq:], (*lead, Sq, Sk))
     i, j = (xp.arange(n, dtype=xp.int32, device=device_of(scores)) for n in (Sq, Sk))
     return xp.where(j[None, :] <= i[:, None] + (Sk - Sq), rows, 0.0)
 

@@ -5,9 +5,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
-from array_api_compat import is_jax_namespace
-
-from attention_xp._backend.libraries import device
+from attention_xp._backend.libraries import device, is_jax_namespace
 from attention_xp._backend.modes import is_compiling, outside_autocast
 from attention_xp._engine.frozen import freeze, thaw
 from attention_xp._typing import Array

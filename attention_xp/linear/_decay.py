@@ -7,8 +7,7 @@ nothing grows no factor exceeds 1, nothing overflows, and a strong decay costs t
 
 from collections.abc import Callable
 
-import array_api_extra as xpx
-
+from attention_xp._backend.libraries import padded
 from attention_xp._typing import Array, Namespace
 from attention_xp.linear._triangles import Triangle
 
@@ -87,7 +86,7 @@ class _Fading(NoDecay):
     def _padded(self, x: Array) -> Array:
         """Append rows of zeros up to a power of two, so that blocks of all scales fit."""
         missing = self.parts.diagonal.shape[0] - x.shape[-2]
-        return x if missing == 0 else xpx.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, missing), (0, 0)], xp=self.xp)
+        return x if missing == 0 else padded(self.xp, x, [(0, 0)] * (x.ndim - 2) + [(0, missing), (0, 0)])
 
     def from_start(self, x: Array) -> Array:
         return x * self._start

@@ -4,10 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from array_api_compat import array_namespace
-
 from attention_xp._backend.dtypes import computation_dtype, floating_dtype
-from attention_xp._backend.libraries import common_namespace, creation_namespace
+from attention_xp._backend.libraries import array_namespace, common_namespace, creation_namespace
 from attention_xp._backend.modes import outside_autocast
 from attention_xp._engine.checks import check_floating, shapes
 from attention_xp._engine.numbers import check_count, check_flag, check_positive

@@ -34,7 +34,7 @@ def walk(problem: Problem) -> tuple[Array, Array]:
     if not torch.compiler.is_compiling():
         return TiledWithForwardMode.apply(rest, *arrays)  # type: ignore[no-any-return]
     if torch.is_grad_enabled() and any(a.requires_grad for a in arrays):
-        return Tiled.apply(rest, *arrays)  # type: ignore[no-any-return]
+        return Tiled.apply(rest, *_distinct(arrays))  # type: ignore[no-any-return]
     return loop.walk(problem)  # Dynamo hands a context to the function that nothing is to be differentiated by
 
 
@@ -76,6 +76,11 @@ def _split(problem: Problem) -> tuple[_Rest, list[Array]]:
         rest, others = freeze(rest)
         arrays += others
     return _Rest(rest, len(problem.addends), has_sinks), arrays
+
+
+def _distinct(arrays: list[Array]) -> list[Array]:
+    """Return arrays of which no two are one tensor, as in self-attention, which Dynamo gives up on."""
+    return [a.view_as(a) if any(a is b for b in arrays[:i]) else a for i, a in enumerate(arrays)]
 
 
 class Tiled(torch.autograd.Function):  # type: ignore[misc]

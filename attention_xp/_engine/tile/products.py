@@ -7,9 +7,7 @@ rows, ``(..., Hkv, G * Sq, D)``, so keys and values are never repeated.
 from collections.abc import Callable
 from math import inf, nan
 
-from array_api_compat import array_namespace
-
-from attention_xp._backend.libraries import device
+from attention_xp._backend.libraries import array_namespace, device
 from attention_xp._backend.values import by_value
 from attention_xp._engine.problem import Problem
 from attention_xp._typing import Array
