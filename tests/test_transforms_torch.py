@@ -129,6 +129,55 @@ def test_autocast_keeps_the_dtype_of_a_call(library, function, arguments):
         np.testing.assert_allclose(one, other, rtol=0.1, atol=0.1)
 
 
+def test_compiled_gradients_of_one_array_that_is_all(library):
+    torch = importlib.import_module("torch")
+    torch.compiler.reset()
+
+    def attend(x, y):
+        return (
+            ax.self_attention(x, 8, return_weights=False, impl="tiled", is_causal=True)[0],
+            ax.cross_attention(x, y, 8, return_weights=False, impl="tiled")[0],
+        )
+
+    made = [library.array(normal(2, n, 8, seed=n)) for n in (5, 7)]
+    compiled = torch.compile(attend, fullgraph=True, backend="eager")
+    assert_same(slopes(torch, compiled, made), slopes(torch, attend, made))
+
+
+BATCHED = {
+    "tiled": {"impl": "tiled", "tile": (2, 3)},
+    "tiled, masked": {"impl": "tiled", "is_causal": True, "query_offset": 1, "softcap": 2.0},
+    "auto": {"impl": "auto"},
+}
+
+
+@pytest.mark.parametrize("options", BATCHED.values(), ids=BATCHED)
+def test_batched_gradients(library, options):
+    """Autograd batches gradients in a way of its own, which is older than `torch.func.vmap` and knows few operations."""
+    torch = importlib.import_module("torch")
+    made = [library.array(x, "float64").requires_grad_() for x in (normal(2, 3, 4), normal(2, 4, 4), normal(2, 4, 5))]
+
+    def attend(q, k, v):
+        return ax.flash_attention(q, k, v, return_lse=options["impl"] == "tiled", **options)
+
+    again = options["impl"] == "tiled"  # torch's own kernel has no forward mode
+    assert torch.autograd.gradcheck(
+        attend,
+        made,
+        fast_mode=True,
+        check_batched_grad=True,
+        check_forward_ad=again,
+        check_batched_forward_grad=again,
+    )
+    assert torch.autograd.gradgradcheck(attend, made, fast_mode=True, check_batched_grad=True)
+    at_once, singly = (
+        torch.autograd.functional.jacobian(attend, tuple(made), create_graph=True, vectorize=vectorize)
+        for vectorize in (True, False)
+    )
+    for one, other in zip(*map(torch.utils._pytree.tree_leaves, (at_once, singly)), strict=True):
+        assert_same(one, other)
+
+
 @pytest.fixture
 def inductor(tmp_path, monkeypatch):
     """torch's own compiler, one process of it, with what it keeps in a place of its own."""

@@ -5,13 +5,14 @@ from typing import Any
 
 import array_api_compat as compat
 
-from attention_xp._typing import Array, Device, Namespace
+from attention_xp._typing import Array, Device, DType, Namespace
 
 __all__ = [
     "array_namespace",
     "common_namespace",
     "creation_namespace",
     "cuda_device",
+    "cumulative_sum",
     "device",
     "is_array",
     "is_cupy_namespace",
@@ -96,6 +97,19 @@ def padded(xp: Namespace, array: Array, widths: list[tuple[int, int]]) -> Array:
     import array_api_extra as xpx  # noqa: PLC0415  # takes time
 
     return xpx.pad(array, widths, xp=xp)
+
+
+def cumulative_sum(
+    xp: Namespace, array: Array, *, axis: int, dtype: DType | None = None, include_initial: bool = False
+) -> Array:
+    """Return the sums of an array up to each place along an axis, with a 0 before all of them on request."""
+    if not is_torch_namespace(xp):
+        return xp.cumulative_sum(array, axis=axis, dtype=dtype, include_initial=include_initial)
+    sums = sys.modules["torch"].cumsum(array, axis, dtype=dtype)
+    if not include_initial:
+        return sums
+    along = axis % sums.ndim
+    return padded(xp, sums, [(int(i == along), 0) for i in range(sums.ndim)])
 
 
 def common_namespace(**arrays: Array) -> Namespace:

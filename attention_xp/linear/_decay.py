@@ -7,7 +7,7 @@ nothing grows no factor exceeds 1, nothing overflows, and a strong decay costs t
 
 from collections.abc import Callable
 
-from attention_xp._backend.libraries import padded
+from attention_xp._backend.libraries import cumulative_sum, padded
 from attention_xp._typing import Array, Namespace
 from attention_xp.linear._triangles import Triangle
 
@@ -16,12 +16,12 @@ __all__ = ["ChannelDecay", "HeadDecay", "NoDecay", "decay_of", "sum_ahead", "sum
 
 def sum_ahead(x: Array, xp: Namespace) -> Array:
     """Return the sums of the rows from each on, itself included."""
-    return xp.flip(xp.cumulative_sum(xp.flip(x, axis=-2), axis=-2), axis=-2)
+    return xp.flip(cumulative_sum(xp, xp.flip(x, axis=-2), axis=-2), axis=-2)
 
 
 def sum_before(x: Array, xp: Namespace) -> Array:
     """Return the sums of the rows before each."""
-    return xp.cumulative_sum(x, axis=-2, include_initial=True)[..., :-1, :]
+    return cumulative_sum(xp, x, axis=-2, include_initial=True)[..., :-1, :]
 
 
 class NoDecay:
