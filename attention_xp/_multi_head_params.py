@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from attention_xp._backend.dtypes import computation_dtype, dtype_name, floating_dtype
 from attention_xp._backend.libraries import creation_namespace
+from attention_xp._backend.modes import may_differ
 from attention_xp._engine.checks import check_floating, check_placement, shapes
 from attention_xp._engine.numbers import check_count, check_flag
 from attention_xp._random import check_rng, uniform
@@ -166,7 +167,7 @@ def check_widths(
             raise ValueError(
                 f"params.{name} does not fit: expected {name} {expected[name]}, {shapes(**arrays, **{name: a})}"
             )
-        if a.dtype != arrays["query"].dtype:
+        if a.dtype != arrays["query"].dtype and not may_differ(xp, arrays["query"], a):
             raise TypeError(
                 f"params.{name} is {dtype_name(a.dtype)} but query is {dtype_name(arrays['query'].dtype)}: "
                 "expected one dtype"

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from attention_xp._backend.modes import is_traced
 from attention_xp._typing import Array

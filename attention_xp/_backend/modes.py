@@ -1,5 +1,6 @@
 """Which mode or transformation of torch and JAX a call is made inside."""
 
+import dataclasses
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -19,7 +20,10 @@ __all__ = [
     "is_recorded",
     "is_traced",
     "is_transformed",
+    "may_differ",
     "outside_autocast",
+    "sheltered",
+    "unnarrowed",
 ]
 
 NOTHING: AbstractContextManager[Any] = nullcontext()
@@ -27,11 +31,41 @@ NOTHING: AbstractContextManager[Any] = nullcontext()
 
 def outside_autocast(xp: Namespace, array: Array) -> AbstractContextManager[Any]:
     """Return a context in which torch narrows no product by itself."""
-    if is_torch_namespace(xp):
-        torch, kind = sys.modules["torch"], array.device.type
-        if kind != "meta" and torch.is_autocast_enabled(kind):
-            return torch.autocast(kind, enabled=False)  # type: ignore[no-any-return]
+    if is_torch_namespace(xp) and _narrows(array):
+        return sys.modules["torch"].autocast(array.device.type, enabled=False)  # type: ignore[no-any-return]
     return NOTHING
+
+
+def _narrows(array: Array) -> bool:
+    """Whether torch narrows products of a tensor."""
+    kind = array.device.type
+    return kind != "meta" and bool(sys.modules["torch"].is_autocast_enabled(kind))
+
+
+def may_differ(xp: Namespace, a: Array, b: Array) -> bool:
+    """Whether dtypes of two arrays may differ: under autocast, which makes one dtype of all but float64."""
+    if not is_torch_namespace(xp) or not _narrows(a):
+        return False
+    return max(a.dtype.itemsize, b.dtype.itemsize) <= 4
+
+
+def sheltered(problem: Any) -> tuple[Any, AbstractContextManager[Any]]:
+    """Return a context in which torch narrows no product of a problem, and the problem in the terms for it.
+
+    ``backward()`` may be called while torch narrows, too, when the products for the gradients come to be.
+    """
+    xp, context = unnarrowed(problem.xp, problem.query)
+    return problem if xp is problem.xp else dataclasses.replace(problem, xp=xp), context
+
+
+def unnarrowed(xp: Namespace, array: Array) -> tuple[Namespace, AbstractContextManager[Any]]:
+    """Return a context in which torch narrows no product, and the namespace for it."""
+    context = outside_autocast(xp, array)
+    if context is NOTHING or is_compiling(xp):
+        return xp, context
+    from attention_xp._backend.unnarrowed import NAMESPACE  # noqa: PLC0415  # imports torch
+
+    return NAMESPACE, context
 
 
 def is_compiling(xp: Namespace) -> bool:

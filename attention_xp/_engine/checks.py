@@ -4,6 +4,7 @@ from typing import Any, Literal, NamedTuple
 
 from attention_xp._backend.dtypes import dtype_name, is_boolean, is_floating
 from attention_xp._backend.libraries import same_device
+from attention_xp._backend.modes import may_differ
 from attention_xp._engine.numbers import check_count
 from attention_xp._typing import Array, Namespace
 
@@ -53,10 +54,10 @@ def check_floating(xp: Namespace, **arrays: Array) -> None:
 
 
 def check_one_dtype(xp: Namespace, *, query: Array, **others: Array) -> None:
-    """Refuse dtypes that attention is not computed for, and any but that of the query."""
+    """Refuse dtypes that attention is not computed for, and any but that of the query where torch does not mix them."""
     check_floating(xp, query=query, **others)
     for name, a in others.items():
-        if a.dtype != query.dtype:
+        if a.dtype != query.dtype and not may_differ(xp, query, a):
             raise TypeError(
                 f"{name} is {dtype_name(a.dtype)} but query is {dtype_name(query.dtype)}: expected one dtype"
             )

@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from attention_xp._backend.modes import outside_autocast
+from attention_xp._backend.modes import sheltered
 from attention_xp._engine import dense, fused, tiled
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Attended, Wanted
@@ -40,5 +40,6 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
         if result is not None:
             return result
         name = "tiled" if tiled.is_worthwhile(problem, wanted) else "dense"
-    with outside_autocast(problem.xp, problem.query):
+    problem, context = sheltered(problem)
+    with context:
         return KERNELS[name].attend(problem, wanted)  # type: ignore[no-any-return]

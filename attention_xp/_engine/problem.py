@@ -133,7 +133,7 @@ class Problem:
             vars(problem).update(known, query=query, key=key, value=value)
             return problem
         problem = cls._checked(query, key, value, mask, dropout_rate, options, first_item, packing)
-        if name is not None and problem.query is query:
+        if name is not None and problem.query is query and query.dtype == key.dtype == value.dtype:  # autocast mixes
             # Of arrays of CuPy, kernels judge the layout too, which is no part of the name.
             remember(name, {**vars(problem), "answers": None if is_cupy_namespace(problem.xp) else {}})
         return problem

@@ -4,7 +4,7 @@ import math
 
 from attention_xp._backend.dtypes import computation_dtype
 from attention_xp._backend.libraries import common_namespace, device as device_of, padded
-from attention_xp._backend.modes import outside_autocast
+from attention_xp._backend.modes import unnarrowed
 from attention_xp._backend.values import within
 from attention_xp._engine.alignment import Alignment
 from attention_xp._engine.checks import check_floating, check_one_dtype, check_placement, shapes
@@ -70,7 +70,8 @@ def relative_position_scores(query: Array, embeddings: Array, key_len: int, *, q
         raise TypeError("query_offset must be an int or an integer array, got NoneType")
     dtype = computation_dtype(xp, query.dtype)
     wide = (xp.astype(a, dtype, copy=False) for a in (query, xp.matrix_transpose(embeddings)))
-    with outside_autocast(xp, query):
+    xp, context = unnarrowed(xp, query)
+    with context:
         products = xp.matmul(*wide)  # (..., H, Sq, D) @ (D, R) -> (..., H, Sq, R)
     if not isinstance(offset, int):
         offset = xp.reshape(offset, (*offset.shape, *(1,) * (3 if has_heads else 2)))

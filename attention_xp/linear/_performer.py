@@ -6,7 +6,7 @@ from typing import Any
 
 from attention_xp._backend.dtypes import computation_dtype, floating_dtype
 from attention_xp._backend.libraries import array_namespace, common_namespace, creation_namespace
-from attention_xp._backend.modes import outside_autocast
+from attention_xp._backend.modes import unnarrowed
 from attention_xp._engine.checks import check_floating, shapes
 from attention_xp._engine.numbers import check_count, check_flag, check_positive
 from attention_xp._random import check_rng, normal
@@ -33,7 +33,8 @@ class PerformerFeatures:
                 f"x must be as wide as the features were made for: expected x (..., S, {self.projection.shape[0]}), {shapes(x=x)}"
             )
         x = x * math.sqrt(self.scale)
-        with outside_autocast(xp, x):
+        xp, context = unnarrowed(xp, x)
+        with context:
             projected = xp.matmul(x, xp.astype(self.projection, x.dtype, copy=False))
         half = 0.5 * xp.sum(x * x, axis=-1, keepdims=True)
         return xp.exp(projected - (half + 0.5 * math.log(self.projection.shape[-1])))
@@ -52,7 +53,8 @@ class PerformerFeatures:
         xp = array_namespace(x)
         grad = grad * self(x)
         projection = xp.matrix_transpose(xp.astype(self.projection, x.dtype, copy=False))
-        with outside_autocast(xp, x):
+        xp, context = unnarrowed(xp, x)
+        with context:
             along = xp.matmul(grad, projection) * math.sqrt(self.scale)
         return along - x * (self.scale * xp.sum(grad, axis=-1, keepdims=True))
 

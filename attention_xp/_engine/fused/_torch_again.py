@@ -7,7 +7,7 @@ import torch
 from torch.utils.checkpoint import CheckpointError
 
 from attention_xp._backend.batched import mapped_over_batches
-from attention_xp._backend.modes import outside_autocast
+from attention_xp._backend.modes import sheltered
 from attention_xp._engine import dense
 from attention_xp._engine.gradients import backward
 from attention_xp._engine.problem import Problem
@@ -42,7 +42,8 @@ def _followed(slopes: _Slopes, gradients: _Slopes) -> _Slopes | None:
     if gradient is None or not torch.is_grad_enabled():
         return None
     arrays, problem = _call(torch._C._current_autograd_node())
-    with outside_autocast(problem.xp, problem.query):
+    problem, context = sheltered(problem)
+    with context:
         result = dense.attend(problem, Wanted(lse=True))
     wanted = tuple(any(slope is not None for slope in slopes[3:]) for _ in problem.addends)  # a mask, or none
 
