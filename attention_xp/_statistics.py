@@ -3,7 +3,7 @@
 from typing import NamedTuple, Unpack
 
 from attention_xp._backend.libraries import common_namespace
-from attention_xp._backend.modes import sheltered
+from attention_xp._backend.modes import refuse_shards, sheltered
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.statistics import statistics
 from attention_xp._options import AttentionOptions, with_options
@@ -99,6 +99,7 @@ def attention_statistics(
         raise ValueError(
             "impl='fused' cannot compute this call: no library has a kernel for statistics; impl='dense' and impl='tiled' can"
         )
+    refuse_shards(problem.xp)
     problem, context = sheltered(problem)
     with context:
         return AttentionStatistics(*statistics(problem))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Unpack
 
 from attention_xp._backend.libraries import common_namespace
-from attention_xp._backend.modes import sheltered
+from attention_xp._backend.modes import refuse_shards, sheltered
 from attention_xp._engine.checks import check_floating, check_placement, shapes
 from attention_xp._engine.choose import KERNELS, choose
 from attention_xp._engine.gradients import Gradients, backward, derivative_refusal
@@ -103,6 +103,7 @@ def attention_vjp(
         raise ValueError(reason)
     xp, wide = problem.xp, dataclasses.replace(problem, query=_cast(problem.xp, problem.query, problem.dtype))
     kernel = choose(wide, Wanted(lse=True))
+    refuse_shards(xp)
     wide, context = sheltered(wide)
     with context:
         result = KERNELS[kernel].attend(wide, Wanted(lse=True))

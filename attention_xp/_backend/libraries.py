@@ -9,6 +9,7 @@ from attention_xp._typing import Array, Device, DType, Namespace
 
 __all__ = [
     "array_namespace",
+    "check_layouts",
     "common_namespace",
     "creation_namespace",
     "cuda_device",
@@ -126,6 +127,8 @@ def common_namespace(**arrays: Array) -> Namespace:
         raise TypeError(f"all arrays must belong to one array library, got {kinds}") from None
     if library_name(xp) == "numpy":
         _reject_numpy_subclasses(arrays)
+    elif library_name(xp) == "torch":
+        check_layouts(**arrays)
     return xp
 
 
@@ -139,6 +142,19 @@ def _reject_numpy_subclasses(arrays: dict[str, Array]) -> None:
     for name, a in arrays.items():
         if type(a) is not np.ndarray and isinstance(a, np.ma.MaskedArray | np.matrix):
             raise TypeError(f"{name} must be a plain array, got numpy {type(a).__name__}")
+
+
+def check_layouts(**arrays: Array) -> None:
+    """Refuse tensors of torch that are not dense."""
+    strided = sys.modules["torch"].strided
+    for name, a in arrays.items():
+        if a.is_nested:
+            raise TypeError(
+                f"{name} must be a dense tensor, got a nested one: expected its sequences packed, (T, H, D), in "
+                "varlen_attention, as values() and offsets() of a jagged tensor have them"
+            )
+        if a.layout != strided:
+            raise TypeError(f"{name} must be a dense tensor, got {a.layout}: expected {name}.to_dense()")
 
 
 def creation_namespace(module: Namespace | None) -> Namespace:

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 from attention_xp._backend.libraries import is_tensor, is_torch_namespace
@@ -22,10 +23,13 @@ __all__ = [
     "is_transformed",
     "may_differ",
     "outside_autocast",
+    "refuse_shards",
+    "shares_keys",
     "sheltered",
     "unnarrowed",
 ]
 
+_SHELTERED: ContextVar[bool] = ContextVar("sheltered", default=False)  # by one of our own contexts
 NOTHING: AbstractContextManager[Any] = nullcontext()
 
 
@@ -60,12 +64,43 @@ def sheltered(problem: Any) -> tuple[Any, AbstractContextManager[Any]]:
 
 def unnarrowed(xp: Namespace, array: Array) -> tuple[Namespace, AbstractContextManager[Any]]:
     """Return a context in which torch narrows no product, and the namespace for it."""
-    context = outside_autocast(xp, array)
-    if context is NOTHING or is_compiling(xp):
-        return xp, context
+    if not is_torch_namespace(xp) or is_compiling(xp):
+        return xp, outside_autocast(xp, array)
+    if not _narrows(array) and not _SHELTERED.get():
+        return xp, NOTHING
     from attention_xp._backend.unnarrowed import NAMESPACE  # noqa: PLC0415  # imports torch
 
-    return NAMESPACE, context
+    return NAMESPACE, _Shelter(array.device.type)
+
+
+class _Shelter:
+    """A context without autocast, in which is known that there is autocast around it."""
+
+    def __init__(self, kind: str) -> None:
+        self._inner = sys.modules["torch"].autocast(kind, enabled=False)
+
+    def __enter__(self) -> None:
+        self._inner.__enter__()
+        self._token = _SHELTERED.set(True)
+
+    def __exit__(self, *error: object) -> None:
+        _SHELTERED.reset(self._token)
+        self._inner.__exit__(*error)
+
+
+def shares_keys() -> bool:
+    """Whether torch's ``context_parallel`` is at work, which puts a kernel of its own in the place of torch's."""
+    kernel = sys.modules["torch"].nn.functional.scaled_dot_product_attention
+    return str(getattr(kernel, "__module__", None)).startswith("torch.distributed.tensor.experimental")
+
+
+def refuse_shards(xp: Namespace) -> None:
+    """Refuse to compute where the keys that a call is given are not all there are."""
+    if is_torch_namespace(xp) and shares_keys():
+        raise ValueError(
+            "inside torch's context_parallel a call has the keys of one rank, and torch's scaled_dot_product_attention alone "
+            "sees those of the others: expected a call that impl='fused' takes, with no option but is_causal and scale"
+        )
 
 
 def is_compiling(xp: Namespace) -> bool:
@@ -134,8 +169,13 @@ def is_recorded() -> bool:
 
 
 def is_followed(xp: Namespace, result: Array) -> bool:
-    """Whether torch follows what becomes of a result, so that it must not be written into another array."""
-    return is_torch_namespace(xp) and (bool(result.requires_grad) or is_traced())
+    """Whether torch follows what becomes of a result, so that it must not be written into another array.
+
+    So does a subclass of its tensors, in a way of its own.
+    """
+    if not is_torch_namespace(xp):
+        return False
+    return type(result) is not sys.modules["torch"].Tensor or bool(result.requires_grad) or is_traced()
 
 
 def is_mapped(*arrays: Array) -> bool:

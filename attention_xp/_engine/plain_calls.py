@@ -38,7 +38,8 @@ def known_call(
             *map(type, options.values()),  # True is no 1
         )
         return name, _KNOWN.get(name)
-    except (AttributeError, TypeError):  # no array, one that JAX traces, or a size that cannot be told from another
+    # No array, one that JAX traces, a size that cannot be told from another, or a nested tensor, which has none.
+    except (AttributeError, TypeError, RuntimeError):
         return None, None
 
 

@@ -6,7 +6,7 @@ from functools import cache, partial
 from typing import Any
 
 from attention_xp._backend.libraries import device, is_jax_namespace
-from attention_xp._backend.modes import is_compiling, sheltered
+from attention_xp._backend.modes import is_compiling, refuse_shards, sheltered
 from attention_xp._engine.frozen import freeze, thaw
 from attention_xp._typing import Array
 from attention_xp.linear._chunk import Carry, Chunk, Setting, answer, answer_vjp, reduced, weights_sum
@@ -20,6 +20,7 @@ __all__ = ["backward", "forward", "forward_keeping", "run"]
 def run(function: Callable[..., Any], problem: LinearProblem, *operands: Any) -> Any:
     """Call ``function(problem, *operands)``; on JAX as one program that is compiled once for each kind of call."""
     if not is_jax_namespace(problem.xp):
+        refuse_shards(problem.xp)
         problem, context = sheltered(problem)
         with context:
             return function(problem, *operands)

@@ -11,6 +11,8 @@ from attention_xp._backend.modes import (
     is_mapped,
     is_traced,
     is_transformed,
+    refuse_shards,
+    shares_keys,
 )
 from attention_xp._backend.values import shows_nan
 from attention_xp._engine.borders import sdpa_is_faster
@@ -128,6 +130,8 @@ def _has_unseen_keys(problem: Problem) -> bool:
 
 def _translated(problem: Problem, keywords: dict[str, Any]) -> Array:
     """Call the kernel with four axes, as its fast paths want them, and with one mask; padding is made harmless."""
+    if len(problem.rules) + len(problem.addends) > int(_is_causal(problem.rules)) or _has_unseen_keys(problem):
+        refuse_shards(problem.xp)
     rules = column_rules(problem)
     is_causal = _is_causal(rules)
     mask = None if is_causal else _mask(problem, rules)
@@ -155,7 +159,7 @@ def _translated(problem: Problem, keywords: dict[str, Any]) -> Array:
 def _called(query: Array, key: Array, value: Array, keywords: dict[str, Any]) -> Array:
     """Call the kernel and see to further derivatives."""
     output = sys.modules["torch"].nn.functional.scaled_dot_product_attention(query, key, value, **keywords)
-    if output.requires_grad and not is_traced():
+    if output.requires_grad and not is_traced() and not shares_keys():
         from attention_xp._engine.fused._torch_again import follow_slopes  # noqa: PLC0415  # imports torch
 
         follow_slopes(output)
