@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from attention_xp._backend.modes import is_traced
 from attention_xp._typing import Array
@@ -18,7 +19,8 @@ def mapped_over_batches(function: Callable[..., Sequence[Array | None]], *given:
     level = _level()
     if level == 0:
         return list(function(*given))
-    torch, found = sys.modules["torch"], []
+    torch: Any = sys.modules["torch"]
+    found: list[Array | None] = []
 
     def arrays(*some: Array | None) -> tuple[Array, ...]:
         found[:] = function(*some)

@@ -50,7 +50,7 @@ def may_differ(xp: Namespace, a: Array, b: Array) -> bool:
     """Whether dtypes of two arrays may differ: under autocast, which makes one dtype of all but float64."""
     if not is_torch_namespace(xp) or not _narrows(a):
         return False
-    return max(a.dtype.itemsize, b.dtype.itemsize) <= 4
+    return bool(max(a.dtype.itemsize, b.dtype.itemsize) <= 4)
 
 
 def sheltered(problem: Any) -> tuple[Any, AbstractContextManager[Any]]:

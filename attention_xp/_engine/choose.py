@@ -2,7 +2,6 @@
 
 from types import ModuleType
 
-from attention_xp._backend.libraries import check_layouts, is_torch_namespace
 from attention_xp._backend.modes import refuse_shards, sheltered
 from attention_xp._engine import dense, fused, tiled
 from attention_xp._engine.problem import Problem
@@ -36,17 +35,12 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
     Under torch's autocast a guest does as it is used to; the other kernels have chosen the dtype of their products.
     """
     name = problem.once(choose, wanted)
-    try:
-        if name == "fused":
-            result: Attended | None = fused.attend(problem, wanted)
-            if result is not None:
-                return result
-            name = "tiled" if tiled.is_worthwhile(problem, wanted) else "dense"
-        refuse_shards(problem.xp)
-        problem, context = sheltered(problem)
-        with context:
-            return KERNELS[name].attend(problem, wanted)  # type: ignore[no-any-return]
-    except RuntimeError:
-        if is_torch_namespace(problem.xp):  # the layout is no part of the name of a known call
-            check_layouts(query=problem.query, key=problem.key, value=problem.value)
-        raise
+    if name == "fused":
+        result: Attended | None = fused.attend(problem, wanted)
+        if result is not None:
+            return result
+        name = "tiled" if tiled.is_worthwhile(problem, wanted) else "dense"
+    refuse_shards(problem.xp)
+    problem, context = sheltered(problem)
+    with context:
+        return KERNELS[name].attend(problem, wanted)  # type: ignore[no-any-return]

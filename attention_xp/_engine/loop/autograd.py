@@ -146,7 +146,8 @@ class TiledWithForwardMode(Tiled):
         def changes(*tangents: Array | None) -> tuple[Array, Array]:
             return loop_tangents.walk(problem, output, lse, ctx.rest.sorted(kind, tangents))
 
-        return tuple(mapped_over_batches(changes, *given))
+        by_output, by_lse = mapped_over_batches(changes, *given)
+        return by_output, by_lse
 
 
 def _can_recompute() -> bool:
