@@ -16,6 +16,7 @@ __all__ = [
     "is_compiling",
     "is_followed",
     "is_jit_tracing",
+    "is_left_open",
     "is_mapped",
     "is_plain",
     "is_recorded",
@@ -106,6 +107,16 @@ def refuse_shards(xp: Namespace) -> None:
 def is_compiling(xp: Namespace) -> bool:
     """Whether torch compiles or exports, so that sizes may be none."""
     return is_torch_namespace(xp) and bool(sys.modules["torch"].compiler.is_compiling())
+
+
+def is_left_open(xp: Namespace, *sizes: int) -> bool:
+    """Whether torch exports a program for which one of some sizes may be any number."""
+    if not is_compiling(xp) or not sys.modules["torch"].compiler.is_exporting():
+        return False
+    from torch.fx.experimental.symbolic_shapes import statically_known_true as is_sure  # noqa: PLC0415
+
+    # What is written into the graph as a number is even or odd; of others this may not be asked, or no others will do.
+    return any(not is_sure(n % 2 == 0) and not is_sure(n % 2 == 1) for n in sizes)
 
 
 def in_forward_mode() -> bool:

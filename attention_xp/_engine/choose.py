@@ -23,10 +23,12 @@ def choose(problem: Problem, wanted: Wanted) -> str:
         for name, kernel in KERNELS.items():
             if kernel.is_worthwhile(problem, wanted) and kernel.refusal(problem, wanted) is None:
                 return name
-    reason = KERNELS[problem.impl].refusal(problem, wanted)
+    impl = "dense" if problem.impl == "auto" else problem.impl  # the last to be asked
+    reason = KERNELS[impl].refusal(problem, wanted)
     if reason is not None:
-        raise ValueError(f"impl={problem.impl!r} cannot compute this call: {reason}; impl='dense' and impl='tiled' can")
-    return problem.impl
+        others = "; impl='dense' and impl='tiled' can" if impl == "fused" else ""
+        raise ValueError(f"impl={impl!r} cannot compute this call: {reason}{others}")
+    return impl
 
 
 def attend(problem: Problem, wanted: Wanted) -> Attended:

@@ -3,6 +3,7 @@
 import math
 
 from attention_xp._backend.derivatives import can_differentiate
+from attention_xp._backend.modes import is_left_open
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.result import Attended, Wanted
@@ -23,8 +24,12 @@ __all__ = ["attend", "is_worthwhile", "refusal", "scores_of_region", "weights_of
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:  # noqa: ARG001
-    """Return why this kernel cannot compute the problem: it always can."""
-    return None
+    """Return why this kernel cannot compute the problem: lengths that share an axis with heads are no numbers."""
+    if problem.group == 1 or not is_left_open(problem.xp, problem.query.shape[-2], problem.key.shape[-2]):
+        return None
+    if isinstance(problem.query.shape[-2], int) and isinstance(problem.key.shape[-2], int):
+        return None
+    return "heads are grouped and lengths are left open, which torch.export knows with strict=True alone"
 
 
 def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:  # noqa: ARG001

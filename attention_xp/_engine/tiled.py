@@ -1,6 +1,7 @@
 """The online softmax over tiles: memory linear in the lengths, every option."""
 
 from attention_xp._backend.libraries import library_name
+from attention_xp._backend.modes import is_left_open
 from attention_xp._engine import dense
 from attention_xp._engine.borders import formula_is_faster
 from attention_xp._engine.planning.plan import bounds
@@ -13,13 +14,15 @@ __all__ = ["attend", "is_worthwhile", "refusal"]
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:  # noqa: ARG001
-    """Return why this kernel cannot compute the problem: it always can."""
+    """Return why this kernel cannot compute the problem: there are as many tiles as the lengths say."""
+    if is_left_open(problem.xp, problem.query.shape[-2], problem.key.shape[-2]):
+        return "an exported program has a fixed number of tiles, and lengths are left open; impl='dense' can leave them open"
     return None
 
 
 def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:
     """Return whether tiles pay: not for few scores, nor where the weights are materialised anyway."""
-    return not wanted.weights and not formula_is_faster(problem)
+    return not wanted.weights and refusal(problem, wanted) is None and not formula_is_faster(problem)
 
 
 def attend(problem: Problem, wanted: Wanted) -> Attended:
