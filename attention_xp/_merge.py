@@ -5,13 +5,14 @@ from collections.abc import Iterable, Sequence
 from attention_xp._backend.dtypes import computation_dtype
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._engine.checks import check_floating, check_placement, shapes
+from attention_xp._public_types import ArrayT
 from attention_xp._softmax import exponentials, log_sum, nonzero
 from attention_xp._typing import Array
 
 __all__ = ["merge_attention"]
 
 
-def merge_attention(outputs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array]:
+def merge_attention(outputs: Sequence[ArrayT], lses: Sequence[ArrayT]) -> tuple[ArrayT, ArrayT]:
     r"""Return the attention over the union of key sets from the attention over each.
 
     .. math::

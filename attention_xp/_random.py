@@ -7,9 +7,12 @@ from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
+from array_api_compat import is_jax_array
+
 from attention_xp._backend.dtypes import computation_dtype, dtype_name, is_floating
 from attention_xp._backend.libraries import common_namespace, device, library_name
 from attention_xp._engine.numbers import check_number
+from attention_xp._public_types import ArrayT
 from attention_xp._random_threefry import threefry
 from attention_xp._typing import Array, Device, DType, Namespace
 
@@ -24,7 +27,7 @@ __all__ = [
 ]
 
 
-def dropout(x: Array, rate: float, *, rng: Any = None) -> Array:
+def dropout(x: ArrayT, rate: float, *, rng: Any = None) -> ArrayT:
     r"""Set a random share of the entries to zero and scale the others up.
 
     .. math:: y_i = x_i \, m_i / (1 - \mathrm{rate}), \qquad P(m_i = 0) = \mathrm{rate}
@@ -72,7 +75,7 @@ def dropout(x: Array, rate: float, *, rng: Any = None) -> Array:
         return xp.asarray(x, copy=True)
     key = seed_words(rng, x, xp=xp)
     keep = xp.reshape(_keep(random_bits(key, math.prod(x.shape), xp=xp, device=device(x)), rate), x.shape)
-    return xp.where(keep, x * (1.0 / (1.0 - rate)), xp.zeros_like(x))
+    return xp.where(keep, x * (1.0 / (1.0 - rate)), xp.zeros_like(x))  # type: ignore[operator]  # of any array
 
 
 def check_rate(given: Any, *, name: str) -> float:
@@ -92,6 +95,11 @@ def check_rng(rng: Any, xp: Namespace) -> None:
             raise ValueError(f"rng must satisfy 0 <= seed < 2**64, got {rng}")
         return
     library = _generator_library(rng)
+    if library is None and is_jax_array(rng):
+        raise TypeError(
+            "rng must be an int seed or a JAX key, got an array of numbers: make a key of it, jax.random.key(seed), which "
+            "may be traced"
+        )
     if library is None:
         raise TypeError(
             "rng must be an int seed, a random generator of the library of the input or a JAX key, "

@@ -5,20 +5,20 @@ from typing import Literal
 from attention_xp._backend.libraries import common_namespace, device as device_of
 from attention_xp._engine.checks import check_floating, shapes
 from attention_xp._engine.numbers import check_count
+from attention_xp._public_types import ArrayT
 from attention_xp._rotary_cache import check_rotary_dim
-from attention_xp._typing import Array
 
 __all__ = ["permute_rotary_weights"]
 
 
 def permute_rotary_weights(
-    w: Array,
+    w: ArrayT,
     num_heads: int,
     *,
     to: Literal["interleaved", "half"],
     rotary_dim: int | None = None,
     axis: int = -1,
-) -> Array:
+) -> ArrayT:
     """Reorder the features that a projection gives, so that the other pairing rotates them.
 
     Checkpoints are trained with one pairing. With the weights and biases of query and key permuted, `rotary_embedding`

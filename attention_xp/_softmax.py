@@ -6,12 +6,13 @@ from attention_xp._backend.derivatives import constant
 from attention_xp._backend.dtypes import computation_dtype, dtype_name, is_floating
 from attention_xp._backend.libraries import common_namespace, device
 from attention_xp._engine.numbers import check_int
+from attention_xp._public_types import ArrayT
 from attention_xp._typing import Array, Namespace
 
 __all__ = ["exponentials", "largest", "log_sum", "nonzero", "softmax"]
 
 
-def softmax(x: Array, axis: int = -1) -> Array:
+def softmax(x: ArrayT, axis: int = -1) -> ArrayT:
     r"""Return the softmax of `x` along an axis.
 
     .. math:: \mathrm{softmax}(x)_i = \frac{e^{x_i - \max x}}{\sum_j e^{x_j - \max x}}

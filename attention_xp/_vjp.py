@@ -12,38 +12,39 @@ from attention_xp._engine.gradients import Gradients, backward, derivative_refus
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Wanted
 from attention_xp._engine.tile.arithmetic import summed_to
-from attention_xp._options import AttentionOptions, with_options
-from attention_xp._typing import Array, Namespace
+from attention_xp._options import AttentionOptions, check_options, with_options
+from attention_xp._public_types import Array, ArrayT, Generic, HeldT
+from attention_xp._typing import Namespace
 from attention_xp.biases import Bias
 from attention_xp.masks import Mask
 
 __all__ = ["AttentionGradients", "attention_vjp"]
 
 
-class AttentionGradients(NamedTuple):
+class AttentionGradients(NamedTuple, Generic[HeldT]):
     """Gradients of the arguments of attention, each with the shape and dtype of its argument.
 
     ``None`` for what was not given, or is no floating array; for a `Bias`, a tuple, one for each of its `arrays`. Being a named tuple, it is a pytree to JAX.
     """
 
-    query: Array
-    key: Array
-    value: Array
-    mask: Array | None = None
-    bias: Array | tuple[Array, ...] | None = None
-    sinks: Array | None = None
+    query: HeldT
+    key: HeldT
+    value: HeldT
+    mask: HeldT | None = None
+    bias: HeldT | tuple[HeldT, ...] | None = None
+    sinks: HeldT | None = None
 
 
 @with_options
 def attention_vjp(
-    query: Array,
-    key: Array,
-    value: Array,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
     mask: Array | Mask | None = None,
     *,
     dropout_rate: float = 0.0,
     **options: Unpack[AttentionOptions],
-) -> tuple[Array, Callable[[Array], AttentionGradients]]:
+) -> tuple[ArrayT, Callable[[ArrayT], AttentionGradients[ArrayT]]]:
     r"""Attend, and return the function that takes the gradient of the output to those of the arguments.
 
     .. math::
@@ -97,6 +98,8 @@ def attention_vjp(
            [0.9 , 0.9 , 0.9 ],
            [0.47, 0.47, 0.47]])
     """
+    if options:
+        check_options(attention_vjp, options)
     problem = Problem.of(query, key, value, mask, dropout_rate, options)
     reason = derivative_refusal(problem)
     if reason is not None:
@@ -107,7 +110,7 @@ def attention_vjp(
         result = KERNELS[kernel].attend(wide, Wanted(lse=True))
     given = _Given(query, key, value, mask, options.get("bias"), options.get("sinks"))
 
-    def vjp(grad_output: Array) -> AttentionGradients:
+    def vjp(grad_output: ArrayT) -> AttentionGradients[ArrayT]:
         _check_gradient(xp, query, result.output, grad_output)
         return given.like(xp, backward(wide, result.output, result.lse, grad_output, whole=kernel == "dense"))
 
@@ -125,7 +128,7 @@ def _check_gradient(xp: Namespace, query: Array, output: Array, gradient: Array)
         )
 
 
-def _cast(xp: Namespace, array: Array, dtype: Any) -> Array:
+def _cast(xp: Namespace, array: Array, dtype: Any) -> Any:
     return xp.astype(array, dtype, copy=False)
 
 

@@ -1,13 +1,24 @@
 """Wrong calls of attention: the type of the error, and a text that names argument, letters and shapes."""
 
+import importlib
+import inspect
+import re
+
 import pytest
 
+import attention_xp
 from attention_xp import scaled_dot_product_attention as sdpa
 from attention_xp.biases import AlibiBias
 from attention_xp.masks import CausalMask
-from tests._wrong import EITHER, Wrong, check
+from tests._wrong import EITHER, Arrays, Wrong, check
 
 Q, K, V, M = "(..., H, Sq, D)", "(..., Hkv, Sk, D)", "(..., Hkv, Sk, Dv)", "(..., H, Sq, Sk)"
+
+
+def takes_options(function):
+    """Whether a public name is a function that takes the shared options."""
+    return inspect.isfunction(function) and "score_mod" in inspect.signature(function).parameters
+
 
 INPUTS = {
     "key width": Wrong(
@@ -161,7 +172,34 @@ OPTIONS = {
         lambda a: a.attend(function=sdpa, return_weights="no"), TypeError, ("return_weights", "bool", "str")
     ),
     "number as return_lse": Wrong(lambda a: a.attend(return_lse=1), TypeError, ("return_lse", "bool", "int")),
-    "unknown option": Wrong(lambda a: a.attend(windows=2), TypeError, ("windows", "own arguments", "window,")),
+    "unknown option": Wrong(lambda a: a.attend(windows=2), TypeError, ("flash_attention has no argument 'windows'", "'window'?", "takes query, key, value, mask,", "return_lse, bias", "tile")),
+}  # fmt: skip
+
+# What other libraries call an argument, and what an error answers.
+MEANT = {
+    "attn_mask": "(did you mean 'mask'?)",
+    "dropout_p": "(did you mean 'dropout_rate'?)",
+    "causal": "(did you mean 'is_causal'?)",
+    "need_weights": "(did you mean 'return_weights' of scaled_dot_product_attention?)",
+    "key_padding_mask": "(did you mean key_lengths, or mask=mask[:, None, None, :] of a (B, Sk) array, True = may attend?)",
+    "enable_gqa": "(not needed: fewer heads of key and value than of query are grouped)",
+    "alibi_slopes": "(did you mean bias=attention_xp.biases.AlibiBias(alibi_slopes)?)",
+    "sclae": "(did you mean 'scale'?)",
+    "zeta": "'zeta': it takes query",
+}
+OPTIONS |= {
+    name: Wrong(lambda a, name=name: a.attend(**{name: None}), TypeError, (name, answer)) for name, answer in MEANT.items()
+} | {
+    "weights that are needed": Wrong(
+        lambda a: a.attend(function=sdpa, need_weights=True), TypeError, ("scaled_dot", "(did you mean 'return_weights'?)")
+    ),
+    "padding mask": Wrong(
+        lambda a: a.attend(mask=a(2, 7, dtype="bool"), keys=7), ValueError,
+        ("mask", M, "a padding mask (B, Sk) as mask[:, None, None, :] or as key_lengths", "(2, 7)"),
+    ),
+    "padding mask without heads": Wrong(
+        lambda a: a.attend(axes=3, mask=a(2, 5, dtype="bool")), ValueError, ("mask", "(B, Sk) as mask[:, None, :]", "(2, 5)")
+    ),
 }  # fmt: skip
 
 WRONG = INPUTS | OPTIONS
@@ -170,3 +208,29 @@ WRONG = INPUTS | OPTIONS
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
 def test_wrong_call(library, wrong):
     check(wrong, library)
+
+
+@pytest.mark.parametrize("name", [n for n in attention_xp.__all__ if takes_options(getattr(attention_xp, n))])
+def test_every_function_names_itself_and_its_own_arguments(library, name):
+    function = getattr(attention_xp, name)
+    taken = inspect.signature(function).parameters
+    required = [a for a, p in taken.items() if p.default is p.empty]
+    with pytest.raises(
+        TypeError, match=rf"{function.__name__} has no argument 'casual' .*: it takes {', '.join(taken)}$"
+    ):
+        function(*[None] * len(required), casual=True)
+
+
+@pytest.mark.backends("jax")
+@pytest.mark.parametrize(
+    ("name", "value", "kind", "way"),
+    [
+        ("is_causal", True, "a bool", "static_argnames='is_causal'"),
+        ("dropout_rate", 0.5, "a real number", "static_argnames='dropout_rate'"),
+        ("rng", 3, "a JAX key", "jax.random.key(seed)"),
+    ],
+)
+def test_what_must_not_be_traced_says_how_to_give_it(library, name, value, kind, way):
+    jax, arrays = importlib.import_module("jax"), Arrays(library)
+    with pytest.raises(TypeError, match=f"{name} must be .*{kind}, got .*{re.escape(way)}"):
+        jax.jit(lambda given: arrays.attend(**{"dropout_rate": 0.5, "rng": 0, name: given}))(value)

@@ -11,6 +11,7 @@ __all__ = [
     "common_namespace",
     "creation_namespace",
     "cuda_device",
+    "described",
     "device",
     "library_name",
     "same_device",
@@ -76,6 +77,14 @@ def library_name(xp: Namespace) -> str:
 def same_device(xp: Namespace, a: Array, b: Array) -> bool:
     """Whether two arrays of `xp` live together; JAX places its arrays itself."""
     return is_numpy_namespace(xp) or is_jax_namespace(xp) or bool(a.device == b.device)
+
+
+def described(name: str, given: Any) -> str:
+    """Return how a complaint calls what was given for a plain Python value: by its type, and the way out of a trace."""
+    jax = sys.modules.get("jax")
+    if jax is not None and isinstance(given, jax.core.Tracer):
+        return f"a value that JAX traces: give it to jax.jit as static, static_argnames={name!r}"
+    return type(given).__name__
 
 
 def cuda_device(array: Array) -> Device | None:

@@ -79,6 +79,9 @@ class Alignment(NamedTuple):
         if not fits(shape, self.shape):
             letters = "(..., Sq, Sk)" if self.heads is None else "(..., H, Sq, Sk)"
             hint = " or (..., 1, Sq, Sk) for all heads alike," if len(shape) == len(self.shape) - 1 > 2 else ""
+            if name == "mask" and shape == (*self.batch, self.Sk):  # as other libraries take a padding mask
+                axes = ", ".join([":"] * len(self.batch) + ["None"] * (len(self.shape) - len(shape)))
+                hint += f" or a padding mask (B, Sk) as mask[{axes}, :] or as key_lengths,"
             raise ValueError(
                 f"{name} does not broadcast to the scores: expected {name} {letters} = {self.shape},{hint} "
                 f"{shapes(**{name: array})}"

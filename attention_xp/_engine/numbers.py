@@ -5,6 +5,8 @@ from numbers import Real
 from operator import index
 from typing import Any
 
+from attention_xp._backend.libraries import described
+
 __all__ = [
     "check_count",
     "check_flag",
@@ -25,14 +27,14 @@ def check_flag(name: str, given: Any) -> bool:
     """Return a bool, Python's or NumPy's; what is merely true in spirit is refused."""
     kind = type(given)
     if not isinstance(given, bool) and (kind.__module__, kind.__name__.rstrip("_")) != ("numpy", "bool"):
-        raise TypeError(f"{name} must be a bool, got {kind.__name__}")
+        raise TypeError(f"{name} must be a bool, got {described(name, given)}")
     return bool(given)
 
 
 def check_number(name: str, number: Any) -> float:
     """Return a finite real number as a float."""
     if isinstance(number, bool) or not isinstance(number, Real):
-        raise TypeError(f"{name} must be a real number, got {type(number).__name__}")
+        raise TypeError(f"{name} must be a real number, got {described(name, number)}")
     # A comparison, which torch traces where the number is a symbol; Real does not promise it to type checkers.
     if not abs(number) <= sys.float_info.max:  # type: ignore[operator]  # a larger int is no float
         raise ValueError(f"{name} must be finite, got {number}")
@@ -50,7 +52,7 @@ def check_positive(name: str, number: Any) -> float:
 def check_int(name: str, given: Any) -> int:
     """Return a plain int."""
     if not _is_int(given):
-        raise TypeError(f"{name} must be an int, got {type(given).__name__}")
+        raise TypeError(f"{name} must be an int, got {described(name, given)}")
     return given if isinstance(given, int) else index(given)
 
 

@@ -11,12 +11,15 @@ from attention_xp._backend.values import within
 from attention_xp._engine.alignment import Alignment
 from attention_xp._engine.checks import check_floating, check_one_dtype, check_placement, shapes
 from attention_xp._engine.numbers import check_count
+from attention_xp._public_types import ArrayT
 from attention_xp._typing import Array, Namespace
 
 __all__ = ["relative_position_scores", "relative_shift"]
 
 
-def relative_position_scores(query: Array, embeddings: Array, key_len: int, *, query_offset: int | Array = 0) -> Array:
+def relative_position_scores(
+    query: ArrayT, embeddings: ArrayT, key_len: int, *, query_offset: int | Array = 0
+) -> ArrayT:
     r"""Return the product of every query with the embedding of its distance to every key.
 
     .. math:: s_{ij} = q_i \cdot a_{\mathrm{clip}(j - p_i,\, -m,\, m)}, \qquad p_i = \mathrm{offset} + i
@@ -79,7 +82,7 @@ def relative_position_scores(query: Array, embeddings: Array, key_len: int, *, q
     return xp.astype(_gathered(xp, products, key_len, offset), query.dtype, copy=False)
 
 
-def relative_shift(scores: Array) -> Array:
+def relative_shift(scores: ArrayT) -> ArrayT:
     r"""Move the scores of queries with embeddings of distances to the keys that have these distances.
 
     .. math:: y_{ij} = x_{i,\, j + S_q - 1 - i} \quad \text{where } j \le i + S_k - S_q, \text{ otherwise } 0

@@ -6,8 +6,9 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from attention_xp._backend.dtypes import computation_dtype, floating_dtype
-from attention_xp._backend.libraries import common_namespace, creation_namespace
+from attention_xp._backend.creation import place_of
+from attention_xp._backend.dtypes import computation_dtype
+from attention_xp._backend.libraries import common_namespace
 from attention_xp._backend.modes import outside_autocast
 from attention_xp._engine.checks import check_floating, shapes
 from attention_xp._engine.numbers import check_count, check_flag, check_positive
@@ -69,6 +70,7 @@ def performer_features(
     xp: Namespace | None = None,
     dtype: DType | str | None = None,
     device: Device | None = None,
+    like: Array | None = None,
 ) -> PerformerFeatures:
     r"""Draw positive random features whose products estimate the softmax kernel without bias.
 
@@ -99,6 +101,8 @@ def performer_features(
         A dtype of `xp` or its name. Default: the default floating dtype of `xp`.
     device : device, optional
         Where to place the directions. Default: the default device of `xp`.
+    like : array, optional
+        An array whose library, device and dtype to take, in place of `xp` and `device`; a given `dtype` wins.
 
     Returns
     -------
@@ -110,7 +114,7 @@ def performer_features(
     TypeError
         If an argument is of the wrong kind.
     ValueError
-        If a number is out of range, or `rng` is missing with JAX.
+        If a number is out of range, `rng` is missing with JAX, or `like` comes with `xp` or `device`.
 
     References
     ----------
@@ -129,18 +133,17 @@ def performer_features(
     m = max(1, round(D * math.log(D))) if num_features is None else check_count("num_features", num_features)
     c = 1.0 / math.sqrt(D) if scale is None else check_positive("scale", scale)
     check_flag("orthogonal", orthogonal)
-    xp = creation_namespace(xp)
-    dtype = floating_dtype(xp, dtype)
+    xp, dtype, device = place_of(xp, dtype, device, like)
     check_rng(rng, xp)
-    like = xp.zeros((), dtype=dtype, device=device)
+    dtype = xp.zeros((), dtype=dtype, device=device).dtype
     groups = -(-m // D)
-    wide = computation_dtype(xp, like.dtype)
+    wide = computation_dtype(xp, dtype)
     draws = normal(rng, (2, groups, D, D), xp=xp, dtype=wide, device=device)
     directions = draws[0, ...]
     if orthogonal:
         directions = _orthogonal(directions, device, xp) * _lengths(draws[1, ...], xp)
     columns = xp.reshape(xp.permute_dims(directions, (1, 0, 2)), (D, groups * D))[:, :m]
-    return PerformerFeatures(xp.astype(columns, like.dtype, copy=False), c)
+    return PerformerFeatures(xp.astype(columns, dtype, copy=False), c)
 
 
 def _orthogonal(directions: Array, where: Device, xp: Namespace) -> Array:

@@ -122,7 +122,7 @@ def test_what_is_known_of_a_call_is_not_what_another_needs(make):
             problem(make, plain, is_causal=1)
         with pytest.raises(TypeError, match="softcap must be a real number, got bool"):
             problem(make, plain, softcap=True)
-        with pytest.raises(TypeError, match="unexpected option 'causal'"):
+        with pytest.raises(TypeError, match="attention has no argument 'causal'"):
             problem(make, plain, causal=True)
         with pytest.raises(TypeError, match="dropout_rate"):
             problem(make, plain, dropout_rate=False)
