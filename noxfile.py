@@ -73,6 +73,13 @@ add_tests("cupy", "cupy", on_gpu=("cudnn",), runs=(({}, [[]]),))  # one process 
 
 
 @nox.session
+def typing(session: nox.Session) -> None:
+    """Check programs as users write them with mypy and pyright, beside PyTorch and JAX; arguments go to pytest."""
+    install(session, "typing")
+    session.run("python", "-m", "pytest", "--xp=numpy", "tests/test_typing.py", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; arguments go to Sphinx."""
     install(session, "docs")

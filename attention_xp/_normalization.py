@@ -67,7 +67,7 @@ def layer_normalization(
     if epsilon < 0.0:
         raise ValueError(f"epsilon must not be negative, got {epsilon}")
     if x.shape[-1] == 0:
-        return xp.asarray(x, copy=True)
+        return xp.astype(x, x.dtype, copy=True)
     dtype = computation_dtype(xp, x.dtype)
     wide = xp.astype(x, dtype, copy=False)
     centred = wide - xp.mean(wide, axis=-1, keepdims=True)

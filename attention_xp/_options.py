@@ -5,8 +5,9 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, TypedDict, TypeVar, get_args
 
+from attention_xp._public_types import Array
 from attention_xp._suggestions import no_such_argument
-from attention_xp._typing import Array, ScoreMod, ScoreModAndDerivative
+from attention_xp._typing import ScoreMod, ScoreModAndDerivative
 from attention_xp.biases._bias import Bias
 
 __all__ = ["DEFAULTS", "AttentionOptions", "PackedOptions", "check_options", "complete", "with_options"]

@@ -72,7 +72,7 @@ def dropout(x: ArrayT, rate: float, *, rng: Any = None) -> ArrayT:
     rate = check_rate(rate, name="rate")
     check_rng(rng, xp)
     if rate == 0.0:
-        return xp.asarray(x, copy=True)
+        return xp.astype(x, x.dtype, copy=True)
     key = seed_words(rng, x, xp=xp)
     keep = xp.reshape(_keep(random_bits(key, math.prod(x.shape), xp=xp, device=device(x)), rate), x.shape)
     return xp.where(keep, x * (1.0 / (1.0 - rate)), xp.zeros_like(x))  # type: ignore[operator]  # of any array

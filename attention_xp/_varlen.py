@@ -113,7 +113,7 @@ def varlen_attention(
         )
         output = attend(problem, Wanted()).output
     else:
-        output = _one_by_one(xp, packed, bounds, mask, dropout_rate, {**given, "query_offset": offset})
+        output = _one_by_one(xp, packed, bounds, mask, dropout_rate, given, offset)
     return xp.permute_dims(output[0, ...], (1, 0, 2))  # (1, H, T, Dv) -> (T, H, Dv)
 
 
@@ -124,9 +124,10 @@ def _one_by_one(
     mask: Mask | None,
     dropout_rate: float,
     options: AttentionOptions,
+    offset: Any,
 ) -> Array:
     """Attend within one sequence after the other."""
-    offset, (query, key, value), outputs = options.get("query_offset"), packed, []
+    (query, key, value), outputs = packed, []
     per_sequence = (offset if isinstance(offset, list) else [offset] * len(bounds[0])) or [0]
     sequences = list(zip(pairwise(bounds[0]), pairwise(bounds[1]), strict=True))
     sequences = sequences or [((0, 0), (0, 0))]  # a call with none is checked like any other

@@ -20,6 +20,13 @@ def test_rate_zero_returns_the_values(library, make):
     assert_equal(dropout(make(x), 0.0), x, library, dtype="float32")
 
 
+@pytest.mark.backends("torch")
+def test_rate_zero_is_differentiable_without_a_warning(make):
+    x = make(normal(3, 4)).requires_grad_()
+    dropout(x, 0.0).sum().backward()
+    assert to_numpy(x.grad).tolist() == np.ones((3, 4)).tolist()
+
+
 @pytest.mark.parametrize("rate", [0.2, 0.5])
 def test_kept_entries_are_scaled_up(library, make, rate):
     x = 1.0 + np.abs(normal(8, 50))
