@@ -98,6 +98,13 @@ def scaled_dot_product_attention(
     ValueError
         If a shape or a value does not fit, or `impl` cannot compute the call.
 
+    Notes
+    -----
+    Heads come before the sequence: ``(B, H, S, D)``, as in ``torch.nn.functional.scaled_dot_product_attention``. Arrays
+    ``(B, S, H, D)``, the layout of ``jax.nn.dot_product_attention`` and of ``flash_attn``, would be attended over their
+    heads, and no shape tells: exchange both axes before the call, and in the output after it, ``x.transpose(1, 2)`` in
+    torch and ``jnp.swapaxes(x, 1, 2)`` in JAX.
+
     References
     ----------
     Vaswani, Shazeer, Parmar, Uszkoreit, Jones, Gomez, Kaiser and Polosukhin, "Attention is all you need",
@@ -167,12 +174,28 @@ def flash_attention(
 ) -> Any:
     r"""Attend without returning the weights; the log-sum-exp of the scores on request.
 
-    .. math:: \mathrm{lse}_i = \log \sum_j e^{\mathrm{score}_{ij}}
+    .. math::
+
+        \mathrm{output} = \mathrm{softmax}(\mathrm{score})\, V, \qquad
+        \mathrm{lse}_i = \log \sum_j e^{\mathrm{score}_{ij}}
+
+    with the scores of `scaled_dot_product_attention`, in memory linear in the lengths.
 
     Parameters
     ----------
-    query, key, value, mask, dropout_rate
-        As in `scaled_dot_product_attention`.
+    query : array
+        ``(..., H, Sq, D)``, or ``(B, Sq, D)`` or ``(Sq, D)`` without heads. float16 and bfloat16 are
+        computed in float32.
+    key : array
+        ``(..., Hkv, Sk, D)`` with as many axes as `query`. Where ``H != Hkv``, query head ``h`` uses
+        key/value head ``h // (H // Hkv)``.
+    value : array
+        ``(..., Hkv, Sk, Dv)``. Leading axes of all three broadcast.
+    mask : array or Mask, optional
+        Boolean (True = may attend) or floating (added to the scores, ``-inf`` excludes);
+        broadcasts to ``(..., H, Sq, Sk)``.
+    dropout_rate : float, default: 0.0
+        Probability of dropping a weight, ``0 <= dropout_rate < 1``.
     return_lse : bool, default: False
         Whether to return the log-sum-exp as well.
     {options}
@@ -191,6 +214,13 @@ def flash_attention(
         If an argument is of the wrong kind: no array, another library, another dtype.
     ValueError
         If a shape or a value does not fit, or `impl` cannot compute the call.
+
+    Notes
+    -----
+    Heads come before the sequence: ``(B, H, S, D)``, as in ``torch.nn.functional.scaled_dot_product_attention``. Arrays
+    ``(B, S, H, D)``, the layout of ``jax.nn.dot_product_attention`` and of ``flash_attn``, would be attended over their
+    heads, and no shape tells: exchange both axes before the call, and in the output after it, ``x.transpose(1, 2)`` in
+    torch and ``jnp.swapaxes(x, 1, 2)`` in JAX.
 
     References
     ----------

@@ -219,7 +219,12 @@ def multi_head_self_attention(
     return_weights: bool = True,
     **options: Unpack[AttentionOptions],
 ) -> tuple[Array, Array | None]:
-    """Attend with several heads within one sequence: query, key and value are all `x`.
+    r"""Attend with several heads within one sequence: query, key and value are all `x`.
+
+    .. math::
+
+        \mathrm{output} = \mathrm{concat}(\mathrm{head}_1, \dots, \mathrm{head}_H)\, W^O, \qquad
+        \mathrm{head}_h = \mathrm{attention}(X W^Q_h, X W^K_h, X W^V_h)
 
     Parameters
     ----------

@@ -32,10 +32,12 @@ def dropout(x: ArrayT, rate: float, *, rng: Any = None) -> ArrayT:
 
     .. math:: y_i = x_i \, m_i / (1 - \mathrm{rate}), \qquad P(m_i = 0) = \mathrm{rate}
 
+    for each entry :math:`i`, which are numbered in row-major order: a seed drops by this number alone.
+
     Parameters
     ----------
     x : array
-        Floating array of any shape.
+        Floating array of any shape ``(...)``.
     rate : float
         Probability of dropping an entry, ``0 <= rate < 1``.
     rng : int, random generator or JAX key, optional
@@ -57,7 +59,8 @@ def dropout(x: ArrayT, rate: float, *, rng: Any = None) -> ArrayT:
     References
     ----------
     Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, "Dropout: a simple way to prevent neural
-    networks from overfitting", JMLR 15, 2014.
+    networks from overfitting", JMLR 15, 2014. Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2,
+    3", SC 2011: the generator, Threefry-2x32.
 
     Examples
     --------

@@ -52,7 +52,9 @@ def self_attention(
     return_weights: bool = True,
     **options: Unpack[AttentionOptions],
 ) -> tuple[Array, Array | None]:
-    """Attend within one sequence: query, key and value are all `x`.
+    r"""Attend within one sequence: query, key and value are all `x`.
+
+    .. math:: \mathrm{output} = \mathrm{softmax}\left(\frac{X X^T}{\sqrt{D}} + \mathrm{mask}\right) X
 
     Parameters
     ----------
@@ -136,7 +138,9 @@ def cross_attention(
     return_weights: bool = True,
     **options: Unpack[AttentionOptions],
 ) -> tuple[Array, Array | None]:
-    """Attend from one sequence to another: key and value are both `context`.
+    r"""Attend from one sequence to another: key and value are both `context`.
+
+    .. math:: \mathrm{output} = \mathrm{softmax}\left(\frac{Q C^T}{\sqrt{D}} + \mathrm{mask}\right) C
 
     Parameters
     ----------

@@ -20,7 +20,8 @@ def softmax(x: ArrayT, axis: int = -1) -> ArrayT:
     Parameters
     ----------
     x : array
-        Floating logits of any shape; 16-bit input is computed in float32.
+        Floating logits ``(..., N)``, or of any other shape with an axis to share along; 16-bit input is computed in
+        float32.
     axis : int, default: -1
         The axis whose entries sum to one.
 
@@ -36,6 +37,12 @@ def softmax(x: ArrayT, axis: int = -1) -> ArrayT:
         If `x` is no floating array.
     ValueError
         If `x` has no such axis.
+
+    References
+    ----------
+    Bridle, "Probabilistic interpretation of feedforward classification network outputs", 1990. Blanchard, Higham and
+    Higham, "Accurately computing the log-sum-exp and softmax functions", IMA J. Numer. Anal. 41, 2021: why the largest
+    logit is subtracted.
 
     Examples
     --------
