@@ -7,10 +7,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests._backends import Backend
 from tests._compiled import compiled
 from tests._documents import documents
+from tests._quick import combinations
 from tests._source import needs
 
 pytest_collect_file = documents().pytest()
@@ -34,11 +36,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--require-gpu", action="store_true", help="fail where a backend finds no CUDA device instead of skipping"
     )
+    group.addoption(
+        "--quick",
+        action="store_true",
+        help="run each test with every value of each of its parameters, but not with every combination of them",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marks and refuse backends that were asked for and are absent."""
+    """Register the marks and the examples of hypothesis; refuse backends that were asked for and are absent."""
     config.addinivalue_line("markers", "backends(*libraries): run the test on these libraries only")
+    tried = 50 if config.getoption("--quick") else 100
+    settings.register_profile("attention_xp", deadline=None, derandomize=True, database=None, max_examples=tried)
+    settings.load_profile("attention_xp")
     for backend in _chosen(config):
         if not backend.is_installed():
             raise pytest.UsageError(f"--xp={backend.value}: the package {backend.package} is not installed")
@@ -67,9 +77,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave what asks for no library to NumPy, or to those that its mark names: it is the same on all of them."""
+    """Leave what asks for no library to NumPy, or to those that its mark names, and combinations to a longer run."""
     chosen = _chosen(config)
     left_out = {item for item in items if chosen and not _is_meant_for(item, chosen)}
+    if config.getoption("--quick"):
+        left_out |= combinations(item for item in items if item not in left_out)
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
 

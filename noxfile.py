@@ -1,17 +1,24 @@
 #!/usr/bin/env -S uv run --script
 # /// script
-# dependencies = ["nox>=2025.10.16"]
+# dependencies = ["nox>=2026.10.20"]
 # ///
 """The tasks of the project: ``nox`` runs all that need no GPU, ``nox -s NAME -- ARGUMENTS`` runs one."""
 
 from collections.abc import Iterable
 
 import nox
+from python_discovery import get_interpreter
 
-nox.needs_version = ">=2025.10.16"
+nox.needs_version = ">=2026.10.20"
 nox.options.default_venv_backend = "virtualenv"
+# Two at a time: one installs or builds on one core while another computes. Their output comes when they end.
+nox.options.parallel = 2
+nox.options.allow_parallel = True
+nox.options.error_on_missing_interpreters = False  # a visible skip, in continuous integration as well
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PYPROJECT)
+NEWEST = next((version for version in reversed(PYTHONS[1:]) if get_interpreter(version)), PYTHONS[-1])
 
 
 def install(session: nox.Session, *groups: str) -> None:
@@ -38,11 +45,15 @@ PARALLEL = (["-n", "auto", "--dist", "worksteal", "tests", "attention_xp"], ["RE
 def add_tests(
     backend: str,
     *groups: str,
+    name: str | None = None,
     xp: str | None = None,
     on_gpu: tuple[str, ...] = (),
     runs: Iterable[tuple[dict[str, str], Iterable[list[str]]]] = (({}, PARALLEL),),
 ) -> None:
-    """Add a session that runs the tests on one backend, in each environment with each list of pytest's arguments."""
+    """Add a session that runs the tests on one backend, in each environment with each list of pytest's arguments.
+
+    A session that has a name of its own runs when it is asked for.
+    """
 
     def tests(session: nox.Session) -> None:
         install(session, "tests", *groups, *(on_gpu if "--require-gpu" in session.posargs else ()))
@@ -51,7 +62,7 @@ def add_tests(
                 session.run("python", "-m", "pytest", f"--xp={xp or backend}", *arguments, env=env)
 
     tests.__doc__ = f"Run the tests on {backend}; arguments go to pytest."
-    nox.session(name=f"tests-{backend}")(tests)
+    nox.session(name=f"tests-{name or backend}", default=name is None)(tests)
 
 
 add_tests("numpy", xp="numpy,numpy:readonly")
@@ -61,15 +72,66 @@ add_tests("torch", "torch", "transformers")
 # takes twice as long as the older one. The second compiles as users do, without 64-bit types, what depends on the types.
 QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
 WITHOUT_64_BITS = ["attention", "backends", "normalization", "positional", "random", "rotary", "softmax"]
-add_tests(
-    "jax",
-    "jax",
-    runs=(
-        ({"JAX_ENABLE_X64": "1", **QUICKLY}, PARALLEL),
-        ({"JAX_ENABLE_X64": "0"}, [["-n", "auto", *(f"tests/test_{name}.py" for name in WITHOUT_64_BITS)]]),
-    ),
-)
+
+
+def runs_on_jax(*arguments: str) -> Iterable[tuple[dict[str, str], Iterable[list[str]]]]:
+    """Return the environments of JAX, and what runs in each with some more arguments of pytest."""
+    files = [f"tests/test_{name}.py" for name in WITHOUT_64_BITS]
+    return (
+        ({"JAX_ENABLE_X64": "1", **QUICKLY}, [[*arguments, *usual] for usual in PARALLEL]),
+        ({"JAX_ENABLE_X64": "0"}, [[*arguments, "-n", "auto", *files]]),
+    )
+
+
+# Every value of every parameter of a test runs with the others; every combination of them, in continuous integration.
+add_tests("jax", "jax", runs=runs_on_jax("--quick"))
+add_tests("jax", "jax", name="jax-full", runs=runs_on_jax())
 add_tests("cupy", "cupy", on_gpu=("cudnn",), runs=(({}, [[]]),))  # one process has the device
+
+# What the bounds are most about: kernels, masks, derivatives, threads and what the libraries are asked for.
+TOUCHED_BY_VERSIONS = {
+    "numpy,strict": [
+        "tests/engine", "tests/masks/test_arrays.py", "tests/linear/test_attention.py", "tests/test_attention.py",
+        "tests/test_backends.py", "tests/test_merge.py", "tests/test_multi_head.py", "tests/test_random.py",
+        "tests/test_rotary.py", "tests/test_static.py", "tests/test_vjp.py",
+    ],
+    "torch": ["tests/test_attention.py", "tests/test_gradients.py", "tests/test_multi_head.py"],
+    "jax": ["tests/test_attention.py", "tests/test_multi_head.py", "tests/test_softmax.py"],
+}  # fmt: skip
+TOOLS = nox.project.dependency_groups(PYPROJECT, "tests")
+# Torch for processors alone; what PyPI has for Linux wants gigabytes of libraries for GPUs.
+TORCH_INDEX = ("--extra-index-url", "https://download.pytorch.org/whl/cpu")
+
+
+def lowest(*extras: str) -> list[str]:
+    """Return what the package depends on, each in the lowest version that it declares."""
+    project = PYPROJECT["project"]
+    declared = [*project["dependencies"], *(d for extra in extras for d in project["optional-dependencies"][extra])]
+    return [requirement.replace(">=", "==") for requirement in declared]
+
+
+def run_touched(session: nox.Session, *backends: str) -> None:
+    """Run what versions touch on each backend, with the fewest cases; arguments go to pytest in their place."""
+    for backend in backends:
+        arguments = session.posargs or ["-n", "auto", *TOUCHED_BY_VERSIONS[backend]]
+        env = {"JAX_ENABLE_X64": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        session.run("python", "-m", "pytest", f"--xp={backend}", "--quick", *arguments, env=env)
+
+
+@nox.session(name="tests-lowest", python=[PYTHONS[0], NEWEST])
+def tests_lowest(session: nox.Session) -> None:
+    """Run a part of the tests: the lowest versions on the oldest Python, current ones on the newest that is found."""
+    session.log(f"On Python {session.python}, of {', '.join(PYTHONS)}")
+    is_oldest = session.python == PYTHONS[0]
+    session.install("--no-compile", "-e.", *TOOLS, *(lowest("jax") if is_oldest else ()))
+    run_touched(session, "numpy,strict", *(("jax",) if is_oldest else ()))
+
+
+@nox.session(name="tests-lowest-torch", python=PYTHONS[0], default=False)
+def tests_lowest_torch(session: nox.Session) -> None:
+    """Run a part of the tests on the lowest version of torch, which only its own index has without CUDA."""
+    session.install("--no-compile", "-e.", *TOOLS, *lowest("torch"), *TORCH_INDEX)
+    run_touched(session, "torch")
 
 
 @nox.session
