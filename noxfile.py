@@ -89,11 +89,11 @@ add_tests("jax", "jax", runs=runs_on_jax("--quick"))
 add_tests("jax", "jax", name="jax-full", runs=runs_on_jax())
 add_tests("cupy", "cupy", on_gpu=("cudnn",), runs=(({}, [[]]),))  # one process has the device
 
-# What the bounds are most about: kernels, masks, derivatives, threads and what the libraries are asked for.
+# What the bounds are most about, and takes a minute: kernels, masks, derivatives and what the libraries are asked for.
 TOUCHED_BY_VERSIONS = {
     "numpy,strict": [
-        "tests/engine", "tests/masks/test_arrays.py", "tests/linear/test_attention.py", "tests/test_attention.py",
-        "tests/test_backends.py", "tests/test_merge.py", "tests/test_multi_head.py", "tests/test_random.py",
+        "tests/engine/test_problem.py", "tests/masks/test_arrays.py", "tests/linear/test_attention.py",
+        "tests/test_attention.py", "tests/test_backends.py", "tests/test_merge.py", "tests/test_multi_head.py", "tests/test_random.py",
         "tests/test_rotary.py", "tests/test_static.py", "tests/test_vjp.py",
     ],
     "torch": ["tests/test_attention.py", "tests/test_gradients.py", "tests/test_multi_head.py"],
