@@ -1,16 +1,20 @@
 """Options and fixtures of the whole suite: which backends run, and the documents as tests."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Generator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
+from tests import _cupy_double
 from tests._backends import Backend
 from tests._compiled import compiled
 from tests._documents import documents
+from tests._quick import combinations
 from tests._source import needs
 
 pytest_collect_file = documents().pytest()
@@ -19,6 +23,7 @@ pytest_collect_file = documents().pytest()
 _ABSENT = {backend.package for backend in Backend if not backend.is_installed()}
 _PYTHON = [path for folder in ("attention_xp", "tests") for path in Path(__file__).with_name(folder).rglob("*.py")]
 collect_ignore = [str(path) for path in _PYTHON if any(needs(path, package) for package in _ABSENT)]
+collect_ignore_glob = ["tests/typed/*.py"]  # programs for type checkers, which tests/test_typing.py runs
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,14 +39,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--require-gpu", action="store_true", help="fail where a backend finds no CUDA device instead of skipping"
     )
+    group.addoption(
+        "--quick",
+        action="store_true",
+        help="run each test with every value of each of its parameters, but not with every combination of them",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marks and refuse backends that were asked for and are absent."""
+    """Register the marks and the examples of hypothesis; refuse backends that were asked for and are absent."""
     config.addinivalue_line("markers", "backends(*libraries): run the test on these libraries only")
+    config.addinivalue_line("markers", "with_nan: the test makes NaN on purpose, which JAX is else told to refuse")
+    tried = 50 if config.getoption("--quick") else 100
+    settings.register_profile("attention_xp", deadline=None, derandomize=True, database=None, max_examples=tried)
+    settings.load_profile("attention_xp")
     for backend in _chosen(config):
         if not backend.is_installed():
             raise pytest.UsageError(f"--xp={backend.value}: the package {backend.package} is not installed")
+    is_wanted = Backend.CUPY in (_chosen(config) or Backend) and not config.getoption("--require-gpu")
+    if is_wanted and Backend.CUPY.is_installed() and not Backend.CUPY.has_device():
+        _cupy_double.install()
+
+
+def pytest_report_header() -> list[str]:
+    """Say which library is none."""
+    emulated = [backend.package for backend in Backend if backend.is_emulated()]
+    return [f"{name}: emulated over NumPy, no CUDA device" for name in emulated]
 
 
 def _chosen(config: pytest.Config) -> list[Backend]:
@@ -67,9 +90,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave what asks for no library to NumPy, or to those that its mark names: it is the same on all of them."""
+    """Leave what asks for no library to NumPy, or to those that its mark names, and combinations to a longer run."""
     chosen = _chosen(config)
     left_out = {item for item in items if chosen and not _is_meant_for(item, chosen)}
+    if config.getoption("--quick"):
+        left_out |= combinations(item for item in items if item not in left_out)
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
 
@@ -80,6 +105,16 @@ def _is_meant_for(item: pytest.Item, chosen: list[Backend]) -> bool:
         return True
     mark = item.get_closest_marker("backends")
     return any(b.like(*(mark.args if mark else ("numpy",))) for b in chosen)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Let JAX compute NaN where a test is about them."""
+    jax: Any = sys.modules.get("jax")
+    if jax is None or item.get_closest_marker("with_nan") is None:
+        return (yield)
+    with jax.debug_nans(False):
+        return (yield)
 
 
 @pytest.hookimpl(trylast=True)

@@ -4,14 +4,19 @@
 # ///
 """The tasks of the project: ``nox`` runs all that need no GPU, ``nox -s NAME -- ARGUMENTS`` runs one."""
 
+import os
+import shutil
 from collections.abc import Iterable
+from pathlib import Path
 
 import nox
 
 nox.needs_version = ">=2025.10.16"
 nox.options.default_venv_backend = "virtualenv"
+nox.options.error_on_missing_interpreters = False  # a visible skip, in continuous integration as well
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PYPROJECT)
 
 
 def install(session: nox.Session, *groups: str) -> None:
@@ -38,11 +43,15 @@ PARALLEL = (["-n", "auto", "--dist", "worksteal", "tests", "attention_xp"], ["RE
 def add_tests(
     backend: str,
     *groups: str,
+    name: str | None = None,
     xp: str | None = None,
     on_gpu: tuple[str, ...] = (),
     runs: Iterable[tuple[dict[str, str], Iterable[list[str]]]] = (({}, PARALLEL),),
 ) -> None:
-    """Add a session that runs the tests on one backend, in each environment with each list of pytest's arguments."""
+    """Add a session that runs the tests on one backend, in each environment with each list of pytest's arguments.
+
+    A session that has a name of its own runs when it is asked for.
+    """
 
     def tests(session: nox.Session) -> None:
         install(session, "tests", *groups, *(on_gpu if "--require-gpu" in session.posargs else ()))
@@ -51,7 +60,7 @@ def add_tests(
                 session.run("python", "-m", "pytest", f"--xp={xp or backend}", *arguments, env=env)
 
     tests.__doc__ = f"Run the tests on {backend}; arguments go to pytest."
-    nox.session(name=f"tests-{backend}")(tests)
+    nox.session(name=f"tests-{name or backend}", default=name is None)(tests)
 
 
 add_tests("numpy", xp="numpy,numpy:readonly")
@@ -61,15 +70,93 @@ add_tests("torch", "torch", "transformers")
 # takes twice as long as the older one. The second compiles as users do, without 64-bit types, what depends on the types.
 QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
 WITHOUT_64_BITS = ["attention", "backends", "normalization", "positional", "random", "rotary", "softmax"]
-add_tests(
-    "jax",
-    "jax",
-    runs=(
-        ({"JAX_ENABLE_X64": "1", **QUICKLY}, PARALLEL),
-        ({"JAX_ENABLE_X64": "0"}, [["-n", "auto", *(f"tests/test_{name}.py" for name in WITHOUT_64_BITS)]]),
-    ),
-)
-add_tests("cupy", "cupy", on_gpu=("cudnn",), runs=(({}, [[]]),))  # one process has the device
+
+
+def runs_on_jax(*arguments: str) -> Iterable[tuple[dict[str, str], Iterable[list[str]]]]:
+    """Return the environments of JAX, and what runs in each with some more arguments of pytest."""
+    files = [f"tests/test_{name}.py" for name in WITHOUT_64_BITS]
+    return (
+        ({"JAX_ENABLE_X64": "1", **QUICKLY}, [[*arguments, *usual] for usual in PARALLEL]),
+        ({"JAX_ENABLE_X64": "0"}, [[*arguments, "-n", "auto", *files]]),
+    )
+
+
+# Every value of every parameter of a test runs with the others; every combination of them, in continuous integration.
+add_tests("jax", "jax", runs=runs_on_jax("--quick"))
+add_tests("jax", "jax", name="jax-full", runs=runs_on_jax())
+# One process has the device; where there is none, a double over NumPy stands in for CuPy.
+add_tests("cupy", "cupy", on_gpu=("cudnn",), runs=(({}, [[]] if shutil.which("nvidia-smi") else PARALLEL),))
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check programs as users write them with mypy and pyright, beside PyTorch and JAX; arguments go to pytest."""
+    install(session, "typing")
+    session.run("python", "-m", "pytest", "--xp=numpy", "tests/test_typing.py", *session.posargs)
+
+
+# What the bounds are most about, and takes a minute: kernels, masks, derivatives and what the libraries are asked for.
+TOUCHED_BY_VERSIONS = {
+    "numpy,strict": [
+        "tests/engine/test_problem.py", "tests/masks/test_arrays.py", "tests/linear/test_attention.py",
+        "tests/test_attention.py", "tests/test_backends.py", "tests/test_merge.py", "tests/test_multi_head.py", "tests/test_random.py",
+        "tests/test_rotary.py", "tests/test_static.py", "tests/test_vjp.py",
+    ],
+    "torch": ["tests/test_attention.py", "tests/test_gradients.py", "tests/test_multi_head.py"],
+    "jax": ["tests/test_attention.py", "tests/test_multi_head.py", "tests/test_softmax.py"],
+}  # fmt: skip
+TOOLS = nox.project.dependency_groups(PYPROJECT, "tests")
+# Torch for processors alone; what PyPI has for Linux wants gigabytes of libraries for GPUs.
+TORCH_INDEX = ("--extra-index-url", "https://download.pytorch.org/whl/cpu")
+
+
+def lowest(*extras: str) -> list[str]:
+    """Return what the package depends on, each in the lowest version that it declares."""
+    project = PYPROJECT["project"]
+    declared = [*project["dependencies"], *(d for extra in extras for d in project["optional-dependencies"][extra])]
+    return [requirement.replace(">=", "==") for requirement in declared]
+
+
+def run_touched(session: nox.Session, *backends: str) -> None:
+    """Run what versions touch on each backend, with the fewest cases; arguments go to pytest in their place."""
+    for backend in backends:
+        arguments = session.posargs or ["-n", "auto", *TOUCHED_BY_VERSIONS[backend]]
+        env = {"JAX_ENABLE_X64": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        session.run("python", "-m", "pytest", f"--xp={backend}", "--quick", *arguments, env=env)
+
+
+def newest_python() -> str:
+    """Return the newest Python that is found: the path of one that pyenv keeps, or the version of one that can be run."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()
+    for version in reversed(PYTHONS[1:]):
+        kept = sorted(pyenv.glob(f"versions/{version}.*/bin/python{version}"))
+        found = shutil.which(f"python{version}")
+        if kept or (found and Path(found).parent.name != "shims"):  # what pyenv puts on the path may not run
+            return str(kept[-1]) if kept else version
+    return PYTHONS[-1]
+
+
+@nox.session(name="tests-lowest", python=PYTHONS[0])
+def tests_lowest(session: nox.Session) -> None:
+    """Run a part of the tests on the lowest versions that are declared, of Python too; arguments go to pytest."""
+    # The exporter of the lowest JAX imports absl and does not say so.
+    session.install("--no-compile", "-e.", *TOOLS, *lowest("jax"), "absl-py")
+    run_touched(session, "numpy,strict", "jax")
+
+
+@nox.session(name="tests-newest", python=newest_python())
+def tests_newest(session: nox.Session) -> None:
+    """Run a part of the tests on the newest Python that is found; arguments go to pytest."""
+    session.log(f"The newest of Python {', '.join(PYTHONS)} that is found: {session.python}")
+    session.install("--no-compile", "-e.", *TOOLS)
+    run_touched(session, "numpy,strict")
+
+
+@nox.session(name="tests-lowest-torch", python=PYTHONS[0], default=False)
+def tests_lowest_torch(session: nox.Session) -> None:
+    """Run a part of the tests on the lowest version of torch, which only its own index has without CUDA."""
+    session.install("--no-compile", "-e.", *TOOLS, *lowest("torch"), *TORCH_INDEX)
+    run_touched(session, "torch")
 
 
 @nox.session

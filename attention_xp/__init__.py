@@ -4,15 +4,15 @@ A module is loaded when a name of it is first used, so that the import of the pa
 `__init__.pyi` tells type checkers what is here.
 """
 
-import importlib
-from typing import Any
+import sys as _sys
+from importlib import import_module as _import_module
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "_alibi": ("alibi_slopes",),
-    "_attention": ("cross_attention", "flash_attention", "scaled_dot_product_attention", "self_attention"),
-    "_explain": ("explain",),
+    "_attention": ("flash_attention", "scaled_dot_product_attention"),
+    "_explain": ("Explanation", "explain"),
     "_mask_arrays": ("create_causal_mask", "create_look_ahead_mask", "create_padding_mask"),
     "_merge": ("merge_attention",),
     "_multi_head": ("multi_head_attention", "multi_head_self_attention"),
@@ -26,6 +26,7 @@ _MODULES = {
     "_rotary_long": ("Llama3Scaling", "LongRopeScaling", "YarnScaling"),
     "_rotary_scaling": ("DynamicNTKScaling", "LinearScaling", "NTKScaling"),
     "_rotary_weights": ("permute_rotary_weights",),
+    "_self_attention": ("cross_attention", "self_attention"),
     "_softmax": ("softmax",),
     "_statistics": ("AttentionStatistics", "attention_statistics"),
     "_varlen": ("varlen_attention",),
@@ -48,6 +49,7 @@ __all__ = [
     "AttentionGradients",
     "AttentionStatistics",
     "DynamicNTKScaling",
+    "Explanation",
     "LinearScaling",
     "Llama3Scaling",
     "LongRopeScaling",
@@ -95,14 +97,33 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _SUBMODULES:
-        return importlib.import_module(f"attention_xp.{name}")
+        return _import_module(f"attention_xp.{name}")
     full = _SHORT_NAMES.get(name, name)
     if full not in _HOMES:
-        raise AttributeError(f"module 'attention_xp' has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f"attention_xp.{_HOMES[full]}"), full)
+        raise _no_such_name(name)
+    value = globals()[name] = getattr(_import_module(f"attention_xp.{_HOMES[full]}"), full)
     return value
+
+
+def _no_such_name(name: str) -> Exception:
+    """Return the complaint about a name, which says in which submodule it is.
+
+    ``from attention_xp import name`` asks whether there is such an attribute, and has a text of its own where there is none:
+    there, an error that is no `AttributeError` is let through.
+    """
+    text = f"module 'attention_xp' has no attribute {name!r}"
+    homes = [] if name.startswith("_") else sorted(m for m in _SUBMODULES if name in _names_of(m))
+    if not homes:
+        return AttributeError(text, name=name, obj=_sys.modules[__name__])
+    text += f"; it is in attention_xp.{homes[0]}: from attention_xp.{homes[0]} import {name}"
+    is_import = _sys._getframe(2).f_globals.get("__name__") == "importlib._bootstrap"
+    return ImportError(text, name=__name__) if is_import else AttributeError(text)
+
+
+def _names_of(submodule: str) -> list[str]:
+    return _import_module(f"attention_xp.{submodule}").__all__  # type: ignore[no-any-return]
 
 
 def __dir__() -> list[str]:

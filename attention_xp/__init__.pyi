@@ -1,12 +1,7 @@
 from attention_xp import biases as biases, linear as linear, masks as masks
 from attention_xp._alibi import alibi_slopes
-from attention_xp._attention import (
-    cross_attention,
-    flash_attention,
-    scaled_dot_product_attention,
-    self_attention,
-)
-from attention_xp._explain import explain
+from attention_xp._attention import flash_attention, scaled_dot_product_attention
+from attention_xp._explain import Explanation, explain
 from attention_xp._mask_arrays import create_causal_mask, create_look_ahead_mask, create_padding_mask
 from attention_xp._merge import merge_attention
 from attention_xp._multi_head import multi_head_attention, multi_head_self_attention
@@ -20,6 +15,7 @@ from attention_xp._rotary_cache import RotaryCache, rotary_cache
 from attention_xp._rotary_long import Llama3Scaling, LongRopeScaling, YarnScaling
 from attention_xp._rotary_scaling import DynamicNTKScaling, LinearScaling, NTKScaling
 from attention_xp._rotary_weights import permute_rotary_weights
+from attention_xp._self_attention import cross_attention, self_attention
 from attention_xp._softmax import softmax
 from attention_xp._statistics import AttentionStatistics, attention_statistics
 from attention_xp._varlen import varlen_attention
@@ -40,6 +36,7 @@ __all__ = [
     "AttentionGradients",
     "AttentionStatistics",
     "DynamicNTKScaling",
+    "Explanation",
     "LinearScaling",
     "Llama3Scaling",
     "LongRopeScaling",

@@ -1,16 +1,38 @@
 """The slopes of attention with linear biases."""
 
-from attention_xp._backend.dtypes import floating_dtype
-from attention_xp._backend.libraries import creation_namespace
+from typing import Any, overload
+
+from attention_xp._backend.creation import place_of
 from attention_xp._engine.numbers import check_count
-from attention_xp._typing import Array, Device, DType, Namespace
+from attention_xp._public_types import Array, ArrayT
+from attention_xp._typing import Device, DType, Namespace
 
 __all__ = ["alibi_slopes"]
 
 
+@overload
 def alibi_slopes(
-    num_heads: int, *, xp: Namespace | None = None, dtype: DType | str | None = None, device: Device | None = None
-) -> Array:
+    num_heads: int,
+    *,
+    like: ArrayT,
+) -> ArrayT: ...
+@overload
+def alibi_slopes(
+    num_heads: int,
+    *,
+    xp: Namespace | None = None,
+    dtype: DType | str | None = None,
+    device: Device | None = None,
+    like: Array | None = None,
+) -> Any: ...
+def alibi_slopes(
+    num_heads: int,
+    *,
+    xp: Namespace | None = None,
+    dtype: DType | str | None = None,
+    device: Device | None = None,
+    like: Array | None = None,
+) -> Any:
     r"""Return the slopes of ALiBi: head ``h`` lowers the score of a pair by its slope times their distance.
 
     .. math:: m_h = 2^{-8 h / H}, \qquad 1 \le h \le H
@@ -28,6 +50,8 @@ def alibi_slopes(
         A floating dtype of `xp` or its name. Default: the default floating dtype of `xp`.
     device : device, optional
         Where to place the array. Default: the default device of `xp`.
+    like : array, optional
+        An array whose library, device and dtype to take, in place of `xp` and `device`; a given `dtype` wins.
 
     Returns
     -------
@@ -37,9 +61,9 @@ def alibi_slopes(
     Raises
     ------
     TypeError
-        If `num_heads` is no int.
+        If `num_heads` is no int, or `like` no floating array.
     ValueError
-        If `num_heads` is less than 1, or `dtype` is not floating.
+        If `num_heads` is less than 1, `dtype` is not floating, or `like` comes with `xp` or `device`.
 
     References
     ----------
@@ -53,8 +77,7 @@ def alibi_slopes(
     array([0.25      , 0.0625    , 0.015625  , 0.00390625])
     """
     heads = check_count("num_heads", num_heads)
-    xp = creation_namespace(xp)
-    dtype = floating_dtype(xp, dtype)
+    xp, dtype, device = place_of(xp, dtype, device, like)
     power = 1 << (heads.bit_length() - 1)
     slopes = [2.0 ** (-8.0 * h / power) for h in range(1, power + 1)]
     slopes += [2.0 ** (-4.0 * h / power) for h in range(1, 2 * (heads - power), 2)]

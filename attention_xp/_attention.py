@@ -1,25 +1,51 @@
-"""Scaled dot-product attention and its everyday special cases."""
+"""Scaled dot-product attention, with the weights and without."""
 
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack, overload
 
-from attention_xp._backend.libraries import common_namespace
-from attention_xp._engine.checks import check_floating, check_one_dtype, check_width
 from attention_xp._engine.choose import attend
 from attention_xp._engine.numbers import check_flag
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Wanted
-from attention_xp._options import AttentionOptions, with_options
-from attention_xp._typing import Array
+from attention_xp._options import AttentionOptions, check_options, with_options
+from attention_xp._public_types import Array, ArrayT
 from attention_xp.masks import Mask
 
-__all__ = [
-    "cross_attention",
-    "flash_attention",
-    "scaled_dot_product_attention",
-    "self_attention",
-]
+__all__ = ["flash_attention", "scaled_dot_product_attention"]
 
 
+@overload
+def scaled_dot_product_attention(
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    mask: Array | Mask | None = None,
+    dropout_rate: float = 0.0,
+    *,
+    return_weights: Literal[True] = True,
+    **options: Unpack[AttentionOptions],
+) -> tuple[ArrayT, ArrayT]: ...
+@overload
+def scaled_dot_product_attention(
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    mask: Array | Mask | None = None,
+    dropout_rate: float = 0.0,
+    *,
+    return_weights: Literal[False],
+    **options: Unpack[AttentionOptions],
+) -> tuple[ArrayT, None]: ...
+@overload
+def scaled_dot_product_attention(
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    mask: Array | Mask | None = None,
+    dropout_rate: float = 0.0,
+    *,
+    return_weights: bool,
+    **options: Unpack[AttentionOptions],
+) -> tuple[ArrayT, ArrayT | None]: ...
 @with_options
 def scaled_dot_product_attention(
     query: Array,
@@ -72,6 +98,13 @@ def scaled_dot_product_attention(
     ValueError
         If a shape or a value does not fit, or `impl` cannot compute the call.
 
+    Notes
+    -----
+    Heads come before the sequence: ``(B, H, S, D)``, as in ``torch.nn.functional.scaled_dot_product_attention``. Arrays
+    ``(B, S, H, D)``, the layout of ``jax.nn.dot_product_attention`` and of ``flash_attn``, would be attended over their
+    heads without an error: exchange both axes before the call, and in the output after it, ``x.transpose(1, 2)`` in
+    torch and ``jnp.swapaxes(x, 1, 2)`` in JAX.
+
     References
     ----------
     Vaswani, Shazeer, Parmar, Uszkoreit, Jones, Gomez, Kaiser and Polosukhin, "Attention is all you need",
@@ -88,11 +121,46 @@ def scaled_dot_product_attention(
            [0.36, 0.64, 0.  ],
            [0.26, 0.26, 0.47]])
     """
+    if options:
+        check_options(scaled_dot_product_attention, options)
     problem = Problem.of(query, key, value, mask, dropout_rate, options)
     result = attend(problem, Wanted(weights=check_flag("return_weights", return_weights)))
     return result.output, result.weights
 
 
+@overload
+def flash_attention(
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    mask: Array | Mask | None = None,
+    dropout_rate: float = 0.0,
+    *,
+    return_lse: Literal[False] = False,
+    **options: Unpack[AttentionOptions],
+) -> ArrayT: ...
+@overload
+def flash_attention(
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    mask: Array | Mask | None = None,
+    dropout_rate: float = 0.0,
+    *,
+    return_lse: Literal[True],
+    **options: Unpack[AttentionOptions],
+) -> tuple[ArrayT, ArrayT]: ...
+@overload
+def flash_attention(
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    mask: Array | Mask | None = None,
+    dropout_rate: float = 0.0,
+    *,
+    return_lse: bool,
+    **options: Unpack[AttentionOptions],
+) -> ArrayT | tuple[ArrayT, ArrayT]: ...
 @with_options
 def flash_attention(
     query: Array,
@@ -106,12 +174,28 @@ def flash_attention(
 ) -> Any:
     r"""Attend without returning the weights; the log-sum-exp of the scores on request.
 
-    .. math:: \mathrm{lse}_i = \log \sum_j e^{\mathrm{score}_{ij}}
+    .. math::
+
+        \mathrm{output} = \mathrm{softmax}(\mathrm{score})\, V, \qquad
+        \mathrm{lse}_i = \log \sum_j e^{\mathrm{score}_{ij}}
+
+    with the scores of `scaled_dot_product_attention`, in memory linear in the lengths.
 
     Parameters
     ----------
-    query, key, value, mask, dropout_rate
-        As in `scaled_dot_product_attention`.
+    query : array
+        ``(..., H, Sq, D)``, or ``(B, Sq, D)`` or ``(Sq, D)`` without heads. float16 and bfloat16 are
+        computed in float32.
+    key : array
+        ``(..., Hkv, Sk, D)`` with as many axes as `query`. Where ``H != Hkv``, query head ``h`` uses
+        key/value head ``h // (H // Hkv)``.
+    value : array
+        ``(..., Hkv, Sk, Dv)``. Leading axes of all three broadcast.
+    mask : array or Mask, optional
+        Boolean (True = may attend) or floating (added to the scores, ``-inf`` excludes);
+        broadcasts to ``(..., H, Sq, Sk)``.
+    dropout_rate : float, default: 0.0
+        Probability of dropping a weight, ``0 <= dropout_rate < 1``.
     return_lse : bool, default: False
         Whether to return the log-sum-exp as well.
     {options}
@@ -131,6 +215,13 @@ def flash_attention(
     ValueError
         If a shape or a value does not fit, or `impl` cannot compute the call.
 
+    Notes
+    -----
+    Heads come before the sequence: ``(B, H, S, D)``, as in ``torch.nn.functional.scaled_dot_product_attention``. Arrays
+    ``(B, S, H, D)``, the layout of ``jax.nn.dot_product_attention`` and of ``flash_attn``, would be attended over their
+    heads without an error: exchange both axes before the call, and in the output after it, ``x.transpose(1, 2)`` in
+    torch and ``jnp.swapaxes(x, 1, 2)`` in JAX.
+
     References
     ----------
     Dao, Fu, Ermon, Rudra and Ré, "FlashAttention: fast and memory-efficient exact attention with
@@ -145,109 +236,8 @@ def flash_attention(
     >>> output.shape, bool(np.allclose(lse, np.log(4)))
     ((2, 4, 8), True)
     """
+    if options:
+        check_options(flash_attention, options)
     problem = Problem.of(query, key, value, mask, dropout_rate, options)
     result = attend(problem, Wanted(lse=check_flag("return_lse", return_lse)))
     return (result.output, result.lse) if return_lse else result.output
-
-
-@with_options
-def self_attention(
-    x: Array,
-    d_model: int,
-    mask: Array | Mask | None = None,
-    dropout_rate: float = 0.0,
-    *,
-    return_weights: bool = True,
-    **options: Unpack[AttentionOptions],
-) -> tuple[Array, Array | None]:
-    """Attend within one sequence: query, key and value are all `x`.
-
-    Parameters
-    ----------
-    x : array
-        ``(B, S, D)``; ``(S, D)`` and ``(..., H, S, D)`` work as well.
-    d_model : int
-        The width ``D`` of `x`.
-    mask, dropout_rate, return_weights
-        As in `scaled_dot_product_attention`.
-    {options}
-
-    Returns
-    -------
-    output : array
-        Shape of `x`.
-    weights : array or None
-        ``(B, S, S)``.
-
-    Raises
-    ------
-    TypeError
-        If an argument is of the wrong kind.
-    ValueError
-        If `d_model` is not the width of `x`, or another shape or value does not fit.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from attention_xp import self_attention
-    >>> output, weights = self_attention(np.ones((32, 10, 64)), d_model=64)
-    >>> output.shape, weights.shape
-    ((32, 10, 64), (32, 10, 10))
-    """
-    check_floating(common_namespace(x=x), x=x)
-    check_width(d_model, x=x)
-    return scaled_dot_product_attention(x, x, x, mask, dropout_rate, return_weights=return_weights, **options)
-
-
-@with_options
-def cross_attention(
-    query: Array,
-    context: Array,
-    d_model: int,
-    mask: Array | Mask | None = None,
-    dropout_rate: float = 0.0,
-    *,
-    return_weights: bool = True,
-    **options: Unpack[AttentionOptions],
-) -> tuple[Array, Array | None]:
-    """Attend from one sequence to another: key and value are both `context`.
-
-    Parameters
-    ----------
-    query : array
-        ``(B, Sq, D)``; ``(Sq, D)`` and ``(..., H, Sq, D)`` work as well.
-    context : array
-        ``(B, Sk, D)``, with as many axes as `query`.
-    d_model : int
-        The width ``D`` of both.
-    mask, dropout_rate, return_weights
-        As in `scaled_dot_product_attention`.
-    {options}
-
-    Returns
-    -------
-    output : array
-        Shape of `query`.
-    weights : array or None
-        ``(B, Sq, Sk)``.
-
-    Raises
-    ------
-    TypeError
-        If an argument is of the wrong kind.
-    ValueError
-        If `d_model` is not the width of both inputs, or another shape or value does not fit.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from attention_xp import cross_attention
-    >>> output, weights = cross_attention(np.ones((2, 10, 64)), np.ones((2, 20, 64)), d_model=64)
-    >>> output.shape, weights.shape
-    ((2, 10, 64), (2, 10, 20))
-    """
-    check_one_dtype(common_namespace(query=query, context=context), query=query, context=context)
-    check_width(d_model, query=query, context=context)
-    return scaled_dot_product_attention(
-        query, context, context, mask, dropout_rate, return_weights=return_weights, **options
-    )

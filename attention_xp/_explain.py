@@ -1,31 +1,66 @@
 """Which kernel computes a call, and why not another."""
 
+from collections.abc import Iterator, Mapping
 from typing import Unpack
 
 from attention_xp._engine.choose import answers, choose
 from attention_xp._engine.numbers import check_flag
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Wanted
-from attention_xp._options import AttentionOptions, with_options
-from attention_xp._typing import Array
+from attention_xp._options import AttentionOptions, check_options, with_options
+from attention_xp._public_types import Array, ArrayT
 from attention_xp.masks import Mask
 
-__all__ = ["explain"]
+__all__ = ["Explanation", "explain"]
+
+
+class Explanation(Mapping[str, str]):
+    """What `explain` returns: for each kernel ``"chosen"``, ``"can"`` or why it cannot; prints itself, a line for each.
+
+    Attributes
+    ----------
+    kernel : str
+        The name of the kernel that computes the call.
+    reasons : dict of str to (str or None)
+        For each kernel, in the order in which they are asked, why it cannot compute the call; ``None`` where it can.
+    """
+
+    def __init__(self, kernel: str, reasons: dict[str, str | None]) -> None:
+        self.kernel, self.reasons = kernel, reasons
+
+    def __getitem__(self, kernel: str) -> str:
+        return "chosen" if kernel == self.kernel else self.reasons[kernel] or "can"
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.reasons)
+
+    def __len__(self) -> int:
+        return len(self.reasons)
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{kernel}: {verdict}" for kernel, verdict in self.items())
+
+    def _repr_html_(self) -> str:
+        """Show a table in a notebook."""
+        from html import escape  # noqa: PLC0415  # for notebooks alone
+
+        rows = (f"<tr><th>{kernel}</th><td>{escape(verdict)}</td></tr>" for kernel, verdict in self.items())
+        return f"<table>{''.join(rows)}</table>"
 
 
 @with_options
 def explain(
-    query: Array,
-    key: Array,
-    value: Array,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
     mask: Array | Mask | None = None,
     dropout_rate: float = 0.0,
     *,
     return_weights: bool = False,
     return_lse: bool = False,
     **options: Unpack[AttentionOptions],
-) -> dict[str, str]:
-    """Print what each kernel says to a call, and which one computes it.
+) -> Explanation:
+    """Tell what each kernel says to a call, and which one computes it.
 
     Parameters
     ----------
@@ -37,8 +72,9 @@ def explain(
 
     Returns
     -------
-    dict
-        For each kernel ``"chosen"``, ``"can"`` or the reason why it cannot.
+    Explanation
+        For each kernel ``"chosen"``, ``"can"`` or the reason why it cannot; it prints itself. Attributes: ``kernel``, the
+        name of the chosen one, and ``reasons``.
 
     Raises
     ------
@@ -52,16 +88,15 @@ def explain(
     >>> import numpy as np
     >>> from attention_xp import explain
     >>> x = np.zeros((2, 8, 512, 64))
-    >>> verdicts = explain(x, x, x, is_causal=True)
+    >>> found = explain(x, x, x, is_causal=True)
+    >>> print(found)
     fused: there is no fused kernel for numpy arrays
     tiled: chosen
     dense: can
+    >>> found.kernel, found.reasons["dense"]
+    ('tiled', None)
     """
+    check_options(explain, options)
     problem = Problem.of(query, key, value, mask, dropout_rate, options)
     wanted = Wanted(check_flag("return_weights", return_weights), check_flag("return_lse", return_lse))
-    chosen = choose(problem, wanted)
-    verdicts = {
-        name: "chosen" if name == chosen else reason or "can" for name, reason in answers(problem, wanted).items()
-    }
-    print("\n".join(f"{name}: {verdict}" for name, verdict in verdicts.items()))  # noqa: T201
-    return verdicts
+    return Explanation(choose(problem, wanted), answers(problem, wanted))

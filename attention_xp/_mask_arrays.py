@@ -1,18 +1,25 @@
 """Masks as arrays: padding and causal, additive or boolean."""
 
 import math
+from typing import Any, overload
 
+from attention_xp._backend.creation import place_of
 from attention_xp._backend.dtypes import dtype_name, is_boolean, is_floating, is_integer, named_dtype
-from attention_xp._backend.libraries import common_namespace, creation_namespace, device as device_of
+from attention_xp._backend.libraries import common_namespace, device as device_of
 from attention_xp._engine.checks import shapes
 from attention_xp._engine.numbers import check_count, check_int
-from attention_xp._typing import Array, Device, DType, Namespace
+from attention_xp._public_types import Array, ArrayT
+from attention_xp._typing import Device, DType, Namespace
 
 __all__ = ["create_causal_mask", "create_look_ahead_mask", "create_padding_mask"]
 
 
-def create_padding_mask(seq: Array, pad_token: int = 0, *, dtype: DType | str | None = None) -> Array:
-    """Return a mask that excludes the padding of a batch of token sequences.
+def create_padding_mask(seq: Array, pad_token: int = 0, *, dtype: DType | str | None = None) -> Any:
+    r"""Return a mask that excludes the padding of a batch of token sequences.
+
+    .. math:: \mathrm{mask}_{b, 1, 1, j} = 0 \text{ where } \mathrm{seq}_{bj} \ne \mathrm{pad}, \qquad -\infty \text{ elsewhere}
+
+    or whether :math:`\mathrm{seq}_{bj} \ne \mathrm{pad}` as a boolean. It broadcasts over heads and queries.
 
     Parameters
     ----------
@@ -53,17 +60,41 @@ def create_padding_mask(seq: Array, pad_token: int = 0, *, dtype: DType | str | 
     return _mask_of(xp, xp.reshape(keep, (seq.shape[0], 1, 1, seq.shape[1])), dtype)
 
 
-def _differs(xp: Namespace, seq: Array, token: int) -> Array:
+def _differs(xp: Namespace, seq: Any, token: int) -> Any:
     """Compare, also with what the dtype cannot hold: some libraries would make another number of it."""
     if is_integer(xp, seq.dtype) and not xp.iinfo(seq.dtype).min <= token <= xp.iinfo(seq.dtype).max:
         return xp.ones(seq.shape, dtype=xp.bool, device=device_of(seq))
     return seq != token
 
 
+@overload
 def create_causal_mask(
-    seq_len: int, *, xp: Namespace | None = None, dtype: DType | str | None = None, device: Device | None = None
-) -> Array:
-    """Return a mask under which no position attends to a later one.
+    seq_len: int,
+    *,
+    like: ArrayT,
+) -> ArrayT: ...
+@overload
+def create_causal_mask(
+    seq_len: int,
+    *,
+    xp: Namespace | None = None,
+    dtype: DType | str | None = None,
+    device: Device | None = None,
+    like: Array | None = None,
+) -> Any: ...
+def create_causal_mask(
+    seq_len: int,
+    *,
+    xp: Namespace | None = None,
+    dtype: DType | str | None = None,
+    device: Device | None = None,
+    like: Array | None = None,
+) -> Any:
+    r"""Return a mask under which no position attends to a later one.
+
+    .. math:: \mathrm{mask}_{ij} = 0 \text{ where } j \le i, \qquad -\infty \text{ where } j > i
+
+    for query :math:`i` and key :math:`j`, or whether :math:`j \le i` as a boolean.
 
     Parameters
     ----------
@@ -76,6 +107,8 @@ def create_causal_mask(
         Default: the default floating dtype of `xp`.
     device : device, optional
         Where to place the array. Default: the default device of `xp`.
+    like : array, optional
+        An array whose library, device and dtype to take, in place of `xp` and `device`; a given `dtype` wins.
 
     Returns
     -------
@@ -85,9 +118,9 @@ def create_causal_mask(
     Raises
     ------
     TypeError
-        If `seq_len` is no int.
+        If `seq_len` is no int, or `like` no floating array.
     ValueError
-        If `seq_len` is negative, or `dtype` is neither floating nor boolean.
+        If `seq_len` is negative, `dtype` is neither floating nor boolean, or `like` comes with `xp` or `device`.
 
     See Also
     --------
@@ -101,7 +134,7 @@ def create_causal_mask(
            [  0.,   0., -inf],
            [  0.,   0.,   0.]])
     """
-    xp = creation_namespace(xp)
+    xp, dtype, device = place_of(xp, dtype, device, like, named_dtype)
     seq_len = check_count("seq_len", seq_len, low=0)
     position = xp.arange(seq_len, dtype=xp.int32, device=device)
     keep = position[:, None] >= position[None, :]

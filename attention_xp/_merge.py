@@ -1,17 +1,19 @@
 """Join attention over parts of the keys."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 from attention_xp._backend.dtypes import computation_dtype
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._engine.checks import check_floating, check_placement, shapes
+from attention_xp._public_types import ArrayT
 from attention_xp._softmax import exponentials, log_sum, nonzero
 from attention_xp._typing import Array
 
 __all__ = ["merge_attention"]
 
 
-def merge_attention(outputs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array]:
+def merge_attention(outputs: Sequence[ArrayT], lses: Sequence[ArrayT]) -> tuple[ArrayT, ArrayT]:
     r"""Return the attention over the union of key sets from the attention over each.
 
     .. math::
@@ -19,7 +21,8 @@ def merge_attention(outputs: Sequence[Array], lses: Sequence[Array]) -> tuple[Ar
         \mathrm{lse} = \log \sum_p e^{\mathrm{lse}_p}, \qquad
         \mathrm{output} = \sum_p e^{\mathrm{lse}_p - \mathrm{lse}} \, \mathrm{output}_p
 
-    Exact, associative and differentiable. Sinks belong to one part only.
+    Exact, associative and differentiable. Sinks belong to one part only. A part whose log-sum-exp is ``-inf`` counts for
+    nothing, whatever its output is.
 
     Parameters
     ----------
@@ -76,6 +79,8 @@ def merge_attention(outputs: Sequence[Array], lses: Sequence[Array]) -> tuple[Ar
     shares, total, shift = exponentials(logs, axis=0, xp=xp)
     shares = xp.expand_dims(shares / nonzero(total, xp=xp), axis=-1)
     stacked = xp.stack([xp.astype(a, dtype, copy=False) for a in outputs], axis=0)  # (parts, ..., H, Sq, Dv)
+    # A part that attended nothing has nothing to say, whatever stands there: 0 times NaN would be NaN.
+    stacked = xp.where(xp.expand_dims(logs == -math.inf, axis=-1), 0.0, stacked)
     output = xp.sum(shares * stacked, axis=0)
     return xp.astype(output, outputs[0].dtype, copy=False), xp.squeeze(log_sum(total, shift, xp=xp), axis=0)
 

@@ -1,23 +1,68 @@
 """Multi-head attention: project, split into heads, attend, join, project."""
 
-from typing import Unpack
+from typing import Literal, Unpack, overload
 
-from array_api_compat import is_cupy_namespace, is_jax_namespace
-
-from attention_xp._backend.libraries import common_namespace, device
+from attention_xp._backend.libraries import common_namespace, is_cupy_namespace
 from attention_xp._engine.checks import check_floating
 from attention_xp._engine.choose import attend, choose
+from attention_xp._engine.known_end import up_to
 from attention_xp._engine.numbers import check_flag
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Wanted
+from attention_xp._heads import join, split, stand_in
 from attention_xp._multi_head_params import MultiHeadParams, check_widths, given_arrays, head_counts, project
-from attention_xp._options import AttentionOptions, with_options
-from attention_xp._typing import Array, Namespace
+from attention_xp._options import AttentionOptions, check_options, with_options
+from attention_xp._public_types import Array, ArrayT
 from attention_xp.masks import Mask
 
 __all__ = ["multi_head_attention", "multi_head_self_attention"]
 
 
+@overload
+def multi_head_attention(
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    num_heads: int,
+    d_model: int,
+    mask: Array | Mask | None = None,
+    dropout_rate: float = 0.0,
+    *,
+    params: MultiHeadParams[ArrayT] | None = None,
+    num_kv_heads: int | None = None,
+    return_weights: Literal[True] = True,
+    **options: Unpack[AttentionOptions],
+) -> tuple[ArrayT, ArrayT]: ...
+@overload
+def multi_head_attention(
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    num_heads: int,
+    d_model: int,
+    mask: Array | Mask | None = None,
+    dropout_rate: float = 0.0,
+    *,
+    params: MultiHeadParams[ArrayT] | None = None,
+    num_kv_heads: int | None = None,
+    return_weights: Literal[False],
+    **options: Unpack[AttentionOptions],
+) -> tuple[ArrayT, None]: ...
+@overload
+def multi_head_attention(
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    num_heads: int,
+    d_model: int,
+    mask: Array | Mask | None = None,
+    dropout_rate: float = 0.0,
+    *,
+    params: MultiHeadParams[ArrayT] | None = None,
+    num_kv_heads: int | None = None,
+    return_weights: bool,
+    **options: Unpack[AttentionOptions],
+) -> tuple[ArrayT, ArrayT | None]: ...
 @with_options
 def multi_head_attention(
     query: Array,
@@ -91,6 +136,7 @@ def multi_head_attention(
     >>> output.shape, weights.shape
     ((32, 10, 512), (32, 8, 10, 10))
     """
+    check_options(multi_head_attention, options)
     heads, kv_heads = head_counts(num_heads, d_model, num_kv_heads)
     inputs, p = {"query": query, "key": key, "value": value}, given_arrays(params)
     xp = common_namespace(**inputs, **p)
@@ -100,26 +146,66 @@ def multi_head_attention(
         query, key, value = (xp.expand_dims(a, axis=0) for a in (query, key, value))
     wanted = Wanted(weights=check_flag("return_weights", return_weights))
     problem = Problem.of(
-        _stand_in(xp, query, heads, d_model // heads),
-        _stand_in(xp, key, kv_heads, d_model // heads),
-        _stand_in(xp, value, kv_heads, d_model // heads),
+        stand_in(xp, query, heads, d_model // heads),
+        stand_in(xp, key, kv_heads, d_model // heads),
+        stand_in(xp, value, kv_heads, d_model // heads),
         mask,
         dropout_rate,
         options,
     )
     if not is_cupy_namespace(xp):  # of whose arrays kernels judge the layout, too
         problem.once(choose, wanted)  # so that what `impl` cannot compute is refused before anything is projected
-    query = _split(project(query, p.get("w_q"), p.get("b_q"), xp), heads, xp)  # (B, Sq, d_model) -> (B, H, Sq, dh)
-    key = _split(project(key, p.get("w_k"), p.get("b_k"), xp), kv_heads, xp)  # (B, Sk, d_model) -> (B, Hkv, Sk, dh)
-    value = _split(project(value, p.get("w_v"), p.get("b_v"), xp), kv_heads, xp)
+    key, value = (up_to(problem.key.shape[-2], problem.given_keys, a, axis=-2) for a in (key, value))
+    query = split(project(query, p.get("w_q"), p.get("b_q"), xp), heads, xp)  # (B, Sq, d_model) -> (B, H, Sq, dh)
+    key = split(project(key, p.get("w_k"), p.get("b_k"), xp), kv_heads, xp)  # (B, Sk, d_model) -> (B, Hkv, Sk, dh)
+    value = split(project(value, p.get("w_v"), p.get("b_v"), xp), kv_heads, xp)
     output, weights, _ = attend(problem.of_arrays(query, key, value), wanted)
-    output = project(_join(output, xp), p.get("w_o"), p.get("b_o"), xp)  # (B, H, Sq, dh) -> (B, Sq, d_model)
+    output = project(join(output, xp), p.get("w_o"), p.get("b_o"), xp)  # (B, H, Sq, dh) -> (B, Sq, d_model)
     if without_batch:
         output = xp.squeeze(output, axis=0)
         weights = None if weights is None else xp.squeeze(weights, axis=0)
     return output, weights
 
 
+@overload
+def multi_head_self_attention(
+    x: ArrayT,
+    num_heads: int,
+    d_model: int,
+    mask: Array | Mask | None = None,
+    dropout_rate: float = 0.0,
+    *,
+    params: MultiHeadParams[ArrayT] | None = None,
+    num_kv_heads: int | None = None,
+    return_weights: Literal[True] = True,
+    **options: Unpack[AttentionOptions],
+) -> tuple[ArrayT, ArrayT]: ...
+@overload
+def multi_head_self_attention(
+    x: ArrayT,
+    num_heads: int,
+    d_model: int,
+    mask: Array | Mask | None = None,
+    dropout_rate: float = 0.0,
+    *,
+    params: MultiHeadParams[ArrayT] | None = None,
+    num_kv_heads: int | None = None,
+    return_weights: Literal[False],
+    **options: Unpack[AttentionOptions],
+) -> tuple[ArrayT, None]: ...
+@overload
+def multi_head_self_attention(
+    x: ArrayT,
+    num_heads: int,
+    d_model: int,
+    mask: Array | Mask | None = None,
+    dropout_rate: float = 0.0,
+    *,
+    params: MultiHeadParams[ArrayT] | None = None,
+    num_kv_heads: int | None = None,
+    return_weights: bool,
+    **options: Unpack[AttentionOptions],
+) -> tuple[ArrayT, ArrayT | None]: ...
 @with_options
 def multi_head_self_attention(
     x: Array,
@@ -133,7 +219,12 @@ def multi_head_self_attention(
     return_weights: bool = True,
     **options: Unpack[AttentionOptions],
 ) -> tuple[Array, Array | None]:
-    """Attend with several heads within one sequence: query, key and value are all `x`.
+    r"""Attend with several heads within one sequence: query, key and value are all `x`.
+
+    .. math::
+
+        \mathrm{output} = \mathrm{concat}(\mathrm{head}_1, \dots, \mathrm{head}_H)\, W^O, \qquad
+        \mathrm{head}_h = \mathrm{attention}(X W^Q_h, X W^K_h, X W^V_h)
 
     Parameters
     ----------
@@ -165,6 +256,7 @@ def multi_head_self_attention(
     >>> output.shape, weights.shape
     ((32, 10, 512), (32, 8, 10, 10))
     """
+    check_options(multi_head_self_attention, options)
     check_floating(common_namespace(x=x), x=x)
     return multi_head_attention(
         x,
@@ -179,27 +271,3 @@ def multi_head_self_attention(
         return_weights=return_weights,
         **options,
     )
-
-
-def _stand_in(xp: Namespace, a: Array, heads: int, width: int) -> Array:
-    """Return an array of the shape (B, H, S, dh) that a projection will have, with the memory of one number."""
-    place = None if is_jax_namespace(xp) else device(a)  # JAX places its arrays itself, and some on many devices
-    return xp.broadcast_to(xp.zeros((), dtype=a.dtype, device=place), (*a.shape[:-2], heads, a.shape[-2], width))
-
-
-def _split(x: Array, heads: int, xp: Namespace) -> Array:
-    """Split the width into heads: (..., S, H * dh) -> (..., H, S, dh)."""
-    *lead, length, width = x.shape
-    return _swap(xp.reshape(x, (*lead, length, heads, width // heads)), xp)
-
-
-def _join(x: Array, xp: Namespace) -> Array:
-    """Join the heads again: (..., H, S, dh) -> (..., S, H * dh)."""
-    *lead, heads, length, width = x.shape
-    return xp.reshape(_swap(x, xp), (*lead, length, heads * width))
-
-
-def _swap(x: Array, xp: Namespace) -> Array:
-    """Exchange heads and sequence; `permute_dims`, because torch cannot map `moveaxis`."""
-    *lead, a, b, c = range(x.ndim)
-    return xp.permute_dims(x, (*lead, b, a, c))

@@ -1,18 +1,21 @@
 """The projections of multi-head attention: their tuple, their initial values, their application."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
-from attention_xp._backend.dtypes import computation_dtype, dtype_name, floating_dtype
-from attention_xp._backend.libraries import creation_namespace
+from attention_xp._backend.creation import place_of
+from attention_xp._backend.dtypes import computation_dtype, dtype_name, is_alike
+from attention_xp._backend.modes import may_differ
+from attention_xp._backend.shapes import filled_up
 from attention_xp._engine.checks import check_floating, check_placement, shapes
 from attention_xp._engine.numbers import check_count, check_flag
+from attention_xp._public_types import Array, ArrayT, Generic, HeldT
 from attention_xp._random import check_rng, uniform
-from attention_xp._typing import Array, Device, DType, Namespace
+from attention_xp._typing import Device, DType, Namespace
 
 __all__ = ["MultiHeadParams", "check_widths", "given_arrays", "head_counts", "init_multi_head_params", "project"]
 
 
-class MultiHeadParams(NamedTuple):
+class MultiHeadParams(NamedTuple, Generic[HeldT]):
     """Weights and biases of multi-head attention, applied as ``x @ w + b``.
 
     With ``dh = d_model // H``, `w_q` is ``(d_model, H * dh)``, `w_k` and `w_v` are ``(d_model, Hkv * dh)``
@@ -20,16 +23,27 @@ class MultiHeadParams(NamedTuple):
     output. Being a named tuple, it is a pytree to JAX.
     """
 
-    w_q: Array
-    w_k: Array
-    w_v: Array
-    w_o: Array
-    b_q: Array | None = None
-    b_k: Array | None = None
-    b_v: Array | None = None
-    b_o: Array | None = None
+    w_q: HeldT
+    w_k: HeldT
+    w_v: HeldT
+    w_o: HeldT
+    b_q: HeldT | None = None
+    b_k: HeldT | None = None
+    b_v: HeldT | None = None
+    b_o: HeldT | None = None
 
 
+@overload
+def init_multi_head_params(
+    d_model: int,
+    num_heads: int,
+    *,
+    num_kv_heads: int | None = None,
+    bias: bool = False,
+    rng: Any = None,
+    like: ArrayT,
+) -> MultiHeadParams[ArrayT]: ...
+@overload
 def init_multi_head_params(
     d_model: int,
     num_heads: int,
@@ -40,10 +54,25 @@ def init_multi_head_params(
     xp: Namespace | None = None,
     dtype: DType | str | None = None,
     device: Device | None = None,
+    like: Array | None = None,
+) -> MultiHeadParams: ...
+def init_multi_head_params(
+    d_model: int,
+    num_heads: int,
+    *,
+    num_kv_heads: int | None = None,
+    bias: bool = False,
+    rng: Any = None,
+    xp: Namespace | None = None,
+    dtype: DType | str | None = None,
+    device: Device | None = None,
+    like: Array | None = None,
 ) -> MultiHeadParams:
     r"""Draw the weights of multi-head attention, Glorot-uniform; biases are zero.
 
     .. math:: w \sim U(-a, a), \qquad a = \sqrt{6 / (n_\mathrm{in} + n_\mathrm{out})}
+
+    for a matrix :math:`w` of :math:`n_\mathrm{in}` rows and :math:`n_\mathrm{out}` columns.
 
     Parameters
     ----------
@@ -64,18 +93,22 @@ def init_multi_head_params(
         A dtype of `xp` or its name. Default: the default floating dtype of `xp`.
     device : device, optional
         Where to place the arrays. Default: the default device of `xp`.
+    like : array, optional
+        An array whose library, device and dtype to take, in place of `xp` and `device`; a given `dtype` wins.
 
     Returns
     -------
     MultiHeadParams
-        The arrays, with ``None`` for absent biases.
+        The arrays, with ``None`` for absent biases. With ``dh = d_model // H``: `w_q` and `w_o`
+        ``(d_model, d_model)``, `w_k` and `w_v` ``(d_model, Hkv * dh)``, and each bias as long as its output.
 
     Raises
     ------
     TypeError
         If an argument is of the wrong kind.
     ValueError
-        If `d_model` is not divisible by `num_heads`, or `num_heads` by `num_kv_heads`.
+        If `d_model` is not divisible by `num_heads`, or `num_heads` by `num_kv_heads`, if `rng` is missing with JAX, or
+        `like` comes with `xp` or `device`.
 
     References
     ----------
@@ -90,8 +123,7 @@ def init_multi_head_params(
     """
     heads, kv_heads = head_counts(num_heads, d_model, num_kv_heads)
     has_bias = check_flag("bias", bias)
-    xp = creation_namespace(xp)
-    dtype = floating_dtype(xp, dtype)
+    xp, dtype, device = place_of(xp, dtype, device, like)
     check_rng(rng, xp)
     kv_width = kv_heads * (d_model // heads)
     shapes_in_order = [(d_model, d_model), (d_model, kv_width), (d_model, kv_width), (d_model, d_model)]
@@ -166,7 +198,7 @@ def check_widths(
             raise ValueError(
                 f"params.{name} does not fit: expected {name} {expected[name]}, {shapes(**arrays, **{name: a})}"
             )
-        if a.dtype != arrays["query"].dtype:
+        if not is_alike(a.dtype, arrays["query"].dtype) and not may_differ(xp, arrays["query"], a):
             raise TypeError(
                 f"params.{name} is {dtype_name(a.dtype)} but query is {dtype_name(arrays['query'].dtype)}: "
                 "expected one dtype"
@@ -180,5 +212,5 @@ def project(x: Array, weight: Array | None, bias: Array | None, xp: Namespace) -
     dtype = computation_dtype(xp, x.dtype)
     y = xp.matmul(xp.astype(x, dtype, copy=False), xp.astype(weight, dtype, copy=False))
     if bias is not None:
-        y = y + xp.astype(bias, dtype, copy=False)
+        y = y + filled_up(xp, xp.astype(bias, dtype, copy=False), y.ndim)
     return xp.astype(y, x.dtype, copy=False)

@@ -1,31 +1,39 @@
 """The options that every attention function shares: declared, defaulted and documented once."""
 
 import inspect
-from collections.abc import Callable
-from typing import Any, Literal, TypedDict, TypeVar
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal, TypedDict, TypeVar, get_args
 
-from attention_xp._typing import Array, ScoreMod, ScoreModAndDerivative
+from attention_xp._public_types import Array
+from attention_xp._suggestions import no_such_argument
+from attention_xp._typing import ScoreMod, ScoreModAndDerivative
 from attention_xp.biases._bias import Bias
 
-__all__ = ["DEFAULTS", "AttentionOptions", "complete", "with_options"]
+__all__ = ["DEFAULTS", "AttentionOptions", "PackedOptions", "check_options", "complete", "with_options"]
 
 
-class AttentionOptions(TypedDict, total=False):
-    """Keyword arguments of every attention function."""
+class PackedOptions(TypedDict, total=False):
+    """Keyword arguments that mean the same to packed sequences and to all others."""
 
-    bias: Array | Bias | None
     is_causal: bool
     window: int | tuple[int | None, int | None] | None
-    query_offset: int | Array | None
-    query_lengths: int | Array | None
-    key_lengths: int | Array | None
-    scale: float | None
+    scale: float | Array | None
     softcap: float | None
     score_mod: ScoreMod | ScoreModAndDerivative | None
     sinks: Array | None
     rng: Any
     impl: Literal["auto", "dense", "tiled", "fused"]
     tile: tuple[int, int] | None
+
+
+class AttentionOptions(PackedOptions, total=False):
+    """Keyword arguments of every attention function."""
+
+    bias: Array | Bias | None
+    query_offset: int | Array | None
+    query_lengths: int | Array | None
+    key_lengths: int | Array | None
 
 
 DEFAULTS: AttentionOptions = {
@@ -59,8 +67,9 @@ query_offset : int or integer array of the batch shape, optional
 query_lengths, key_lengths : int or integer array of the batch shape, optional
     Keys from ``key_lengths[b]`` on are never attended; output rows from
     ``query_lengths[b]`` on are zero.
-scale : float, optional
-    Factor of the scores. Default: ``1 / sqrt(D)``.
+scale : float or array, optional
+    Factor of the scores: a number, or a floating array ``()``, which may need a gradient, such as a learned
+    temperature. Default: ``1 / sqrt(D)``.
 softcap : float, optional
     Replaces a score ``s`` by ``softcap * tanh(s / softcap)``.
 score_mod : callable or pair of callables, optional
@@ -73,7 +82,7 @@ sinks : array, optional
     softmax and has no value.
 rng : int, random generator or JAX key, optional
     Source of the dropout: a seed (same numbers on every backend), or a generator of the
-    library of `query`. Default: fresh entropy; required with JAX. The rate is kept to the nearest multiple of 1/65536
+    library of `query`. Default: fresh entropy; required with JAX. The rate is rounded to the nearest multiple of 1/65536
     below 1.
 impl : {"auto", "dense", "tiled", "fused"}, default: "auto"
     Which kernel computes; ``ValueError`` with the reason where it cannot.
@@ -84,25 +93,40 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def with_options(function: _F) -> _F:
-    """Show the shared options in the signature and, at ``{options}``, in the docstring."""
+    """Show the options that a function takes in its signature and, at ``{options}``, in its docstring.
+
+    They are those of the `TypedDict` that its ``**options`` are annotated with.
+    """
     signature = inspect.signature(function)
     kinds = inspect.Parameter
-    options = [
-        kinds(name, kinds.KEYWORD_ONLY, default=default, annotation=AttentionOptions.__annotations__[name])
-        for name, default in DEFAULTS.items()
-    ]
     own = [p for p in signature.parameters.values() if p.kind is not kinds.VAR_KEYWORD]
-    function.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+    types = get_args(signature.parameters["options"].annotation)[0].__annotations__
+    taken = [
+        kinds(name, kinds.KEYWORD_ONLY, default=default, annotation=types[name])
+        for name, default in DEFAULTS.items()
+        if name in types
+    ]
+    function.__signature__ = signature.replace(parameters=[*own, *taken])  # type: ignore[attr-defined]
     if function.__doc__:  # absent under `python -OO`
-        function.__doc__ = inspect.cleandoc(function.__doc__).replace("{options}", _DOCUMENTATION)
+        function.__doc__ = inspect.cleandoc(function.__doc__).replace("{options}", _documentation(types))
     return function
 
 
+def _documentation(taken: Collection[str]) -> str:
+    """Return the paragraphs about some options; one is about two of them."""
+    paragraphs = re.split(r"\n(?=\w)", _DOCUMENTATION)
+    return "\n".join(text for text in paragraphs if set(text.partition(" :")[0].split(", ")) & set(taken))
+
+
+def check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuse an option that does not exist; say what the function takes, and what may have been meant."""
+    if not options.keys() <= DEFAULTS.keys():
+        taken = inspect.signature(function).parameters
+        raise TypeError(no_such_argument(function.__name__, options, taken))
+
+
 def complete(options: AttentionOptions) -> AttentionOptions:
-    """Fill in the defaults; an option that does not exist is a `TypeError`."""
-    for name in options:
-        if name not in DEFAULTS:
-            raise TypeError(
-                f"unexpected option {name!r}: beside its own arguments, every attention function takes {', '.join(DEFAULTS)}"
-            )
+    """Fill in the defaults; a public function has refused what does not exist, and could name its own arguments."""
+    if not options.keys() <= DEFAULTS.keys():
+        raise TypeError(no_such_argument("attention", options, DEFAULTS))
     return {**DEFAULTS, **options}

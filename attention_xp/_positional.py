@@ -1,16 +1,25 @@
 """Absolute positions that are added to the embeddings: sinusoidal, and learned from random."""
 
-from typing import Any
+from typing import Any, overload
 
-from attention_xp._backend.dtypes import floating_dtype
-from attention_xp._backend.libraries import creation_namespace
+from attention_xp._backend.creation import place_of
 from attention_xp._engine.numbers import check_count, check_positive
+from attention_xp._public_types import Array, ArrayT
 from attention_xp._random import check_rng, normal
-from attention_xp._typing import Array, Device, DType, Namespace
+from attention_xp._typing import Device, DType, Namespace
 
 __all__ = ["learned_positional_encoding", "positional_encoding"]
 
 
+@overload
+def positional_encoding(
+    seq_len: int,
+    d_model: int,
+    n: float = 10000,
+    *,
+    like: ArrayT,
+) -> ArrayT: ...
+@overload
 def positional_encoding(
     seq_len: int,
     d_model: int,
@@ -19,7 +28,18 @@ def positional_encoding(
     xp: Namespace | None = None,
     dtype: DType | str | None = None,
     device: Device | None = None,
-) -> Array:
+    like: Array | None = None,
+) -> Any: ...
+def positional_encoding(
+    seq_len: int,
+    d_model: int,
+    n: float = 10000,
+    *,
+    xp: Namespace | None = None,
+    dtype: DType | str | None = None,
+    device: Device | None = None,
+    like: Array | None = None,
+) -> Any:
     r"""Return the sinusoidal positional encoding.
 
     .. math::
@@ -41,6 +61,8 @@ def positional_encoding(
         A floating dtype of `xp` or its name. Default: the default floating dtype of `xp`.
     device : device, optional
         Where to place the array. Default: the default device of `xp`.
+    like : array, optional
+        An array whose library, device and dtype to take, in place of `xp` and `device`; a given `dtype` wins.
 
     Returns
     -------
@@ -51,9 +73,9 @@ def positional_encoding(
     Raises
     ------
     TypeError
-        If a size is no int.
+        If a size is no int, or `like` no floating array.
     ValueError
-        If a size is negative, `n` is not positive, or `dtype` is not floating.
+        If a size is negative, `n` is not positive, `dtype` is not floating, or `like` comes with `xp` or `device`.
 
     References
     ----------
@@ -68,8 +90,7 @@ def positional_encoding(
     """
     import numpy as np  # noqa: PLC0415  # the import of the package loads no array library
 
-    xp = creation_namespace(xp)
-    dtype = floating_dtype(xp, dtype)
+    xp, dtype, device = place_of(xp, dtype, device, like)
     seq_len, d_model = check_count("seq_len", seq_len, low=0), check_count("d_model", d_model, low=0)
     n = check_positive("n", n)
     column = np.arange(d_model)
@@ -81,6 +102,15 @@ def positional_encoding(
     return xp.asarray(table, dtype=dtype, device=device)
 
 
+@overload
+def learned_positional_encoding(
+    seq_len: int,
+    d_model: int,
+    *,
+    rng: Any = None,
+    like: ArrayT,
+) -> ArrayT: ...
+@overload
 def learned_positional_encoding(
     seq_len: int,
     d_model: int,
@@ -89,15 +119,30 @@ def learned_positional_encoding(
     xp: Namespace | None = None,
     dtype: DType | str | None = None,
     device: Device | None = None,
-) -> Array:
-    """Return initial values for positions that are to be learned: normal, standard deviation 0.01.
+    like: Array | None = None,
+) -> Any: ...
+def learned_positional_encoding(
+    seq_len: int,
+    d_model: int,
+    *,
+    rng: Any = None,
+    xp: Namespace | None = None,
+    dtype: DType | str | None = None,
+    device: Device | None = None,
+    like: Array | None = None,
+) -> Any:
+    r"""Return initial values for positions that are to be learned: normal, standard deviation 0.01.
+
+    .. math:: \mathrm{PE}_{p, i} \sim N(0, 0.01^2)
+
+    They are added to the embeddings, ``x + table[:S]`` for ``x`` of shape ``(B, S, d_model)``, and trained with the rest.
 
     Parameters
     ----------
     seq_len : int
-        Number of positions.
+        ``S``, the number of positions.
     d_model : int
-        Width.
+        Width of the embeddings.
     rng : int, random generator or JAX key, optional
         A seed (same numbers on every backend), or a generator of the library `xp`. Default: fresh
         entropy; required with JAX.
@@ -107,6 +152,8 @@ def learned_positional_encoding(
         A floating dtype of `xp` or its name. Default: the default floating dtype of `xp`.
     device : device, optional
         Where to place the array. Default: the default device of `xp`.
+    like : array, optional
+        An array whose library, device and dtype to take, in place of `xp` and `device`; a given `dtype` wins.
 
     Returns
     -------
@@ -118,7 +165,12 @@ def learned_positional_encoding(
     TypeError
         If an argument is of the wrong kind.
     ValueError
-        If a size is negative, or `rng` is missing with JAX.
+        If a size is negative, `rng` is missing with JAX, or `like` comes with `xp` or `device`.
+
+    References
+    ----------
+    Gehring, Auli, Grangier, Yarats and Dauphin, "Convolutional sequence to sequence learning", ICML 2017. Box and
+    Muller, "A note on the generation of random normal deviates", 1958.
 
     Examples
     --------
@@ -126,8 +178,7 @@ def learned_positional_encoding(
     >>> learned_positional_encoding(512, 768, rng=0).shape
     (512, 768)
     """
-    xp = creation_namespace(xp)
-    dtype = floating_dtype(xp, dtype)
+    xp, dtype, device = place_of(xp, dtype, device, like)
     check_rng(rng, xp)
     shape = (check_count("seq_len", seq_len, low=0), check_count("d_model", d_model, low=0))
     return normal(rng, shape, xp=xp, dtype=dtype, device=device) * 0.01

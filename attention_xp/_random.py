@@ -7,9 +7,13 @@ from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
+from array_api_compat import is_jax_array
+
 from attention_xp._backend.dtypes import computation_dtype, dtype_name, is_floating
 from attention_xp._backend.libraries import common_namespace, device, library_name
+from attention_xp._backend.sizes import is_open
 from attention_xp._engine.numbers import check_number
+from attention_xp._public_types import ArrayT
 from attention_xp._random_threefry import threefry
 from attention_xp._typing import Array, Device, DType, Namespace
 
@@ -24,15 +28,17 @@ __all__ = [
 ]
 
 
-def dropout(x: Array, rate: float, *, rng: Any = None) -> Array:
+def dropout(x: ArrayT, rate: float, *, rng: Any = None) -> ArrayT:
     r"""Set a random share of the entries to zero and scale the others up.
 
     .. math:: y_i = x_i \, m_i / (1 - \mathrm{rate}), \qquad P(m_i = 0) = \mathrm{rate}
 
+    for each entry :math:`i`, which are numbered in row-major order: a seed drops by this number alone.
+
     Parameters
     ----------
     x : array
-        Floating array of any shape.
+        Floating array of any shape ``(...)``.
     rate : float
         Probability of dropping an entry, ``0 <= rate < 1``.
     rng : int, random generator or JAX key, optional
@@ -54,7 +60,8 @@ def dropout(x: Array, rate: float, *, rng: Any = None) -> Array:
     References
     ----------
     Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, "Dropout: a simple way to prevent neural
-    networks from overfitting", JMLR 15, 2014.
+    networks from overfitting", JMLR 15, 2014. Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2,
+    3", SC 2011: the generator, Threefry-2x32.
 
     Examples
     --------
@@ -69,10 +76,10 @@ def dropout(x: Array, rate: float, *, rng: Any = None) -> Array:
     rate = check_rate(rate, name="rate")
     check_rng(rng, xp)
     if rate == 0.0:
-        return xp.asarray(x, copy=True)
+        return xp.astype(x, x.dtype, copy=True)
     key = seed_words(rng, x, xp=xp)
     keep = xp.reshape(_keep(random_bits(key, math.prod(x.shape), xp=xp, device=device(x)), rate), x.shape)
-    return xp.where(keep, x * (1.0 / (1.0 - rate)), xp.zeros_like(x))
+    return xp.where(keep, x * (1.0 / (1.0 - rate)), xp.zeros_like(x))  # type: ignore[operator]  # of any array
 
 
 def check_rate(given: Any, *, name: str) -> float:
@@ -92,6 +99,11 @@ def check_rng(rng: Any, xp: Namespace) -> None:
             raise ValueError(f"rng must satisfy 0 <= seed < 2**64, got {rng}")
         return
     library = _generator_library(rng)
+    if library is None and is_jax_array(rng):
+        raise TypeError(
+            "rng must be an int seed or a JAX key, got an array of numbers: make a key of it, jax.random.key(seed), which "
+            "may be traced"
+        )
     if library is None:
         raise TypeError(
             "rng must be an int seed, a random generator of the library of the input or a JAX key, "
@@ -121,8 +133,8 @@ def _is_jax_key(jax: Any, rng: Any) -> bool:
 def seed_words(rng: Any, like: Array, *, xp: Namespace) -> tuple[Any, Any]:
     """Return the two 32-bit words of a seed; a generator is advanced to draw them.
 
-    They are plain ints where the seed is known to Python, and int32 arrays of shape ``(1,)`` where a
-    generator on a device, or a traced key, holds it.
+    They are plain ints where the seed is known to Python, and int32 arrays without axes where a generator on a device,
+    or a traced key, holds it.
     """
     return _words(int(rng) if isinstance(rng, Integral) else rng, library_name(xp), device(like))
 
@@ -139,7 +151,7 @@ def _words(rng: Any, library: str, device: Device) -> tuple[Any, Any]:
     else:
         seed = _host_seed(rng)
         return _signed(seed), _signed(seed >> 32)
-    return words[:1], words[1:]
+    return words[0, ...], words[1, ...]
 
 
 def _host_seed(rng: Any) -> int:
@@ -168,7 +180,7 @@ def _signed(word: int) -> int:
 def random_bits(key: tuple[Any, Any], size: int, *, xp: Namespace, device: Device) -> Array:
     """Return `size` uniform int32 words, numbered by their flat index: two of each block of the generator."""
     blocks = (size + 1) // 2
-    if blocks <= 2**31:
+    if is_open(blocks) or blocks <= 2**31:
         low = xp.arange(blocks, dtype=xp.int32, device=device)
         high = xp.zeros_like(low)
     else:

@@ -7,6 +7,7 @@ the upper half for the odd one.
 
 from typing import Any
 
+from attention_xp._backend.shapes import filled_up
 from attention_xp._random_threefry import KEY, threefry
 from attention_xp._typing import Array, Device, Namespace
 
@@ -34,10 +35,12 @@ def survivors(
     `first` may be traced; `sizes` are (m, n).
     """
     rows, columns = (
-        xp.arange(size // 2 + 1, dtype=xp.int32, device=device) + (start >> 1)
-        for start, size in zip(first, sizes, strict=True)
+        filled_up(
+            xp, xp.arange(size // 2 + 1, dtype=xp.int32, device=device) + (start >> 1), key[0].ndim, behind=behind
+        )
+        for start, size, behind in zip(first, sizes, (1, 0), strict=True)
     )
-    words = threefry(key, (rows[:, None], columns))  # each (..., m // 2 + 1, n // 2 + 1)
+    words = threefry(key, (rows, columns))  # each (..., m // 2 + 1, n // 2 + 1)
     limit = smallest_draw(rate)
     keep = xp.stack([xp.stack(_both_survive(word, limit), axis=-2) for word in words], axis=-1)
     return xp.reshape(keep, (*keep.shape[:-4], 2 * keep.shape[-4], 2 * keep.shape[-2]))  # from (..., m, 2, n, 2)

@@ -5,18 +5,20 @@ from typing import Any
 
 from attention_xp._backend.dtypes import computation_dtype
 from attention_xp._backend.libraries import common_namespace, device as device_of
+from attention_xp._backend.shapes import filled_up
 from attention_xp._engine.checks import check_floating, check_placement, fits, shapes
 from attention_xp._engine.numbers import check_flag
+from attention_xp._public_types import Array, ArrayT
 from attention_xp._rotary_cache import RotaryCache, check_cache, check_rotary_dim, looked_up
 from attention_xp._rotary_scaling import RotaryScaling
 from attention_xp._rotary_spectrum import Spectrum, check_positions, spectrum
-from attention_xp._typing import Array, Namespace
+from attention_xp._typing import Namespace
 
 __all__ = ["rotary_embedding"]
 
 
 def rotary_embedding(
-    x: Array,
+    x: ArrayT,
     positions: Array | None = None,
     *,
     base: float = 10000.0,
@@ -25,8 +27,8 @@ def rotary_embedding(
     scaling: RotaryScaling | None = None,
     sections: Sequence[int] | None = None,
     axial: bool = False,
-    cache: RotaryCache | None = None,
-) -> Array:
+    cache: RotaryCache[ArrayT] | None = None,
+) -> ArrayT:
     r"""Rotate pairs of features by angles proportional to the position (RoPE).
 
     .. math::
@@ -201,11 +203,12 @@ def _from_cache(
 
 
 def _over_heads(xp: Namespace, table: Array, x: Array) -> Array:
-    """Give a table with batch axes an axis for the heads of `x`."""
-    return xp.expand_dims(table, axis=-3) if table.ndim > 2 and x.ndim > 3 else table
+    """Give a table the axes of `x`: with batch axes, one for the heads."""
+    table = xp.expand_dims(table, axis=-3) if table.ndim > 2 and x.ndim > 3 else table
+    return filled_up(xp, table, x.ndim)
 
 
-def _rotated(xp: Namespace, x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
+def _rotated(xp: Namespace, x: Array, cos: Array, sin: Array, interleaved: bool) -> Any:
     pairs = cos.shape[-1]
     features = x[..., : 2 * pairs]
     if interleaved:

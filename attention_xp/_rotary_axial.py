@@ -3,15 +3,15 @@
 from attention_xp._backend.libraries import common_namespace, device as device_of
 from attention_xp._engine.checks import shapes
 from attention_xp._engine.numbers import check_count
+from attention_xp._public_types import ArrayT
 from attention_xp._rotary import rotary_embedding
 from attention_xp._rotary_scaling import RotaryScaling
-from attention_xp._typing import Array
 
 __all__ = ["axial_rotary_embedding"]
 
 
 def axial_rotary_embedding(
-    x: Array,
+    x: ArrayT,
     height: int,
     width: int,
     *,
@@ -19,7 +19,7 @@ def axial_rotary_embedding(
     rotary_dim: int | None = None,
     interleaved: bool = False,
     scaling: RotaryScaling | None = None,
-) -> Array:
+) -> ArrayT:
     r"""Rotate the features of the patches of an image by their row and by their column.
 
     The first half of the pairs turns by row, the other by column, each with the frequencies

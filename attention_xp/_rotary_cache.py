@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
+from attention_xp._backend.creation import place_of
 from attention_xp._backend.dtypes import computation_dtype, floating_dtype
-from attention_xp._backend.libraries import common_namespace, creation_namespace, device as device_of
+from attention_xp._backend.libraries import common_namespace, device as device_of
+from attention_xp._backend.shapes import filled_up
 from attention_xp._engine.checks import check_floating, check_placement, shapes
 from attention_xp._engine.numbers import check_count
+from attention_xp._public_types import Array as PublicArray, ArrayT, Generic, HeldT
 from attention_xp._rotary_scaling import RotaryScaling
 from attention_xp._rotary_spectrum import check_positions, spectrum
 from attention_xp._typing import Array, Device, DType, Namespace
@@ -15,18 +18,30 @@ from attention_xp._typing import Array, Device, DType, Namespace
 __all__ = ["RotaryCache", "check_cache", "check_rotary_dim", "looked_up", "rotary_cache"]
 
 
-class RotaryCache(NamedTuple):
+class RotaryCache(NamedTuple, Generic[HeldT]):
     """Cosines and sines of the angles, ``(..., S, rotary_dim // 2)`` each; being a named tuple, a pytree to JAX.
 
     Row ``p`` of a table without leading axes is position ``p``.
     """
 
-    cos: Array
-    sin: Array
+    cos: HeldT
+    sin: HeldT
 
 
+@overload
 def rotary_cache(
-    positions: int | Array,
+    positions: int,
+    rotary_dim: int,
+    *,
+    base: float = 10000.0,
+    scaling: RotaryScaling | None = None,
+    sections: Sequence[int] | None = None,
+    axial: bool = False,
+    like: ArrayT,
+) -> RotaryCache[ArrayT]: ...
+@overload
+def rotary_cache(
+    positions: int | PublicArray,
     rotary_dim: int,
     *,
     base: float = 10000.0,
@@ -36,6 +51,20 @@ def rotary_cache(
     xp: Namespace | None = None,
     dtype: DType | str | None = None,
     device: Device | None = None,
+    like: PublicArray | None = None,
+) -> RotaryCache: ...
+def rotary_cache(
+    positions: Any,
+    rotary_dim: int,
+    *,
+    base: float = 10000.0,
+    scaling: RotaryScaling | None = None,
+    sections: Sequence[int] | None = None,
+    axial: bool = False,
+    xp: Namespace | None = None,
+    dtype: DType | str | None = None,
+    device: Device | None = None,
+    like: PublicArray | None = None,
 ) -> RotaryCache:
     r"""Compute the cosines and sines that `rotary_embedding` needs, to be handed to it as `cache`.
 
@@ -68,6 +97,9 @@ def rotary_cache(
         and in float32 for all others.
     device : device, optional
         Where to place the arrays, where `positions` is a length. Default: the default device of `xp`.
+    like : array, optional
+        An array whose library and device to take, in place of `xp` and `device`, where `positions` is a length; the
+        tables are float64 where it is, else float32, unless `dtype` says otherwise.
 
     Returns
     -------
@@ -79,7 +111,7 @@ def rotary_cache(
     TypeError
         If an argument is of the wrong kind.
     ValueError
-        If `rotary_dim` is odd, or an option does not fit it.
+        If `rotary_dim` is odd, an option does not fit it, or `like` comes with `xp` or `device`.
 
     Examples
     --------
@@ -93,8 +125,10 @@ def rotary_cache(
     rotary_dim = check_rotary_dim(rotary_dim)
     chosen = spectrum(rotary_dim, base, scaling, sections, axial)
     if getattr(positions, "ndim", 0) > 0:
-        if xp is not None or device is not None:
-            raise ValueError("xp and device are those of positions where positions is an array: leave them out")
+        if not (xp is device is like is None):
+            raise ValueError(
+                "xp and device are those of positions where positions is an array: leave them and like out"
+            )
         xp = common_namespace(positions=positions)
         check_positions(xp, positions, chosen.sections)
         dtype = floating_dtype(xp, "float32" if dtype is None else dtype)
@@ -103,8 +137,8 @@ def rotary_cache(
         length = check_count("positions", positions, low=0)
         if chosen.sections is not None:
             raise ValueError(f"sections need positions (axes, ..., S) as an array, got positions {length}")
-        xp = creation_namespace(xp)
-        dtype = floating_dtype(xp, "float32" if dtype is None else dtype)
+        xp, wanted, device = place_of(xp, "float32" if dtype is like is None else dtype, device, like)
+        dtype = computation_dtype(xp, wanted) if dtype is None else wanted
         tables = chosen.implied(xp, length, computation_dtype(xp, dtype), device)
     return RotaryCache(*(xp.astype(table, dtype, copy=False) for table in tables))
 
@@ -139,5 +173,7 @@ def looked_up(xp: Namespace, table: Array, columns: Array) -> Array:
         rows = xp.take(table, xp.reshape(columns, (-1,)), axis=0)
     else:
         pair = xp.arange(pairs, dtype=columns.dtype, device=device_of(columns))
-        rows = xp.take(xp.reshape(table, (-1,)), xp.reshape(columns * pairs + pair, (-1,)), axis=0)
+        rows = xp.take(
+            xp.reshape(table, (-1,)), xp.reshape(columns * pairs + filled_up(xp, pair, columns.ndim), (-1,)), axis=0
+        )
     return xp.where(exists, xp.reshape(rows, shape), math.nan)

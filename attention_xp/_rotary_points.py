@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from attention_xp._backend.libraries import device as device_of
+from attention_xp._backend.shapes import filled_up
 from attention_xp._typing import Array, DType, Namespace
 
 __all__ = ["Points", "in_turns"]
@@ -30,7 +31,8 @@ class Points(NamedTuple):
 
     def row(self, numbers: Sequence[float]) -> Array:
         """Return numbers as an array that broadcasts against the positions."""
-        return self.xp.asarray(list(numbers), dtype=self.dtype, device=device_of(self.positions))
+        line = self.xp.asarray(list(numbers), dtype=self.dtype, device=device_of(self.positions))
+        return filled_up(self.xp, line, self.positions.ndim)
 
     def turns_by_array(self, frequencies: Array) -> Array:
         """Return positions times frequencies that are an array, in turns, at the precision of the dtype."""

@@ -126,7 +126,7 @@ class DynamicNTKScaling(RotaryScaling):
         stretch = self._stretch(xp.where(reach > trained, reach, trained))
         exponents = points.row([e for dim in dims for e in _ntk_exponents(dim)])
         plain = points.row(self._spectra(base, dims, None))
-        return points.turns_by_array(plain * xp.pow(xp.reshape(stretch, (1,)), exponents))
+        return points.turns_by_array(plain * xp.pow(xp.reshape(stretch, (1,) * exponents.ndim), exponents))
 
     def _stretch(self, length: Any) -> Any:
         return length * (self.factor / self.original_max_positions) - (self.factor - 1.0)

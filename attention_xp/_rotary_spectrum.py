@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from attention_xp._backend.dtypes import dtype_name, is_integer
 from attention_xp._backend.libraries import device as device_of
+from attention_xp._backend.sizes import is_open
 from attention_xp._engine.checks import shapes
 from attention_xp._engine.numbers import check_count, check_flag, check_positive
 from attention_xp._rotary_points import Points
@@ -27,7 +28,7 @@ class Spectrum(NamedTuple):
     def implied(self, xp: Namespace, length: int, dtype: DType, device: Any) -> tuple[Array, Array]:
         """Return cosines and sines ``(S, rotary_dim // 2)`` of the positions 0 to ``S - 1``."""
         positions = xp.arange(length, dtype=xp.int32, device=device)[:, None]
-        return self._tables(Points(xp, positions, dtype, length))
+        return self._tables(Points(xp, positions, dtype, None if is_open(length) else length))
 
     def given(self, xp: Namespace, positions: Array, dtype: DType) -> tuple[Array, Array]:
         """Return cosines and sines ``(..., S, rotary_dim // 2)`` of positions, which may have axes in front."""

@@ -5,21 +5,26 @@ from typing import Literal
 from attention_xp._backend.libraries import common_namespace, device as device_of
 from attention_xp._engine.checks import check_floating, shapes
 from attention_xp._engine.numbers import check_count
+from attention_xp._public_types import ArrayT
 from attention_xp._rotary_cache import check_rotary_dim
-from attention_xp._typing import Array
 
 __all__ = ["permute_rotary_weights"]
 
 
 def permute_rotary_weights(
-    w: Array,
+    w: ArrayT,
     num_heads: int,
     *,
     to: Literal["interleaved", "half"],
     rotary_dim: int | None = None,
     axis: int = -1,
-) -> Array:
-    """Reorder the features that a projection gives, so that the other pairing rotates them.
+) -> ArrayT:
+    r"""Reorder the features that a projection gives, so that the other pairing rotates them.
+
+    .. math:: 2i \leftrightarrow i, \qquad 2i + 1 \leftrightarrow i + R/2, \qquad 0 \le i < R/2
+
+    within each head, for :math:`R` rotated features: on the left the place in the interleaved pairing, on the right that
+    in the pairing of halves.
 
     Checkpoints are trained with one pairing. With the weights and biases of query and key permuted, `rotary_embedding`
     with the other pairing gives the same scores.
@@ -41,7 +46,7 @@ def permute_rotary_weights(
     Returns
     -------
     array
-        Same shape and dtype as `w`.
+        ``(d_in, H * D)`` or ``(H * D,)`` like `w`, with its dtype, library and device.
 
     Raises
     ------
@@ -49,6 +54,11 @@ def permute_rotary_weights(
         If `w` is no floating array, or a size is no int.
     ValueError
         If the features are not divisible by `num_heads`, `rotary_dim` is odd or exceeds ``D``, or `to` is no pairing.
+
+    References
+    ----------
+    Su et al., "RoFormer: enhanced transformer with rotary position embedding", 2021: neighbours are paired. GPT-NeoX pairs
+    halves, and so does Llama in the ``transformers`` library, which permutes the weights of Meta's checkpoints like this.
 
     Examples
     --------

@@ -6,12 +6,13 @@ from attention_xp._backend.derivatives import constant
 from attention_xp._backend.dtypes import computation_dtype, dtype_name, is_floating
 from attention_xp._backend.libraries import common_namespace, device
 from attention_xp._engine.numbers import check_int
+from attention_xp._public_types import ArrayT
 from attention_xp._typing import Array, Namespace
 
 __all__ = ["exponentials", "largest", "log_sum", "nonzero", "softmax"]
 
 
-def softmax(x: Array, axis: int = -1) -> Array:
+def softmax(x: ArrayT, axis: int = -1) -> ArrayT:
     r"""Return the softmax of `x` along an axis.
 
     .. math:: \mathrm{softmax}(x)_i = \frac{e^{x_i - \max x}}{\sum_j e^{x_j - \max x}}
@@ -19,7 +20,8 @@ def softmax(x: Array, axis: int = -1) -> Array:
     Parameters
     ----------
     x : array
-        Floating logits of any shape; 16-bit input is computed in float32.
+        Floating logits ``(..., N)``, or of any other shape with an axis to share along; 16-bit input is computed in
+        float32.
     axis : int, default: -1
         The axis whose entries sum to one.
 
@@ -35,6 +37,12 @@ def softmax(x: Array, axis: int = -1) -> Array:
         If `x` is no floating array.
     ValueError
         If `x` has no such axis.
+
+    References
+    ----------
+    Bridle, "Probabilistic interpretation of feedforward classification network outputs", 1990. Blanchard, Higham and
+    Higham, "Accurately computing the log-sum-exp and softmax functions", IMA J. Numer. Anal. 41, 2021: why the largest
+    logit is subtracted.
 
     Examples
     --------

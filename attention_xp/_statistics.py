@@ -3,17 +3,17 @@
 from typing import NamedTuple, Unpack
 
 from attention_xp._backend.libraries import common_namespace
-from attention_xp._backend.modes import outside_autocast
+from attention_xp._backend.modes import refuse_shards, sheltered
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.statistics import statistics
-from attention_xp._options import AttentionOptions, with_options
-from attention_xp._typing import Array
+from attention_xp._options import AttentionOptions, check_options, with_options
+from attention_xp._public_types import Array, ArrayT, Generic, HeldT
 from attention_xp.masks import Mask
 
 __all__ = ["AttentionStatistics", "attention_statistics"]
 
 
-class AttentionStatistics(NamedTuple):
+class AttentionStatistics(NamedTuple, Generic[HeldT]):
     """What `attention_statistics` returns: arrays of at least float32.
 
     Attributes
@@ -28,16 +28,16 @@ class AttentionStatistics(NamedTuple):
         ``(..., H, Sk)``: the sum of the weights that a key receives.
     """
 
-    lse: Array
-    max_score: Array
-    entropy: Array
-    key_totals: Array
+    lse: HeldT
+    max_score: HeldT
+    entropy: HeldT
+    key_totals: HeldT
 
 
 @with_options
 def attention_statistics(
-    query: Array, key: Array, mask: Array | Mask | None = None, **options: Unpack[AttentionOptions]
-) -> AttentionStatistics:
+    query: ArrayT, key: ArrayT, mask: Array | Mask | None = None, **options: Unpack[AttentionOptions]
+) -> AttentionStatistics[ArrayT]:
     r"""Return how sharp attention is and which keys it goes to, in memory linear in the lengths.
 
     .. math::
@@ -57,7 +57,7 @@ def attention_statistics(
     key : array
         ``(..., Hkv, Sk, D)``.
     mask : array or Mask, optional
-        As in `scaled_dot_product_attention`.
+        As in `scaled_dot_product_attention`. There is no value: the third argument is the mask.
     {options}
 
     Returns
@@ -90,6 +90,7 @@ def attention_statistics(
     >>> found.key_totals.round(2)
     array([2.08, 1.08, 0.58, 0.25])
     """
+    check_options(attention_statistics, options)
     common_namespace(query=query, key=key)
     if options.get("rng") is not None:
         raise ValueError("rng cannot be given: statistics are those of the weights before dropout")
@@ -99,5 +100,7 @@ def attention_statistics(
         raise ValueError(
             "impl='fused' cannot compute this call: no library has a kernel for statistics; impl='dense' and impl='tiled' can"
         )
-    with outside_autocast(problem.xp, query):
+    refuse_shards(problem.xp)
+    problem, context = sheltered(problem)
+    with context:
         return AttentionStatistics(*statistics(problem))

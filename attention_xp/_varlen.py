@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 from numbers import Integral
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 from attention_xp._backend.dtypes import dtype_name, is_integer
 from attention_xp._backend.libraries import common_namespace, device
@@ -13,26 +13,30 @@ from attention_xp._engine.numbers import check_flag, check_offset
 from attention_xp._engine.packing import pack
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Wanted
-from attention_xp._options import AttentionOptions, with_options
-from attention_xp._typing import Array, Namespace
+from attention_xp._options import AttentionOptions, PackedOptions, check_options, with_options
+from attention_xp._public_types import Array, ArrayT
+from attention_xp._typing import Namespace
 from attention_xp.biases import Bias
-from attention_xp.masks import Mask
+from attention_xp.masks import ArrayMask, Mask
+from attention_xp.masks._mask import parts_of
 
 __all__ = ["varlen_attention"]
 
 
 @with_options
 def varlen_attention(
-    query: Array,
-    key: Array,
-    value: Array,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
     cu_seqlens_q: Array,
     cu_seqlens_k: Array | None = None,
     *,
     mask: Mask | None = None,
     dropout_rate: float = 0.0,
-    **options: Unpack[AttentionOptions],
-) -> Array:
+    bias: Bias | None = None,
+    query_offset: int | Array | None = None,
+    **options: Unpack[PackedOptions],
+) -> ArrayT:
     r"""Attend within each of several sequences that are packed one after another.
 
     .. math:: \mathrm{output}_{c_i : c_{i+1}} = \mathrm{attention}(Q_{c_i : c_{i+1}}, K_{c'_i : c'_{i+1}}, V_{c'_i : c'_{i+1}})
@@ -57,6 +61,11 @@ def varlen_attention(
         A rule; arrays are not accepted.
     dropout_rate : float, default: 0.0
         Probability of dropping a weight, ``0 <= dropout_rate < 1``.
+    bias : Bias, optional
+        A rule from ``attention_xp.biases``; arrays are not accepted.
+    query_offset : int or integer array, optional
+        Position of the first query of each sequence, or ``(N,)``, one for each; keys start at position 0. Required with
+        `is_causal` and `window` where `cu_seqlens_k` is given: ``0`` aligns top-left.
     {options}
 
     Returns
@@ -80,16 +89,17 @@ def varlen_attention(
     >>> varlen_attention(x, x, x, np.asarray([0, 3, 10]), is_causal=True).shape
     (10, 8, 64)
     """
+    check_options(varlen_attention, options)
     cu_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
     xp = common_namespace(query=query, key=key, value=value, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_k)
     _check_arrays(xp, query, key, value, cu_seqlens_q, cu_k)
-    options["query_offset"] = _check_options(xp, options, mask, cu_seqlens_q.shape[0] - 1, cu_seqlens_k is None)
+    given = cast("AttentionOptions", {**options, "bias": bias, "query_offset": query_offset})
+    offset = _check_rules(xp, given, mask, cu_seqlens_q.shape[0] - 1, cu_seqlens_k is None)
     packed = tuple(xp.permute_dims(a[None, ...], (0, 2, 1, 3)) for a in (query, key, value))  # -> (1, H, T, D)
     bounds = [
         _host_bounds(xp, *named) for named in (("cu_seqlens_q", cu_seqlens_q, query), ("cu_seqlens_k", cu_k, key))
     ]
     if None in bounds:
-        offset = options.pop("query_offset")
         places = pack(
             xp,
             query.shape[0],
@@ -100,11 +110,11 @@ def varlen_attention(
             same=cu_seqlens_k is None,
         )
         problem = Problem.of(
-            packed[0], packed[1], packed[2], mask, dropout_rate, {**options, "query_offset": 0}, packing=places
+            packed[0], packed[1], packed[2], mask, dropout_rate, {**given, "query_offset": 0}, packing=places
         )
         output = attend(problem, Wanted()).output
     else:
-        output = _one_by_one(xp, packed, bounds, mask, dropout_rate, options)
+        output = _one_by_one(xp, packed, bounds, mask, dropout_rate, given, offset)
     return xp.permute_dims(output[0, ...], (1, 0, 2))  # (1, H, T, Dv) -> (T, H, Dv)
 
 
@@ -115,9 +125,10 @@ def _one_by_one(
     mask: Mask | None,
     dropout_rate: float,
     options: AttentionOptions,
+    offset: Any,
 ) -> Array:
     """Attend within one sequence after the other."""
-    offset, (query, key, value), outputs = options.get("query_offset"), packed, []
+    (query, key, value), outputs = packed, []
     per_sequence = (offset if isinstance(offset, list) else [offset] * len(bounds[0])) or [0]
     sequences = list(zip(pairwise(bounds[0]), pairwise(bounds[1]), strict=True))
     sequences = sequences or [((0, 0), (0, 0))]  # a call with none is checked like any other
@@ -134,7 +145,7 @@ def _one_by_one(
         outputs.append(attend(problem, Wanted()).output)
     rest = (*query.shape[:2], query.shape[2] - bounds[0][-1], value.shape[-1])
     outputs.append(xp.zeros(rest, dtype=query.dtype, device=device(query)))
-    return xp.concat(outputs, axis=2)
+    return xp.astype(xp.concat(outputs, axis=2), query.dtype, copy=False)  # NumPy joins in the machine's byte order
 
 
 def _check_arrays(xp: Namespace, query: Array, key: Array, value: Array, cu_q: Array, cu_k: Array) -> None:
@@ -166,10 +177,12 @@ def _check_arrays(xp: Namespace, query: Array, key: Array, value: Array, cu_q: A
         )
 
 
-def _check_options(xp: Namespace, options: AttentionOptions, mask: Any, count: int, same: bool) -> Any:
+def _check_rules(xp: Namespace, options: AttentionOptions, mask: Any, count: int, same: bool) -> Any:
     """Refuse what packed sequences cannot mean; return the query offset: one for all, or one each."""
     if mask is not None and not isinstance(mask, Mask):
         raise TypeError(f"mask must be a rule from attention_xp.masks for packed sequences, got {type(mask).__name__}")
+    if mask is not None and _has_array_of_pairs(mask):
+        raise ValueError("mask cannot hold an array of (Sq, Sk) for packed sequences: expected rules of positions")
     if not isinstance(options.get("bias"), Bias | None):
         raise TypeError(
             f"bias must be a rule from attention_xp.biases for packed sequences, got {type(options['bias']).__name__}"
@@ -189,6 +202,10 @@ def _check_options(xp: Namespace, options: AttentionOptions, mask: Any, count: i
             "0 aligns each sequence top-left"
         )
     return _offsets(xp, offset, count)
+
+
+def _has_array_of_pairs(mask: Mask) -> bool:
+    return isinstance(mask, ArrayMask) or any(map(_has_array_of_pairs, parts_of(mask)))
 
 
 def _offsets(xp: Namespace, offset: Any, count: int) -> Any:

@@ -5,20 +5,24 @@ from typing import Any
 from attention_xp._backend.derivatives import constant
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._engine.checks import check_floating, shapes
-from attention_xp._typing import Array
+from attention_xp._public_types import Array
 
 __all__ = ["attention_score_visualization"]
 
 
 def attention_score_visualization(attention_weights: Array, tokens: Any = None) -> dict[str, Any]:
-    """Reduce attention weights to one matrix and its range.
+    r"""Reduce attention weights to one matrix and its range.
+
+    .. math:: \mathrm{view}_{ij} = \frac{1}{H} \sum_h \mathrm{weights}_{0 h i j}
+
+    the weights of the first batch item, averaged over the heads.
 
     Parameters
     ----------
     attention_weights : array
-        ``(B, H, Sq, Sk)``, ``(B, Sq, Sk)`` or ``(Sq, Sk)``.
+        ``(B, H, Sq, Sk)``, ``(B, Sq, Sk)`` or ``(Sq, Sk)``, floating, as `scaled_dot_product_attention` returns them.
     tokens : sequence of str, optional
-        Labels; handed through as they are.
+        Labels of rows and columns; handed through as they are, however many.
 
     Returns
     -------

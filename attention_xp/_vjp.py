@@ -5,45 +5,47 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Unpack
 
 from attention_xp._backend.libraries import common_namespace
-from attention_xp._backend.modes import outside_autocast
+from attention_xp._backend.modes import refuse_shards, sheltered
 from attention_xp._engine.checks import check_floating, check_placement, shapes
 from attention_xp._engine.choose import KERNELS, choose
 from attention_xp._engine.gradients import Gradients, backward, derivative_refusal
+from attention_xp._engine.known_end import with_zeros
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Wanted
 from attention_xp._engine.tile.arithmetic import summed_to
-from attention_xp._options import AttentionOptions, with_options
-from attention_xp._typing import Array, Namespace
+from attention_xp._options import AttentionOptions, check_options, with_options
+from attention_xp._public_types import Array, ArrayT, Generic, HeldT
+from attention_xp._typing import Namespace
 from attention_xp.biases import Bias
 from attention_xp.masks import Mask
 
 __all__ = ["AttentionGradients", "attention_vjp"]
 
 
-class AttentionGradients(NamedTuple):
+class AttentionGradients(NamedTuple, Generic[HeldT]):
     """Gradients of the arguments of attention, each with the shape and dtype of its argument.
 
     ``None`` for what was not given, or is no floating array; for a `Bias`, a tuple, one for each of its `arrays`. Being a named tuple, it is a pytree to JAX.
     """
 
-    query: Array
-    key: Array
-    value: Array
-    mask: Array | None = None
-    bias: Array | tuple[Array, ...] | None = None
-    sinks: Array | None = None
+    query: HeldT
+    key: HeldT
+    value: HeldT
+    mask: HeldT | None = None
+    bias: HeldT | tuple[HeldT, ...] | None = None
+    sinks: HeldT | None = None
 
 
 @with_options
 def attention_vjp(
-    query: Array,
-    key: Array,
-    value: Array,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
     mask: Array | Mask | None = None,
     *,
     dropout_rate: float = 0.0,
     **options: Unpack[AttentionOptions],
-) -> tuple[Array, Callable[[Array], AttentionGradients]]:
+) -> tuple[ArrayT, Callable[[ArrayT], AttentionGradients[ArrayT]]]:
     r"""Attend, and return the function that takes the gradient of the output to those of the arguments.
 
     .. math::
@@ -72,7 +74,8 @@ def attention_vjp(
         ``(..., H, Sq, Dv)``, with dtype, library and device of `query`.
     vjp : callable
         ``vjp(grad_output) -> AttentionGradients(query, key, value, mask, bias, sinks)``. `grad_output` has the
-        shape of `output`. A row that may attend nothing has zero gradients.
+        shape of `output`. A row that may attend nothing has zero gradients. That of a `scale` that is an array
+        follows from that of the query: it is ``sum(query * grad_query) / scale``.
 
     Raises
     ------
@@ -97,19 +100,28 @@ def attention_vjp(
            [0.9 , 0.9 , 0.9 ],
            [0.47, 0.47, 0.47]])
     """
+    if options:
+        check_options(attention_vjp, options)
     problem = Problem.of(query, key, value, mask, dropout_rate, options)
     reason = derivative_refusal(problem)
     if reason is not None:
         raise ValueError(reason)
-    xp, wide = problem.xp, dataclasses.replace(problem, query=_cast(problem.xp, problem.query, problem.dtype))
+    xp, scaled = problem.xp, problem.with_scaled_query()
+    wide = dataclasses.replace(scaled, query=_cast(xp, scaled.query, problem.dtype))
     kernel = choose(wide, Wanted(lse=True))
-    with outside_autocast(xp, query):
+    refuse_shards(xp)
+    wide, context = sheltered(wide)
+    with context:
         result = KERNELS[kernel].attend(wide, Wanted(lse=True))
     given = _Given(query, key, value, mask, options.get("bias"), options.get("sinks"))
+    factor = problem.scale if wide.scale is not problem.scale else None
 
-    def vjp(grad_output: Array) -> AttentionGradients:
+    def vjp(grad_output: ArrayT) -> AttentionGradients[ArrayT]:
         _check_gradient(xp, query, result.output, grad_output)
-        return given.like(xp, backward(wide, result.output, result.lse, grad_output, whole=kernel == "dense"))
+        gradients = backward(wide, result.output, result.lse, grad_output, whole=kernel == "dense")
+        if factor is not None:
+            gradients = gradients._replace(query=gradients.query * factor)
+        return given.like(xp, gradients)
 
     return _cast(xp, result.output, query.dtype), vjp
 
@@ -125,7 +137,7 @@ def _check_gradient(xp: Namespace, query: Array, output: Array, gradient: Array)
         )
 
 
-def _cast(xp: Namespace, array: Array, dtype: Any) -> Array:
+def _cast(xp: Namespace, array: Array, dtype: Any) -> Any:
     return xp.astype(array, dtype, copy=False)
 
 
@@ -145,11 +157,21 @@ class _Given(NamedTuple):
         bias = None if self.bias is None else addends.pop(0)
         mask = addends.pop(0) if addends else None
         query = summed_to(xp, gradients.query, tuple(self.query.shape))
-        parts = (query, gradients.key, gradients.value, mask, bias, gradients.sinks)
+        key, value = (with_zeros(xp, a, self.key.shape[-2], axis=-2) for a in (gradients.key, gradients.value))
+        mask, bias = (_of_all_keys(xp, *pair) for pair in ((self.mask, mask), (self.bias, bias)))
+        parts = (query, key, value, mask, bias, gradients.sinks)
         return AttentionGradients(*(_like(xp, given, part) for given, part in zip(self, parts, strict=True)))
+
+
+def _of_all_keys(xp: Namespace, given: Any, gradient: Any) -> Any:
+    """Return the gradient of what is added to the scores, with zeros where no key can be attended."""
+    if gradient is None or isinstance(given, Bias) or given.ndim == 0:
+        return gradient
+    return with_zeros(xp, gradient, given.shape[-1])
 
 
 def _like(xp: Namespace, given: Any, gradient: Any) -> Any:
     if isinstance(given, Bias):
-        return tuple(_like(xp, *pair) for pair in zip(given.arrays, gradient, strict=True))
+        # Behind its own arrays there may be those that it has captured from a trace, which are nobody's argument.
+        return tuple(_like(xp, *pair) for pair in zip(given.arrays, gradient, strict=False))
     return None if gradient is None else _cast(xp, xp.reshape(gradient, tuple(given.shape)), given.dtype)

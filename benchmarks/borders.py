@@ -1,7 +1,5 @@
 """Which kernel is the fastest, and which one ``impl="auto"`` takes, on a ladder of problem sizes."""
 
-import contextlib
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -134,9 +132,7 @@ def chosen(library: str, case: Case) -> str:
     """Return the kernel that ``impl="auto"`` takes for a case."""
     module, make = ARRAYS[library]
     convert = make(import_module(module))
-    with contextlib.redirect_stdout(io.StringIO()):
-        answers = explain(*map(convert, case.inputs()), **case.options(convert))
-    return next(kernel for kernel, answer in answers.items() if answer == "chosen")
+    return explain(*map(convert, case.inputs()), **case.options(convert)).kernel
 
 
 def cells(line: Line) -> list[str]:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests import _cupy_double
+
 NAMESPACES = {
     "numpy": "array_api_compat.numpy",
     "strict": "array_api_strict",
@@ -60,8 +62,12 @@ class Backend(Enum):
         return importlib.util.find_spec(self.package) is not None
 
     def has_device(self) -> bool:
-        """Whether the device that the backend needs is there."""
-        return not self.needs_gpu or _has_gpu(self.library)
+        """Whether the device that the backend needs is there, or a double stands in for it."""
+        return not self.needs_gpu or self.is_emulated() or _has_gpu(self.library)
+
+    def is_emulated(self) -> bool:
+        """Whether a double stands in for the library."""
+        return _cupy_double.emulates(self.package)
 
     def namespace(self) -> ModuleType:
         """The array API namespace of the library, configured for tests."""
@@ -119,6 +125,8 @@ def _namespace(library: str) -> ModuleType:
     if library == "jax":
         jax = importlib.import_module("jax")
         jax.config.update("jax_numpy_dtype_promotion", "strict")
+        jax.config.update("jax_numpy_rank_promotion", "raise")
+        jax.config.update("jax_debug_nans", True)
         jax.config.update("jax_default_matmul_precision", "float32")
     if library == "torch":
         importlib.import_module("torch").set_float32_matmul_precision("highest")

@@ -3,10 +3,10 @@
 from functools import partial
 
 import numpy as np
-from array_api_compat import array_namespace
 
 import attention_xp as ax
 from attention_xp import biases, linear, masks
+from attention_xp._backend.libraries import array_namespace
 from tests._inputs import inputs, normal
 
 __all__ = ["CALLS", "FUSED", "QKV"]

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 
 from attention_xp import flash_attention
 from attention_xp._backend.sharding import spread_like
+from tests._inputs import normal
 from tests._public_calls import CALLS
 
 MESH = {"batch": 4, "heads": 2}
@@ -136,8 +137,35 @@ def check_refusal():
         over_devices(attend, (own, PartitionSpec("batch")), own)(np.ones((4, 2, 5, 8)), np.ones(4))
 
 
+def check_explicit_mesh():
+    """Where types share arrays out, the formula attends if these are batch and heads; tiles say what to do instead."""
+    mesh = jax.make_mesh(tuple(MESH.values()), tuple(MESH), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+    x = normal(4, 2, 6, 8)
+
+    def attend(impl, *spec):
+        shared = jax.device_put(x, jax.sharding.NamedSharding(mesh, PartitionSpec(*spec)))
+        return jax.jit(lambda x: flash_attention(x, x, x, is_causal=True, impl=impl, tile=(2, 3)))(shared)
+
+    with jax.set_mesh(mesh):
+        for impl in ("dense", "auto"):
+            output = attend(impl, "batch", "heads")
+            assert output.sharding.spec == PartitionSpec("batch", "heads", None, None)
+            np.testing.assert_allclose(output, flash_attention(x, x, x, is_causal=True), rtol=1e-5, atol=1e-5)
+        for spec, axis in ((("batch",), "the batch"), ((None, "heads"), "the heads")):
+            with pytest.raises(ValueError, match=f"query is sharded along {axis}.*jax.shard_map.*; impl='dense' can"):
+                attend("tiled", *spec)
+        for spec, axis in (((None, None, "heads"), "the sequence"), ((None, None, None, "heads"), "the width")):
+            for impl in ("auto", "dense", "tiled"):
+                with pytest.raises(
+                    ValueError,
+                    match=f"impl='{impl}'.* sharded along {axis}.*jax.shard_map, over batch and heads(\\n|$)",
+                ):
+                    attend(impl, *spec)
+
+
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
     check_refusal()
+    check_explicit_mesh()
     for name, (function, arguments) in CALLS.items():
         check(name.partition(", ")[0], function, arguments)

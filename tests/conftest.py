@@ -1,12 +1,8 @@
 """Fixtures of the tests of the package."""
 
 import pytest
-from hypothesis import settings
 
 IMPLS = ("dense", "tiled")
-
-settings.register_profile("attention_xp", deadline=None, derandomize=True, database=None)
-settings.load_profile("attention_xp")
 
 
 def with_tiles(*tiles: tuple[int, int] | None) -> pytest.MarkDecorator:

@@ -88,6 +88,7 @@ def test_rows_of_padding_are_zero_and_minus_infinity(library, make, impl, with_s
     assert (weights[1] > 0).all()
 
 
+@pytest.mark.with_nan
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf], ids=str)
 @pytest.mark.parametrize("where", ["key", "value", "both"])
 @pytest.mark.parametrize("options", EXCLUDED.values(), ids=EXCLUDED)
@@ -102,6 +103,7 @@ def test_excluded_keys_and_values_never_reach_the_output(library, impl, options,
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.with_nan
 @pytest.mark.parametrize("bad", [np.nan, np.inf], ids=str)
 @pytest.mark.parametrize("where", ["key", "value"])
 def test_earlier_rows_do_not_see_what_later_rows_see(library, impl, where, bad):
@@ -113,6 +115,7 @@ def test_earlier_rows_do_not_see_what_later_rows_see(library, impl, where, bad):
         np.testing.assert_allclose(one[:, :, :3], other[:, :, :3], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.with_nan
 @pytest.mark.parametrize("where", ["query", "key", "value"])
 @pytest.mark.parametrize("options", [{}, {"is_causal": True}], ids=["full", "causal"])
 def test_nan_that_may_be_attended_is_not_hidden(library, impl, where, options):

@@ -13,12 +13,13 @@ from tests._backends import Backend
 from tests.strategies import Case, cases
 
 REFUSAL = "impl='fused' cannot compute this call: "
-FEWEST = 30  # calls of a hundred that a guest that is at hand computes
+FEWEST = 0.3  # of the calls: those that a guest that is at hand computes
 
 
 def examples(library: Backend) -> int:
     """How many calls are tried: JAX compiles every new shape, and read-only arrays only tell that nothing is written."""
-    return 10 if library.like("jax") else 20 if library is Backend.NUMPY_READONLY else 100
+    share = 10 if library.like("jax") else 5 if library is Backend.NUMPY_READONLY else 1
+    return settings().max_examples // share
 
 
 def survivors(arrays: tuple[np.ndarray, ...], options: dict[str, Any]) -> np.ndarray:
@@ -74,7 +75,7 @@ def test_a_guest_agrees_or_tells_why_it_cannot(library):
         computed.append(case)
 
     agree()
-    assert len(computed) >= FEWEST if library.like("torch") else reasons
+    assert len(computed) >= FEWEST * examples(library) if library.like("torch") else reasons
     assert all(REFUSAL in reason for reason in reasons)
 
 

@@ -52,13 +52,16 @@ def test_an_absent_package_is_refused(backend):
 
 
 @pytest.mark.backends("cupy")
-def test_an_absent_gpu_is_a_skip_and_on_demand_a_failure():
-    blind = [b.value for b in Backend if b.is_installed() and not b.has_device()]
+def test_an_absent_gpu_is_a_skip_or_a_double_and_on_demand_a_failure():
+    emulated = [b.value for b in Backend if b.is_emulated()]
+    skipped = [b.value for b in Backend if b.is_installed() and not b.has_device()]
+    blind = emulated + skipped
     if not blind:
         pytest.skip("every installed backend has its device here")
-    status, output = run(f"--xp={','.join(blind)}")
+    status, output = run(f"--xp={','.join(blind)}", "-v")
     assert status == 0
-    assert all(f"{name}: no CUDA device available" in output for name in blind)
+    assert all(f"{name}: emulated over NumPy, no CUDA device" in output for name in emulated)
+    assert all(f"{name}: no CUDA device available" in output for name in skipped)
     status, output = run(f"--xp={','.join(blind)}", "--require-gpu")
     assert status == pytest.ExitCode.TESTS_FAILED
     assert all(f"{name}: no CUDA device available, and --require-gpu asks for one" in output for name in blind)

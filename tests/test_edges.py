@@ -15,7 +15,9 @@ from attention_xp.masks import FunctionMask
 from tests._assertions import assert_close
 from tests._backends import to_numpy
 from tests._inputs import inputs, normal
+from tests._public_calls import CALLS
 from tests._slopes import check_gradients, named
+from tests._transforms import results
 from tests.reference import attention
 from tests.score_mods import causal_by_infinity
 
@@ -35,12 +37,36 @@ def test_options_with_fewer_axes_than_the_scores(library, make, kernel, options)
     assert_close(output, attention(query, key, value, **options)[0], library)
 
 
+def swapped(x):
+    """The same numbers in the other byte order."""
+    return x.astype(x.dtype.newbyteorder())
+
+
 @pytest.mark.backends("numpy")
-def test_the_other_byte_order(impl):
-    query, key, value = (x.astype(">f8") for x in inputs(SHAPE))
-    output = flash_attention(query, key, value, impl=impl)
-    assert output.dtype == query.dtype
-    np.testing.assert_allclose(output.astype(float), attention(query, key, value)[0], rtol=1e-12)
+@pytest.mark.parametrize("name", CALLS)
+def test_the_other_byte_order(name):
+    call, arrays = CALLS[name]
+    every, n = set(range(len(arrays))), len(arrays)
+    wanted = results(call(*arrays))
+    for which in [every, *({i} for i in range(n) if n > 1)]:
+        given = [swapped(x) if i in which else x for i, x in enumerate(arrays)]
+        for actual, expected in zip(results(call(*given)), wanted, strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.backends("numpy")
+@pytest.mark.parametrize("which", [(0,), (1,), (0, 1, 2)])
+def test_the_query_tells_the_byte_order_of_the_output(impl, which):
+    given = [swapped(x) if i in which else x for i, x in enumerate(inputs(SHAPE))]
+    assert flash_attention(*given, impl=impl).dtype == given[0].dtype
+
+
+@pytest.mark.backends("numpy")
+@pytest.mark.parametrize("options", [{}, {"key_lengths": 30}], ids=["whole", "short"])
+def test_the_query_tells_the_byte_order_of_the_weights(impl, options):
+    query, key, value = (swapped(x) for x in inputs(SHAPE))
+    output, weights = scaled_dot_product_attention(query, key, value, impl=impl, **options)
+    assert (output.dtype, weights.dtype) == (query.dtype, query.dtype)
 
 
 @pytest.mark.parametrize("size", [1e13, 1e-20])
@@ -59,6 +85,7 @@ def test_a_late_large_score(library, make, impl):
     np.testing.assert_allclose(to_numpy(output), value, rtol=1e-5)
 
 
+@pytest.mark.with_nan
 def test_nan_in_padded_queries(library, make, impl):
     query, key, value = inputs(SHAPE)
     query[..., 30:, :] = np.nan
@@ -155,7 +182,7 @@ def test_jax_gradient_of_a_mapped_call(library, make):
 
 @pytest.mark.parametrize("heads", [0, 3])
 def test_heads_must_suit(heads):
-    with pytest.raises(ValueError, match="not divisible by the 2 heads of key"):
+    with pytest.raises(ValueError, match=r"not divisible by the 2 heads of key: .* heads before the sequence"):
         scaled_dot_product_attention(np.ones((heads, 4, 8))[None], *(np.ones((1, 2, 4, 8)),) * 2)
 
 

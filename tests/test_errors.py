@@ -1,13 +1,24 @@
 """Wrong calls of attention: the type of the error, and a text that names argument, letters and shapes."""
 
+import importlib
+import inspect
+import re
+
 import pytest
 
+import attention_xp
 from attention_xp import scaled_dot_product_attention as sdpa
 from attention_xp.biases import AlibiBias
 from attention_xp.masks import CausalMask
-from tests._wrong import EITHER, Wrong, check
+from tests._wrong import Arrays, Wrong, check
 
 Q, K, V, M = "(..., H, Sq, D)", "(..., Hkv, Sk, D)", "(..., Hkv, Sk, Dv)", "(..., H, Sq, Sk)"
+
+
+def takes_options(function):
+    """Whether a public name is a function that takes the shared options."""
+    return inspect.isfunction(function) and "score_mod" in inspect.signature(function).parameters
+
 
 INPUTS = {
     "key width": Wrong(
@@ -64,12 +75,12 @@ INPUTS = {
 }  # fmt: skip
 
 OPTIONS = {
-    "integer mask": Wrong(lambda a: a.attend(mask=a(5, 5, dtype="int32")), TypeError, ("mask", "int32", "bool")),
+    "integer mask": Wrong(lambda a: a.attend(mask=a(5, 5, dtype="int32")), TypeError, ("mask", "int32", "bool", "mask != 0")),
     "list as mask": Wrong(lambda a: a.attend(mask=[[True]]), TypeError, ("mask", "list")),
-    "class as mask": Wrong(lambda a: a.attend(mask=CausalMask), TypeError, ("mask", "a rule", "the class CausalMask")),
-    "function as mask": Wrong(lambda a: a.attend(mask=lambda b, h, q, k: q), TypeError, ("mask", "FunctionMask", "function")),
-    "bias as mask": Wrong(lambda a: a.attend(mask=AlibiBias(a(4))), TypeError, ("mask", "attention_xp.masks", "AlibiBias")),
-    "mask as bias": Wrong(lambda a: a.attend(bias=CausalMask()), TypeError, ("bias", "attention_xp.biases", "CausalMask")),
+    "class as mask": Wrong(lambda a: a.attend(mask=CausalMask), TypeError, ("mask", "a rule", "the class CausalMask", "CausalMask(...)")),
+    "function as mask": Wrong(lambda a: a.attend(mask=lambda b, h, q, k: q), TypeError, ("mask", "function: FunctionMask makes a rule of it")),
+    "bias as mask": Wrong(lambda a: a.attend(mask=AlibiBias(a(4))), TypeError, ("mask", "attention_xp.masks", "AlibiBias, which goes into bias")),
+    "mask as bias": Wrong(lambda a: a.attend(bias=CausalMask()), TypeError, ("bias", "attention_xp.biases", "CausalMask, which goes into mask")),
     "mask of each batch item": Wrong(
         lambda a: a.attend(axes=5, mask=a(7, 5, 5)), ValueError, ("mask", M, "(7, 5, 5)"),
     ),
@@ -91,7 +102,7 @@ OPTIONS = {
         lambda a: a.attend(axes=3, mask=a(2, 4, 5, 5)), ValueError, ("mask", "Sq, Sk)", "(2, 4, 5, 5)", "(2, 5, 5)")
     ),
     "integer bias": Wrong(lambda a: a.attend(bias=a(5, 5, dtype="int32")), TypeError, ("bias", "int32")),
-    "boolean bias": Wrong(lambda a: a.attend(bias=a(5, 5, dtype="bool")), TypeError, ("bias", "bool")),
+    "boolean bias": Wrong(lambda a: a.attend(bias=a(5, 5, dtype="bool")), TypeError, ("bias", "bool: what excludes pairs goes into mask")),
     "number as bias": Wrong(lambda a: a.attend(bias=1.0), TypeError, ("bias", "float")),
     "bias does not fit": Wrong(
         lambda a: a.attend(bias=a(3, 5, 5)), ValueError, ("bias", M, "(2, 4, 5, 5)", "(3, 5, 5)")
@@ -107,7 +118,7 @@ OPTIONS = {
     "negative window": Wrong(lambda a: a.attend(window=-1), ValueError, ("window", "negative", "-1")),
     "negative side of a window": Wrong(lambda a: a.attend(window=(2, -1)), ValueError, ("window", "negative", "-1")),
     "fractional window": Wrong(lambda a: a.attend(window=1.5), TypeError, ("window", "int", "1.5")),
-    "three-sided window": Wrong(lambda a: a.attend(window=(1, 1, 1)), EITHER, ("window", "(left, right)")),
+    "three-sided window": Wrong(lambda a: a.attend(window=(1, 1, 1)), ValueError, ("window", "(left, right)")),
     "fractional offset": Wrong(lambda a: a.attend(query_offset=1.5), TypeError, ("query_offset", "int", "float")),
     "floating offsets": Wrong(lambda a: a.attend(query_offset=a(2)), TypeError, ("query_offset", "int", "float32")),
     "offsets of the wrong batch": Wrong(
@@ -123,6 +134,12 @@ OPTIONS = {
     "list of lengths": Wrong(lambda a: a.attend(query_lengths=[1, 2]), TypeError, ("query_lengths", "int", "list")),
     "negative length": Wrong(lambda a: a.attend(key_lengths=-1), ValueError, ("key_lengths", "-1")),
     "scale of the wrong kind": Wrong(lambda a: a.attend(scale="big"), TypeError, ("scale", "str")),
+    "integer array as scale": Wrong(lambda a: a.attend(scale=a(dtype="int32")), TypeError, ("scale", "int32", "floating")),
+    "boolean array as scale": Wrong(lambda a: a.attend(scale=a(dtype="bool")), TypeError, ("scale", "bool", "floating")),
+    "scale of another library": Wrong(lambda a: a.attend(scale=a.foreign()), TypeError, ("scale", "query")),
+    "a scale for each head": Wrong(
+        lambda a: a.attend(scale=a(4)), ValueError, ("scale", "a float or scale ()", "got scale (4,)")
+    ),
     "soft cap of zero": Wrong(lambda a: a.attend(softcap=0.0), ValueError, ("softcap", "positive", "0.0")),
     "negative soft cap": Wrong(lambda a: a.attend(softcap=-2), ValueError, ("softcap", "positive", "-2")),
     "soft cap of the wrong kind": Wrong(lambda a: a.attend(softcap="x"), TypeError, ("softcap", "str")),
@@ -161,7 +178,34 @@ OPTIONS = {
         lambda a: a.attend(function=sdpa, return_weights="no"), TypeError, ("return_weights", "bool", "str")
     ),
     "number as return_lse": Wrong(lambda a: a.attend(return_lse=1), TypeError, ("return_lse", "bool", "int")),
-    "unknown option": Wrong(lambda a: a.attend(windows=2), TypeError, ("windows", "own arguments", "window,")),
+    "unknown option": Wrong(lambda a: a.attend(windows=2), TypeError, ("flash_attention has no argument 'windows'", "'window'?", "takes query, key, value, mask,", "return_lse, bias", "tile")),
+}  # fmt: skip
+
+# What other libraries call an argument, and what an error answers.
+MEANT = {
+    "attn_mask": "(did you mean 'mask'?)",
+    "dropout_p": "(did you mean 'dropout_rate'?)",
+    "causal": "(did you mean 'is_causal'?)",
+    "need_weights": "(did you mean 'return_weights' of scaled_dot_product_attention?)",
+    "key_padding_mask": "(did you mean key_lengths, or mask=mask[:, None, None, :] of a (B, Sk) array, True = may attend?)",
+    "enable_gqa": "(not needed: fewer heads of key and value than of query are grouped)",
+    "alibi_slopes": "(did you mean bias=attention_xp.biases.AlibiBias(alibi_slopes)?)",
+    "sclae": "(did you mean 'scale'?)",
+    "zeta": "'zeta': it takes query",
+}
+OPTIONS |= {
+    name: Wrong(lambda a, name=name: a.attend(**{name: None}), TypeError, (name, answer)) for name, answer in MEANT.items()
+} | {
+    "weights that are needed": Wrong(
+        lambda a: a.attend(function=sdpa, need_weights=True), TypeError, ("scaled_dot", "(did you mean 'return_weights'?)")
+    ),
+    "padding mask": Wrong(
+        lambda a: a.attend(mask=a(2, 7, dtype="bool"), keys=7), ValueError,
+        ("mask", M, "a padding mask (B, Sk) as mask[:, None, None, :] or as key_lengths", "(2, 7)"),
+    ),
+    "padding mask without heads": Wrong(
+        lambda a: a.attend(axes=3, mask=a(2, 5, dtype="bool")), ValueError, ("mask", "(B, Sk) as mask[:, None, :]", "(2, 5)")
+    ),
 }  # fmt: skip
 
 WRONG = INPUTS | OPTIONS
@@ -170,3 +214,29 @@ WRONG = INPUTS | OPTIONS
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
 def test_wrong_call(library, wrong):
     check(wrong, library)
+
+
+@pytest.mark.parametrize("name", [n for n in attention_xp.__all__ if takes_options(getattr(attention_xp, n))])
+def test_every_function_names_itself_and_its_own_arguments(library, name):
+    function = getattr(attention_xp, name)
+    taken = inspect.signature(function).parameters
+    required = [a for a, p in taken.items() if p.default is p.empty]
+    with pytest.raises(
+        TypeError, match=rf"{function.__name__} has no argument 'casual' .*: it takes {', '.join(taken)}$"
+    ):
+        function(*[None] * len(required), casual=True)
+
+
+@pytest.mark.backends("jax")
+@pytest.mark.parametrize(
+    ("name", "value", "kind", "way"),
+    [
+        ("is_causal", True, "a bool", "static_argnames='is_causal'"),
+        ("dropout_rate", 0.5, "a real number", "static_argnames='dropout_rate'"),
+        ("rng", 3, "a JAX key", "jax.random.key(seed)"),
+    ],
+)
+def test_what_must_not_be_traced_says_how_to_give_it(library, name, value, kind, way):
+    jax, arrays = importlib.import_module("jax"), Arrays(library)
+    with pytest.raises(TypeError, match=f"{name} must be .*{kind}, got .*{re.escape(way)}"):
+        jax.jit(lambda given: arrays.attend(**{"dropout_rate": 0.5, "rng": 0, name: given}))(value)

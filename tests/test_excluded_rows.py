@@ -30,8 +30,11 @@ SILENT = {  # options -> the rows that attend nothing
 }
 BAD = [(where, bad) for where in (("query",), ("gradient",), ("query", "gradient")) for bad in (np.nan, np.inf)]
 
-# NumPy warns of infinity minus infinity in a product, as for any array.
-pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+pytestmark = [
+    pytest.mark.with_nan,
+    # NumPy warns of infinity minus infinity in a product, as for any array.
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
+]
 
 of_each = pytest.mark.parametrize(("options", "rows"), SILENT.values(), ids=SILENT)
 
@@ -206,3 +209,30 @@ def test_a_row_that_attends_something_is_not_silenced(library, impl, is_own):
     assert np.isfinite(np.delete(query, 2, axis=-2)).all()
     if is_own or impl == "tiled":  # a library that follows the formula multiplies weights of 0 by it
         assert np.isfinite(value[..., 3:, :]).all()
+
+
+WHOLE = {  # nobody may attend the keys of the first item, or from row 200 on
+    "query lengths": {"query_lengths": np.asarray([0, 300])},
+    "boolean mask": {"mask": np.asarray([[[[False]]], [[[True]]]])},
+    "float mask": {"mask": np.asarray([[[[-np.inf]]], [[[0.0]]]])},
+    "causal and query lengths": {"is_causal": True, "query_lengths": 200},
+}
+
+
+@pytest.mark.backends(*WITH_GRADIENTS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("options", WHOLE.values(), ids=WHOLE)
+def test_keys_that_only_silent_rows_would_meet(library, options, bad):
+    query, key, value = (normal(2, 2, 300, 64, seed=i) for i in range(3))
+    unseen = (slice(None), slice(None), slice(200, None)) if "is_causal" in options else 0
+    wrong_key, wrong_value = key.copy(), value.copy()
+    wrong_key[unseen] = wrong_value[unseen] = bad
+    options = {name: library.array(x) if isinstance(x, np.ndarray) else x for name, x in options.items()}
+
+    def attend(*arrays):
+        return flash_attention(*(library.array(a) if isinstance(a, np.ndarray) else a for a in arrays), **options)
+
+    actual, expected = attend(query, wrong_key, wrong_value), attend(query, key, value)
+    np.testing.assert_allclose(to_numpy(actual), to_numpy(expected), atol=1e-5)
+    for slope in gradients(library, attend)(query, wrong_key, wrong_value):
+        assert np.isfinite(slope).all()

@@ -1,4 +1,4 @@
-"""What each kernel answers to a call, printed and returned."""
+"""What each kernel answers to a call."""
 
 import numpy as np
 import pytest
@@ -18,23 +18,17 @@ REASONS = {
 }
 
 
-def lines(verdicts):
-    """What is printed."""
-    return "".join(f"{name}: {verdict}\n" for name, verdict in verdicts.items())
-
-
-def test_every_kernel_answers_and_one_is_chosen(library, capsys):
+def test_every_kernel_answers_and_one_is_chosen(library):
     for arrays in (FEW, MANY):
         verdicts = explain(*map(library.array, arrays), is_causal=True)
-        assert capsys.readouterr().out == lines(verdicts)
-        assert list(verdicts) == list(KERNELS)
-        assert list(verdicts.values()).count("chosen") == 1
+        assert list(verdicts) == list(KERNELS) == list(verdicts.reasons)
+        assert [name for name, verdict in verdicts.items() if verdict == "chosen"] == [verdicts.kernel]
         if library.value in REASONS:
             assert verdicts["fused"] == REASONS[library.value]
 
 
 @pytest.mark.backends("torch")
-def test_torch_is_chosen_and_says_what_it_lacks(library, capsys):
+def test_torch_is_chosen_and_says_what_it_lacks(library):
     arrays = [*map(library.array, MANY)]
     assert explain(*arrays) == {"fused": "chosen", "tiled": "can", "dense": "can"}
     verdicts = explain(*arrays, PrefixMask(3))
@@ -42,34 +36,42 @@ def test_torch_is_chosen_and_says_what_it_lacks(library, capsys):
     assert "softcap" in explain(*arrays, softcap=2.0)["fused"]
     assert "log-sum-exp" in explain(*arrays, return_lse=True)["fused"]
     assert explain(*arrays, return_weights=True)["fused"] == "a fused kernel does not give the weights"
-    capsys.readouterr()
 
 
-def test_few_scores_and_wanted_weights_are_dense_and_many_scores_tiled(library, capsys):
+def test_few_scores_and_wanted_weights_are_dense_and_many_scores_tiled(library):
     few, many = ([*map(library.array, arrays)] for arrays in (FEW, MANY))
     softcap = {"softcap": 2.0}  # no guest has it
     assert explain(*few, **softcap)["dense"] == "chosen"
     assert explain(*many, **softcap)["tiled"] == "chosen"
     assert explain(*many, **softcap, return_weights=True)["dense"] == "chosen"
-    capsys.readouterr()
 
 
-def test_what_was_asked_for_is_chosen_or_refused(library, impl, capsys):
+def test_what_was_asked_for_is_chosen_or_refused(library, impl):
     arrays = [*map(library.array, FEW)]
     assert explain(*arrays, impl=impl)[impl] == "chosen"
     with pytest.raises(ValueError, match="impl='fused' cannot compute this call: "):
         explain(*arrays, impl="fused", return_weights=True)
     with pytest.raises(ValueError, match="query_offset is required"):
         explain(*arrays[:1], *(library.array(x) for x in inputs((2, 4, 7, 8))[1:]), is_causal=True)
-    capsys.readouterr()
 
 
-def test_the_kernel_that_is_named_computes(library, monkeypatch, capsys):
+def test_the_kernel_that_is_named_computes(library, monkeypatch):
     arrays = [*map(library.array, MANY)]
-    chosen = next(name for name, verdict in explain(*arrays).items() if verdict == "chosen")
-    capsys.readouterr()
+    chosen = explain(*arrays).kernel
     called = []
     attend = KERNELS[chosen].attend
     monkeypatch.setattr(KERNELS[chosen], "attend", lambda *x: called.append(chosen) or attend(*x))
     assert np.shape(flash_attention(*arrays)) == MANY.query.shape
     assert called == [chosen]
+
+
+def test_an_explanation_prints_itself_and_nothing_else_does(capsys):
+    explanation = explain(*MANY, is_causal=True)
+    assert capsys.readouterr().out == ""
+    text = "fused: there is no fused kernel for numpy arrays\ntiled: chosen\ndense: can"
+    assert str(explanation) == repr(explanation) == text
+    assert explanation.kernel == "tiled"
+    assert explanation.reasons == {"fused": "there is no fused kernel for numpy arrays", "tiled": None, "dense": None}
+    assert "<tr><th>dense</th><td>can</td></tr>" in explanation._repr_html_()
+    with pytest.raises(KeyError, match="quick"):
+        explanation["quick"]

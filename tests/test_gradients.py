@@ -140,6 +140,7 @@ def test_only_the_empty_rows_have_zero_gradients(library, impl, options):
 BAD = [(where, bad) for where in (("key",), ("value",), ("key", "value")) for bad in (np.nan, np.inf)]
 
 
+@pytest.mark.with_nan
 @pytest.mark.parametrize("options", EXCLUDED.values(), ids=EXCLUDED)
 def test_excluded_keys_and_values_never_reach_a_gradient(library, impl, options):
     options = made(library, options)
@@ -153,6 +154,7 @@ def test_excluded_keys_and_values_never_reach_a_gradient(library, impl, options)
             np.testing.assert_allclose(actual, clean, rtol=1e-4, atol=1e-5, err_msg=f"{bad} in {where}")
 
 
+@pytest.mark.with_nan
 def test_queries_do_not_feel_what_only_later_queries_see(library, impl):
     slopes = gradients(library, lambda *a: flash_attention(*a, is_causal=True, impl=impl)[..., :3, :] ** 2)
     expected = slopes(*SQUARE)[0][:, :3]

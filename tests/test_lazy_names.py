@@ -1,6 +1,7 @@
 """The names of the package: loaded on first use, and the same to type checkers."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,3 +37,31 @@ def test_an_unknown_name_is_refused():
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_can_be_imported_first(module):
     subprocess.run([sys.executable, "-c", f"import {module}"], check=True, cwd=PACKAGE.parent)
+
+
+def test_nothing_but_the_public_names_is_there():
+    assert [n for n in vars(attention_xp) if not n.startswith("_") and n not in attention_xp.__all__] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "home"), [("CausalMask", "masks"), ("AlibiBias", "biases"), ("linear_attention", "linear")]
+)
+def test_a_name_of_a_submodule_tells_where_it_is(name, home):
+    text = f"module 'attention_xp' has no attribute '{name}'; it is in attention_xp.{home}: from attention_xp.{home} import {name}"
+    with pytest.raises(AttributeError, match=f"^{re.escape(text)}$"):
+        getattr(attention_xp, name)
+    with pytest.raises(ImportError, match=f"^{re.escape(text)}$"):
+        exec(f"from attention_xp import {name}")  # noqa: S102
+    assert not hasattr(attention_xp, name)
+
+
+def test_every_public_name_of_a_submodule_is_found():
+    for home in ("biases", "linear", "masks"):
+        for name in set(getattr(attention_xp, home).__all__) - set(attention_xp.__all__):
+            with pytest.raises(AttributeError, match=rf"it is in attention_xp\.{home}:"):
+                getattr(attention_xp, name)
+
+
+def test_an_import_of_an_unknown_name_is_refused_as_ever():
+    with pytest.raises(ImportError, match="cannot import name 'no_such_name' from 'attention_xp'"):
+        exec("from attention_xp import no_such_name")  # noqa: S102

@@ -5,6 +5,7 @@ import pytest
 
 from attention_xp import flash_attention, merge_attention
 from tests._assertions import assert_close
+from tests._autodiff import gradients
 from tests._backends import to_numpy
 from tests._inputs import inputs
 from tests.reference import attention
@@ -45,6 +46,32 @@ def test_parts_that_attend_nothing_add_nothing(library, make):
     output, lse = merge_attention(*zip(nothing, nothing, strict=True))
     assert_close(output, np.zeros(query.shape), library)
     assert_close(lse, np.full(query.shape[:-1], -np.inf), library)
+
+
+@pytest.mark.with_nan
+def test_what_a_part_without_weight_holds_does_not_matter(library, make):
+    query, key, value = inputs((2, 3, 7, 4))
+    some = flash_attention(make(query), make(key), make(value), return_lse=True)
+    for number in (np.nan, np.inf):
+        nothing = make(np.full(query.shape, number)), make(np.full(query.shape[:-1], -np.inf))
+        output, lse = merge_attention(*zip(nothing, some, strict=True))
+        assert_close(output, to_numpy(some[0]), library)
+        assert_close(lse, to_numpy(some[1]), library)
+        assert_close(merge_attention(*zip(nothing, nothing, strict=True))[0], np.zeros(query.shape), library)
+
+
+@pytest.mark.with_nan
+@pytest.mark.backends("torch", "jax")
+def test_no_gradient_comes_from_a_part_without_weight(library):
+    def total(output, lse, empty, nothing):
+        merged = merge_attention([output, empty], [lse, nothing])
+        return (merged[0] ** 2).sum() + merged[1][:2].sum()
+
+    arrays = np.ones((3, 4)), np.asarray([0.5, 1.0, -np.inf]), np.full((3, 4), np.nan), np.full(3, -np.inf)
+    for slope, expected in zip(
+        gradients(library, total)(*arrays), ([[2.0], [2.0], [0.0]], [1.0, 1.0, 0.0], 0.0, 0.0), strict=True
+    ):
+        np.testing.assert_allclose(slope, np.broadcast_to(expected, slope.shape), atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,9 @@ def test_grouped_heads_without_params_have_narrow_keys(library, make):
         {"mask": (np.arange(5) < np.asarray([[3], [5]])).reshape(2, 1, 1, 5)},
         {"bias": normal(4, 5, 5), "softcap": 2.0, "window": 1},
         {"key_lengths": np.asarray([3, 0]), "query_lengths": np.asarray([5, 2]), "sinks": normal(4)},
+        {"key_lengths": 2},
+        {"key_lengths": 2, "mask": np.tri(5, dtype=bool), "bias": normal(4, 5, 5)},
+        {"key_lengths": np.asarray([3, 1]), "bias": normal(4, 5, 5)},
     ],
 )
 def test_options_are_passed_on(library, make, options):
@@ -208,6 +211,9 @@ def test_params_are_a_jax_pytree():
     ],
 )
 def test_a_bad_call_is_refused_before_anything_is_projected(library, make, monkeypatch, options, message):
+    if library.like("cupy") and "impl" in options:
+        pytest.skip("kernels judge the layout of CuPy's arrays as well, which the projections make")
+
     def project(*_):
         raise AssertionError("projected")
 

@@ -62,3 +62,11 @@ def test_a_scale_on_another_device(make, xp):
     gamma = xp.ones(3, dtype=xp.float32, device=xp.Device("CPU_DEVICE"))
     with pytest.raises(ValueError, match=r"gamma is on .* but x is on"):
         layer_normalization(make(np.ones((2, 3))), gamma, make(np.zeros(3)))
+
+
+@pytest.mark.parametrize("given", [(), ("gamma",), ("beta",)], ids=str)
+def test_scale_and_shift_may_be_left_out(library, make, given):
+    x, parameters = normal(3, 8), {"gamma": normal(8, seed=1), "beta": normal(8, seed=2)}
+    chosen = {name: parameters[name] for name in given}
+    expected = formula(x, chosen.get("gamma", 1.0), chosen.get("beta", 0.0))
+    assert_close(layer_normalization(make(x), **{n: make(a) for n, a in chosen.items()}), expected, library)

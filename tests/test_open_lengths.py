@@ -4,10 +4,10 @@ import importlib
 
 import numpy as np
 import pytest
-from array_api_compat import array_namespace
 
 import attention_xp as ax
 from attention_xp import biases, linear, masks
+from attention_xp._backend.libraries import array_namespace
 from tests._inputs import normal
 from tests._transforms import assert_same
 
@@ -135,18 +135,39 @@ def test_gradients_of_as_many_tiles(library):
     assert count_graphs(library, slope, (200, 220, 250)) == 1  # two blocks of rows, each of one tile
 
 
-@pytest.mark.parametrize("impl", ["dense", "fused"])
-@pytest.mark.parametrize("options", [{}, {"is_causal": True}], ids=str)
-def test_export(library, impl, options):
+def exported(library, heads, strict, **options):
+    """Export attention with open lengths, and compare it at two of them."""
     torch = importlib.import_module("torch")
 
     class Attention(torch.nn.Module):
         def forward(self, q, k, v):
-            return ax.flash_attention(q, k, v, impl=impl, **options)
+            return ax.flash_attention(q, k, v, **options)
 
-    made = [library.array(x) for x in (normal(2, 4, 6, 8), normal(2, 2, 6, 8), normal(2, 2, 6, 8))]
-    length = torch.export.Dim("length", min=2, max=512)
-    exported = torch.export.export(Attention(), tuple(made), dynamic_shapes=({2: length},) * 3, strict=True)
+    made = [library.array(x) for x in (normal(2, 4, 6, 8), normal(2, heads, 6, 8), normal(2, heads, 6, 8))]
+    length = torch.export.Dim("length", min=2, max=4096)
+    program = torch.export.export(Attention(), tuple(made), dynamic_shapes=({2: length},) * 3, strict=strict)
     for n in (6, 31):
         arrays = [library.array(normal(*x.shape[:2], n, 8)) for x in made]
-        assert_same(exported.module()(*arrays), Attention()(*arrays))
+        assert_same(program.module()(*arrays), Attention()(*arrays))
+
+
+@pytest.mark.parametrize("impl", ["dense", "fused", "auto"])
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}], ids=str)
+def test_export(library, impl, options):
+    exported(library, 2, True, impl=impl, **options)
+    exported(library, 4 if impl == "dense" else 2, False, impl=impl, **options)
+
+
+def test_export_of_what_torch_has_no_word_for(library):
+    exported(library, 2, True, softcap=2.0)
+    exported(library, 4, False, softcap=2.0)
+
+
+def test_export_says_what_cannot_be_left_open(library):
+    with pytest.raises(ValueError, match=r"impl='tiled' cannot compute this call: .* fixed number of tiles"):
+        exported(library, 4, False, impl="tiled")
+    with pytest.raises(importlib.import_module("torch")._dynamo.exc.Unsupported, match="fixed number of tiles"):
+        exported(library, 4, True, impl="tiled")
+    for impl in ("auto", "dense"):
+        with pytest.raises(ValueError, match=rf"impl='{impl}' cannot compute this call: .* strict=True"):
+            exported(library, 2, False, impl=impl, softcap=2.0)

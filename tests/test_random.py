@@ -20,6 +20,13 @@ def test_rate_zero_returns_the_values(library, make):
     assert_equal(dropout(make(x), 0.0), x, library, dtype="float32")
 
 
+@pytest.mark.backends("torch")
+def test_rate_zero_is_differentiable_without_a_warning(make):
+    x = make(normal(3, 4)).requires_grad_()
+    dropout(x, 0.0).sum().backward()
+    assert to_numpy(x.grad).tolist() == np.ones((3, 4)).tolist()
+
+
 @pytest.mark.parametrize("rate", [0.2, 0.5])
 def test_kept_entries_are_scaled_up(library, make, rate):
     x = 1.0 + np.abs(normal(8, 50))
@@ -68,9 +75,10 @@ def test_every_way_to_draw_gives_the_same(make, xp, monkeypatch, first, sizes):
     sizes = tuple(min(size, 2**31 - start) for start, size in zip(first, sizes, strict=True))
     key, rate = (1, 2**31 - 1), 0.3
     rows, columns = (np.arange(start, start + size) for start, size in zip(first, sizes, strict=True))
-    positions = make(rows[:, None], "int32"), make(columns, "int32")
+    positions = make(rows[:, None], "int32"), make(columns[None, :], "int32")
     expected = to_numpy(survivors_one_by_one(key, rate, *positions, xp=xp))
-    whole = to_numpy(survivors(key, rate, first, sizes, xp=xp, device=device(positions[1])))
+    words = tuple(make([[word]], "int32") for word in key)
+    whole = to_numpy(survivors(words, rate, first, sizes, xp=xp, device=device(positions[1])))
     cut = tuple(slice(start & 1, (start & 1) + size) for start, size in zip(first, sizes, strict=True))
     np.testing.assert_array_equal(whole[cut], expected)
     np.testing.assert_array_equal(Survivors(rate).of_tile([key, (5, 6)], first, sizes)[0], expected)
@@ -137,6 +145,7 @@ def test_the_input_is_not_written_to(make):
     np.testing.assert_array_equal(to_numpy(x), np.ones(50))
 
 
+@pytest.mark.with_nan
 def test_nan_is_dropped_like_any_entry(library, make):
     actual = to_numpy(dropout(make(np.full(50, np.nan)), 0.5, rng=1))
     expected = dropout(np.ones(50), 0.5, rng=1) == 0.0

@@ -146,7 +146,7 @@ def test_permuted_weights_go_with_the_other_pairing(library, make, to, rotary_di
     def scores(weights, biases, interleaved):
         query, key = (
             rotary_embedding(
-                xp.moveaxis(xp.reshape(x @ w + b, (2, 5, 3, 6)), -2, -3),
+                xp.moveaxis(xp.reshape(x @ w + xp.reshape(b, (1, 1, -1)), (2, 5, 3, 6)), -2, -3),
                 interleaved=interleaved, rotary_dim=rotary_dim,
             )
             for w, b in zip(weights, biases, strict=True)

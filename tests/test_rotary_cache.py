@@ -18,6 +18,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.with_nan
 @pytest.mark.parametrize("sections", [None, (1, 1, 2)])
 def test_positions_that_a_table_has_not_give_nan(library, make, xp, device, sections):
     """Also negative ones, which count from the end of an array."""

@@ -21,10 +21,11 @@ OPTIONS = {
     "impl": "auto",
     "tile": None,
 }
+PACKED = {n: default for n, default in OPTIONS.items() if n not in ("query_lengths", "key_lengths")}
 MASK = {"mask": None, "dropout_rate": 0.0}
 WEIGHTS = {"return_weights": True}
 HEADS = {"params": None, "num_kv_heads": None} | WEIGHTS
-WHERE = {"xp": None, "dtype": None, "device": None}
+WHERE = {"xp": None, "dtype": None, "device": None, "like": None}
 ROTARY = {"base": 10000.0, "rotary_dim": None, "interleaved": False, "scaling": None}
 REQUIRED = inspect.Parameter.empty
 
@@ -36,7 +37,7 @@ SIGNATURES = {
     "attention_statistics": (["query", "key"], {"mask": None}, OPTIONS),
     "merge_attention": (["outputs", "lses"], {}, {}),
     "varlen_attention": (
-        ["query", "key", "value", "cu_seqlens_q"], {"cu_seqlens_k": None}, {"mask": None, "dropout_rate": 0.0} | OPTIONS
+        ["query", "key", "value", "cu_seqlens_q"], {"cu_seqlens_k": None}, {"mask": None, "dropout_rate": 0.0} | PACKED
     ),
     "self_attention": (["x", "d_model"], MASK, WEIGHTS | OPTIONS),
     "cross_attention": (["query", "context", "d_model"], MASK, WEIGHTS | OPTIONS),
@@ -62,7 +63,7 @@ SIGNATURES = {
     "alibi_slopes": (["num_heads"], {}, WHERE),
     "softmax": (["x"], {"axis": -1}, {}),
     "dropout": (["x", "rate"], {}, {"rng": None}),
-    "layer_normalization": (["x", "gamma", "beta"], {"epsilon": 1e-5}, {}),
+    "layer_normalization": (["x"], {"gamma": None, "beta": None, "epsilon": 1e-5}, {}),
     "attention_score_visualization": (["attention_weights"], {"tokens": None}, {}),
 }  # fmt: skip
 

@@ -124,6 +124,42 @@ def test_every_public_function_is_documented():
     assert lacking == []
 
 
+def test_every_public_function_tells_its_shapes_and_its_formula_or_source():
+    functions = {
+        f.__name__: f for n in attention_xp.__all__ if type(f := getattr(attention_xp, n)).__name__ == "function"
+    }
+    lacking = [
+        name
+        for name, text in ((name, _docstring(f)) for name, f in functions.items() if name != "explain")
+        if "``(" not in text.partition("Raises\n---")[0] or not (".. math::" in text or "References\n---" in text)
+    ]
+    assert lacking == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/backends.md", "docs/options.md"])
+def test_who_comes_from_another_layout_reads_of_it(page):
+    text = (PACKAGE.parent / page).read_text("utf-8")
+    assert [word for word in ("(B, S, H, D)", "(B, H, S, D)", "transpose(1, 2)", "swap") if word not in text] == []
+
+
+@pytest.mark.parametrize("function", [attention_xp.flash_attention, attention_xp.scaled_dot_product_attention])
+def test_attention_tells_its_layout_and_names_its_shapes(function):
+    words = (
+        "(B, S, H, D)",
+        "x.transpose(1, 2)",
+        "``(..., H, Sq, D)``",
+        "``(..., Hkv, Sk, D)``",
+        "``(..., Hkv, Sk, Dv)``",
+    )
+    assert [word for word in words if word not in function.__doc__] == []
+
+
+def test_options_that_a_function_does_not_take_are_not_documented():
+    text = attention_xp.varlen_attention.__doc__
+    assert "key_lengths" not in text
+    assert text.count("\nbias :") == text.count("\nquery_offset :") == 1
+
+
 def _docstring(function):
     return "\n".join(line.strip() for line in (function.__doc__ or "").splitlines())
 

@@ -107,6 +107,7 @@ def test_what_it_means():
     np.testing.assert_allclose(sharp.max_score, 1000.0 / 6**0.5)
 
 
+@pytest.mark.with_nan
 def test_what_may_not_be_attended_leaves_no_trace(library, make, impl):
     key = K.copy()
     key[:, :, 4:] = np.nan

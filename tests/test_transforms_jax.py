@@ -24,6 +24,7 @@ WITHOUT_ARRAYS = {
     "alibi_slopes", "bigbird_mask", "create_causal_mask", "init_multi_head_params", "learned_positional_encoding",
     "longformer_mask", "positional_encoding", "sparse_transformer_mask",
 }  # fmt: skip
+ELSEWHERE = {"ArrayMask", "Explanation"}  # the former with all masks, the latter is a result
 WITHOUT_NUMBERS = {"explain", "attention_score_visualization", "rotary_cache"}  # the last is made ahead
 
 
@@ -89,7 +90,7 @@ def test_every_public_function_is_called():
     results = {x for x in public if isinstance(x, type) and issubclass(x, tuple)} | {ax.linear.PerformerFeatures}
     assert {
         x.__name__ for x in public - results - {ax.biases.Bias, ax.masks.Mask}
-    } - called == WITHOUT_ARRAYS | WITHOUT_NUMBERS
+    } - called == WITHOUT_ARRAYS | WITHOUT_NUMBERS | ELSEWHERE
 
 
 def names_in(code):
@@ -98,6 +99,7 @@ def names_in(code):
     return set(code.co_names).union(*inner)
 
 
+@pytest.mark.with_nan  # where JAX looks for NaN it keeps all buffers, to compute once more
 @IMPLS
 def test_donated_buffers(library, impl):
     jax, (q, k, v) = importlib.import_module("jax"), [library.array(x) for x in QKV]

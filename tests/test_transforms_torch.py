@@ -116,7 +116,56 @@ def test_autocast_narrows_no_product_of_ours(library, function, arguments):
 
     with torch.autocast(made[0].device.type, dtype=torch.bfloat16):
         assert_same(function(*made), expected)
+        assert_same(slopes(torch, function, made), gradients)  # as are those of the way back
     assert_same(slopes(torch, narrow, made), gradients)
+
+
+def test_autocast_narrows_no_derivative_of_derivatives(library):
+    torch = importlib.import_module("torch")
+
+    def twice(impl, narrows):
+        made = [library.array(x).requires_grad_() for x in QKV]
+        with torch.autocast(made[0].device.type, dtype=torch.bfloat16, enabled=narrows):
+            output = ax.flash_attention(*made, impl=impl, is_causal=True, query_offset=2, tile=(4, 4))
+            first = torch.autograd.grad((output**2).sum(), made, create_graph=True)
+            return torch.autograd.grad(sum((slope**2).sum() for slope in first), made)
+
+    for impl in ("dense", "tiled"):
+        assert_same(twice(impl, True), twice(impl, False))
+
+
+MIXED = {
+    "attention": lambda q, k, how: ax.scaled_dot_product_attention(q, k, k, impl=how, return_weights=how != "fused")[0],
+    "cross": lambda q, k, how: ax.cross_attention(q[0], k[0], 8, return_weights=False, impl=how)[0],
+    "packed": lambda q, k, how: ax.varlen_attention(q[0], k[0], k[0], torch_ints(q, 0, 2, 3), torch_ints(q, 0, 1, 3)),
+    "gradients": lambda q, k, how: ax.attention_vjp(q, k, k, impl=how)[1](q).key if how != "fused" else k,
+    "linear": lambda q, k, how: ax.linear.linear_attention(q, k, k),
+}
+
+
+def torch_ints(like, *numbers):
+    """Integers beside a tensor."""
+    return like.new_tensor(numbers).int()
+
+
+@pytest.mark.parametrize("function", MIXED.values(), ids=MIXED)
+@pytest.mark.parametrize("impl", ["dense", "tiled", "fused"])
+def test_autocast_mixes_dtypes(library, function, impl):
+    """As torch's own kernel takes them; the result has the dtype of the query, a gradient that of its array."""
+    torch = importlib.import_module("torch")
+    narrow, wide = (library.array(normal(2, 3, 3, 8, seed=i)) for i in range(2))
+    narrow, double = narrow.bfloat16(), wide.double()
+    for arrays in ((narrow, wide), (narrow.float(), wide.bfloat16())):
+        with torch.autocast(narrow.device.type, dtype=torch.bfloat16):
+            found = function(*arrays, impl)
+            torch.testing.assert_close(
+                found.float(), function(*(a.float() for a in arrays), impl), rtol=0.02, atol=0.02
+            )
+            with pytest.raises(TypeError, match="expected one dtype"):
+                function(arrays[0], double, "dense")
+        assert found.dtype in {a.dtype for a in arrays}
+        with pytest.raises(TypeError, match="expected one dtype"):  # nor is it taken for known from then on
+            function(*arrays, "dense")
 
 
 @each(public.FUSED)
@@ -127,6 +176,55 @@ def test_autocast_keeps_the_dtype_of_a_call(library, function, arguments):
     for one, other in zip(results(found), results(function(*made)), strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_allclose(one, other, rtol=0.1, atol=0.1)
+
+
+def test_compiled_gradients_of_one_array_that_is_all(library):
+    torch = importlib.import_module("torch")
+    torch.compiler.reset()
+
+    def attend(x, y):
+        return (
+            ax.self_attention(x, 8, return_weights=False, impl="tiled", is_causal=True)[0],
+            ax.cross_attention(x, y, 8, return_weights=False, impl="tiled")[0],
+        )
+
+    made = [library.array(normal(2, n, 8, seed=n)) for n in (5, 7)]
+    compiled = torch.compile(attend, fullgraph=True, backend="eager")
+    assert_same(slopes(torch, compiled, made), slopes(torch, attend, made))
+
+
+BATCHED = {
+    "tiled": {"impl": "tiled", "tile": (2, 3)},
+    "tiled, masked": {"impl": "tiled", "is_causal": True, "query_offset": 1, "softcap": 2.0},
+    "auto": {"impl": "auto"},
+}
+
+
+@pytest.mark.parametrize("options", BATCHED.values(), ids=BATCHED)
+def test_batched_gradients(library, options):
+    """Autograd batches gradients in a way of its own, which is older than `torch.func.vmap` and knows few operations."""
+    torch = importlib.import_module("torch")
+    made = [library.array(x, "float64").requires_grad_() for x in (normal(2, 3, 4), normal(2, 4, 4), normal(2, 4, 5))]
+
+    def attend(q, k, v):
+        return ax.flash_attention(q, k, v, return_lse=options["impl"] == "tiled", **options)
+
+    again = options["impl"] == "tiled"  # torch's own kernel has no forward mode
+    assert torch.autograd.gradcheck(
+        attend,
+        made,
+        fast_mode=True,
+        check_batched_grad=True,
+        check_forward_ad=again,
+        check_batched_forward_grad=again,
+    )
+    assert torch.autograd.gradgradcheck(attend, made, fast_mode=True, check_batched_grad=True)
+    at_once, singly = (
+        torch.autograd.functional.jacobian(attend, tuple(made), create_graph=True, vectorize=vectorize)
+        for vectorize in (True, False)
+    )
+    for one, other in zip(*map(torch.utils._pytree.tree_leaves, (at_once, singly)), strict=True):
+        assert_same(one, other)
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ SINGLE = {
     "window": {"window": (2, 1), "query_offset": 1},
     "query lengths": {"query_lengths": np.asarray([3, 5])},
     "key lengths": {"key_lengths": np.asarray([4, 0])},
+    "key length": {"key_lengths": 4},
     "scale": {"scale": -0.7},
     "scale of zero": {"scale": 0.0},
     "soft cap": {"softcap": 0.8},
@@ -189,6 +190,7 @@ EXCLUDED = {
 }
 
 
+@pytest.mark.with_nan
 @with_tiles((2, 3), (8, 8))
 @pytest.mark.parametrize("options", EXCLUDED.values(), ids=EXCLUDED)
 def test_what_is_excluded_never_reaches_a_gradient(library, impl, options, tile):
@@ -206,6 +208,7 @@ def test_what_is_excluded_never_reaches_a_gradient(library, impl, options, tile)
             )
 
 
+@pytest.mark.with_nan
 def test_a_nan_that_is_attended_stays_with_its_queries(library, impl):
     arrays = {"query": Q[..., :5, :], "key": K[..., :5, :].copy(), "value": V[..., :5, :]}
     arrays["key"][..., 3, :] = np.nan

@@ -3,8 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from array_api_compat import is_jax_namespace, is_torch_namespace
-
+from attention_xp._backend.libraries import is_jax_namespace, is_torch_namespace
 from attention_xp._typing import Array, Namespace
 
 __all__ = [

@@ -7,6 +7,7 @@ __all__ = [
     "computation_dtype",
     "dtype_name",
     "floating_dtype",
+    "is_alike",
     "is_boolean",
     "is_floating",
     "is_integer",
@@ -20,6 +21,11 @@ def dtype_name(dtype: DType) -> str:
     """Return ``"float32"`` for any library's spelling of that dtype."""
     name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
     return str(name).rpartition(".")[2]
+
+
+def is_alike(dtype: DType, other: DType) -> bool:
+    """Whether two dtypes of one library hold the same numbers; NumPy has two byte orders of each."""
+    return bool(dtype == other) or dtype_name(dtype) == dtype_name(other)
 
 
 def named_dtype(xp: Namespace, dtype: DType | str | None) -> DType | None:

@@ -3,16 +3,27 @@
 import sys
 from typing import Any
 
-from array_api_compat import array_namespace, device, is_jax_namespace, is_numpy_namespace
+import array_api_compat as compat
 
-from attention_xp._typing import Array, Device, Namespace
+from attention_xp._typing import Array, Device, DType, Namespace
 
 __all__ = [
+    "array_namespace",
+    "check_layouts",
     "common_namespace",
     "creation_namespace",
     "cuda_device",
+    "cumulative_sum",
+    "described",
     "device",
+    "is_array",
+    "is_cupy_namespace",
+    "is_jax_namespace",
+    "is_numpy_namespace",
+    "is_tensor",
+    "is_torch_namespace",
     "library_name",
+    "padded",
     "same_device",
 ]
 
@@ -23,6 +34,84 @@ _LIBRARIES = {
     "array_api_strict": "strict",
     "jax.numpy": "jax",
 }
+
+
+def library_name(xp: Namespace) -> str:
+    """Return the short name of the library behind a namespace."""
+    name: str = xp.__name__
+    return _LIBRARIES.get(name, name)
+
+
+# What array_api_compat answers from caches is answered here without, as far as torch's tensors may come by: when torch
+# compiles, it warns the user of every cache that it meets.
+
+
+def is_tensor(thing: Any) -> bool:
+    """Whether something is a tensor of torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(thing, torch.Tensor)
+
+
+def is_array(thing: Any) -> bool:
+    """Whether something is an array of a library that has arrays of a class that is known."""
+    return is_tensor(thing) or compat.is_numpy_array(thing) or compat.is_jax_array(thing) or compat.is_cupy_array(thing)
+
+
+def is_numpy_namespace(xp: Namespace) -> bool:
+    """Whether a namespace is that of NumPy."""
+    return library_name(xp) == "numpy"
+
+
+def is_torch_namespace(xp: Namespace) -> bool:
+    """Whether a namespace is that of torch."""
+    return library_name(xp) == "torch"
+
+
+def is_jax_namespace(xp: Namespace) -> bool:
+    """Whether a namespace is that of JAX."""
+    return library_name(xp) == "jax"
+
+
+def is_cupy_namespace(xp: Namespace) -> bool:
+    """Whether a namespace is that of CuPy."""
+    return library_name(xp) == "cupy"
+
+
+def array_namespace(*arrays: Array) -> Namespace:
+    """Return the one namespace of some arrays."""
+    if not all(map(is_tensor, arrays)):
+        return compat.array_namespace(*arrays)
+    import array_api_compat.torch as xp  # noqa: PLC0415  # imports torch
+
+    return xp
+
+
+def device(array: Array) -> Device:
+    """Return where an array lives; JAX says ``None`` of what it traces."""
+    return array.device if is_tensor(array) else compat.device(array)
+
+
+def padded(xp: Namespace, array: Array, widths: list[tuple[int, int]]) -> Array:
+    """Return an array with so many zeros before and after, along each axis."""
+    if is_torch_namespace(xp):
+        flat = [n for pair in reversed(widths) for n in pair]
+        return sys.modules["torch"].nn.functional.pad(array, flat)
+    import array_api_extra as xpx  # noqa: PLC0415  # takes time
+
+    return xpx.pad(array, widths, xp=xp)
+
+
+def cumulative_sum(
+    xp: Namespace, array: Array, *, axis: int, dtype: DType | None = None, include_initial: bool = False
+) -> Array:
+    """Return the sums of an array up to each place along an axis, with a 0 before all of them on request."""
+    if not is_torch_namespace(xp):
+        return xp.cumulative_sum(array, axis=axis, dtype=dtype, include_initial=include_initial)
+    sums = sys.modules["torch"].cumsum(array, axis, dtype=dtype)
+    if not include_initial:
+        return sums
+    along = axis % sums.ndim
+    return padded(xp, sums, [(int(i == along), 0) for i in range(sums.ndim)])
 
 
 def common_namespace(**arrays: Array) -> Namespace:
@@ -39,6 +128,8 @@ def common_namespace(**arrays: Array) -> Namespace:
         raise TypeError(f"all arrays must belong to one array library, got {kinds}") from None
     if library_name(xp) == "numpy":
         _reject_numpy_subclasses(arrays)
+    elif library_name(xp) == "torch":
+        check_layouts(**arrays)
     return xp
 
 
@@ -54,6 +145,19 @@ def _reject_numpy_subclasses(arrays: dict[str, Array]) -> None:
             raise TypeError(f"{name} must be a plain array, got numpy {type(a).__name__}")
 
 
+def check_layouts(**arrays: Array) -> None:
+    """Refuse tensors of torch that are not dense."""
+    strided = sys.modules["torch"].strided
+    for name, a in arrays.items():
+        if a.is_nested:
+            raise TypeError(
+                f"{name} must be a dense tensor, got a nested one: expected its sequences packed, (T, H, D), in "
+                "varlen_attention, as values() and offsets() of a jagged tensor have them"
+            )
+        if a.layout != strided:
+            raise TypeError(f"{name} must be a dense tensor, got {a.layout}: expected {name}.to_dense()")
+
+
 def creation_namespace(module: Namespace | None) -> Namespace:
     """Return the standard-conforming namespace of a raw module; ``None`` is NumPy."""
     if module is None:
@@ -67,15 +171,17 @@ def creation_namespace(module: Namespace | None) -> Namespace:
     return array_namespace(module.empty(0))
 
 
-def library_name(xp: Namespace) -> str:
-    """Return the short name of the library behind a namespace."""
-    name: str = xp.__name__
-    return _LIBRARIES.get(name, name)
-
-
 def same_device(xp: Namespace, a: Array, b: Array) -> bool:
     """Whether two arrays of `xp` live together; JAX places its arrays itself."""
     return is_numpy_namespace(xp) or is_jax_namespace(xp) or bool(a.device == b.device)
+
+
+def described(name: str, given: Any) -> str:
+    """Return how a complaint calls what was given for a plain Python value: by its type, and the way out of a trace."""
+    jax = sys.modules.get("jax")
+    if jax is not None and isinstance(given, jax.core.Tracer):
+        return f"a value that JAX traces: give it to jax.jit as static, static_argnames={name!r}"
+    return type(given).__name__
 
 
 def cuda_device(array: Array) -> Device | None:

@@ -1,4 +1,4 @@
-"""Arrays of JAX that differ between devices, inside `jax.shard_map`."""
+"""Arrays of JAX that are shared out among devices: by their type, or inside `jax.shard_map`."""
 
 import sys
 from typing import Any
@@ -6,10 +6,23 @@ from typing import Any
 from attention_xp._typing import Array
 
 __all__ = [
+    "explicit_axes",
     "spread_like",
     "spread_over",
     "varying_axes",
 ]
+
+
+def explicit_axes(array: Array) -> tuple[int, ...]:
+    """Return the axes of an array of JAX, counted from behind, that its type shares out over an explicit mesh.
+
+    JAX then asks every operation how its result is shared out, and some do not know.
+    """
+    jax: Any = sys.modules["jax"]
+    if not hasattr(jax, "typeof"):
+        return ()
+    spec = getattr(getattr(jax.typeof(array), "sharding", None), "spec", ())
+    return tuple(i - len(spec) for i, names in enumerate(spec) if names is not None)
 
 
 def varying_axes(arrays: Any) -> frozenset[str]:

@@ -1,19 +1,23 @@
 """Values of arrays, for Python to read where that costs and breaks nothing."""
 
 import math
+import sys
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
-from array_api_compat import is_jax_namespace, is_numpy_namespace, is_torch_namespace
-
 from attention_xp._backend.dtypes import dtype_name
-from attention_xp._backend.modes import is_compiling
+from attention_xp._backend.libraries import is_jax_namespace, is_numpy_namespace, is_torch_namespace
+from attention_xp._backend.modes import is_compiling, is_traced
+from attention_xp._backend.sharding import explicit_axes, spread_like
 from attention_xp._typing import Array, Namespace
 
 __all__ = [
     "FAR",
+    "all_above",
     "as_int32",
     "by_value",
+    "flags_by_value",
     "on_host",
     "shows_nan",
     "values_on_host",
@@ -60,6 +64,13 @@ def as_int32(xp: Namespace, integers: Array) -> Array:
     return xp.where(narrow < 0, FAR, narrow) if wide == "uint32" else narrow
 
 
+def all_above(xp: Namespace, array: Array, bound: float) -> bool:
+    """Whether it can be seen at once that all numbers of an array are above a bound, and none is NaN."""
+    if is_traced():  # `torch.jit` would write the answer down
+        return False
+    return 0 in array.shape or _known_on_host(xp, lambda: xp.min(array) > bound, array)
+
+
 def by_value(
     xp: Namespace,
     quick_is_right: Callable[[], Array],
@@ -74,6 +85,32 @@ def by_value(
     JAX, whose `cond` cannot be differentiated and mapped at once.
     """
     return (quick if _known_on_host(xp, quick_is_right, operands[0]) else careful)(*operands)
+
+
+def flags_by_value(
+    xp: Namespace, none_is_right: Callable[[], Array], flags: Callable[..., tuple[Array, ...]], *operands: Array
+) -> tuple[Array, ...]:
+    """Return boolean arrays ``flags(*operands)``, where JAX computes nothing if a condition says that all are False.
+
+    Booleans have no derivative, and so a `cond` may choose them. JAX compiles it once for a function of a module.
+    """
+    if not is_jax_namespace(xp) or any(map(explicit_axes, operands)):  # a `cond` takes no two ways of sharing out
+        return flags(*operands)
+    jax: Any = sys.modules["jax"]
+    operands = tuple(map(jax.lax.stop_gradient, operands))
+    return jax.lax.cond(none_is_right(), _none_of(flags), flags, *operands)  # type: ignore[no-any-return]
+
+
+@cache
+def _none_of(flags: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, ...]]:
+    """Return the function that gives False for all that `flags` gives."""
+    jax: Any = sys.modules["jax"]
+
+    def none(*operands: Array) -> tuple[Array, ...]:
+        kinds = jax.eval_shape(flags, *operands)
+        return spread_like(tuple(jax.numpy.zeros(kind.shape, bool) for kind in kinds), operands)  # type: ignore[no-any-return]
+
+    return none
 
 
 def shows_nan(xp: Namespace, array: Array) -> bool:

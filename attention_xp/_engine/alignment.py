@@ -1,12 +1,14 @@
 """What has to line up with the scores: checked, cast and shaped so that it broadcasts against them."""
 
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from attention_xp._backend.dtypes import computation_dtype, dtype_name, is_boolean, is_floating, is_integer
+from attention_xp._backend.shapes import filled_up
+from attention_xp._backend.sizes import as_number
 from attention_xp._backend.values import as_int32
 from attention_xp._engine.checks import check_floating, check_placement, fits, shapes
-from attention_xp._engine.numbers import check_int, check_offset
+from attention_xp._engine.numbers import check_int, check_number, check_offset
 from attention_xp._typing import Array, DType, Namespace
 
 __all__ = ["Alignment"]
@@ -39,16 +41,19 @@ class Alignment(NamedTuple):
         if is_floating(self.xp, mask.dtype):
             return self.addend("mask", mask)
         raise TypeError(
-            f"mask must be boolean (True = may attend) or floating (added to the scores), got {dtype_name(mask.dtype)}"
+            "mask must be boolean (True = may attend) or floating (added to the scores), got "
+            f"{dtype_name(mask.dtype)}: one of 0 and 1 goes in as mask != 0"
         )
 
     def addend(self, name: str, array: Array) -> Array:
         """Line up an array that is added to the scores."""
+        if is_boolean(self.xp, array.dtype):
+            raise TypeError(f"{name} must be a floating array, got bool: what excludes pairs goes into mask")
         check_floating(self.xp, **{name: array})
         return self.xp.astype(self._fitted(name, array), self.dtype, copy=False)
 
     def sinks(self, sinks: Array) -> Array:
-        """Line up one logit per head: (H, 1, 1), or (1, 1) without heads."""
+        """Line up one logit per head: (..., H, 1, 1), or (..., 1, 1) without heads."""
         check_floating(self.xp, sinks=sinks)
         check_placement(self.xp, query=self.query, sinks=sinks)
         expected = () if self.heads is None else (self.heads,)
@@ -57,12 +62,23 @@ class Alignment(NamedTuple):
             raise ValueError(
                 f"sinks must hold one logit per head: expected sinks {letters}, {shapes(query=self.query, sinks=sinks)}"
             )
-        return self.xp.reshape(self.xp.astype(sinks, self.dtype, copy=False), (*expected, 1, 1))
+        return filled_up(self.xp, self.xp.astype(sinks, self.dtype, copy=False), len(self.shape), behind=2)
+
+    def scale(self, given: Any) -> float | Array:
+        """Return a plain float, or an array without axes in the dtype of the computation."""
+        if isinstance(given, Real) or not hasattr(given, "dtype"):
+            return check_number("scale", given)
+        check_floating(self.xp, scale=given)
+        check_placement(self.xp, query=self.query, scale=given)
+        if given.ndim:
+            raise ValueError(f"scale must be one number: expected a float or scale (), {shapes(scale=given)}")
+        return self.xp.astype(given, self.dtype, copy=False)
 
     def integers(self, name: str, given: Any, *, high: int | None = None) -> int | Array | None:
         """Return a plain int, in ``[0, high]`` or else a position, or an int32 array of the batch shape."""
         if given is None:
             return None
+        given = as_number(self.xp, given)
         if isinstance(given, int | Integral):
             return check_offset(name, given) if high is None else _within(name, check_int(name, given), high)
         if not hasattr(given, "dtype") or not is_integer(self.xp, given.dtype):
@@ -79,11 +95,15 @@ class Alignment(NamedTuple):
         if not fits(shape, self.shape):
             letters = "(..., Sq, Sk)" if self.heads is None else "(..., H, Sq, Sk)"
             hint = " or (..., 1, Sq, Sk) for all heads alike," if len(shape) == len(self.shape) - 1 > 2 else ""
+            if name == "mask" and shape == (*self.batch, self.Sk):  # as other libraries take a padding mask
+                axes = ", ".join([":"] * len(self.batch) + ["None"] * (len(self.shape) - len(shape)))
+                hint += f" or a padding mask (B, Sk) as mask[{axes}, :] or as key_lengths,"
             raise ValueError(
                 f"{name} does not broadcast to the scores: expected {name} {letters} = {self.shape},{hint} "
                 f"{shapes(**{name: array})}"
             )
-        return array if shape == tuple(array.shape) else self.xp.reshape(array, shape)
+        array = array if shape == tuple(array.shape) else self.xp.reshape(array, shape)
+        return filled_up(self.xp, array, len(self.shape))
 
     def _without_surplus(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Drop axes of length 1 that the scores do not have, the heads axis first."""

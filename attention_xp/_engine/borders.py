@@ -8,6 +8,7 @@ import math
 from typing import NamedTuple
 
 from attention_xp._backend.libraries import library_name
+from attention_xp._backend.sizes import is_open
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.tile_sizes import FOLD
 
@@ -34,6 +35,8 @@ _UNEQUAL_WIDTHS = 2**14  # scores from which torch's own way for Dv != D is slow
 def formula_is_faster(problem: Problem) -> bool:
     """Return whether the formula beats tiles, with memory that stays in proportion to the inputs."""
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
+    if is_open(Sq, Sk, *problem.lead):
+        return False  # whatever the sizes turn out to be, tiles keep the memory in proportion
     border = _BORDERS.get(library_name(problem.xp), _UNMEASURED)
     shares = problem.group > 1 and Sq <= FOLD
     rows = Sq * problem.group if shares else Sq

@@ -2,8 +2,9 @@
 
 from typing import Any, Literal, NamedTuple
 
-from attention_xp._backend.dtypes import dtype_name, is_boolean, is_floating
+from attention_xp._backend.dtypes import dtype_name, is_alike, is_boolean, is_floating
 from attention_xp._backend.libraries import same_device
+from attention_xp._backend.modes import may_differ
 from attention_xp._engine.numbers import check_count
 from attention_xp._typing import Array, Namespace
 
@@ -53,10 +54,10 @@ def check_floating(xp: Namespace, **arrays: Array) -> None:
 
 
 def check_one_dtype(xp: Namespace, *, query: Array, **others: Array) -> None:
-    """Refuse dtypes that attention is not computed for, and any but that of the query."""
+    """Refuse dtypes that attention is not computed for, and any but that of the query where torch does not mix them."""
     check_floating(xp, query=query, **others)
     for name, a in others.items():
-        if a.dtype != query.dtype:
+        if not is_alike(a.dtype, query.dtype) and not may_differ(xp, query, a):
             raise TypeError(
                 f"{name} is {dtype_name(a.dtype)} but query is {dtype_name(query.dtype)}: expected one dtype"
             )
@@ -132,7 +133,8 @@ def _check_heads(query: Array, key: Array, value: Array) -> None:
     if heads != kv_heads and (0 in (heads, kv_heads) or heads % kv_heads):
         raise ValueError(
             f"query has {heads} heads, which is not divisible by the {kv_heads} heads of key: "
-            f"expected {_letters('query', 4)} with H a multiple of Hkv, {shapes(query=query, key=key)}"
+            f"expected {_letters('query', 4)}, heads before the sequence, with H a multiple of Hkv, "
+            f"{shapes(query=query, key=key)}"
         )
 
 

@@ -2,8 +2,9 @@
 
 from types import ModuleType
 
-from attention_xp._backend.modes import outside_autocast
+from attention_xp._backend.modes import refuse_shards, sheltered
 from attention_xp._engine import dense, fused, tiled
+from attention_xp._engine.known_end import with_zeros
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Attended, Wanted
 
@@ -23,10 +24,15 @@ def choose(problem: Problem, wanted: Wanted) -> str:
         for name, kernel in KERNELS.items():
             if kernel.is_worthwhile(problem, wanted) and kernel.refusal(problem, wanted) is None:
                 return name
-    reason = KERNELS[problem.impl].refusal(problem, wanted)
+    impl = "dense" if problem.impl == "auto" else problem.impl  # the last to be asked
+    reason = KERNELS[impl].refusal(problem, wanted)
     if reason is not None:
-        raise ValueError(f"impl={problem.impl!r} cannot compute this call: {reason}; impl='dense' and impl='tiled' can")
-    return problem.impl
+        able = " and ".join(
+            f"impl={name!r}" for name in ("dense", "tiled") if not KERNELS[name].refusal(problem, wanted)
+        )
+        hint = f"; {able} can" if able else ""
+        raise ValueError(f"impl={problem.impl!r} cannot compute this call: {reason}{hint}")
+    return impl
 
 
 def attend(problem: Problem, wanted: Wanted) -> Attended:
@@ -40,5 +46,10 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
         if result is not None:
             return result
         name = "tiled" if tiled.is_worthwhile(problem, wanted) else "dense"
-    with outside_autocast(problem.xp, problem.query):
-        return KERNELS[name].attend(problem, wanted)  # type: ignore[no-any-return]
+    refuse_shards(problem.xp)
+    problem, context = sheltered(problem)
+    with context:
+        found: Attended = KERNELS[name].attend(problem, wanted)
+    if not wanted.weights:
+        return found
+    return found._replace(weights=with_zeros(problem.xp, found.weights, problem.given_keys))

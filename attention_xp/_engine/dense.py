@@ -3,6 +3,9 @@
 import math
 
 from attention_xp._backend.derivatives import can_differentiate
+from attention_xp._backend.modes import is_left_open
+from attention_xp._engine.meshes import refused_mesh
+from attention_xp._engine.one_program import as_one_program
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.result import Attended, Wanted
@@ -23,8 +26,11 @@ __all__ = ["attend", "is_worthwhile", "refusal", "scores_of_region", "weights_of
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:  # noqa: ARG001
-    """Return why this kernel cannot compute the problem: it always can."""
-    return None
+    """Return why this kernel cannot compute the problem: a sharded sequence, or open lengths that share an axis with heads."""
+    Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
+    if problem.group == 1 or not is_left_open(problem.xp, Sq, Sk) or (isinstance(Sq, int) and isinstance(Sk, int)):
+        return refused_mesh(problem, range(-problem.ndim, -2))
+    return "heads are grouped and lengths are left open, which torch.export knows with strict=True alone"
 
 
 def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:  # noqa: ARG001
@@ -34,6 +40,11 @@ def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:  # noqa: ARG001
 
 def attend(problem: Problem, wanted: Wanted) -> Attended:
     """Return ``softmax(scores) @ value`` with every option, and the weights themselves."""
+    return as_one_program(_attend, problem, *wanted)
+
+
+def _attend(problem: Problem, *wants: bool) -> Attended:
+    wanted = Wanted(*wants)
     xp, region = problem.xp, Region.whole(problem)
     value = xp.astype(problem.value, problem.dtype, copy=False)
     weights, total, shift = _exponentials(problem, region, problem.query)

@@ -1,38 +1,56 @@
 """The options of a call as rules on pairs of query and key, and as additions to their scores."""
 
 import math
-from numbers import Integral
+from numbers import Real
 from typing import Any
 
 from attention_xp._backend.dtypes import is_boolean
+from attention_xp._backend.libraries import is_jax_namespace
+from attention_xp._backend.values import all_above
 from attention_xp._engine.alignment import Alignment
 from attention_xp._engine.checks import shapes
 from attention_xp._engine.numbers import check_flag, check_window
-from attention_xp._engine.rules import RowMask
+from attention_xp._engine.region import own_array
+from attention_xp._engine.rules import AlignedMask, BiasMask, RowMask, UnseenMask
 from attention_xp._options import AttentionOptions
-from attention_xp._typing import Array, Namespace
+from attention_xp._rule import with_parts
+from attention_xp._typing import Array
 from attention_xp.biases._bias import Bias
-from attention_xp.masks import CausalMask, LengthMask, Mask, WindowMask
+from attention_xp.masks import ArrayMask, CausalMask, LengthMask, Mask, WindowMask
 from attention_xp.masks._algebra import conjuncts
+from attention_xp.masks._mask import parts_of
 
-__all__ = ["addends_of", "array_options", "mask_parts", "refuse_to_guess", "rules_of"]
+__all__ = ["array_options", "bias_parts", "lined_up", "mask_parts", "refuse_to_guess", "rules_of"]
 
 
 def array_options(mask: Any, bias: Any, o: AttentionOptions) -> dict[str, Any]:
     """Return the options that are arrays and must belong to the library of the query."""
-    _refuse_other("mask", mask, "a rule from attention_xp.masks, where FunctionMask makes one of a function")
-    _refuse_other("bias", bias, "a rule from attention_xp.biases")
+    _refuse_other("mask", mask)
+    _refuse_other("bias", bias)
     given = {"mask": mask, "bias": bias, "sinks": o["sinks"]}
-    for name in ("query_offset", "query_lengths", "key_lengths"):
-        if not isinstance(o[name], int) and hasattr(o[name], "dtype") and not isinstance(o[name], Integral):
+    for name in ("query_offset", "query_lengths", "key_lengths", "scale"):
+        if not isinstance(o[name], int) and hasattr(o[name], "dtype") and not isinstance(o[name], Real):
             given[name] = o[name]
     return {name: a for name, a in given.items() if a is not None}
 
 
-def _refuse_other(name: str, given: Any, rule: str) -> None:
+_RULES = {"mask": "attention_xp.masks", "bias": "attention_xp.biases"}
+_OF_FUNCTION = {"mask": "FunctionMask makes a rule of it", "bias": "score_mod takes one"}
+
+
+def _refuse_other(name: str, given: Any) -> None:
     if given is not None and not hasattr(given, "dtype"):
-        kind = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
-        raise TypeError(f"{name} must be an array or {rule}, got {kind}")
+        raise TypeError(f"{name} must be an array or a rule from {_RULES[name]}, got {_told(name, given)}")
+
+
+def _told(name: str, given: Any) -> str:
+    """Return what was given, and what to do with it."""
+    kind = type(given).__name__
+    if isinstance(given, type):
+        return f"the class {given.__name__}: pass an object of it, {given.__name__}(...)"
+    if isinstance(given, Mask | Bias):
+        return f"{kind}, which goes into {'mask' if isinstance(given, Mask) else 'bias'}"
+    return f"{kind}: {_OF_FUNCTION[name]}" if callable(given) else kind
 
 
 def rules_of(o: AttentionOptions, mask: Mask | None, rows: Any, columns: Any) -> list[Mask]:
@@ -51,16 +69,47 @@ def rules_of(o: AttentionOptions, mask: Mask | None, rows: Any, columns: Any) ->
     return rules
 
 
-def addends_of(line_up: Alignment, bias: Array | Bias | None) -> list[Any]:
-    """Return what the bias adds to the scores."""
-    if bias is None or isinstance(bias, Bias):
-        return [] if bias is None else [bias]
-    return [line_up.addend("bias", bias)]
+def bias_parts(line_up: Alignment, bias: Array | Bias | None) -> tuple[list[Any], list[Mask]]:
+    """Return what a bias adds to the scores, and what it excludes by adding minus infinity."""
+    if bias is None:
+        return [], []
+    if isinstance(bias, Bias):
+        return [bias], [BiasMask(bias)] if bias.may_exclude else []
+    added = line_up.addend("bias", bias)
+    if all_above(line_up.xp, added, -math.inf):
+        return [added], []
+    kind = UnseenMask if is_jax_namespace(line_up.xp) else AlignedMask
+    return [added], [kind(added != -math.inf, line_up.batch, line_up.heads is not None)]
 
 
-def mask_parts(mask: Array, xp: Namespace) -> tuple[Array, list[Array]]:
-    """Return where a mask allows, and what it adds to the scores."""
-    return (mask, []) if is_boolean(xp, mask.dtype) else (mask != -math.inf, [mask])
+def mask_parts(line_up: Alignment, mask: Array) -> tuple[list[Array], list[Mask]]:
+    """Return what an array mask adds to the scores, and what it excludes."""
+    mask = line_up.mask(mask)
+    if is_boolean(line_up.xp, mask.dtype):
+        return [], [_aligned(line_up, mask)]
+    return [mask], [_aligned(line_up, mask != -math.inf)]
+
+
+def _aligned(line_up: Alignment, array: Array) -> AlignedMask:
+    return AlignedMask(array, line_up.batch, line_up.heads is not None)
+
+
+def lined_up(line_up: Alignment, mask: Mask) -> Mask:
+    """Return a mask whose arrays of pairs are lined up with the scores."""
+    if isinstance(mask, ArrayMask):
+        return _aligned(line_up, line_up.mask(own_array(line_up.xp, mask.array, line_up.query)))
+    if not _holds_array(mask):
+        return mask
+
+    def changed(part: Any) -> Any:
+        return lined_up(line_up, part) if isinstance(part, Mask) else part
+
+    return with_parts(mask, changed)  # type: ignore[no-any-return]
+
+
+def _holds_array(mask: Mask) -> bool:
+    """Whether a mask is an array of pairs, or is made of one."""
+    return isinstance(mask, ArrayMask) or any(map(_holds_array, parts_of(mask)))
 
 
 def refuse_to_guess(rules: list[Mask], query: Array, key: Array) -> None:

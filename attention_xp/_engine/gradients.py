@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 from attention_xp._backend.derivatives import can_differentiate
 from attention_xp._backend.libraries import library_name
-from attention_xp._backend.modes import outside_autocast
+from attention_xp._backend.modes import sheltered
 from attention_xp._backend.values import by_value
 from attention_xp._engine import on_numpy
 from attention_xp._engine.loop.backward import walk as walk_in_loops
+from attention_xp._engine.one_program import as_one_program
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.tile.backward_step import Known, Slopes, sink_slopes
 from attention_xp._typing import Array
@@ -56,11 +57,24 @@ def backward(
 
     `output` is (..., H, Sq, Dv), `lse` is (..., H, Sq); `wanted` says of which addends there is to be a gradient.
     """
+    wanted = (True,) * len(problem.addends) if wanted is None else wanted
+    return as_one_program(_backward, problem, output, lse, grad_output, grad_lse, wanted, whole)
+
+
+def _backward(
+    problem: Problem,
+    output: Array,
+    lse: Array,
+    grad_output: Array,
+    grad_lse: Array | None,
+    wanted: tuple[bool, ...],
+    whole: bool,
+) -> Gradients:
+    problem, context = sheltered(problem)
     xp = problem.xp
     gradient = xp.astype(grad_output, problem.dtype, copy=False)
     known = _audible(problem, Known(xp.astype(output, problem.dtype, copy=False), lse, gradient, grad_lse))
-    wanted = (True,) * len(problem.addends) if wanted is None else wanted
-    with outside_autocast(xp, problem.query):
+    with context:
         return Gradients(*_walk(problem, known, wanted, whole=whole), sink_slopes(problem, known))
 
 

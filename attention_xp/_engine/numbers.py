@@ -5,6 +5,8 @@ from numbers import Real
 from operator import index
 from typing import Any
 
+from attention_xp._backend.libraries import described
+
 __all__ = [
     "check_count",
     "check_flag",
@@ -25,16 +27,19 @@ def check_flag(name: str, given: Any) -> bool:
     """Return a bool, Python's or NumPy's; what is merely true in spirit is refused."""
     kind = type(given)
     if not isinstance(given, bool) and (kind.__module__, kind.__name__.rstrip("_")) != ("numpy", "bool"):
-        raise TypeError(f"{name} must be a bool, got {kind.__name__}")
+        raise TypeError(f"{name} must be a bool, got {described(name, given)}")
     return bool(given)
 
 
 def check_number(name: str, number: Any) -> float:
     """Return a finite real number as a float."""
     if isinstance(number, bool) or not isinstance(number, Real):
-        raise TypeError(f"{name} must be a real number, got {type(number).__name__}")
+        raise TypeError(f"{name} must be a real number, got {described(name, number)}")
+    kind: Any = type(number)
+    if kind.__module__ == "numpy":
+        number = kind.item(number)  # narrow floats hold no bound of Python's
     # A comparison, which torch traces where the number is a symbol; Real does not promise it to type checkers.
-    if not abs(number) <= sys.float_info.max:  # type: ignore[operator]  # a larger int is no float
+    if not abs(number) <= sys.float_info.max:  # a larger int is no float
         raise ValueError(f"{name} must be finite, got {number}")
     return float(number)
 
@@ -50,7 +55,7 @@ def check_positive(name: str, number: Any) -> float:
 def check_int(name: str, given: Any) -> int:
     """Return a plain int."""
     if not _is_int(given):
-        raise TypeError(f"{name} must be an int, got {type(given).__name__}")
+        raise TypeError(f"{name} must be an int, got {described(name, given)}")
     return given if isinstance(given, int) else index(given)
 
 
@@ -73,8 +78,10 @@ def check_offset(name: str, given: Any) -> int:
 def check_window(window: Any) -> tuple[int | None, int | None]:
     """Return ``(left, right)``; an int stands for both."""
     sides = window if isinstance(window, tuple | list) else (window, window)
-    if len(sides) != 2 or not all(side is None or _is_int(side) for side in sides):
+    if not all(side is None or _is_int(side) for side in sides):
         raise TypeError(f"window must be None, an int or a pair (left, right) of int or None, got {window!r}")
+    if len(sides) != 2:
+        raise ValueError(f"window must have two sides: expected an int or a pair (left, right), got {window!r}")
     left, right = (side if side is None else index(side) for side in sides)
     if (left or 0) < 0 or (right or 0) < 0:
         raise ValueError(f"window bounds must not be negative, got window {window!r}")

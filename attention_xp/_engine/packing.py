@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from attention_xp._backend.libraries import device
+from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.values import as_int32, within
 from attention_xp._engine.region import Region, Span
 from attention_xp._typing import Array, Namespace
@@ -50,8 +51,9 @@ class PackedMask(Mask):
 
     def allowed(self, region: Region) -> Array:
         """Compare the numbers of the sequences."""
-        xp = region.problem.xp
-        return region.look_up(xp.reshape(self.q_item, (-1, 1))) == region.look_up(self.k_item)
+        xp, ndim = region.problem.xp, region.problem.ndim
+        rows, keys = filled_up(xp, self.q_item, ndim, behind=1), filled_up(xp, self.k_item, ndim)
+        return region.look_up(rows) == region.look_up(keys)
 
     def reach(self, span: Span) -> tuple[Any, Any]:
         """Compare first and last: the numbers do not decrease."""

@@ -5,6 +5,7 @@ On small arrays the checks would take longer than attention itself.
 
 from typing import Any
 
+from attention_xp._backend.libraries import is_tensor
 from attention_xp._backend.modes import is_plain
 from attention_xp._options import AttentionOptions
 from attention_xp._typing import Array
@@ -13,7 +14,8 @@ __all__ = ["known_call", "remember"]
 
 _Fields = dict[str, Any]
 
-_KNOWN: dict[Any, _Fields] = {}  # the fields of plain calls that were found right
+_KNOWN: dict[Any, tuple[Any, _Fields | None]] = {}  # the layout and the fields of plain calls that were found right
+_UNKNOWN: tuple[Any, _Fields | None] = (None, None)
 _PLAIN = frozenset({"is_causal", "scale", "softcap", "impl"})  # options that are plain values, and alike in most calls
 _MOST = 512
 
@@ -37,8 +39,13 @@ def known_call(
             *options.items(),
             *map(type, options.values()),  # True is no 1
         )
-        return name, _KNOWN.get(name)
-    except (AttributeError, TypeError):  # no array, one that JAX traces, or a size that cannot be told from another
+        layout, fields = _KNOWN.get(name, _UNKNOWN)
+        # Only torch has layouts.
+        if layout is None or (query.layout is layout and key.layout is layout and value.layout is layout):
+            return name, fields
+        return None, None
+    # No array, one that JAX traces, a size that cannot be told from another, or a nested tensor, which has none.
+    except (AttributeError, TypeError, RuntimeError):
         return None, None
 
 
@@ -46,4 +53,5 @@ def remember(name: tuple[Any, ...], fields: _Fields) -> None:
     """Keep the fields of a call, without its arrays."""
     if len(_KNOWN) >= _MOST:
         _KNOWN.clear()
-    _KNOWN[name] = {**fields, "query": None, "key": None, "value": None}
+    layout = fields["query"].layout if is_tensor(fields["query"]) else None
+    _KNOWN[name] = layout, {**fields, "query": None, "key": None, "value": None}

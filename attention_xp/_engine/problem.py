@@ -5,28 +5,33 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
-from array_api_compat import is_cupy_namespace
-
-from attention_xp._backend.libraries import common_namespace
+from attention_xp._backend.libraries import common_namespace, is_cupy_namespace
 from attention_xp._engine.alignment import Alignment
 from attention_xp._engine.checks import check_inputs
-from attention_xp._engine.from_options import addends_of, array_options, mask_parts, refuse_to_guess, rules_of
+from attention_xp._engine.from_options import (
+    array_options,
+    bias_parts,
+    lined_up,
+    mask_parts,
+    refuse_to_guess,
+    rules_of,
+)
+from attention_xp._engine.known_end import known_end, up_to
 from attention_xp._engine.numbers import (
     check_impl,
-    check_number,
     check_positive,
     check_score_mod,
     check_tile,
 )
 from attention_xp._engine.packing import PackedMask, Packing
 from attention_xp._engine.plain_calls import known_call, remember
-from attention_xp._engine.rules import ArrayMask
 from attention_xp._options import AttentionOptions, complete
 from attention_xp._random import check_rate, check_rng, seed_words
 from attention_xp._random_survivors import LARGEST_RATE
 from attention_xp._typing import Array, DType, Namespace, ScoreMod
 from attention_xp.biases._bias import Bias
 from attention_xp.masks import FunctionMask, Mask
+from attention_xp.masks._mask import parts_of
 
 __all__ = ["Problem", "is_foreign"]
 
@@ -39,21 +44,22 @@ class Problem:
 
     xp: Namespace
     query: Array  # (*batch, H, Sq, D), or without H
-    key: Array  # (..., Hkv, Sk, D)
-    value: Array  # (..., Hkv, Sk, Dv)
+    key: Array  # (..., Hkv, Sk, D), up to the last key that may be attended, as far as Python knows
+    value: Array  # (..., Hkv, Sk, Dv), likewise
+    given_keys: int  # Sk as it came
     dtype: DType  # of the computation; the result has that of the query
     batch: tuple[int, ...]
     heads: int | None
     group: int  # query heads per key/value head
     is_empty: bool  # whether an axis of the inputs has length 0
-    scale: float
+    scale: float | Array  # an array has no axes
     softcap: float | None
     score_mod: ScoreMod | None
     score_slope: ScoreMod | None  # the derivative of score_mod, where it came with one
     addends: tuple[Any, ...]  # bias and floating mask: arrays, or a Bias
     narrow_addends: bool  # whether these came in the dtype of the query
     rules: tuple[Mask, ...]  # a pair is allowed where all of them allow it
-    sinks: Array | None  # (H, 1, 1), or (1, 1)
+    sinks: Array | None  # (..., H, 1, 1), or (..., 1, 1)
     query_offset: int | Array | None
     query_lengths: int | Array | None
     dropout_rate: float
@@ -64,6 +70,13 @@ class Problem:
     packing: Packing | None  # of sequences whose bounds only the device knows
     stack: tuple[int, ...] | None = None  # batch items and heads that share a tile of JAX's walker; None: chosen
 
+    _numbers: ClassVar = (
+        "scale",
+        "softcap",
+        "query_offset",
+        "query_lengths",
+        "seed",
+    )  # which may be arrays; see `freeze`
     answers: ClassVar[dict[Any, Any] | None] = None  # of a known call, which has its own; see `once`
 
     @property
@@ -97,8 +110,9 @@ class Problem:
 
     @property
     def has_one_offset(self) -> bool:
-        """Whether all batch items begin at one position that Python knows."""
-        return self.query_offset is None or isinstance(self.query_offset, int)
+        """Whether all batch items begin at one position."""
+        offset = self.query_offset
+        return offset is None or isinstance(offset, int) or bool(offset.ndim == 0)
 
     @property
     def is_masked_alike(self) -> bool:
@@ -135,7 +149,8 @@ class Problem:
             vars(problem).update(known, query=query, key=key, value=value)
             return problem
         problem = cls._checked(query, key, value, mask, dropout_rate, options, first_item, packing)
-        if name is not None and problem.query is query:
+        is_plain = isinstance(problem.scale, float) and query.dtype == key.dtype == value.dtype  # autocast mixes dtypes
+        if name is not None and problem.query is query and is_plain:
             # Of arrays of CuPy, kernels judge the layout too, which is no part of the name.
             remember(name, {**vars(problem), "answers": None if is_cupy_namespace(problem.xp) else {}})
         return problem
@@ -143,6 +158,19 @@ class Problem:
     def of_arrays(self, query: Array, key: Array, value: Array) -> "Problem":
         """Return the same problem of other arrays, of the same shapes and dtypes."""
         return replace(self, query=_spread(self.xp, query, self.batch), key=key, value=value)
+
+    @property
+    def operands(self) -> tuple[Array, ...]:
+        """Query, key and value, and a scale that is an array."""
+        inputs = self.query, self.key, self.value
+        return inputs if isinstance(self.scale, float) else (*inputs, self.scale)
+
+    def with_scaled_query(self) -> "Problem":
+        """Return the same problem with a scale that is a plain float: an array, and what follows it, goes into the query."""
+        if isinstance(self.scale, float):
+            return self
+        wide = self.xp.astype(self.query, self.dtype, copy=False)
+        return replace(self, query=wide * self.scale, scale=1.0)
 
     def once(self, question: Callable[..., _T], *more: Any) -> _T:
         """Ask a function about the problem once for all calls that are known to be alike.
@@ -182,31 +210,37 @@ class Problem:
         offset = line_up.integers("query_offset", o["query_offset"])
         rows = line_up.integers("query_lengths", o["query_lengths"], high=query.shape[-2])
         columns = line_up.integers("key_lengths", o["key_lengths"], high=key.shape[-2])
-        rules = rules_of(o, mask if isinstance(mask, Mask) else None, rows, columns)
+        rules = rules_of(o, lined_up(line_up, mask) if isinstance(mask, Mask) else None, rows, columns)
         if offset is None:
             refuse_to_guess(rules, query, key)
         narrow = all(a is None or a.dtype in (xp.bool, query.dtype) for a in (bias_array, mask_array))
-        addends = addends_of(line_up, o["bias"])
+        addends, exclusions = bias_parts(line_up, o["bias"])
         if mask_array is not None:
-            allowed, more = mask_parts(line_up.mask(mask_array), xp)
-            addends += more
-            rules.append(ArrayMask(allowed, batch, heads is not None))
+            more, excluded = mask_parts(line_up, mask_array)
+            addends, exclusions = addends + more, exclusions + excluded
+        rules += exclusions
+        Sk = end = key.shape[-2]
+        if packing is None:  # in which positions are no columns
+            end, rules = known_end(xp, rules, Sk)
+        addends = [a if isinstance(a, Bias) else up_to(end, Sk, a) for a in addends]
         if packing is not None:
             rules.append(PackedMask(packing.q_item, packing.k_item))
         score_mod, score_slope = check_score_mod(o["score_mod"])
         rate = min(check_rate(dropout_rate, name="dropout_rate"), LARGEST_RATE)
         check_rng(o["rng"], xp)
+        key, value = (up_to(end, Sk, a, axis=-2) for a in (key, value))
         return cls(
             xp=xp,
             query=_spread(xp, query, batch),
             key=key,
             value=value,
+            given_keys=Sk,
             dtype=line_up.dtype,
             batch=batch,
             heads=heads,
             group=heads // kv_heads if heads and kv_heads else 1,
             is_empty=0 in (*query.shape, *key.shape, *value.shape),
-            scale=_default_scale(query) if o["scale"] is None else check_number("scale", o["scale"]),
+            scale=_default_scale(query) if o["scale"] is None else line_up.scale(o["scale"]),
             softcap=None if o["softcap"] is None else check_positive("softcap", o["softcap"]),
             score_mod=score_mod,
             score_slope=score_slope,
@@ -225,11 +259,11 @@ class Problem:
         )
 
 
-def is_foreign(rule: Mask) -> bool:
-    """Whether a rule, or one that it is made of, is a function or of a class that is not ours."""
-    if isinstance(rule, FunctionMask) or not type(rule).__module__.startswith("attention_xp."):
+def is_foreign(rule: Mask, *, alone: bool = False) -> bool:
+    """Whether a rule, or unless `alone` one that it is made of, is a function or of a class that is not ours."""
+    if isinstance(rule, FunctionMask) or not rule._is_ours:
         return True
-    return any(is_foreign(part) for part in vars(rule).values() if isinstance(part, Mask))
+    return not alone and any(map(is_foreign, parts_of(rule)))
 
 
 def _spread(xp: Namespace, query: Array, batch: tuple[int, ...]) -> Array:

@@ -4,12 +4,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from attention_xp._backend.libraries import device, library_name
+from attention_xp._backend.shapes import filled_up
+from attention_xp._backend.sizes import as_number
 from attention_xp._typing import Array, Namespace
 
 if TYPE_CHECKING:
     from attention_xp._engine.problem import Problem
 
-__all__ = ["Region", "Span", "cut", "span_between"]
+__all__ = ["Region", "Span", "cut", "own_array", "span_between"]
 
 
 class Span(NamedTuple):
@@ -38,6 +40,13 @@ def span_between(
     return Span(xp, row, stop - 1, row + offset, stop - 1 + offset, first, end - 1, b, h)
 
 
+def own_array(xp: Namespace, array: Array, query: Array) -> Array:
+    """Return an array of NumPy in the library and on the device of a query, and any other as it is."""
+    if type(array).__module__ != "numpy" or library_name(xp) == "numpy":
+        return array
+    return xp.asarray(array.copy(), device=device(query))  # torch wants memory that it may write to
+
+
 def cut(array: Array, starts: list[Any], sizes: list[int]) -> Array:
     """Return a rectangular piece of an array."""
     return array[tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))]
@@ -46,8 +55,8 @@ def cut(array: Array, starts: list[Any], sizes: list[int]) -> Array:
 class Region(NamedTuple):
     """A rectangle of the scores ``(..., H, Sq, Sk)``, seen through arrays that broadcast against it.
 
-    Index arrays are int32 on every backend, so that they mix with each other under the strictest
-    promotion rules and feed the counter-based random numbers directly. `starts` may be traced.
+    Index arrays are int32 on every backend and have all the axes of the scores, so that they mix with each other under
+    the strictest promotion rules and feed the counter-based random numbers directly. `starts` may be traced.
     """
 
     problem: "Problem"
@@ -69,12 +78,12 @@ class Region(NamedTuple):
 
     @property
     def row(self) -> Array:
-        """Rows of the query, counted from 0: ``(Sq, 1)``."""
+        """Rows of the query, counted from 0: ``(..., 1, Sq, 1)``."""
         return self._count(-2)
 
     @property
     def column(self) -> Array:
-        """Key columns, counted from 0: ``(Sk,)``."""
+        """Key columns, counted from 0: ``(..., 1, 1, Sk)``."""
         return self._count(-1)
 
     @property
@@ -82,42 +91,43 @@ class Region(NamedTuple):
         """Query positions: rows plus the query offset."""
         packing, offset = self.problem.packing, self.problem.query_offset
         if packing is not None:
-            return self.look_up(self.problem.xp.reshape(packing.q_position, (-1, 1)))
+            return self._packed(packing.q_position, 1)
         return self.row if offset is None else self.row + self.per_batch(offset)
 
     @property
     def kv_idx(self) -> Array:
-        """Key positions: ``(Sk,)``."""
+        """Key positions: ``(..., 1, 1, Sk)``."""
         packing = self.problem.packing
-        return self.column if packing is None else self.look_up(packing.k_position)
+        return self.column if packing is None else self._packed(packing.k_position, 0)
 
     @property
     def h(self) -> Array:
-        """Head indices: ``(H, 1, 1)``, or zero where there is no heads axis."""
+        """Head indices: ``(..., H, 1, 1)``, or zero where there is no heads axis."""
         return self._zero() if self.problem.heads is None else self._count(-3)
 
     @property
     def b(self) -> Array:
-        """Flat index over the leading axes, with one axis for each of theirs; packed, the sequence of a row."""
+        """Flat index over the leading axes, ``(..., 1, 1, 1)``; packed, the sequence of a row."""
         packing = self.problem.packing
         if packing is not None:
-            return self.look_up(self.problem.xp.reshape(packing.q_item, (-1, 1)))
+            return self._packed(packing.q_item, 1)
         flat = self._zero()
         for axis, length in enumerate(self.problem.batch):
-            flat = flat * length + self._count(axis - self.problem.ndim)
+            flat = flat * as_number(self.problem.xp, length) + self._count(axis - self.problem.ndim)
         return flat + self.problem.first_item
 
     def per_batch(self, values: int | Array) -> int | Array:
         """Line one value per batch item up with the scores; a plain int passes through."""
         if isinstance(values, int):
             return values
-        trailing = (1,) * (self.problem.ndim - len(self.problem.batch))
-        return self.look_up(self.problem.xp.reshape(values, (*values.shape, *trailing)))
+        ndim = self.problem.ndim
+        return self.look_up(filled_up(self.problem.xp, values, ndim, behind=ndim - len(self.problem.batch)))
 
     def per_head(self, values: Array) -> Array:
         """Line numbers ``(H,)`` up with the scores, in their dtype; a single number is for all heads."""
-        shape = (1, 1) if self.problem.heads is None else (-1, 1, 1)
-        return self.look_up(self.problem.xp.reshape(self.floating(values), shape))
+        xp, line = self.problem.xp, (1,) if self.problem.heads is None else (-1, 1)
+        numbers = xp.reshape(self.floating(values), line)
+        return self.look_up(filled_up(xp, numbers, self.problem.ndim, behind=1))
 
     def floating(self, numbers: Array) -> Array:
         """Return numbers of any kind, also those of a NumPy array, in the dtype of the scores."""
@@ -126,10 +136,7 @@ class Region(NamedTuple):
 
     def own(self, array: Array) -> Array:
         """Return an array in the library and on the device of the query; NumPy arrays serve every library."""
-        xp = self.problem.xp
-        if type(array).__module__ != "numpy" or library_name(xp) == "numpy":
-            return array
-        return xp.asarray(array.copy(), device=device(self.problem.query))  # torch wants memory that it may write to
+        return own_array(self.problem.xp, array, self.problem.query)
 
     def look_up(self, aligned: Array) -> Array:
         """Return the piece of an array, aligned with the scores, that covers this region."""
@@ -140,11 +147,15 @@ class Region(NamedTuple):
         return aligned if tuple(sizes) == shape else self.cut(aligned, starts, sizes)
 
     def _count(self, axis: int) -> Array:
-        """Return the indices of this region along an axis, with as many axes of length 1 behind it."""
-        xp, like = self.problem.xp, self.problem.query
-        index = xp.arange(self.sizes[axis], dtype=xp.int32, device=device(like)) + self.starts[axis]
-        return index if axis == -1 else xp.reshape(index, (-1,) + (1,) * (-axis - 1))
+        """Return the indices of this region along an axis."""
+        xp, problem = self.problem.xp, self.problem
+        index = xp.arange(self.sizes[axis], dtype=xp.int32, device=device(problem.query)) + self.starts[axis]
+        return filled_up(xp, index, problem.ndim, behind=-axis - 1)
 
     def _zero(self) -> Array:
-        xp = self.problem.xp
-        return xp.zeros((1, 1), dtype=xp.int32, device=device(self.problem.query))
+        problem = self.problem
+        return problem.xp.zeros((1,) * problem.ndim, dtype=problem.xp.int32, device=device(problem.query))
+
+    def _packed(self, numbers: Array, behind: int) -> Array:
+        """Line numbers of packed rows or keys, ``(T,)``, up with the scores."""
+        return self.look_up(filled_up(self.problem.xp, numbers, self.problem.ndim, behind=behind))

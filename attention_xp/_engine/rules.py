@@ -1,19 +1,21 @@
-"""The two mask rules that only the engine makes: a given array, and a limit on query rows."""
+"""The mask rules that only the engine makes: what a call says with arrays, lengths and biases."""
 
+import math
 from dataclasses import dataclass
 
 from attention_xp._backend.values import on_host
 from attention_xp._engine.region import Region, Span
 from attention_xp._typing import Array
+from attention_xp.biases._bias import Bias, evaluated
 from attention_xp.masks import Mask
 from attention_xp.masks._length_rules import batch_and_head, before
 from attention_xp.masks._mask import Reach
 
-__all__ = ["ArrayMask", "RowMask"]
+__all__ = ["AlignedMask", "BiasMask", "RowMask", "UnseenMask"]
 
 
 @dataclass(frozen=True, eq=False)
-class ArrayMask(Mask):
+class AlignedMask(Mask):
     """A boolean array that is aligned with the scores: look it up."""
 
     array: Array
@@ -22,8 +24,9 @@ class ArrayMask(Mask):
 
     @property
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]
-        """The leading axes of the array."""
-        return tuple(self.array.shape[:-2])
+        """The leading axes of the array, the heads last."""
+        lead = tuple(self.array.shape[:-2])
+        return lead if self.has_heads or len(lead) == 0 else (*lead, 1)
 
     def allowed(self, region: Region) -> Array:
         """Return the piece of the array that covers the region."""
@@ -48,6 +51,17 @@ class ArrayMask(Mask):
         return self.array[tuple(0 if n == 1 else i for i, n in zip(index, leading, strict=True))]
 
 
+@dataclass(frozen=True, eq=False)
+class UnseenMask(AlignedMask):
+    """The same where nobody looks at the values: rectangles, batch items and heads are not told apart."""
+
+    lead = ()
+
+    def reach(self, span: Span) -> Reach:  # noqa: ARG002
+        """Say nothing."""
+        return True, False
+
+
 def _reduced(matrix: Array, span: Span) -> tuple[Array, Array]:
     """Return whether any, and whether all, of each rectangle of a grid is true."""
     import numpy as np  # noqa: PLC0415
@@ -64,10 +78,22 @@ def _reduced(matrix: Array, span: Span) -> tuple[Array, Array]:
 
 
 @dataclass(frozen=True, eq=False)
+class BiasMask(Mask):
+    """Pairs to which a bias does not add minus infinity."""
+
+    bias: Bias
+
+    def allowed(self, region: Region) -> Array:
+        """Look at what the bias adds."""
+        return evaluated(self.bias, region) != -math.inf
+
+
+@dataclass(frozen=True, eq=False)
 class RowMask(Mask):
     """Query rows before ``lengths[b]``, counted from the first row whatever its position."""
 
     lengths: int | Array
+    _numbers = ("lengths",)
 
     @property
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]

@@ -6,15 +6,18 @@ attend and the last, where the rules tell these.
 
 import math
 import sys
-from functools import cache
 from typing import Any, NamedTuple
 
+from attention_xp._backend.jitted import jitted
 from attention_xp._backend.libraries import device, library_name
 from attention_xp._backend.sharding import spread_like
+from attention_xp._backend.sizes import is_open
 from attention_xp._engine.borders import formula_is_faster
 from attention_xp._engine.dense import scores_of_region
 from attention_xp._engine.frozen import freeze, thaw
+from attention_xp._engine.known_end import with_zeros
 from attention_xp._engine.loop.tiles import tiles_of_rows
+from attention_xp._engine.one_program import as_one_program
 from attention_xp._engine.planning.plan import Bounds, bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
@@ -40,7 +43,14 @@ class Statistics(NamedTuple):
 
 def statistics(problem: Problem) -> Statistics:
     """Return the statistics of all rows, in the dtype of the computation."""
-    if problem.impl == "dense" or problem.is_empty or (problem.impl == "auto" and formula_is_faster(problem)):
+    found = as_one_program(_found, problem.with_scaled_query())
+    return found._replace(key_totals=with_zeros(problem.xp, found.key_totals, problem.given_keys))
+
+
+def _found(problem: Problem) -> Statistics:
+    """Ask in one go, or let a walker visit blocks of rows."""
+    is_at_once = problem.impl == "dense" or (problem.impl == "auto" and formula_is_faster(problem))
+    if is_at_once or problem.is_empty or is_open(problem.query.shape[-2], problem.key.shape[-2]):
         return of_region(problem, Region.whole(problem), problem.query, problem.key)
     library = library_name(problem.xp)
     if library == "numpy":
@@ -105,33 +115,36 @@ def columns_of_rows(problem: Problem, row: int, stop: int) -> Bounds:
 
 
 def _compiled(problem: Problem, rows: int) -> Statistics:
-    """Keep the compiled loop for the next call; not where a function may capture what is traced, or what changes."""
-    if problem.has_foreign_code():
-        return _scanned(problem, rows)
-    template, arrays = freeze(problem)
-    return _jitted()(template, rows, spread_like(arrays, arrays))  # type: ignore[no-any-return]
+    """Keep the compiled loop for the next call."""
+    from attention_xp._engine.lax.captured import with_captured  # noqa: PLC0415  # imports JAX
+
+    Sq = problem.query.shape[-2]
+    heights = {m for m in (min(rows, Sq), Sq % rows) if m}
+    template, arrays = freeze(with_captured(problem, [_rows_from(problem, 0, m) for m in heights]), problem.dtype)
+    return jitted(_thawed, template, rows)(spread_like(arrays, arrays))  # type: ignore[no-any-return]
 
 
-@cache
-def _jitted() -> Any:
-    def run(template: Any, rows: int, arrays: list[Array]) -> Statistics:
-        return _scanned(thaw(template, arrays), rows)
+def _thawed(template: Any, rows: int, arrays: list[Array]) -> Statistics:
+    return _scanned(thaw(template, arrays), rows)
 
-    return sys.modules["jax"].jit(run, static_argnums=(0, 1))
+
+def _rows_from(problem: Problem, row: Any, m: int) -> Region:
+    """Return some rows of all heads, over all keys."""
+    from attention_xp._engine.lax.walk import dynamic_cut  # noqa: PLC0415  # imports JAX
+
+    lead = problem.lead
+    return Region(problem, (*(0,) * len(lead), row, 0), (*lead, m, problem.key.shape[-2]), dynamic_cut)
 
 
 def _scanned(problem: Problem, rows: int) -> Statistics:
     """Visit the blocks in a loop of JAX, whose size does not grow with the length; the last, shorter one after it."""
-    from attention_xp._engine.lax.walk import dynamic_cut  # noqa: PLC0415  # imports JAX
-
     jax: Any = sys.modules["jax"]
     jnp, lead = jax.numpy, problem.lead
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
 
     def block(row: Any, m: int) -> Statistics:
-        region = Region(problem, (*(0,) * len(lead), row, 0), (*lead, m, Sk), dynamic_cut)
         query = jax.lax.dynamic_slice_in_dim(problem.query, row, m, axis=-2)
-        return of_region(problem, region, query, problem.key)
+        return of_region(problem, _rows_from(problem, row, m), query, problem.key)
 
     def step(totals: Array, row: Array) -> tuple[Array, tuple[Array, ...]]:
         found = block(row, rows)

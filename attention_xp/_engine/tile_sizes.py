@@ -8,6 +8,7 @@ import sys
 from typing import NamedTuple
 
 from attention_xp._backend.libraries import cuda_device, library_name
+from attention_xp._backend.sizes import is_open, smaller
 from attention_xp._engine.planning.patterns import FEWEST_ROWS, blocks, grain, narrowest
 from attention_xp._engine.problem import Problem
 
@@ -120,8 +121,7 @@ def tile_sizes(problem: Problem) -> tuple[int, int]:
     """Return query rows and key columns of a tile: equal parts of the lengths, up to a size that is fast."""
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
     if problem.tile is not None:
-        rows, columns = problem.tile
-        return min(rows, max(Sq, 1)), min(columns, max(Sk, 1))
+        return _of_lengths(problem, *problem.tile)
     library = library_name(problem.xp)
     rows, columns = (_SIZES if problem.rules else _SIZES | _WHOLE).get(library, (128, 512))
     if library == "jax":
@@ -136,13 +136,26 @@ def _squares(problem: Problem, most: tuple[int, int]) -> tuple[int, int]:
     """Return rows and keys of a tile that is visited as a whole: the blocks of a mask, or a part of a window."""
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
     rows, columns = most
-    if narrowest(problem.rules) <= min(_NARROW, Sk // 2):
+    if narrowest(problem.rules) <= (_NARROW if is_open(Sk) else min(_NARROW, Sk // 2)):
         rows, columns = _WINDOW_TILE
     for block in blocks(problem.rules):
         rows, columns = (_about(size, n) for size, n in zip(block, (rows, columns), strict=True))
     if (rows, columns) == most:
         return _equal_parts(Sq, rows), _equal_parts(Sk, columns)
-    return min(rows, max(Sq, 1)), min(columns, max(Sk, 1))
+    return _of_lengths(problem, rows, columns)
+
+
+def _of_lengths(problem: Problem, rows: int, columns: int) -> tuple[int, int]:
+    """Return rows and columns of a tile, but no more than there are."""
+    lengths = problem.query.shape[-2], problem.key.shape[-2]
+    tile: tuple[int, int] = tuple(_no_more(*pair) for pair in zip((rows, columns), lengths, strict=True))  # type: ignore[assignment]
+    return tile
+
+
+def _no_more(size: int, length: int) -> int:
+    if is_open(size):
+        return size  # it has been through here
+    return smaller(length if is_open(length) else max(length, 1), size)  # type: ignore[no-any-return]
 
 
 def stack(problem: Problem) -> tuple[int, ...]:
@@ -154,9 +167,9 @@ def stack(problem: Problem) -> tuple[int, ...]:
     if problem.stack is not None:
         return problem.stack
     lead, of_batch = problem.lead, len(problem.batch)
-    few = problem.group if problem.query.shape[-2] <= FOLD else 1
+    few = problem.group if not is_open(problem.query.shape[-2]) and problem.query.shape[-2] <= FOLD else 1
     sizes = [1] * of_batch + [few] * (len(lead) - of_batch)
-    if cuda_device(problem.query) is None:
+    if cuda_device(problem.query) is None or is_open(*lead, *tile_sizes(problem)):
         return tuple(sizes)
     room = _LARGEST_ON_CUDA // math.prod(tile_sizes(problem))
     if problem.heads is not None and _is_uniform_along_heads(problem):
@@ -190,6 +203,8 @@ def _about(size: int, most: int) -> int:
 
 def _equal_parts(length: int, size: int) -> int:
     """Return the size of equal parts of at most `size`, a multiple of 16."""
+    if is_open(length):
+        return smaller(length, size)  # type: ignore[no-any-return]
     if length <= size:
         return max(length, 1)
     part = -(-length // -(-length // size))  # integers alone: torch traces them, too

@@ -48,6 +48,7 @@ class AlibiBias(Bias):
     """
 
     slopes: Array
+    may_exclude = False
 
     def __init__(self, slopes: Array) -> None:
         check_floating(common_namespace(slopes=slopes), slopes=slopes)

@@ -4,21 +4,30 @@ import math
 
 from attention_xp._backend.dtypes import dtype_name, is_floating
 from attention_xp._backend.libraries import common_namespace, device
+from attention_xp._backend.shapes import filled_up
 from attention_xp._engine.checks import check_result, fits, shapes
 from attention_xp._engine.region import Region
+from attention_xp._rule import Rule, attributes
 from attention_xp._typing import Array, Namespace
 from attention_xp.masks._look_up import arrays_of, check_library_and_place
 
 __all__ = ["Bias", "check_heads", "evaluated", "spread_over_heads"]
 
 
-class Bias:
+class Bias(Rule):
     """A rule that tells what is added to the scores, tile by tile, so that ``(Sq, Sk)`` is never materialised.
 
     To write one, subclass and define `values`. The arrays that it depends on are attributes: NumPy arrays, which
     serve attention on every library, or arrays of the library of the query. torch and JAX differentiate in the
-    latter; for NumPy and CuPy, `vjp` tells the gradients. On JAX, attributes that are no arrays must be hashable,
-    and a class is compiled once for equal ones.
+    latter; for NumPy and CuPy, `vjp` tells the gradients. JAX compiles a class once for attributes that are the same but
+    for arrays: a bias is a value, and what else `values` looks at must not change.
+
+    Where a bias adds minus infinity, the pair is excluded, as by a mask.
+
+    Attributes
+    ----------
+    may_exclude : bool
+        Whether minus infinity may be among the values. A class without such says False, and is spared the question.
 
     Examples
     --------
@@ -38,6 +47,8 @@ class Bias:
     array([[0.88, 0.12, 0.  ],
            [0.4 , 0.35, 0.24]])
     """
+
+    may_exclude: bool = True
 
     def values(self, region: Region) -> Array:
         """Return a floating array that broadcasts against the scores of a region.
@@ -112,7 +123,7 @@ class Bias:
             check_library_and_place(xp, query, name, array)
 
     def __repr__(self) -> str:
-        given = (f"{name}={_short(value)}" for name, value in vars(self).items() if not name.startswith("_"))
+        given = (f"{name}={_short(value)}" for name, value in attributes(self).items() if not name.startswith("_"))
         return f"{type(self).__name__}({', '.join(given)})"
 
 
@@ -124,7 +135,7 @@ def evaluated(bias: Bias, region: Region) -> Array:
     """Return the values of a bias in the dtype of the scores, and refuse what does not broadcast against them."""
     problem, values = region.problem, bias.values(region)
     check_result(problem.xp, f"{type(bias).__name__}.values", values, region.sizes)
-    return problem.xp.astype(values, problem.dtype, copy=False)
+    return filled_up(problem.xp, problem.xp.astype(values, problem.dtype, copy=False), len(region.sizes))
 
 
 def check_heads(name: str, letters: str, array: Array, axis: int, query: Array, heads: int | None) -> None:

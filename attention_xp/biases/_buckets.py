@@ -1,9 +1,10 @@
 """A number for every bucket of distances (T5)."""
 
-import array_api_extra as xpx
+import math
 
-from attention_xp._backend.libraries import common_namespace, device
-from attention_xp._backend.values import FAR
+from attention_xp._backend.libraries import common_namespace, device, padded
+from attention_xp._backend.shapes import filled_up
+from attention_xp._backend.values import FAR, all_above
 from attention_xp._engine.checks import check_floating, shapes
 from attention_xp._engine.numbers import check_count, check_flag
 from attention_xp._engine.region import Region
@@ -101,6 +102,11 @@ class RelativePositionBias(Bias):
             place = place * table.shape[1] + head
         return xp.reshape(xp.take(xp.reshape(table, (-1,)), xp.reshape(place, (-1,)), axis=0), place.shape)
 
+    @property
+    def may_exclude(self) -> bool:  # type: ignore[override]
+        """Return whether a number of the table may be minus infinity, as far as can be seen at once."""
+        return not all_above(common_namespace(table=self.table), self.table, -math.inf)
+
     def bound(self, region: Region) -> float:
         """Return the largest number of the table."""
         return float(region.problem.xp.max(region.problem.xp.abs(region.floating(self.table))))
@@ -130,7 +136,8 @@ class RelativePositionBias(Bias):
             return xp.stack(parts, axis=-1)
         sums = xp.expand_dims(_diagonal_sums(xp, grad_scores), axis=-2)  # (..., h, 1, L)
         every = xp.arange(count, dtype=xp.int32, device=device(sums))
-        is_bucket = xp.expand_dims(self._bucket(xp, _diagonals(region)), axis=-1) == every  # (..., 1, L, num_buckets)
+        bucket = xp.expand_dims(self._bucket(xp, _diagonals(region)), axis=-1)
+        is_bucket = bucket == filled_up(xp, every, bucket.ndim)  # (..., 1, L, num_buckets)
         return xp.matmul(sums, xp.astype(is_bucket, sums.dtype))[..., 0, :]
 
 
@@ -158,11 +165,11 @@ def _has_diagonals(region: Region) -> bool:
 def _diagonals(region: Region) -> Array:
     """Return the position of keys relative to the query along each diagonal, from the lower left to the upper right.
 
-    It is (L,) with ``L = m + n - 1``, or (..., 1, L) where every batch item has an offset.
+    It is (..., 1, L) with ``L = m + n - 1``, and has no axis for the rows.
     """
     xp, (m, n) = region.problem.xp, region.sizes[-2:]
     along = xp.arange(m + n - 1, dtype=xp.int32, device=device(region.problem.query))
-    return region.kv_idx[:1] - region.q_idx[..., -1, :] + along
+    return region.kv_idx[..., 0, :1] - region.q_idx[..., -1, :] + filled_up(xp, along, region.problem.ndim - 1)
 
 
 def _spread_out(xp: Namespace, line: Array, m: int, n: int) -> Array:
@@ -179,7 +186,7 @@ def _spread_out(xp: Namespace, line: Array, m: int, n: int) -> Array:
 def _diagonal_sums(xp: Namespace, x: Array) -> Array:
     """Sum (..., m, n) along its diagonals: (..., m + n - 1), from the lower left corner to the upper right."""
     *lead, m, n = x.shape
-    padded = xpx.pad(xp.flip(x, axis=-2), [(0, 0)] * (x.ndim - 1) + [(0, m)], xp=xp)
+    wide = padded(xp, xp.flip(x, axis=-2), [(0, 0)] * (x.ndim - 1) + [(0, m)])
     # One column less than there are: in memory, each row begins one place later than the row before.
-    skewed = xp.reshape(padded, (*lead, m * (n + m)))[..., : m * (n + m - 1)]
+    skewed = xp.reshape(wide, (*lead, m * (n + m)))[..., : m * (n + m - 1)]
     return xp.sum(xp.reshape(skewed, (*lead, m, n + m - 1)), axis=-2)

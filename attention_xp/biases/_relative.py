@@ -2,21 +2,23 @@
 
 import math
 
-import array_api_extra as xpx
-
 from attention_xp._backend.dtypes import computation_dtype
-from attention_xp._backend.libraries import common_namespace, device as device_of
-from attention_xp._backend.modes import outside_autocast
+from attention_xp._backend.libraries import common_namespace, device as device_of, padded
+from attention_xp._backend.modes import unnarrowed
+from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.values import within
 from attention_xp._engine.alignment import Alignment
 from attention_xp._engine.checks import check_floating, check_one_dtype, check_placement, shapes
 from attention_xp._engine.numbers import check_count
+from attention_xp._public_types import ArrayT
 from attention_xp._typing import Array, Namespace
 
 __all__ = ["relative_position_scores", "relative_shift"]
 
 
-def relative_position_scores(query: Array, embeddings: Array, key_len: int, *, query_offset: int | Array = 0) -> Array:
+def relative_position_scores(
+    query: ArrayT, embeddings: ArrayT, key_len: int, *, query_offset: int | Array = 0
+) -> ArrayT:
     r"""Return the product of every query with the embedding of its distance to every key.
 
     .. math:: s_{ij} = q_i \cdot a_{\mathrm{clip}(j - p_i,\, -m,\, m)}, \qquad p_i = \mathrm{offset} + i
@@ -72,14 +74,15 @@ def relative_position_scores(query: Array, embeddings: Array, key_len: int, *, q
         raise TypeError("query_offset must be an int or an integer array, got NoneType")
     dtype = computation_dtype(xp, query.dtype)
     wide = (xp.astype(a, dtype, copy=False) for a in (query, xp.matrix_transpose(embeddings)))
-    with outside_autocast(xp, query):
+    xp, context = unnarrowed(xp, query)
+    with context:
         products = xp.matmul(*wide)  # (..., H, Sq, D) @ (D, R) -> (..., H, Sq, R)
     if not isinstance(offset, int):
-        offset = xp.reshape(offset, (*offset.shape, *(1,) * (3 if has_heads else 2)))
+        offset = filled_up(xp, offset, query.ndim, behind=3 if has_heads else 2)
     return xp.astype(_gathered(xp, products, key_len, offset), query.dtype, copy=False)
 
 
-def relative_shift(scores: Array) -> Array:
+def relative_shift(scores: ArrayT) -> ArrayT:
     r"""Move the scores of queries with embeddings of distances to the keys that have these distances.
 
     .. math:: y_{ij} = x_{i,\, j + S_q - 1 - i} \quad \text{where } j \le i + S_k - S_q, \text{ otherwise } 0
@@ -122,11 +125,11 @@ def relative_shift(scores: Array) -> Array:
     if scores.ndim < 2:
         raise ValueError(f"scores needs at least 2 axes: expected scores (..., Sq, Sk), {shapes(scores=scores)}")
     *lead, Sq, Sk = scores.shape
-    padded = xpx.pad(scores, [(0, 0)] * (scores.ndim - 1) + [(1, 0)], xp=xp)
+    wide = padded(xp, scores, [(0, 0)] * (scores.ndim - 1) + [(1, 0)])
     # One column more than the result has: in memory, each row begins one place earlier than the row before.
-    rows = xp.reshape(xp.reshape(padded, (*lead, Sq * (Sk + 1)))[..., Sq:], (*lead, Sq, Sk))
+    rows = xp.reshape(xp.reshape(wide, (*lead, Sq * (Sk + 1)))[..., Sq:], (*lead, Sq, Sk))
     i, j = (xp.arange(n, dtype=xp.int32, device=device_of(scores)) for n in (Sq, Sk))
-    return xp.where(j[None, :] <= i[:, None] + (Sk - Sq), rows, 0.0)
+    return xp.where(filled_up(xp, j[None, :] <= i[:, None] + (Sk - Sq), rows.ndim), rows, 0.0)
 
 
 def _check(xp: Namespace, query: Array, embeddings: Array) -> None:
@@ -151,7 +154,10 @@ def _gathered(xp: Namespace, products: Array, key_len: int, offset: int | Array)
     *lead, Sq, R = products.shape
     i, j = (xp.arange(n, dtype=xp.int32, device=device_of(products)) for n in (Sq, key_len))
     reach = R // 2
-    column = within(xp, j[None, :] - i[:, None] - offset, -reach, reach) + reach  # (Sq, Sk), or with axes in front
+    distance = j[None, :] - i[:, None]  # (Sq, Sk)
+    if not isinstance(offset, int):
+        distance = filled_up(xp, distance, offset.ndim)
+    column = within(xp, distance - offset, -reach, reach) + reach
     if isinstance(offset, int):
         places = xp.reshape(i[:, None] * R + column, (-1,))
         return xp.reshape(xp.take(xp.reshape(products, (*lead, Sq * R)), places, axis=-1), (*lead, Sq, key_len))

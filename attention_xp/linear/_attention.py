@@ -1,9 +1,9 @@
 """Linear attention: memory of a fixed size in place of all keys and values."""
 
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from attention_xp._engine.numbers import check_flag
-from attention_xp._typing import Array
+from attention_xp._public_types import Array, ArrayT
 from attention_xp.linear._compute import forward, run
 from attention_xp.linear._feature_maps import FeatureMap
 from attention_xp.linear._problem import LinearProblem, LinearState
@@ -11,6 +11,60 @@ from attention_xp.linear._problem import LinearProblem, LinearState
 __all__ = ["linear_attention"]
 
 
+@overload
+def linear_attention(
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    *,
+    feature_map: Literal["elu", "relu"] | FeatureMap | None = "elu",
+    normalize: bool | None = None,
+    is_causal: bool = False,
+    update_rule: Literal["linear", "gated", "delta", "gated_delta"] = "linear",
+    decay: Array | None = None,
+    beta: Array | None = None,
+    scale: float | None = None,
+    state: LinearState[ArrayT] | None = None,
+    return_state: Literal[False] = False,
+    chunk_size: int = 64,
+    impl: Literal["auto", "recurrent", "chunked"] = "auto",
+) -> ArrayT: ...
+@overload
+def linear_attention(
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    *,
+    feature_map: Literal["elu", "relu"] | FeatureMap | None = "elu",
+    normalize: bool | None = None,
+    is_causal: bool = False,
+    update_rule: Literal["linear", "gated", "delta", "gated_delta"] = "linear",
+    decay: Array | None = None,
+    beta: Array | None = None,
+    scale: float | None = None,
+    state: LinearState[ArrayT] | None = None,
+    return_state: Literal[True],
+    chunk_size: int = 64,
+    impl: Literal["auto", "recurrent", "chunked"] = "auto",
+) -> tuple[ArrayT, LinearState[ArrayT]]: ...
+@overload
+def linear_attention(
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    *,
+    feature_map: Literal["elu", "relu"] | FeatureMap | None = "elu",
+    normalize: bool | None = None,
+    is_causal: bool = False,
+    update_rule: Literal["linear", "gated", "delta", "gated_delta"] = "linear",
+    decay: Array | None = None,
+    beta: Array | None = None,
+    scale: float | None = None,
+    state: LinearState[ArrayT] | None = None,
+    return_state: bool,
+    chunk_size: int = 64,
+    impl: Literal["auto", "recurrent", "chunked"] = "auto",
+) -> ArrayT | tuple[ArrayT, LinearState[ArrayT]]: ...
 def linear_attention(
     query: Array,
     key: Array,

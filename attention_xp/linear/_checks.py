@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from attention_xp._backend.libraries import common_namespace
+from attention_xp._backend.sizes import is_open
 from attention_xp._engine.checks import check_floating, fits, shapes
 from attention_xp._engine.numbers import check_count
 from attention_xp._typing import Array
@@ -42,11 +43,17 @@ def check_size(impl: Any, chunk_size: Any) -> int:
 
 
 def check_lengths(query: Array, key: Array) -> None:
-    """Check that in causal order every query has its key."""
+    """Check that in causal order every query has its key, and that their number is known."""
     if query.shape[-2] != key.shape[-2]:
         raise ValueError(
             f"key has length {key.shape[-2]} but query has length {query.shape[-2]}: in causal order (is_causal, a state, "
             f"or a rule other than 'linear') expected one key for each query, {shapes(query=query, key=key)}"
+        )
+    if is_open(key.shape[-2]):
+        raise ValueError(
+            "linear attention in causal order (is_causal, a state, or a rule other than 'linear') goes by chunks, and needs "
+            f"a length that is known when it is exported: expected a number, {shapes(query=query, key=key)}; attention with "
+            "is_causal=True takes lengths that are left open"
         )
 
 

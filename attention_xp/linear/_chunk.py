@@ -41,7 +41,7 @@ class Setting(NamedTuple):
     xp: Namespace
     dtype: DType
     feature_map: RowMap | None
-    scale: float
+    scale: float | Array
     normalize: bool
     triangle_of: Callable[[int], Triangle]  # the parts of one for a chunk of some rows
 
@@ -151,18 +151,22 @@ def weights_sum(query: Array, key_sums: Array, xp: Namespace) -> Array:
     return xp.matmul(products, ones)  # faster than a sum, and mapped by torch, which `vecdot` is not
 
 
-def answer(said: Array, divisor: Array | None, scale: float, xp: Namespace) -> Array:
+def answer(said: Array, divisor: Array | None, scale: float | Array, xp: Namespace) -> Array:
     """Return ``scale * said / divisor``; where the divisor is 0, nothing was said."""
     if divisor is not None:
         said = said / nonzero(divisor, xp=xp)
-    return said if scale == 1.0 else scale * said
+    return _scaled(said, scale)
+
+
+def _scaled(x: Array, scale: float | Array) -> Array:
+    return x if isinstance(scale, float) and scale == 1.0 else scale * x
 
 
 def answer_vjp(
-    said: Array, divisor: Array | None, grad: Array, scale: float, xp: Namespace
+    said: Array, divisor: Array | None, grad: Array, scale: float | Array, xp: Namespace
 ) -> tuple[Array, Array | None]:
     """Return the gradients of `said` and of the divisor."""
-    grad = grad if scale == 1.0 else scale * grad
+    grad = _scaled(grad, scale)
     if divisor is None:
         return grad, None
     divide = nonzero(divisor, xp=xp)

@@ -1,14 +1,12 @@
 """Forward and in reverse over the chunks of a call, on every backend."""
 
-import sys
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
-from array_api_compat import is_jax_namespace
-
-from attention_xp._backend.libraries import device
-from attention_xp._backend.modes import is_compiling, outside_autocast
+from attention_xp._backend.jitted import jitted
+from attention_xp._backend.libraries import device, is_jax_namespace
+from attention_xp._backend.modes import is_compiling, refuse_shards, sheltered
 from attention_xp._engine.frozen import freeze, thaw
 from attention_xp._typing import Array
 from attention_xp.linear._chunk import Carry, Chunk, Setting, answer, answer_vjp, reduced, weights_sum
@@ -22,25 +20,23 @@ __all__ = ["backward", "forward", "forward_keeping", "run"]
 def run(function: Callable[..., Any], problem: LinearProblem, *operands: Any) -> Any:
     """Call ``function(problem, *operands)``; on JAX as one program that is compiled once for each kind of call."""
     if not is_jax_namespace(problem.xp):
-        with outside_autocast(problem.xp, problem.query):
+        refuse_shards(problem.xp)
+        problem, context = sheltered(problem)
+        with context:
             return function(problem, *operands)
-    template, arrays = freeze(problem)
-    return _compiled(function)(template, arrays, *operands)
+    template, arrays = freeze(problem, problem.dtype)
+    return jitted(_thawed, function, template)(arrays, *operands)
 
 
-@cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    def program(template: Any, arrays: list[Array], *operands: Any) -> Any:
-        return function(thaw(template, arrays), *operands)
-
-    jitted: Callable[..., Any] = sys.modules["jax"].jit(program, static_argnums=0)
-    return jitted
+def _thawed(function: Callable[..., Any], template: Any, arrays: list[Array], *operands: Any) -> Any:
+    return function(thaw(template, arrays), *operands)
 
 
 def _setting(problem: LinearProblem) -> Setting:
     xp, S, size = problem.xp, problem.key.shape[-2], problem.size
     split = problem.decay is not None or problem.beta is not None
-    make = partial(triangle, split=split, xp=xp, dtype=problem.dtype, device=device(problem.query))
+    ndim, where = problem.query.ndim, device(problem.query)
+    make = partial(triangle, ndim=ndim, split=split, xp=xp, dtype=problem.dtype, device=where)
     setting = partial(Setting, xp, problem.dtype, problem.feature_map, problem.scale, problem.normalize)
     if is_compiling(xp):  # a length that is left open names no entry: one triangle serves shorter chunks too
         one = make(1 if S == 1 else size)

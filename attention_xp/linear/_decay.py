@@ -7,8 +7,7 @@ nothing grows no factor exceeds 1, nothing overflows, and a strong decay costs t
 
 from collections.abc import Callable
 
-import array_api_extra as xpx
-
+from attention_xp._backend.libraries import cumulative_sum, padded
 from attention_xp._typing import Array, Namespace
 from attention_xp.linear._triangles import Triangle
 
@@ -17,12 +16,12 @@ __all__ = ["ChannelDecay", "HeadDecay", "NoDecay", "decay_of", "sum_ahead", "sum
 
 def sum_ahead(x: Array, xp: Namespace) -> Array:
     """Return the sums of the rows from each on, itself included."""
-    return xp.flip(xp.cumulative_sum(xp.flip(x, axis=-2), axis=-2), axis=-2)
+    return xp.flip(cumulative_sum(xp, xp.flip(x, axis=-2), axis=-2), axis=-2)
 
 
 def sum_before(x: Array, xp: Namespace) -> Array:
     """Return the sums of the rows before each."""
-    return xp.cumulative_sum(x, axis=-2, include_initial=True)[..., :-1, :]
+    return cumulative_sum(xp, x, axis=-2, include_initial=True)[..., :-1, :]
 
 
 class NoDecay:
@@ -86,8 +85,8 @@ class _Fading(NoDecay):
 
     def _padded(self, x: Array) -> Array:
         """Append rows of zeros up to a power of two, so that blocks of all scales fit."""
-        missing = self.parts.diagonal.shape[0] - x.shape[-2]
-        return x if missing == 0 else xpx.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, missing), (0, 0)], xp=self.xp)
+        missing = self.parts.diagonal.shape[-1] - x.shape[-2]
+        return x if missing == 0 else padded(self.xp, x, [(0, 0)] * (x.ndim - 2) + [(0, missing), (0, 0)])
 
     def from_start(self, x: Array) -> Array:
         return x * self._start

@@ -4,9 +4,13 @@ import sys
 from collections.abc import Callable
 from typing import Protocol
 
-from array_api_compat import array_namespace, is_jax_namespace, is_torch_namespace
-
-from attention_xp._backend.libraries import device, library_name
+from attention_xp._backend.libraries import (
+    array_namespace,
+    device,
+    is_jax_namespace,
+    is_torch_namespace,
+    library_name,
+)
 from attention_xp._typing import Array, Namespace
 
 __all__ = ["NAMED", "FeatureMap", "RowMap", "differentiated"]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from attention_xp._backend.libraries import common_namespace, same_device
 from attention_xp._engine.checks import check_floating, shapes
 from attention_xp._engine.numbers import check_flag
+from attention_xp._suggestions import no_such_argument
 from attention_xp._typing import Array
 from attention_xp.linear._attention import linear_attention
 from attention_xp.linear._chunk import Carry, reduced
@@ -107,10 +108,9 @@ linear_attention_vjp.__signature__ = inspect.signature(linear_attention).replace
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    known = linear_attention.__kwdefaults__ or {}
-    for name in options:
-        if name not in known:
-            raise TypeError(f"unexpected option {name!r}: expected one of {', '.join(known)}")
+    taken = inspect.signature(linear_attention).parameters
+    if not options.keys() <= taken.keys():
+        raise TypeError(no_such_argument("linear_attention_vjp", options, taken))
 
 
 def _check_like(name: str, expected: Array, of_gradient: str, grad: Array) -> None:

@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from array_api_compat import array_namespace
-
-from attention_xp._backend.dtypes import computation_dtype, floating_dtype
-from attention_xp._backend.libraries import common_namespace, creation_namespace
-from attention_xp._backend.modes import outside_autocast
+from attention_xp._backend.creation import place_of
+from attention_xp._backend.dtypes import computation_dtype
+from attention_xp._backend.libraries import array_namespace, common_namespace
+from attention_xp._backend.modes import unnarrowed
+from attention_xp._backend.shapes import filled_up
 from attention_xp._engine.checks import check_floating, shapes
 from attention_xp._engine.numbers import check_count, check_flag, check_positive
 from attention_xp._random import check_rng, normal
@@ -35,7 +35,8 @@ class PerformerFeatures:
                 f"x must be as wide as the features were made for: expected x (..., S, {self.projection.shape[0]}), {shapes(x=x)}"
             )
         x = x * math.sqrt(self.scale)
-        with outside_autocast(xp, x):
+        xp, context = unnarrowed(xp, x)
+        with context:
             projected = xp.matmul(x, xp.astype(self.projection, x.dtype, copy=False))
         half = 0.5 * xp.sum(x * x, axis=-1, keepdims=True)
         return xp.exp(projected - (half + 0.5 * math.log(self.projection.shape[-1])))
@@ -54,7 +55,8 @@ class PerformerFeatures:
         xp = array_namespace(x)
         grad = grad * self(x)
         projection = xp.matrix_transpose(xp.astype(self.projection, x.dtype, copy=False))
-        with outside_autocast(xp, x):
+        xp, context = unnarrowed(xp, x)
+        with context:
             along = xp.matmul(grad, projection) * math.sqrt(self.scale)
         return along - x * (self.scale * xp.sum(grad, axis=-1, keepdims=True))
 
@@ -69,6 +71,7 @@ def performer_features(
     xp: Namespace | None = None,
     dtype: DType | str | None = None,
     device: Device | None = None,
+    like: Array | None = None,
 ) -> PerformerFeatures:
     r"""Draw positive random features whose products estimate the softmax kernel without bias.
 
@@ -99,6 +102,8 @@ def performer_features(
         A dtype of `xp` or its name. Default: the default floating dtype of `xp`.
     device : device, optional
         Where to place the directions. Default: the default device of `xp`.
+    like : array, optional
+        An array whose library, device and dtype to take, in place of `xp` and `device`; a given `dtype` wins.
 
     Returns
     -------
@@ -110,7 +115,7 @@ def performer_features(
     TypeError
         If an argument is of the wrong kind.
     ValueError
-        If a number is out of range, or `rng` is missing with JAX.
+        If a number is out of range, `rng` is missing with JAX, or `like` comes with `xp` or `device`.
 
     References
     ----------
@@ -129,24 +134,24 @@ def performer_features(
     m = max(1, round(D * math.log(D))) if num_features is None else check_count("num_features", num_features)
     c = 1.0 / math.sqrt(D) if scale is None else check_positive("scale", scale)
     check_flag("orthogonal", orthogonal)
-    xp = creation_namespace(xp)
-    dtype = floating_dtype(xp, dtype)
+    xp, dtype, device = place_of(xp, dtype, device, like)
     check_rng(rng, xp)
-    like = xp.zeros((), dtype=dtype, device=device)
+    dtype = xp.zeros((), dtype=dtype, device=device).dtype
     groups = -(-m // D)
-    wide = computation_dtype(xp, like.dtype)
+    wide = computation_dtype(xp, dtype)
     draws = normal(rng, (2, groups, D, D), xp=xp, dtype=wide, device=device)
     directions = draws[0, ...]
     if orthogonal:
         directions = _orthogonal(directions, device, xp) * _lengths(draws[1, ...], xp)
     columns = xp.reshape(xp.permute_dims(directions, (1, 0, 2)), (D, groups * D))[:, :m]
-    return PerformerFeatures(xp.astype(columns, like.dtype, copy=False), c)
+    return PerformerFeatures(xp.astype(columns, dtype, copy=False), c)
 
 
 def _orthogonal(directions: Array, where: Device, xp: Namespace) -> Array:
     """Return orthonormal columns, uniformly distributed because the signs follow those of the factor R."""
     q, r = xp.linalg.qr(directions)
-    diagonal = xp.sum(r * xp.eye(r.shape[-1], dtype=r.dtype, device=where), axis=-2, keepdims=True)
+    ones = filled_up(xp, xp.eye(r.shape[-1], dtype=r.dtype, device=where), r.ndim)
+    diagonal = xp.sum(r * ones, axis=-2, keepdims=True)
     return xp.where(diagonal < 0.0, -q, q)
 
 

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from attention_xp._backend.dtypes import computation_dtype
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._engine.checks import check_floating, check_inputs, check_placement
 from attention_xp._engine.numbers import check_flag, check_number
+from attention_xp._public_types import Generic, HeldT
 from attention_xp._typing import Array, DType, Namespace
 from attention_xp.linear._checks import Companions, check_features, check_lengths, check_rule, check_size, row_map
 from attention_xp.linear._chunk import Carry
@@ -17,15 +18,15 @@ from attention_xp.linear._feature_maps import FeatureMap, RowMap
 __all__ = ["Grouping", "LinearProblem", "LinearState"]
 
 
-class LinearState(NamedTuple):
+class LinearState(NamedTuple, Generic[HeldT]):
     """What linear attention remembers of the past; being a named tuple, it is a pytree to JAX.
 
     `memory` is ``(..., Hkv, D, Dv)`` and `normalizer`, the sum of the keys, ``(..., Hkv, D)``, or ``None``
     where no output is divided by it. With a feature map, ``D`` is the number of features.
     """
 
-    memory: Array
-    normalizer: Array | None = None
+    memory: HeldT
+    normalizer: HeldT | None = None
 
 
 class Grouping(NamedTuple):
@@ -82,6 +83,8 @@ class LinearProblem:
     batch: tuple[int, ...]
     kv_heads: int | None
     grouping: Grouping
+
+    _numbers: ClassVar = ("scale",)  # which may be arrays; see `freeze`
 
     @property
     def lead(self) -> tuple[int, ...]:

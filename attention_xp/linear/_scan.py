@@ -4,8 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from array_api_compat import is_jax_namespace
-
+from attention_xp._backend.libraries import is_jax_namespace
 from attention_xp._backend.sharding import spread_like
 from attention_xp._engine.planning.plan import bounds
 from attention_xp._typing import Array, Namespace

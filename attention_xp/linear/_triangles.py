@@ -7,6 +7,7 @@ the first h columns. All squares of one scale are computed at once, which takes 
 
 from typing import NamedTuple
 
+from attention_xp._backend.shapes import filled_up
 from attention_xp._typing import Array, Device, DType, Namespace
 
 __all__ = ["Triangle", "power_of_two", "triangle", "unit_lower_inverse"]
@@ -15,13 +16,13 @@ __all__ = ["Triangle", "power_of_two", "triangle", "unit_lower_inverse"]
 class Triangle(NamedTuple):
     """The parts of the lower triangle of n rows, as numbers 0 and 1; n is a power of two."""
 
-    lower: Array  # (n, n), all of it
-    diagonal: Array  # (n, n)
-    squares: tuple[tuple[int, Array], ...]  # of each scale h, (n, n)
+    lower: Array  # (..., n, n), all of it
+    diagonal: Array  # (..., n, n)
+    squares: tuple[tuple[int, Array], ...]  # of each scale h, (..., n, n)
 
     def whole(self, C: int) -> Array:
         """Return the triangle of the first `C` rows."""
-        return self.lower[:C, :C]
+        return self.lower[..., :C, :C]
 
 
 def power_of_two(n: int) -> int:
@@ -29,11 +30,11 @@ def power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def triangle(C: int, *, split: bool, xp: Namespace, dtype: DType, device: Device) -> Triangle:
-    """Return the triangle of at least `C` rows; with `split` its squares, of the scales 1, 2, 4, ..."""
+def triangle(C: int, *, ndim: int, split: bool, xp: Namespace, dtype: DType, device: Device) -> Triangle:
+    """Return the triangle of at least `C` rows, in `ndim` axes; with `split` its squares, of the scales 1, 2, 4, ..."""
     n = power_of_two(C)
     index = xp.arange(n, dtype=xp.int32, device=device)
-    row, column = xp.expand_dims(index, axis=1), xp.expand_dims(index, axis=0)
+    row, column = filled_up(xp, index, ndim, behind=1), filled_up(xp, index, ndim)
 
     def squares(h: int) -> Array:
         return xp.astype((row // (2 * h) == column // (2 * h)) & (row // h > column // h), dtype)
@@ -50,9 +51,9 @@ def unit_lower_inverse(lower: Array, parts: Triangle, *, xp: Namespace) -> Array
     substitution, and as stable; powers of `lower`, which may be large, never appear.
     """
     n = lower.shape[-1]
-    inverse = parts.diagonal[:n, :n]
+    inverse = parts.diagonal[..., :n, :n]
     for h, mask in parts.squares:
-        square = lower * mask[:n, :n]
+        square = lower * mask[..., :n, :n]
         # The blocks of scale 1 are those of the identity.
         inverse = inverse - (square if h == 1 else xp.matmul(inverse, xp.matmul(square, inverse)))
     return inverse

@@ -1,7 +1,8 @@
 """Masks as rules that are never materialised: which query may attend which key.
 
 A rule answers from positions alone, tile by tile, and tells beforehand which tiles it leaves empty or
-full, so that the cost of attention follows the allowed area. Rules combine with ``&``, ``|`` and ``~``.
+full, so that the cost of attention follows the allowed area. Rules combine with ``&``, ``|`` and ``~``, with each
+other and with boolean arrays. They are pytrees of JAX, whose leaves are their arrays.
 
 Arrays that a rule holds are NumPy arrays, which serve attention on every library, or arrays of the
 library of the query. They are not copied: do not change them afterwards.
@@ -19,6 +20,7 @@ array([[ True,  True, False, False],
 0.030765533447265625
 """
 
+from attention_xp.masks._array_rule import ArrayMask
 from attention_xp.masks._flag_rules import BlockMask, GlobalMask
 from attention_xp.masks._function_rule import FunctionMask
 from attention_xp.masks._length_rules import LengthMask, PrefixMask
@@ -28,6 +30,7 @@ from attention_xp.masks._presets import bigbird_mask, longformer_mask, sparse_tr
 from attention_xp.masks._segment_rule import SegmentMask
 
 __all__ = [
+    "ArrayMask",
     "BlockMask",
     "CausalMask",
     "FunctionMask",

@@ -4,9 +4,10 @@ from typing import Any
 
 from attention_xp._engine.region import Region, Span
 from attention_xp._typing import Array
+from attention_xp.masks._array_rule import as_mask
 from attention_xp.masks._mask import Mask, Reach, rule
 
-__all__ = ["Both", "Either", "Not", "conjuncts"]
+__all__ = ["Both", "Either", "Not", "combined", "conjuncts"]
 
 
 @rule
@@ -39,12 +40,24 @@ class _Pair(Mask):
 
     @property
     def extent(self) -> tuple[int, int]:  # type: ignore[override]
+        if self.left.is_sized != self.right.is_sized:
+            return self.left.extent if self.left.is_sized else self.right.extent
         (Sq, Sk), (Tq, Tk) = self.left.extent, self.right.extent
         return max(Sq, Tq), max(Sk, Tk)
+
+    @property
+    def is_sized(self) -> bool:  # type: ignore[override]
+        return self.left.is_sized or self.right.is_sized
 
     def seams(self, q_stop: int, k_stop: int) -> tuple[list[int], list[int]]:
         (queries, keys), (others, other_keys) = (part.seams(q_stop, k_stop) for part in (self.left, self.right))
         return queries + others, keys + other_keys
+
+
+def combined(kind: type[_Pair], left: Any, right: Any) -> Mask:
+    """Return two masks as one of a kind, also where one of them is an array; what is neither Python refuses."""
+    one, other = as_mask(left), as_mask(right)
+    return NotImplemented if one is None or other is None else kind(one, other)
 
 
 class Both(_Pair):
@@ -114,6 +127,10 @@ class Not(Mask):
     @property
     def extent(self) -> tuple[int, int]:  # type: ignore[override]
         return self.inner.extent
+
+    @property
+    def is_sized(self) -> bool:  # type: ignore[override]
+        return self.inner.is_sized
 
     def seams(self, q_stop: int, k_stop: int) -> tuple[list[int], list[int]]:
         return self.inner.seams(q_stop, k_stop)

@@ -1,19 +1,21 @@
 """Masks outside of attention: as arrays, as a share of all pairs, as a picture."""
 
-import copy
 import math
+import sys
 from collections.abc import Iterator
+from html import escape
 from typing import Any, NamedTuple
 
 from attention_xp._backend.libraries import common_namespace, creation_namespace, device as device_of, library_name
+from attention_xp._engine.frozen import freeze, thaw
 from attention_xp._engine.numbers import check_count, check_offset
 from attention_xp._engine.region import Region, Span
 from attention_xp._mask_arrays import _mask_of
 from attention_xp._typing import Array, Device, DType, Namespace
-from attention_xp.masks._look_up import KEPT, arrays_of, is_numpy
-from attention_xp.masks._mask import Mask
+from attention_xp.masks._look_up import arrays_of, is_numpy
+from attention_xp.masks._mask import Mask, parts_of
 
-__all__ = ["Canvas", "density", "drawn", "to_array"]
+__all__ = ["Canvas", "density", "drawn", "pictured", "to_array"]
 
 _SIDE = 32  # of a picture, in characters
 _BLOCK = 256  # positions in a block that is counted at once
@@ -54,7 +56,7 @@ def _sizes(Sq: Any, Sk: Any, query_offset: Any) -> tuple[int, int, int]:
 
 
 def to_array(
-    mask: Mask, Sq: int, Sk: int, query_offset: int, xp: Namespace | None, device: Device | None, dtype: DType | str
+    mask: Any, Sq: int, Sk: int, query_offset: int, xp: Namespace | None, device: Device | None, dtype: DType | str
 ) -> Array:
     """Evaluate a mask for all pairs; see `Mask.to_array`."""
     Sq, Sk, query_offset = _sizes(Sq, Sk, query_offset)
@@ -75,12 +77,11 @@ def to_array(
 def _arrays(mask: Mask) -> Iterator[Array]:
     """Yield the arrays of a combination of masks."""
     yield from (array for _, array in arrays_of(mask))
-    for value in vars(mask).values():
-        if isinstance(value, Mask):
-            yield from _arrays(value)
+    for part in parts_of(mask):
+        yield from _arrays(part)
 
 
-def density(mask: Mask, Sq: int, Sk: int, query_offset: int) -> float:
+def density(mask: Any, Sq: int, Sk: int, query_offset: int) -> float:
     """Count block by block; see `Mask.density`."""
     Sq, Sk, query_offset = _sizes(Sq, Sk, query_offset)
     allowed = sum(int(counts.sum()) for counts in _counted(mask, (Sq, Sk), query_offset, (_BLOCK, _BLOCK)))
@@ -122,11 +123,8 @@ def _evaluated(mask: Mask, canvas: Canvas, rows: tuple[int, int], columns: tuple
 
 def _on_host(mask: Mask) -> Mask:
     """Return the same mask with NumPy arrays."""
-    same = copy.copy(mask)
-    vars(same).pop(KEPT, None)
-    vars(same).update({name: _as_numpy(array) for name, array in arrays_of(mask)})
-    vars(same).update({name: _on_host(value) for name, value in vars(mask).items() if isinstance(value, Mask)})
-    return same
+    template, arrays = freeze(mask)
+    return thaw(template, list(map(_as_numpy, arrays)))  # type: ignore[no-any-return]
 
 
 def _as_numpy(array: Array) -> Any:
@@ -141,19 +139,58 @@ def _as_numpy(array: Array) -> Any:
     return np.asarray(array)
 
 
-def drawn(mask: Mask) -> str:
-    """Return a picture of the first batch item and head, under a title."""
-    (Sq, Sk), lead = mask.extent, mask.lead
-    block = -(-Sq // _SIDE) or 1, -(-Sk // _SIDE) or 1
-    lines = [
-        "".join(
-            "·" if count == 0 else "█" if count == height * width else "▒"
-            for count, width in zip(counts[0], _lengths(Sk, block[1]), strict=True)
-        )
-        for counts, height in zip(_counted(mask, (Sq, Sk), 0, block), _lengths(Sq, block[0]), strict=True)
+def drawn(mask: Any, sizes: tuple[int, int], query_offset: int) -> str:
+    """Return a picture of the first batch item and head in characters, under a title."""
+    none, some, every = "·▒█" if _can_show("·▒█") else ".+#"
+    shares = _shares(mask, sizes, query_offset)
+    lines = ["".join(none if x == 0.0 else every if x == 1.0 else some for x in line) for line in shares]
+    title = _title(mask, sizes)
+    if not _can_show(title):
+        title = title.encode("ascii", "backslashreplace").decode()
+    return "\n".join([title, *lines])
+
+
+def pictured(mask: Any) -> str:
+    """Return a picture of the first batch item and head as SVG: the darker a square, the more of its pairs are allowed."""
+    sizes = mask.extent
+    shares = list(_shares(mask, sizes, 0))
+    squares = [
+        f'<rect x="{x}" y="{y}" width="1" height="1" fill-opacity="{share:.3g}"/>'
+        for y, line in enumerate(shares)
+        for x, share in enumerate(line)
+        if share
     ]
-    first = ", first batch item and head" if math.prod(lead) > 1 else ""
-    return "\n".join([f"{mask!r}: {Sq} queries x {Sk} keys{first}", *lines])
+    rows, columns, title = len(shares), max(map(len, shares), default=0), escape(_title(mask, sizes))
+    return (
+        f'<figure style="margin:0"><figcaption>{title}</figcaption><svg xmlns="http://www.w3.org/2000/svg" role="img" '
+        f'width="{8 * columns}" height="{8 * rows}" viewBox="0 0 {columns} {rows}" shape-rendering="crispEdges" '
+        f'style="background:#fff;outline:1px solid #888"><title>{title}</title><g fill="#1f4e79">{"".join(squares)}</g>'
+        "</svg></figure>"
+    )
+
+
+def _shares(mask: Mask, sizes: tuple[int, int], query_offset: int) -> Iterator[list[float]]:
+    """Yield the share of allowed pairs in each block of a line of blocks, of the first batch item and head."""
+    Sq, Sk, query_offset = _sizes(*sizes, query_offset)
+    block = -(-Sq // _SIDE) or 1, -(-Sk // _SIDE) or 1
+    counted = _counted(mask, (Sq, Sk), query_offset, block)
+    for counts, height in zip(counted, _lengths(Sq, block[0]), strict=True):
+        yield [int(n) / (height * width) for n, width in zip(counts[0], _lengths(Sk, block[1]), strict=True)]
+
+
+def _title(mask: Mask, sizes: tuple[int, int]) -> str:
+    first = ", first batch item and head" if math.prod(mask.lead) > 1 else ""
+    return f"{mask!r}: {sizes[0]} queries x {sizes[1]} keys{first}"
+
+
+def _can_show(text: str) -> bool:
+    """Whether the standard output has all characters of a text; one without an encoding has."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def _lengths(size: int, block: int) -> list[int]:

@@ -4,6 +4,7 @@ from typing import Any
 
 from attention_xp._backend.dtypes import dtype_name, is_boolean
 from attention_xp._backend.libraries import common_namespace
+from attention_xp._backend.sizes import is_open
 from attention_xp._backend.values import FAR, within
 from attention_xp._engine.checks import shapes
 from attention_xp._engine.numbers import check_count
@@ -73,7 +74,7 @@ class GlobalMask(Mask):
     def reach(self, span: Span) -> Reach:
         """Count the global positions among the rows and among the columns."""
         xp = summable(span, self.is_global)
-        if xp is None:
+        if xp is None or is_open(*self.is_global.shape):
             return True, False
         counts = remembered(self, "counts", xp, lambda: Counts.of(xp, self.is_global[None, None, :]))
         q = counts.between(span, 0, (0, 0), (span.q_lo, span.q_hi))
@@ -158,7 +159,7 @@ class BlockMask(Mask):
     def reach(self, span: Span) -> Reach:
         """Count the blocks that the layout allows."""
         xp = summable(span, self.layout)
-        if xp is None or 0 in self.layout.shape:
+        if xp is None or 0 in self.layout.shape or is_open(*self.layout.shape):
             return True, False
         (n, m), item = self._steps, item_of(span, self.lead)
         rows, columns = (span.q_lo // n, span.q_hi // n), (span.k_lo // m, span.k_hi // m)

@@ -40,6 +40,7 @@ class PrefixMask(Mask):
     """
 
     length: int | Array
+    _numbers = ("length",)
 
     def __init__(self, length: int | Array) -> None:
         self.length = check_counts("length", length)
@@ -90,6 +91,7 @@ class LengthMask(Mask):
     """
 
     lengths: int | Array
+    _numbers = ("lengths",)
 
     def __init__(self, lengths: int | Array) -> None:
         self.lengths = check_counts("lengths", lengths)

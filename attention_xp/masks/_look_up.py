@@ -8,14 +8,16 @@ from typing import Any
 
 from attention_xp._backend.dtypes import dtype_name, is_integer
 from attention_xp._backend.libraries import common_namespace, device, library_name
+from attention_xp._backend.shapes import filled_up
+from attention_xp._backend.sizes import as_number
 from attention_xp._backend.values import FAR, as_int32, within
 from attention_xp._engine.checks import check_placement, fits
 from attention_xp._engine.numbers import check_count
 from attention_xp._engine.region import Region, Span
+from attention_xp._rule import KEPT, leaves_of
 from attention_xp._typing import Array, Namespace
 
 __all__ = [
-    "KEPT",
     "arrays_of",
     "at",
     "by_position",
@@ -35,8 +37,6 @@ __all__ = [
     "summable",
     "taken",
 ]
-
-KEPT = "_kept"  # the attribute of a mask that holds what `kept_by` returns
 
 
 def check_counts(name: str, given: Any) -> int | Array:
@@ -80,7 +80,7 @@ def is_numpy(array: Array) -> bool:
 
 def arrays_of(mask: Any) -> Iterator[tuple[str, Array]]:
     """Yield the arrays that a rule itself holds, by name."""
-    for name, value in vars(mask).items():
+    for name, value in leaves_of(mask):
         if not name.startswith("_") and hasattr(value, "shape"):
             yield name, value
 
@@ -114,15 +114,15 @@ def items(region: Region, lead: tuple[int, ...]) -> int | Array:
     numbers = xp.arange(math.prod(lead), dtype=xp.int32, device=device(region.problem.query))
     if region.problem.heads is None:
         lead = lead[:-1]
-    return region.look_up(xp.reshape(numbers, (*lead, 1, 1)))
+    return region.look_up(filled_up(xp, xp.reshape(numbers, lead), region.problem.ndim, behind=2))
 
 
 def by_position(region: Region, values: Array, position: Array) -> tuple[Array, Array]:
     """Look up the last axis of ``(..., S)`` by position; also return which positions lie in ``[0, S)``."""
-    xp, length = region.problem.xp, values.shape[-1]
+    xp, length = region.problem.xp, as_number(region.problem.xp, values.shape[-1])
     inside = (position >= 0) & (position < length)
     values = fetched(region, values)
-    if length == 0:
+    if values.shape[-1] == 0:
         return xp.zeros(inside.shape, dtype=values.dtype, device=device(inside)), inside
     item = items(region, (*values.shape[:-1], 1))
     return taken(xp, xp.reshape(values, (-1,)), item * length + within(xp, position, 0, length - 1)), inside

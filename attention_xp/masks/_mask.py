@@ -1,15 +1,20 @@
 """What every mask can do: combine with others, become an array, be measured and drawn."""
 
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from attention_xp._backend.dtypes import dtype_name
+from attention_xp._backend.shapes import filled_up
 from attention_xp._engine.checks import check_result
+from attention_xp._engine.identity import identity
 from attention_xp._engine.region import Region, Span
-from attention_xp._typing import Array, Device, DType, Namespace
-from attention_xp.masks._look_up import KEPT, check_arrays
+from attention_xp._rule import attributes, parts_of as rules_in
+from attention_xp._typing import Array, Namespace
+from attention_xp.masks._look_up import check_arrays
+from attention_xp.masks._shown import Shown
 
-__all__ = ["Mask", "Reach", "rule"]
+__all__ = ["Mask", "Reach", "parts_of", "rule"]
 
 Reach = tuple[Any, Any]
 """Whether a rectangle possibly, and whether it certainly, allows pairs: bools, or boolean arrays."""
@@ -18,15 +23,22 @@ Reach = tuple[Any, Any]
 # The fields of a rule are those of a dataclass; its constructor checks them.
 rule = dataclass(init=False, repr=False, eq=False)
 
+# What libraries complain about when Python asks whether an array is true.
+_TRUTH = re.compile(
+    "truth value of an array|Boolean value of Tensor|boolean conversion of traced|bool is only allowed|data-dependent control",
+    re.IGNORECASE,
+)
+
 _REQUIRED = object()  # a field without a default
 
 
-class Mask:
+class Mask(Shown):
     """A rule that allows or forbids (query, key) pairs; combine rules with ``&``, ``|`` and ``~``.
 
     To write one, subclass and define `allowed`; define `reach` as well where whole rectangles can be told to be
     empty or full, so that attention skips them. A mask is a value: what it says must not change once it is made, for what
-    has been found out about it is kept.
+    has been found out about it is kept. Two masks are equal where their numbers are equal and their arrays are the same
+    objects; a dataclass keeps that with ``eq=False``.
 
     Attributes
     ----------
@@ -55,6 +67,12 @@ class Mask:
     shift_invariant: bool = False
     lead: tuple[int, ...] = ()
     extent: tuple[int, int] = (32, 32)
+    is_sized: bool = False  # whether nothing is said beyond the extent
+    _numbers: ClassVar[tuple[str, ...]] = ()  # the fields that may be a number or an array; see `freeze`
+
+    # Arrays leave what they are combined with to the mask.
+    __array_ufunc__ = None
+    __array_priority__ = 1000
 
     def allowed(self, region: Region) -> Array:
         """Return a boolean array that broadcasts against the scores of a region.
@@ -92,9 +110,17 @@ class Mask:
         ValueError
             If what it returned does not broadcast to the scores of the region.
         """
-        keep = self.allowed(region)
+        try:
+            keep = self.allowed(region)
+        except (RuntimeError, TypeError, ValueError) as error:
+            if _TRUTH.search(str(error)) is None:
+                raise
+            raise TypeError(
+                f"{self._author} asks whether an array is true: combine conditions on arrays with &, | and ~, each in "
+                "parentheses, not with and, or, not, if or a chain such as 0 <= x < n"
+            ) from error
         check_result(region.problem.xp, self._author, keep, region.sizes, "boolean")
-        return keep
+        return filled_up(region.problem.xp, keep, len(region.sizes))
 
     @property
     def _author(self) -> str:
@@ -140,7 +166,7 @@ class Mask:
     @property
     def tells(self) -> bool:
         """Whether `reach` says anything, here and in all rules that this one is made of."""
-        parts = [value for value in vars(self).values() if isinstance(value, Mask)]
+        parts = parts_of(self)
         return all(part.tells for part in parts) if parts else type(self).reach is not Mask.reach
 
     def check(self, xp: Namespace, query: Array, batch: tuple[int, ...], heads: int | None) -> None:
@@ -165,104 +191,28 @@ class Mask:
             If an array lies on another device, or its leading axes do not broadcast to batch and heads.
         """
         check_arrays(self, xp, query, batch, heads)
-        for value in vars(self).values():
-            if isinstance(value, Mask):
-                value.check(xp, query, batch, heads)
-
-    def to_array(
-        self,
-        Sq: int,
-        Sk: int,
-        query_offset: int = 0,
-        *,
-        xp: Namespace | None = None,
-        device: Device | None = None,
-        dtype: DType | str = "bool",
-    ) -> Array:
-        """Return the mask as an array.
-
-        Parameters
-        ----------
-        Sq, Sk : int
-            Number of queries and keys.
-        query_offset : int, default: 0
-            Position of the first query.
-        xp : module, optional
-            The array library, such as ``cupy``, ``torch`` or ``jax.numpy``. Default: the library of the arrays
-            that the mask holds, NumPy where it holds none.
-        device : device, optional
-            Where to place the array. Default: where the arrays of the mask lie, else the default device of `xp`.
-        dtype : dtype or str, default: "bool"
-            ``"bool"`` (True keeps), or a floating dtype for an additive mask (0 keeps, ``-inf`` excludes).
-
-        Returns
-        -------
-        array
-            ``(Sq, Sk)``, or ``(B, H, Sq, Sk)`` with axes of length 1 where the mask depends on batch or head.
-
-        Raises
-        ------
-        TypeError
-            If a size or the offset is no int, or the mask holds arrays of another library than `xp`.
-        ValueError
-            If a size is negative, or `dtype` is neither floating nor boolean.
-
-        Examples
-        --------
-        >>> from attention_xp.masks import CausalMask
-        >>> CausalMask().to_array(2, 4, query_offset=2, dtype="float32")
-        array([[  0.,   0.,   0., -inf],
-               [  0.,   0.,   0.,   0.]], dtype=float32)
-        """
-        from attention_xp.masks._drawing import to_array  # noqa: PLC0415  # it needs masks itself
-
-        return to_array(self, Sq, Sk, query_offset, xp, device, dtype)
-
-    def density(self, Sq: int, Sk: int, query_offset: int = 0) -> float:
-        """Return the exact share of allowed pairs, over all batch items and heads that the mask depends on.
-
-        Parameters
-        ----------
-        Sq, Sk : int
-            Number of queries and keys.
-        query_offset : int, default: 0
-            Position of the first query.
-
-        Returns
-        -------
-        float
-            Between 0 and 1; 0 where there are no pairs.
-
-        Raises
-        ------
-        TypeError
-            If a size or the offset is no int.
-        ValueError
-            If a size is negative.
-
-        Notes
-        -----
-        The pairs are counted on the host with NumPy, and only in blocks that `reach` cannot decide.
-
-        Examples
-        --------
-        >>> from attention_xp.masks import CausalMask
-        >>> CausalMask().density(4, 4)
-        0.625
-        """
-        from attention_xp.masks._drawing import density  # noqa: PLC0415
-
-        return density(self, Sq, Sk, query_offset)
+        for part in parts_of(self):
+            part.check(xp, query, batch, heads)
 
     def __and__(self, other: Any) -> "Mask":
-        from attention_xp.masks._algebra import Both  # noqa: PLC0415  # a mask itself
+        from attention_xp.masks._algebra import Both, combined  # noqa: PLC0415  # masks themselves
 
-        return Both(self, other) if isinstance(other, Mask) else NotImplemented
+        return combined(Both, self, other)
+
+    def __rand__(self, other: Any) -> "Mask":
+        from attention_xp.masks._algebra import Both, combined  # noqa: PLC0415  # likewise
+
+        return combined(Both, other, self)
 
     def __or__(self, other: Any) -> "Mask":
-        from attention_xp.masks._algebra import Either  # noqa: PLC0415  # likewise
+        from attention_xp.masks._algebra import Either, combined  # noqa: PLC0415  # likewise
 
-        return Either(self, other) if isinstance(other, Mask) else NotImplemented
+        return combined(Either, self, other)
+
+    def __ror__(self, other: Any) -> "Mask":
+        from attention_xp.masks._algebra import Either, combined  # noqa: PLC0415  # likewise
+
+        return combined(Either, other, self)
 
     def __invert__(self) -> "Mask":
         from attention_xp.masks._algebra import Not  # noqa: PLC0415  # likewise
@@ -273,42 +223,23 @@ class Mask:
         raise TypeError(f"{self!r} is neither true nor false: combine masks with &, | and ~, not with and, or and not")
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._told() == other._told()
+        return self is other or (type(self) is type(other) and identity(self) == identity(other))
 
     def __hash__(self) -> int:
-        return hash((type(self), self._told()))
-
-    def _told(self) -> tuple[Any, ...]:
-        """Return what makes this rule: numbers, functions and rules by value, arrays and lists by identity."""
-        given = (value for name, value in vars(self).items() if name != KEPT)
-        return tuple(value if _is_value(value) else id(value) for value in given)
+        return hash(identity(self))
 
     def __repr__(self) -> str:
         given = [
             _short(value)
-            for name, value in vars(self).items()
+            for name, value in attributes(self).items()
             if not name.startswith("_") and value is not getattr(type(self), name, _REQUIRED)
         ]
         return f"{type(self).__name__}({', '.join(given)})"
 
-    def __str__(self) -> str:
-        from attention_xp.masks._drawing import drawn  # noqa: PLC0415
 
-        return drawn(self)
-
-
-def _is_value(value: Any) -> bool:
-    """Whether something can be told from another by what it is.
-
-    A mask always can, and is not asked: it would ask its own parts, and be asked again for its hash, level by level.
-    """
-    if isinstance(value, Mask):
-        return True
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return not hasattr(value, "shape")
+def parts_of(mask: Mask) -> list[Mask]:
+    """Return the masks that a mask is made of."""
+    return rules_in(mask, Mask)
 
 
 def _short(value: Any) -> str:

@@ -1,7 +1,8 @@
 """The rule that parts positions into segments."""
 
-from attention_xp._backend.dtypes import dtype_name, is_integer
+from attention_xp._backend.dtypes import dtype_name, is_alike, is_integer
 from attention_xp._backend.libraries import common_namespace
+from attention_xp._backend.sizes import is_open
 from attention_xp._engine.checks import shapes
 from attention_xp._engine.region import Region, Span
 from attention_xp._typing import Array
@@ -58,7 +59,7 @@ class SegmentMask(Mask):
                 raise TypeError(f"{name} must be an integer array, got {dtype_name(ids.dtype)}")
             if ids.ndim < 1:
                 raise ValueError(f"{name} needs at least 1 axis: expected {name} (..., S), {shapes(**{name: ids})}")
-        if key_ids is not None and key_ids.dtype != query_ids.dtype:
+        if key_ids is not None and not is_alike(key_ids.dtype, query_ids.dtype):
             kinds = dtype_name(key_ids.dtype), dtype_name(query_ids.dtype)
             raise TypeError(f"key_ids is {kinds[0]} but query_ids is {kinds[1]}: expected one dtype")
         self.query_ids = query_ids
@@ -94,7 +95,8 @@ class SegmentMask(Mask):
     def reach(self, span: Span) -> Reach:
         """Compare the ranges of the ids of queries and keys."""
         xp = summable(span, self.query_ids)
-        if xp is None or 0 in (*self.query_ids.shape, *self._keys.shape):
+        shape = (*self.query_ids.shape, *self._keys.shape)
+        if xp is None or 0 in shape or is_open(*shape):
             return True, False
         q = remembered(self, "queries", xp, lambda: Extremes.of(xp, self.query_ids))
         k = remembered(self, "summed_keys", xp, lambda: Extremes.of(xp, self._keys))

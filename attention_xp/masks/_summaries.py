@@ -3,6 +3,7 @@
 import math
 from typing import Any, NamedTuple, Self
 
+from attention_xp._backend.libraries import cumulative_sum
 from attention_xp._engine.region import Span
 from attention_xp._typing import Array, Namespace
 from attention_xp.masks._look_up import at, clipped, item_of
@@ -22,7 +23,7 @@ class Counts(NamedTuple):
         """Sum up boolean ``(items, rows, columns)``."""
         table = xp.astype(flags, xp.int32)
         for axis in (-2, -1):
-            table = xp.cumulative_sum(table, axis=axis, dtype=xp.int32, include_initial=True)
+            table = cumulative_sum(xp, table, axis=axis, dtype=xp.int32, include_initial=True)
         return cls(xp.reshape(table, (-1,)), *flags.shape[-2:])
 
     def between(self, span: Span, item: Any, rows: tuple[Any, Any], columns: tuple[Any, Any]) -> Any:

@@ -105,6 +105,7 @@ def test_shift_of_distances_is_shaw_without_clipping(library, make):
     assert_close(shifted, to_numpy(expected), library)
 
 
+@pytest.mark.with_nan
 def test_what_lies_after_the_query_never_shows(library, make):
     scores = normal(3, 3)
     scores[2, 0] = np.nan  # the last query and the first key: in memory just behind the row before

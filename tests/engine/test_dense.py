@@ -1,10 +1,13 @@
 """The kernel that materialises the scores, by itself."""
 
+import importlib
+import math
 import tracemalloc
 
 import numpy as np
 import pytest
 
+from attention_xp import scaled_dot_product_attention
 from attention_xp._engine.dense import attend, refusal
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Wanted
@@ -15,14 +18,10 @@ from tests._inputs import inputs, normal
 
 def test_it_gives_everything_at_once(library, make):
     q, k, v = inputs((2, 4, 5, 8), (2, 2, 7, 8))
-    sinks, bias = normal(4), normal(5, 7)
-    problem = Problem.of(
-        *(make(x) for x in (q, k, v)), None, 0.0, {"sinks": make(sinks), "bias": make(bias), "key_lengths": 4}
-    )
+    sinks, bias, mask = normal(4), normal(5, 7), np.arange(7) < 4
+    problem = Problem.of(*(make(x) for x in (q, k, v, mask)), 0.0, {"sinks": make(sinks), "bias": make(bias)})
     result = attend(problem, Wanted(weights=True, lse=True))
-    for actual, expected in zip(
-        result, reference.attention(q, k, v, sinks=sinks, bias=bias, key_lengths=4), strict=True
-    ):
+    for actual, expected in zip(result, reference.attention(q, k, v, sinks=sinks, bias=bias, mask=mask), strict=True):
         assert_close(actual, expected, library)
 
 
@@ -42,3 +41,23 @@ def test_grouped_keys_and_values_are_not_repeated():
     tracemalloc.stop()
     scores, repeated = 64 * 4096 * 4, 64 * k.nbytes
     assert peak < 8 * scores < repeated
+
+
+@pytest.mark.backends("jax")
+def test_jax_computes_the_products_of_the_formula_and_hardly_more(library):
+    """Under a mask too, unless something is not finite: what is computed in a branch is not counted."""
+    jax, lengths, width = importlib.import_module("jax"), 32 * 32, 64
+    x = library.array(np.ones((1, 1, 32, width)))
+    program = jax.make_jaxpr(lambda *qkv: scaled_dot_product_attention(*qkv, is_causal=True))(x, x, x)
+
+    def multiplications(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                (contracted, _), _ = equation.params["dimension_numbers"]
+                left = equation.invars[0].aval.shape
+                yield math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+            elif equation.primitive.name != "cond":
+                for inner in equation.params.values():
+                    yield from multiplications(inner.jaxpr) if hasattr(inner, "jaxpr") else ()
+
+    assert 2 * lengths * width <= sum(multiplications(program.jaxpr)) <= 1.1 * 2 * lengths * width

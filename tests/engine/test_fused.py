@@ -101,6 +101,7 @@ def test_leading_axes_that_broadcast(library, request, arrays):
     fuse(library, {"key_lengths": 3}, arrays)
 
 
+@pytest.mark.with_nan
 @pytest.mark.backends("jax")
 def test_padding_is_silent_for_jax(library, stand_in):
     q, k, v = (x.copy() for x in QKV)

@@ -200,7 +200,7 @@ REFUSED = {
     "a wide bias": ({"bias": np.zeros((6, 6))}, "additions in more than 16 bits"),
     "an offset": ({"is_causal": True, "query_offset": 1}, "knows query_offset=0 and"),
     "offsets": ({"is_causal": True, "query_offset": np.asarray([0, 0])}, "knows query_offset=0 and"),
-    "a window with lengths": ({"window": (2, 0), "key_lengths": 3}, r"window=\(None, right\)"),
+    "a window with lengths": ({"window": (2, 0), "key_lengths": np.asarray([3, 6])}, r"window=\(None, right\)"),
 }
 
 
@@ -215,7 +215,7 @@ def test_what_the_front_end_is_not_asked_for(front_end, options, reason):
 def test_lengths_with_a_causal_mask_that_ends_at_the_last_key(front_end):
     arrays, _ = narrow(LONG, {})
     with pytest.raises(ValueError, match="without lengths, query_offset=Sk - Sq"):
-        flash_attention(*arrays, is_causal=True, query_offset=4, key_lengths=9, impl="fused")
+        flash_attention(*arrays, is_causal=True, query_offset=4, key_lengths=np.asarray([9, 8]), impl="fused")
 
 
 def test_wide_arrays_are_refused(front_end):

@@ -40,7 +40,17 @@ def test_query_positions_start_at_the_offset(library, make):
     r = region(make, (2, 4, 5, 8), query_offset=make([3, 10]))
     expected = np.arange(5)[:, None] + np.asarray([3, 10]).reshape(2, 1, 1, 1)
     assert_equal(r.q_idx, expected, library, dtype="int32")
-    assert_equal(r.row, np.arange(5)[:, None], library, dtype="int32")
+    assert_equal(r.row, np.arange(5)[None, None, :, None], library, dtype="int32")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_indices_have_all_the_axes_of_the_scores(make, shape):
+    r = region(make, shape, query_offset=3)
+    heads = shape[-3] if len(shape) > 3 else None
+    numbers = make(np.ones(() if heads is None else (heads,)))
+    offsets = make(np.zeros(shape[:-3] if heads else shape[:-2], np.int32))
+    for index in (r.b, r.h, r.q_idx, r.kv_idx, r.row, r.column, r.per_head(numbers), r.per_batch(offsets)):
+        assert index.ndim == len(shape)
 
 
 @pytest.mark.parametrize("name", ["b", "h", "q_idx", "kv_idx", "row"])

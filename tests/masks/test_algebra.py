@@ -1,7 +1,6 @@
 """Combinations: what they say, what they inherit, what they refuse."""
 
 import copy
-import functools
 import operator
 
 import numpy as np
@@ -97,7 +96,7 @@ def test_equality_is_by_value_of_numbers_and_identity_of_arrays():
     assert LengthMask(2) != PrefixMask(2)
 
 
-@pytest.mark.parametrize("other", [True, 1, None, np.ones((2, 2), bool), "CausalMask"])
+@pytest.mark.parametrize("other", [True, 1, None, [[True]], np.ones((2, 2)), np.ones((2, 2), int), "CausalMask"])
 @pytest.mark.parametrize("operation", [operator.and_, operator.or_])
 def test_only_masks_combine(other, operation):
     with pytest.raises(TypeError):
@@ -126,15 +125,3 @@ def test_a_rule_of_ones_own():
 def test_a_rule_must_say_something():
     with pytest.raises(NotImplementedError, match="Mask must define allowed"):
         Mask().to_array(1, 1)
-
-
-def test_the_hash_of_many_joined_masks_asks_each_of_them_a_few_times():
-    asked = []
-
-    class Asked(Mask):
-        def __hash__(self):
-            asked.append(self)
-            return 0
-
-    hash(functools.reduce(operator.or_, [Asked() for _ in range(20)]))
-    assert 20 <= len(asked) <= 40

@@ -251,3 +251,16 @@ def test_read_only_numpy_arrays(make):
     layout = np.ones((1, 2, 2), bool)
     layout.flags.writeable = False
     flash_attention(*map(make, QKV), BlockMask(layout, 8), impl="dense")
+
+
+@pytest.mark.backends("torch")
+def test_an_array_in_a_compiled_function(library, make):
+    torch, x = importlib.import_module("torch"), make(inputs((2, 5, 8)).query)
+    keep = library.array(np.arange(10).reshape(2, 1, 5) % 3 > 0)
+    given = CausalMask() & keep
+
+    def attend(x):
+        return flash_attention(x, x, x, given | (PrefixMask(1) & masks.ArrayMask(keep)))
+
+    compiled = torch.compile(attend, fullgraph=True, backend="eager")
+    np.testing.assert_allclose(to_numpy(compiled(x)), to_numpy(attend(x)), rtol=1e-5, atol=1e-6)

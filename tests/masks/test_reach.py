@@ -58,17 +58,20 @@ def grid(xp, device, offset, block, *, known):
     rows, keys = np.arange(0, HIGH - 6, block[0]), np.arange(0, KEYS, block[1])
     last_row, last_key = np.minimum(rows + block[0], HIGH - 6) - 1, np.minimum(keys + block[1], KEYS) - 1
     b, h = np.arange(B)[:, None, None, None], np.arange(H)[:, None, None]
-    columns = [x[:, None] for x in (rows, last_row, rows + offset, last_row + offset)] + [keys, last_key]
+    columns = [x[:, None] for x in (rows, last_row, rows + offset, last_row + offset)]
+    columns += [keys[None, :], last_key[None, :]]
     columns += [b, h] if known else []
-    arrays = [xp.asarray(x.astype(np.int32), device=device) for x in columns]
+    axes = 4 if known else 2
+    wide = [x.reshape((1,) * (axes - x.ndim) + x.shape).astype(np.int32) for x in columns]
+    arrays = [xp.asarray(x, device=device) for x in wide]
     return Span(xp, *arrays, *(() if known else (None, None))), columns[:6]
 
 
 def check_grid(name, answers, columns, *, known=True, exact=True):
     """Compare the answers for a grid with the truth."""
-    answers = [np.broadcast_to(to_numpy(x), (B, H, len(columns[0]), len(columns[4]))) for x in answers]
+    answers = [np.broadcast_to(to_numpy(x), (B, H, columns[0].size, columns[4].size)) for x in answers]
     for (b, h, i, j), possible in np.ndenumerate(answers[0]):
-        rectangle = [int(x[i, 0]) for x in columns[:4]] + [int(x[j]) for x in columns[4:]]
+        rectangle = [int(x[i, 0]) for x in columns[:4]] + [int(x[0, j]) for x in columns[4:]]
         truth = pairs(name, rectangle, *((b, h) if known else (None, None)))
         certain = answers[1][b, h, i, j]
         assert possible or not truth.any()

@@ -121,3 +121,38 @@ def test_what_a_rule_of_the_user_says_is_checked(answer, error, text, impl):
 def test_arrays_of_two_libraries(make):
     with pytest.raises(TypeError, match="all arrays must belong to one array library"):
         masks.SegmentMask(make([0, 1]), np.asarray([0, 1]))
+
+
+TRUTHS = {
+    "and": lambda b, h, q_idx, kv_idx: q_idx >= kv_idx >= 0,
+    "or": lambda b, h, q_idx, kv_idx: q_idx >= kv_idx or kv_idx >= 0,
+    "not": lambda b, h, q_idx, kv_idx: not q_idx >= kv_idx,
+    "a chain": lambda b, h, q_idx, kv_idx: 0 <= q_idx - kv_idx < 2,
+    "if": lambda b, h, q_idx, kv_idx: q_idx >= kv_idx if kv_idx >= 0 else kv_idx >= 0,
+}
+
+
+@pytest.mark.parametrize("mask_mod", TRUTHS.values(), ids=TRUTHS)
+@pytest.mark.parametrize("impl", ["dense", "tiled"])
+def test_arrays_that_are_asked_whether_they_are_true(library, make, impl, mask_mod):
+    x = make(np.ones((1, 2, 4, 8)))
+    with pytest.raises(TypeError, match="mask_mod asks whether an array is true: combine conditions on arrays with &"):
+        flash_attention(x, x, x, masks.FunctionMask(mask_mod), impl=impl)
+
+
+def test_rules_of_the_user_are_told_too():
+    class Near(masks.Mask):
+        def allowed(self, region):
+            return 0 <= region.q_idx - region.kv_idx < 2
+
+    for ask in (lambda mask: mask.to_array(3, 3), lambda mask: mask.draw(64, 64), lambda mask: attend(mask, "tiled")):
+        with pytest.raises(TypeError, match=r"Near\.allowed asks whether an array is true"):
+            ask(Near())
+
+
+def test_other_complaints_of_a_rule_come_as_they_are():
+    def wrong(b, h, q_idx, kv_idx):
+        raise ValueError("a value that is wrong")
+
+    with pytest.raises(ValueError, match="a value that is wrong"):
+        attend(masks.FunctionMask(wrong), "dense")

@@ -38,7 +38,7 @@ def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:
 
 def attend(problem: Problem, wanted: Wanted) -> Attended | None:
     """Hand the problem to the guest; ``None`` where its result is not to be trusted and another kernel may compute."""
-    result: Attended | None = problem.once(_taken, wanted).attend(problem, wanted)
+    result: Attended | None = problem.once(_taken, wanted).attend(problem.with_scaled_query(), wanted)
     return result
 
 

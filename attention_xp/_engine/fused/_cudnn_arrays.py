@@ -13,7 +13,7 @@ from attention_xp._engine.fused._translation import (
     with_zero_keys,
 )
 from attention_xp._engine.problem import Problem
-from attention_xp._engine.rules import ArrayMask
+from attention_xp._engine.rules import AlignedMask
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
 
@@ -52,7 +52,7 @@ def _all(problem: Problem, length: int) -> Array:
 
 def bias_shape(problem: Problem) -> tuple[int, int, int, int] | None:
     """Return (B or 1, H or 1, Sq, Sk) of all that is added or excluded by arrays."""
-    arrays = [*problem.addends, *(rule.array for rule in problem.rules if isinstance(rule, ArrayMask))]
+    arrays = [*problem.addends, *(rule.array for rule in problem.rules if isinstance(rule, AlignedMask))]
     if not arrays:
         return None
     shape = tuple(problem.xp.broadcast_arrays(*arrays)[0].shape)
@@ -65,7 +65,7 @@ def bias_shape(problem: Problem) -> tuple[int, int, int, int] | None:
 def _bias(problem: Problem, rules: tuple[Mask, ...], shape: tuple[int, ...]) -> Array:
     """Return additions and exclusions in one array of the dtype of the query."""
     xp, dtype = problem.xp, problem.query.dtype
-    keep, total = allowed(problem, tuple(rule for rule in rules if isinstance(rule, ArrayMask))), added(problem)
+    keep, total = allowed(problem, tuple(rule for rule in rules if isinstance(rule, AlignedMask))), added(problem)
     if total is None:
         total = xp.zeros((1, 1), dtype=dtype, device=device(problem.query))
     if keep is not None:

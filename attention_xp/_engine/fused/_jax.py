@@ -28,7 +28,7 @@ from attention_xp._engine.fused._translation import (
 )
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Attended, Wanted
-from attention_xp._engine.rules import ArrayMask
+from attention_xp._engine.rules import AlignedMask
 from attention_xp._typing import Array, Device
 from attention_xp.masks import CausalMask, Mask, WindowMask
 
@@ -83,7 +83,7 @@ def _refused_mask(problem: Problem) -> str | None:
         return "cuDNN's attention knows no query_offset under a causal mask"
     if any(isinstance(rule, WindowMask) for rule in rules):
         return _refused_window(problem, rules)
-    if has_array(problem, rules) and any(length % 2 for length in lengths):
+    if has_array(problem, rules) and any(length % 2 != 0 for length in lengths):
         return "cuDNN's attention is differentiable under a mask or bias of even lengths Sq and Sk only"
     return None
 
@@ -99,7 +99,7 @@ def _refused_window(problem: Problem, rules: tuple[Mask, ...]) -> str | None:
 
 def is_worthwhile(problem: Problem) -> bool:
     """Return whether the kernel is faster than tiles: on a GPU. Its rule for `vmap` maps all arrays or none."""
-    mapped = is_mapped(problem.query, problem.key, problem.value)
+    mapped = is_mapped(*problem.operands)
     return not mapped and cuda_device(problem.query) is not None
 
 
@@ -130,7 +130,7 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:  # noqa: ARG001
 def _bias_and_mask(problem: Problem, rules: tuple[Mask, ...]) -> tuple[Array | None, Array | None]:
     """Return additions and exclusions, each (B or 1, H or 1, Sq, Sk): what adds minus infinity excludes."""
     xp = problem.xp
-    keep = allowed(problem, tuple(rule for rule in rules if isinstance(rule, ArrayMask)))
+    keep = allowed(problem, tuple(rule for rule in rules if isinstance(rule, AlignedMask)))
     total = added(problem)
     if total is not None:
         finite = total != -xp.inf

@@ -11,6 +11,8 @@ from attention_xp._backend.modes import (
     is_mapped,
     is_traced,
     is_transformed,
+    refuse_shards,
+    shares_keys,
 )
 from attention_xp._backend.values import shows_nan
 from attention_xp._engine.borders import sdpa_is_faster
@@ -28,7 +30,7 @@ from attention_xp._engine.fused._translation import (
 )
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Attended, Wanted
-from attention_xp._engine.rules import ArrayMask
+from attention_xp._engine.rules import AlignedMask
 from attention_xp._typing import Array
 from attention_xp.masks import CausalMask, LengthMask, Mask
 
@@ -53,7 +55,7 @@ def _refused_mask(problem: Problem) -> str | None:
         if len(rules) > 1 or len(problem.addends) > 0 or not starts_at_0(problem):
             return "torch's scaled_dot_product_attention takes is_causal alone: no offset, and no other mask or bias"
         return None
-    if not all(isinstance(rule, ArrayMask | LengthMask) for rule in rules):
+    if not all(isinstance(rule, AlignedMask | LengthMask) for rule in rules):
         return "torch's scaled_dot_product_attention would need this mask as an array of (Sq, Sk)"
     return None
 
@@ -62,7 +64,7 @@ def is_worthwhile(problem: Problem) -> bool:
     """Return whether the kernel is the fastest and has the derivatives: under `vmap` it falls back to a loop."""
     if in_forward_mode() or problem.has_bias_rule:
         return False
-    arrays = (problem.query, problem.key, problem.value)
+    arrays = problem.operands
     if is_transformed() and (is_mapped(*arrays) or differentiates_again(*arrays, *problem.addends)):
         return False
     return sdpa_is_faster(problem)
@@ -72,33 +74,40 @@ def attend(problem: Problem, wanted: Wanted) -> Attended | None:  # noqa: ARG001
     """Call the kernel; ``None`` where `auto` had better not have.
 
     The kernel multiplies weights of 0 by what is excluded: a NaN tells that something may have come through. In causal
-    order the last row, which attends all keys, tells of each of them.
+    order the last row, which attends all keys, tells of each of them. Rows that are filled afterwards tell as well: the
+    way back goes through what the kernel had there.
     """
     try:
-        output, rules = computed(problem), column_rules(problem)
+        (told, output), rules = _told_and_computed(problem), column_rules(problem)
     except NotImplementedError as error:
         if not in_forward_mode():
             raise
         raise NotImplementedError(
             "torch's scaled_dot_product_attention has no forward mode; impl='dense' and impl='tiled' have"
         ) from error
-    if rules and problem.impl == "auto" and not is_compiling(problem.xp):
-        is_long = output.numel() > _FEW and isinstance(rules[0], CausalMask)
-        if shows_nan(problem.xp, output.select(-2, -1) if is_long else output):
+    may_exclude = len(rules) > 0 or problem.query_lengths is not None
+    if may_exclude and problem.impl == "auto" and not is_compiling(problem.xp):
+        is_long = told.numel() > _FEW and _is_causal(rules)
+        if shows_nan(problem.xp, told.select(-2, -1) if is_long else told):
             return None
     return Attended(output, None, None)
 
 
 def computed(problem: Problem) -> Array:
     """Return the output of the kernel, in the shape and dtype of the query."""
+    return _told_and_computed(problem)[1]
+
+
+def _told_and_computed(problem: Problem) -> tuple[Array, Array]:
+    """Return what the kernel gave for all rows, and the output of these."""
     keywords = problem.once(_keywords)
     if problem.once(_is_taken_as_it_is):
-        output = _called(problem.query, problem.key, problem.value, keywords)
+        told = output = _called(problem.query, problem.key, problem.value, keywords)
     else:
-        output = _translated(problem, keywords)
+        told, output = _translated(problem, keywords)
     if output.dtype != problem.query.dtype:  # under autocast
         output = output.to(problem.query.dtype)
-    return output
+    return told, output
 
 
 def _keywords(problem: Problem) -> dict[str, Any]:
@@ -115,7 +124,7 @@ def _is_causal(rules: tuple[Mask, ...]) -> bool:
 def _is_taken_as_it_is(problem: Problem) -> bool:
     """Whether the kernel takes all arrays as they are and gives what is wanted, as in most calls."""
     is_causal = _is_causal(problem.rules)
-    if len(problem.rules) > int(is_causal) or len(problem.addends) > 0 or problem.ndim != 4:
+    if len(problem.rules) > int(is_causal) or len(problem.addends) > 0 or problem.ndim != 4 or _has_end(problem):
         return False
     has_all = all(a.shape[0] == problem.batch[0] for a in (problem.query, problem.key, problem.value))
     return has_all and not (is_causal and _has_unseen_keys(problem))
@@ -126,8 +135,16 @@ def _has_unseen_keys(problem: Problem) -> bool:
     return not is_compiling(problem.xp) and bool(problem.key.shape[-2] > problem.query.shape[-2])
 
 
-def _translated(problem: Problem, keywords: dict[str, Any]) -> Array:
+def _has_end(problem: Problem) -> bool:
+    """Whether keys behind a known end were cut off."""
+    return bool(problem.key.shape[-2] != problem.given_keys)
+
+
+def _translated(problem: Problem, keywords: dict[str, Any]) -> tuple[Array, Array]:
     """Call the kernel with four axes, as its fast paths want them, and with one mask; padding is made harmless."""
+    is_masked = len(problem.rules) + len(problem.addends) > int(_is_causal(problem.rules))
+    if is_masked or _has_end(problem) or _has_unseen_keys(problem):
+        refuse_shards(problem.xp)
     rules = column_rules(problem)
     is_causal = _is_causal(rules)
     mask = None if is_causal else _mask(problem, rules)
@@ -139,7 +156,7 @@ def _translated(problem: Problem, keywords: dict[str, Any]) -> Array:
     query, is_followed = fill_padding(problem, problem.query), mask is not None and _is_followed(problem)
     if is_followed:
         query = fill_empty_rows(problem, rules, query)
-    output = _called(
+    told = output = _called(
         operand(problem, query),
         operand(problem, with_zero_keys(problem, rules, key)),
         operand(problem, with_zero_keys(problem, rules, value)),
@@ -149,13 +166,13 @@ def _translated(problem: Problem, keywords: dict[str, Any]) -> Array:
         output = output.reshape(*problem.lead, *output.shape[-2:])
     if mask is not None and (is_followed or not _gives_zeros(problem.query)):
         output = fill_empty_rows(problem, rules, output)
-    return fill_padding(problem, output)
+    return told, fill_padding(problem, output)
 
 
 def _called(query: Array, key: Array, value: Array, keywords: dict[str, Any]) -> Array:
     """Call the kernel and see to further derivatives."""
     output = sys.modules["torch"].nn.functional.scaled_dot_product_attention(query, key, value, **keywords)
-    if output.requires_grad and not is_traced():
+    if output.requires_grad and not is_traced() and not shares_keys():
         from attention_xp._engine.fused._torch_again import follow_slopes  # noqa: PLC0415  # imports torch
 
         follow_slopes(output)

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointError
 
-from attention_xp._backend.modes import outside_autocast
+from attention_xp._backend.batched import mapped_over_batches
+from attention_xp._backend.modes import sheltered
 from attention_xp._engine import dense
 from attention_xp._engine.gradients import backward
 from attention_xp._engine.problem import Problem
@@ -41,15 +42,20 @@ def _followed(slopes: _Slopes, gradients: _Slopes) -> _Slopes | None:
     if gradient is None or not torch.is_grad_enabled():
         return None
     arrays, problem = _call(torch._C._current_autograd_node())
-    with outside_autocast(problem.xp, problem.query):
+    problem, context = sheltered(problem)
+    with context:
         result = dense.attend(problem, Wanted(lse=True))
     wanted = tuple(any(slope is not None for slope in slopes[3:]) for _ in problem.addends)  # a mask, or none
-    found = backward(problem, result.output, result.lse, gradient, wanted=wanted, whole=True)
-    again = (found.query, found.key, found.value, *found.addends, None)
-    return tuple(
-        None if slope is None or new is None else new.to(array.dtype)
-        for slope, new, array in zip(slopes, again, arrays, strict=False)
-    )
+
+    def again(gradient: Array) -> _Slopes:
+        found = backward(problem, result.output, result.lse, gradient, wanted=wanted, whole=True)
+        every = (found.query, found.key, found.value, *found.addends, None)
+        return tuple(
+            None if slope is None or new is None else new.to(array.dtype)
+            for slope, new, array in zip(slopes, every, arrays, strict=False)
+        )
+
+    return tuple(mapped_over_batches(again, gradient))
 
 
 def _call(node: Any) -> tuple[list[Array], Problem]:

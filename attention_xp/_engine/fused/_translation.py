@@ -5,7 +5,7 @@ import math
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.result import Wanted
-from attention_xp._engine.rules import ArrayMask, RowMask
+from attention_xp._engine.rules import AlignedMask, RowMask
 from attention_xp._engine.tile.arithmetic import allowed_pairs
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
@@ -45,6 +45,8 @@ def unknown_option(problem: Problem, wanted: Wanted) -> str | None:
         return "packed sequences"
     if problem.is_empty:
         return "empty axes"
+    if not isinstance(problem.scale, float) and problem.query.dtype != problem.dtype:
+        return "scale as an array in 16 bits"
     if not _fit(problem):
         return "additions in more than 16 bits"
     return "log-sum-exp in 32 bits" if wanted.lse else None
@@ -63,14 +65,14 @@ def column_rules(problem: Problem) -> tuple[Mask, ...]:
 
 def refused_rule(rules: tuple[Mask, ...]) -> str | None:
     """Return what keeps cuDNN from a mask: it draws a band and counts lengths, and takes the rest as an array."""
-    if all(isinstance(rule, ArrayMask | CausalMask | LengthMask | WindowMask) for rule in rules):
+    if all(isinstance(rule, AlignedMask | CausalMask | LengthMask | WindowMask) for rule in rules):
         return None
     return "cuDNN's attention would need this mask as an array of (Sq, Sk)"
 
 
 def has_array(problem: Problem, rules: tuple[Mask, ...]) -> bool:
     """Whether scores of (Sq, Sk) are added or excluded by an array."""
-    return len(problem.addends) > 0 or any(isinstance(rule, ArrayMask) for rule in rules)
+    return len(problem.addends) > 0 or any(isinstance(rule, AlignedMask) for rule in rules)
 
 
 def band(rules: tuple[Mask, ...]) -> tuple[int | None, int | None]:
@@ -120,8 +122,7 @@ def four_axes(problem: Problem, a: Array) -> Array:
     if a.ndim == 4 == problem.ndim:
         return a
     xp = problem.xp
-    a = xp.reshape(a, (1,) * (2 - a.ndim) + tuple(a.shape)) if a.ndim < 2 else a
-    lead = problem.batch if problem.heads is None else (*problem.batch, a.shape[-3] if a.ndim > 2 else 1)
+    lead = problem.batch if problem.heads is None else (*problem.batch, a.shape[-3])
     heads = lead[-1] if problem.heads is not None else 1
     return xp.reshape(xp.broadcast_to(a, (*lead, *a.shape[-2:])), (-1, heads, *a.shape[-2:]))
 
@@ -136,8 +137,8 @@ def with_zero_keys(problem: Problem, rules: tuple[Mask, ...], a: Array) -> Array
     """Return keys or values with zeros for the padding, whose NaN a weight of 0 would not silence."""
     for rule in rules:
         if isinstance(rule, LengthMask):
-            real = rule.allowed(Region.whole(problem))  # (Sk,) or (..., 1, Sk)
-            a = problem.xp.where(problem.xp.expand_dims(real[..., 0, :] if real.ndim > 1 else real, axis=-1), a, 0.0)
+            real = rule.allowed(Region.whole(problem))[..., 0, :]  # (..., 1, Sk)
+            a = problem.xp.where(problem.xp.expand_dims(real, axis=-1), a, 0.0)
     return a
 
 
@@ -159,5 +160,4 @@ def fill_empty_rows(problem: Problem, rules: tuple[Mask, ...], rows: Array, valu
         keep = total != -xp.inf if keep is None else keep & (total != -xp.inf)
     if keep is None:
         return rows
-    keep = xp.reshape(keep, (1, *keep.shape)) if keep.ndim == 1 else keep
     return xp.where(xp.any(keep, axis=-1, keepdims=True), rows, value)

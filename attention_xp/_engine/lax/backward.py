@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from attention_xp._backend.sizes import as_number
 from attention_xp._engine.frozen import freeze, thaw
 from attention_xp._engine.lax.walk import Guarded, Walk, dynamic_cut, fold, guarded, is_moving, slope_dtype, zeros
 from attention_xp._engine.problem import Problem
@@ -110,7 +111,7 @@ class BackwardWalk(Walk):
         )
         gradient, delta = surviving(self.problem, known.gradient), known.delta(self.problem)[..., None]
         if self.blocks * self.m != self.Sq:
-            is_fresh = region.row >= block * self.m
+            is_fresh = region.row >= block * as_number(jnp, self.m)
             gradient, delta = jnp.where(is_fresh, gradient, 0.0), jnp.where(is_fresh, delta, 0.0)
         query = self.scaled_query(region)
         kept = clean(query) if self.problem.rules else query

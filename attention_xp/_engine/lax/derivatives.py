@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from attention_xp._backend.jitted import jitted
 from attention_xp._backend.sharding import spread_like
 from attention_xp._engine import dense
-from attention_xp._engine.frozen import contains, freeze, holes, part, thaw
+from attention_xp._engine.frozen import freeze, holes, part, thaw
 from attention_xp._engine.gradients import backward
 from attention_xp._engine.lax.backward import BackwardWalk
 from attention_xp._engine.lax.captured import with_captured
@@ -25,8 +26,8 @@ from attention_xp._engine.lax.walk import Walk, is_moving, slope_dtype
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Wanted
 from attention_xp._engine.tile.backward_step import Known, Slopes
-from attention_xp._engine.tile.captured import Captured, Programs, exchanged
-from attention_xp._typing import Array
+from attention_xp._engine.tile.captured import Captured, exchanged
+from attention_xp._typing import Array, DType
 from attention_xp.biases import Bias
 
 __all__ = ["walk", "walk_backward"]
@@ -34,19 +35,19 @@ __all__ = ["walk", "walk_backward"]
 
 def walk(problem: Problem) -> tuple[Array, Array]:
     """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq)."""
-    template, arrays = _frozen(with_captured(problem))
-    return _forward(template)(template, arrays)  # type: ignore[no-any-return]
+    template, arrays = _frozen(with_captured(problem), problem.dtype)
+    return jitted(_attend, template)(arrays)  # type: ignore[no-any-return]
 
 
 def walk_backward(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Slopes:
     """Return the gradients of query, key, value, of the addends that are wanted, and of what functions captured."""
-    template, arrays = _frozen((with_captured(problem), known))
-    return _backward(template)(template, wanted, arrays)  # type: ignore[no-any-return]
+    template, arrays = _frozen((with_captured(problem), known), problem.dtype)
+    return jitted(_slopes, template, wanted)(arrays)  # type: ignore[no-any-return]
 
 
-def _frozen(thing: Any) -> tuple[Any, list[Array]]:
-    """Return template and arrays, which all differ between the devices of a mesh where one of them does."""
-    template, arrays = freeze(thing)
+def _frozen(thing: Any, dtype: DType) -> tuple[Any, list[Array]]:
+    """Return template and arrays, numbers among them, which all differ between the devices of a mesh where one of them does."""
+    template, arrays = freeze(thing, dtype)
     return template, spread_like(arrays, arrays)
 
 
@@ -59,7 +60,7 @@ def _attend(template: Any, arrays: list[Array]) -> tuple[Array, Array]:
 def _attend_jvp(template: Any, primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
     """Leave the changes to the primitive, which can be transposed."""
     (arrays,), (changes,) = primals, tangents
-    output, lse = _forward(template)(template, arrays)
+    output, lse = jitted(_attend, template)(arrays)
     moving = tuple(map(is_moving, arrays))
     changes = [change for change, moves in zip(changes, moving, strict=True) if moves]
     return (output, lse), tuple(
@@ -95,20 +96,7 @@ def _slopes_jvp(template: Any, wanted: tuple[bool, ...], primals: tuple[Any], ta
         return jax.tree.map(lambda i: found[i].astype(slope_dtype(problem, found[i])), places)  # type: ignore[no-any-return]
 
     _, change = jax.jvp(formula, primals, tangents)
-    return _backward(template)(template, wanted, *primals), change
-
-
-_compiled = jax.jit(_attend, static_argnums=0)
-_compiled_slopes = jax.jit(_slopes, static_argnums=(0, 1))
-
-
-def _forward(template: Any) -> Any:
-    """Return the compiled walk; functions of the user are others in each call, and nothing is kept of them."""
-    return _attend if contains(template, Programs) else _compiled
-
-
-def _backward(template: Any) -> Any:
-    return _slopes if contains(template, Programs) else _compiled_slopes
+    return jitted(_slopes, template, wanted)(*primals), change
 
 
 def _dense(problem: Problem) -> tuple[Array, Array]:
@@ -162,7 +150,8 @@ def _places(template: Any, moving: tuple[bool, ...], wanted: tuple[bool, ...], *
         None if not is_wanted else inside(addend) if isinstance(name, Bias) else name
         for addend, name, is_wanted in zip(part(template, "addends").items, names.addends, wanted, strict=True)
     )
-    return Slopes(names.query, names.key, names.value, addends, inside(part(template, "score_mod")) if captured else ())
+    operands = names.score_mod.operands if captured and isinstance(names.score_mod, Captured) else ()
+    return Slopes(names.query, names.key, names.value, addends, operands)
 
 
 def _gradients(template: Any, moving: tuple[bool, ...], wanted: tuple[bool, ...]) -> _Flat:
@@ -175,7 +164,7 @@ def _gradients(template: Any, moving: tuple[bool, ...], wanted: tuple[bool, ...]
     sinks = holes(part(template, "sinks"))
 
     def gradients(*operands: Array) -> list[Array]:
-        *arrays, output, lse, grad_output, grad_lse = operands
+        *arrays, output, lse, grad_output, grad_lse = map(jnp.asarray, operands)  # JAX hands plain numbers on as such
         problem = thaw(template, arrays)
         if isinstance(problem.score_mod, Captured) and not captured:
             problem = dataclasses.replace(problem, score_mod=problem.score_mod.as_constant())

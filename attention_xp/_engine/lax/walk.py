@@ -9,7 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.sharding import spread_like
+from attention_xp._backend.sizes import as_number, ceil_div
 from attention_xp._engine.packing import PackedMask
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region, Span
@@ -93,13 +95,13 @@ class Walk:
 
     def __init__(self, problem: Problem) -> None:
         self.m, self.n = self.sizes(problem)
-        self.Sq, self.Sk = problem.query.shape[-2], problem.key.shape[-2]
+        self.Sq, self.Sk = problem.query.shape[-2], problem.key.shape[-2]  # they and the sizes of a tile may be open
         self.stack = stack(problem)
         self.group = problem.group  # query heads of a key/value head, of which a tile may have but some
         heads = 1 if problem.heads is None else self.stack[-1]
         self.problem = dataclasses.replace(problem, group=min(heads, self.group))
         self.ops = Guarded(self.problem)
-        self.blocks, self.tiles = math.ceil(self.Sq / self.m), math.ceil(self.Sk / self.n)
+        self.blocks, self.tiles = ceil_div(self.Sq, self.m), ceil_div(self.Sk, self.n)
         self.ragged = self.tiles * self.n != self.Sk
         self.grid = (*(n // some for n, some in zip(problem.lead, self.stack, strict=True)), self.blocks)
         if problem.rules:
@@ -129,10 +131,23 @@ class Walk:
 
     def rows_of(self, job: Array) -> tuple[Region, Array]:
         """Return the rows of a job, over all keys, and the number of their block."""
-        *lead, block = jnp.unravel_index(job, self.grid)
+        *lead, block = self._place_of(job)
         starts = (i * n for i, n in zip(lead, self.stack, strict=True))
-        row = jnp.minimum(block * self.m, self.Sq - self.m)
+        row = self._first(block, self.m, self.Sq)
         return Region(self.problem, (*starts, row, 0), (*self.stack, self.m, self.Sk), dynamic_cut), block
+
+    def _place_of(self, job: Array) -> list[Array]:
+        """Return the index of a job in the grid."""
+        place = []
+        for size in map(partial(as_number, jnp), reversed(self.grid)):
+            place.append(job % size)
+            job = job // size
+        return place[::-1]
+
+    @staticmethod
+    def _first(number: Array, size: int, length: int) -> Array:
+        """Return where a block or tile begins: the last one early enough to be as large as the others."""
+        return jnp.minimum(number * as_number(jnp, size), as_number(jnp, length - size))
 
     def scaled_query(self, region: Region) -> Array:
         """Return the rows of the query with the factor of the scores."""
@@ -171,11 +186,11 @@ class Walk:
         return fold(full, some, mixed_step, state)
 
     def _fresh(self, tile: Any) -> _FreshKeys:
-        return _FreshKeys(tile * self.n)
+        return _FreshKeys(tile * as_number(jnp, self.n))
 
     def tile(self, region: Region, tile: Any) -> tuple[Region, Array, Array]:
         """Return a tile of a block of rows, and its keys and values."""
-        column = jnp.minimum(tile * self.n, self.Sk - self.n)
+        column = self._first(tile, self.n, self.Sk)
         key, value = (
             self._keys(a, region, column).astype(self.problem.dtype) for a in (self.problem.key, self.problem.value)
         )
@@ -185,7 +200,7 @@ class Walk:
     def _keys(self, array: Array, region: Region, column: Array) -> Array:
         """Return a tile of keys or values of the heads of a region, (..., n, D)."""
         lead = [0 if n == 1 else i for i, n in zip(self.kv_lead(region), array.shape[:-2], strict=True)]
-        sizes = [min(n, some) for n, some in zip(array.shape[:-2], self._kv_stack(), strict=True)]
+        sizes = [1 if n == 1 else some for n, some in zip(array.shape[:-2], self._kv_stack(), strict=True)]
         return dynamic_cut(array, [*lead, column, 0], [*sizes, self.n, array.shape[-1]])
 
     def _kv_stack(self) -> list[int]:
@@ -210,7 +225,7 @@ class Walk:
         possible = _all([a for a, _ in answers])
         certain = _all([c for _, c in answers]) & (not certainly_unknown)
         if self.ragged:
-            certain = certain & (jnp.arange(self.tiles) < self.tiles - 1)
+            certain = certain & (self._numbers(self.tiles) < as_number(jnp, self.tiles - 1))
         state = jnp.where(possible, jnp.where(certain, 0, 1), 2)
         state = jnp.broadcast_to(state, (*state.shape[:-2], self.blocks, self.tiles))
         order = jnp.argsort(state, axis=-1, stable=True).astype(jnp.int32)
@@ -220,14 +235,18 @@ class Walk:
     def span(self) -> Span:
         """Return the bounds of all tiles."""
         problem = self.problem
-        row = jnp.minimum(jnp.arange(self.blocks, dtype=jnp.int32) * self.m, self.Sq - self.m)[:, None]
-        column = jnp.minimum(jnp.arange(self.tiles, dtype=jnp.int32) * self.n, self.Sk - self.n)
+        row = self._first(self._numbers(self.blocks, behind=1), self.m, self.Sq)
+        column = self._first(self._numbers(self.tiles), self.n, self.Sk)
         whole = Region.whole(problem)
         offset = 0 if problem.query_offset is None else whole.per_batch(problem.query_offset)
         q = row + offset
         items = whole.b if math.prod(self.stack[: len(problem.batch)]) == 1 else None
         heads = whole.h if math.prod(self.stack[len(problem.batch) :]) == 1 else None
-        return Span(jnp, row, row + self.m - 1, q, q + self.m - 1, column, column + self.n - 1, items, heads)
+        m, n = as_number(jnp, self.m), as_number(jnp, self.n)
+        return Span(jnp, row, row + m - 1, q, q + m - 1, column, column + n - 1, items, heads)
+
+    def _numbers(self, count: int, behind: int = 0) -> Array:
+        return filled_up(jnp, jnp.arange(count, dtype=jnp.int32), self.problem.ndim, behind=behind)
 
     def _of_block(self, table: Array, axes: int, region: Region, block: Array) -> Array:
         """Return the entry of one job in a table (..., blocks) whose entries have some axes of their own."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from attention_xp._backend.batched import mapped_over_batches
 from attention_xp._backend.modes import in_forward_mode, is_jit_tracing, is_traced, is_transformed
 from attention_xp._engine.frozen import freeze, thaw
 from attention_xp._engine.gradients import backward
@@ -34,7 +35,7 @@ def walk(problem: Problem) -> tuple[Array, Array]:
     if not torch.compiler.is_compiling():
         return TiledWithForwardMode.apply(rest, *arrays)  # type: ignore[no-any-return]
     if torch.is_grad_enabled() and any(a.requires_grad for a in arrays):
-        return Tiled.apply(rest, *arrays)  # type: ignore[no-any-return]
+        return Tiled.apply(rest, *_distinct(arrays))  # type: ignore[no-any-return]
     return loop.walk(problem)  # Dynamo hands a context to the function that nothing is to be differentiated by
 
 
@@ -78,6 +79,11 @@ def _split(problem: Problem) -> tuple[_Rest, list[Array]]:
     return _Rest(rest, len(problem.addends), has_sinks), arrays
 
 
+def _distinct(arrays: list[Array]) -> list[Array]:
+    """Return arrays of which no two are one tensor, as in self-attention, which Dynamo gives up on."""
+    return [a.view_as(a) if any(a is b for b in arrays[:i]) else a for i, a in enumerate(arrays)]
+
+
 class Tiled(torch.autograd.Function):  # type: ignore[misc]
     """The loop over tiles, with its transpose."""
 
@@ -104,14 +110,18 @@ class Tiled(torch.autograd.Function):  # type: ignore[misc]
             return nothing
         rest, wanted = ctx.rest, ctx.needs_input_grad[1:]
         addends = tuple(wanted[3 : 3 + rest.addends])
-        gradient = torch.zeros_like(output) if grad_output is None else grad_output
-        found = backward(rest.complete(arrays), output, lse, gradient, grad_lse, wanted=addends)
-        slopes = [found.query, found.key, found.value, *found.addends, *([found.sinks] if rest.has_sinks else [])]
-        cast = [
-            slope.to(array.dtype) if slope is not None and is_wanted else None
-            for slope, array, is_wanted in zip(slopes, arrays, wanted, strict=False)
-        ]
-        return (None, *cast, *nothing[1 + len(cast) :])
+
+        def slopes(gradient: Array | None, grad_lse: Array | None) -> list[Array | None]:
+            gradient = torch.zeros_like(output) if gradient is None else gradient
+            found = backward(rest.complete(arrays), output, lse, gradient, grad_lse, wanted=addends)
+            all_of_them = (*found[:3], *found.addends, *([found.sinks] if rest.has_sinks else []))
+            return [
+                slope.to(array.dtype) if slope is not None and is_wanted else None
+                for slope, array, is_wanted in zip(all_of_them, arrays, wanted, strict=False)
+            ]
+
+        found = mapped_over_batches(slopes, grad_output, grad_lse)
+        return (None, *found, *nothing[1 + len(found) :])
 
 
 class TiledWithForwardMode(Tiled):
@@ -131,9 +141,13 @@ class TiledWithForwardMode(Tiled):
             torch.zeros_like(array) if tangent is None and i < 3 else tangent
             for i, (array, tangent) in enumerate(zip(arrays, tangents, strict=True))
         ]
-        return loop_tangents.walk(
-            ctx.rest.complete(arrays), output, lse, ctx.rest.sorted(loop_tangents.Tangents, given)
-        )
+        problem, kind = ctx.rest.complete(arrays), loop_tangents.Tangents
+
+        def changes(*tangents: Array | None) -> tuple[Array, Array]:
+            return loop_tangents.walk(problem, output, lse, ctx.rest.sorted(kind, tangents))
+
+        by_output, by_lse = mapped_over_batches(changes, *given)
+        return by_output, by_lse
 
 
 def _can_recompute() -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from attention_xp._backend.libraries import device
+from attention_xp._backend.libraries import array_namespace, device
 from attention_xp._engine.loop.tiles import cast, gathered, strips_of, tiles_of_rows
 from attention_xp._engine.planning.plan import Bounds, bounds, side_by_side
 from attention_xp._engine.problem import Problem
@@ -124,7 +124,7 @@ class _Sums:
     """Gradients of the arrays of a bias, to which every tile may contribute."""
 
     def __init__(self, bias: Bias) -> None:
-        self.sums: tuple[Array, ...] = tuple(0.0 * array for array in bias.arrays)
+        self.sums: tuple[Array, ...] = tuple(array_namespace(array).zeros_like(array) for array in bias.arrays)
 
     def add(self, pieces: tuple[Array, ...], *_: tuple[Bounds, ...]) -> None:
         """Add what a tile contributes."""

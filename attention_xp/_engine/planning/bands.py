@@ -4,11 +4,11 @@ Steps are stacked like heads, so that each of them visits little more keys than 
 keys that all rows see.
 """
 
-import functools
 from typing import NamedTuple
 
 import numpy as np
 
+from attention_xp._engine.identity import identity
 from attention_xp._engine.planning.answers import Answers, Grid, Item, span_of
 from attention_xp._engine.planning.plan import Bounds, touching
 from attention_xp._engine.region import span_between
@@ -52,12 +52,22 @@ def band_of(rules: tuple[Mask, ...], grid: Grid, item: Item, answers: Answers, r
     return Band(near, tuple(touching(answers.strips[j] for j in np.flatnonzero(seen).tolist())), here)
 
 
-@functools.lru_cache(maxsize=256)
-def _window(rules: tuple[Mask, ...], rows: int) -> Bounds | None:
-    """Return which keys so many rows may attend, counted from the first of these rows; ``None`` if some are not near.
+_WINDOWS: dict[object, Bounds | None] = {}
+_MOST_WINDOWS = 256
 
-    Rules that hang on the distance of query and key alone answer the same wherever they are asked.
-    """
+
+def _window(rules: tuple[Mask, ...], rows: int) -> Bounds | None:
+    """Return which keys so many rows may attend, counted from the first of these rows; ``None`` if some are not near."""
+    name = identity(rules), rows
+    if name in _WINDOWS:
+        return _WINDOWS[name]
+    if len(_WINDOWS) >= _MOST_WINDOWS:
+        _WINDOWS.clear()
+    return _WINDOWS.setdefault(name, _searched(rules, rows))
+
+
+def _searched(rules: tuple[Mask, ...], rows: int) -> Bounds | None:
+    """Ask rules that hang on the distance of query and key alone: they answer the same wherever they are asked."""
     keys = np.arange(2 * _SEARCHED)
     span = span_between(np, (_SEARCHED, _SEARCHED + rows), (keys, keys + 1), 0)
     possible = [np.broadcast_to(rule.reach(span)[0], keys.shape) for rule in rules]

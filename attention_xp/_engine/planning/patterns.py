@@ -7,6 +7,7 @@ import sys
 
 from attention_xp.masks import BlockMask, Mask, WindowMask
 from attention_xp.masks._algebra import Not
+from attention_xp.masks._mask import parts_of
 
 __all__ = ["FEWEST_ROWS", "blocks", "grain", "narrowest"]
 
@@ -48,4 +49,4 @@ def _width(rule: Mask) -> int:
 
 def _parts(rule: Mask) -> Rules:
     """Return what a rule is made of, unless it is the opposite of that."""
-    return () if isinstance(rule, Not) else tuple(part for part in vars(rule).values() if isinstance(part, Mask))
+    return () if isinstance(rule, Not) else tuple(parts_of(rule))

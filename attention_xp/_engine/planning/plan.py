@@ -87,32 +87,43 @@ def plan(
     by_strip = [
         (list(zip(*possible, strict=True)), list(zip(*certain, strict=True))) for _, possible, certain in answers
     ]
-    known: dict[tuple[Verdict, ...], list[Tile]] = {}
-    kinds: dict[Tile, list[list[Bounds]]] = {}
+    known: dict[tuple[Verdict, ...], list[_Kind]] = {}
+    kinds: dict[_Kind, list[list[Bounds]]] = {}
     for j, strip in enumerate(strips):
         verdicts = tuple((possible[j], certain[j]) for possible, certain in by_strip)
         if verdicts not in known:
-            known[verdicts] = list(_kinds(chunks, rules, verdicts))
+            known[verdicts] = list(_kinds(chunks, verdicts))
         for kind in known[verdicts]:
             most = max(columns, min(widest, columns * height // (kind.rows[1] - kind.rows[0])))
             _join(kinds.setdefault(kind, []), strip, most, may_skip=may_skip and len(kind.rules) == 0)
-    return [kind._replace(columns=tuple(stretches)) for kind, tiles in kinds.items() for stretches in tiles]
+    return [
+        Tile(kind.rows, tuple(stretches), kind.mixed, tuple(rules[i] for i in kind.rules))
+        for kind, tiles in kinds.items()
+        for stretches in tiles
+    ]
 
 
-def _kinds(chunks: Sequence[Bounds], rules: list[Mask], verdicts: tuple[Verdict, ...]) -> Iterator[Tile]:
-    """Return rows, mixed rows and undecided rules of each run of chunks under a strip; the columns are left open."""
+class _Kind(NamedTuple):
+    """Tiles that differ in their columns alone; rules by number, for they need not be hashable."""
+
+    rows: Bounds
+    mixed: Bounds
+    rules: tuple[int, ...]
+
+
+def _kinds(chunks: Sequence[Bounds], verdicts: tuple[Verdict, ...]) -> Iterator[_Kind]:
+    """Return rows, mixed rows and undecided rules of each run of chunks under a strip."""
     for first, end in _runs([all(possible[i] for possible, _ in verdicts) for i in range(len(chunks))]):
         undecided = {
-            i: [rule for rule, (_, certain) in zip(rules, verdicts, strict=True) if not certain[i]]
-            for i in range(first, end)
+            i: [rule for rule, (_, certain) in enumerate(verdicts) if not certain[i]] for i in range(first, end)
         }
         mixed = [i for i, some in undecided.items() if some]
         rows = (chunks[first][0], chunks[end - 1][1])
         if mixed:
-            here = tuple(rule for rule in rules if any(rule is other for some in undecided.values() for other in some))
-            yield Tile(rows, (), (chunks[mixed[0]][0], chunks[mixed[-1]][1]), here)
+            here = tuple(rule for rule in range(len(verdicts)) if any(rule in some for some in undecided.values()))
+            yield _Kind(rows, (chunks[mixed[0]][0], chunks[mixed[-1]][1]), here)
         else:
-            yield Tile(rows, (), (0, 0), ())
+            yield _Kind(rows, (0, 0), ())
 
 
 def _join(tiles: list[list[Bounds]], strip: Bounds, columns: int, *, may_skip: bool) -> None:

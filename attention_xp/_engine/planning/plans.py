@@ -5,11 +5,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from attention_xp._engine.identity import identity
 from attention_xp._engine.planning.answers import Answers, Grid, Item, answers_about, span_of
 from attention_xp._engine.planning.bands import Band, band_of
 from attention_xp._engine.planning.plan import Bounds, Tile, bounds, plan, touching
 from attention_xp.masks import BlockMask, GlobalMask, Mask, SegmentMask
 from attention_xp.masks._look_up import kept_by
+from attention_xp.masks._mask import parts_of
 
 __all__ = ["Plans"]
 
@@ -19,7 +21,7 @@ _KEPT_BY_A_MASK = 4  # plans for other sizes
 _MOST_PLANS = 64  # for rules of positions, which any call may have
 _MOST_OFFSETS = 256  # of the queries, which grow from call to call while tokens are generated
 
-_PLANS: dict[object, "Plans"] = {}
+_PLANS: dict[object, "Plans"] = {}  # by what rules say, and not by the equality that they may have of their own
 
 
 class Plans:
@@ -39,7 +41,7 @@ class Plans:
             kept, most = kept_by(holders[0]).setdefault("plans", {}), _KEPT_BY_A_MASK
         else:
             return cls(rules, rows, grid)
-        name = (*(rule for rule in rules if rule.shift_invariant), rows, grid)
+        name = identity(rules), rows, grid
         known = kept.get(name)
         if known is not None:
             return known
@@ -124,7 +126,7 @@ class Plans:
 
 def _leaves(rule: Mask) -> Iterator[Mask]:
     """Yield the rules that a rule is made of."""
-    parts = [value for value in vars(rule).values() if isinstance(value, Mask)]
+    parts = parts_of(rule)
     for part in parts:
         yield from _leaves(part)
     if not parts:
@@ -181,7 +183,7 @@ def _as_one(tiles: list[Tile], grid: Grid, item: Item, rows: Bounds) -> Tile | N
     Inside of a window only the strips along its edges are mixed. What such rules exclude is known once and for all,
     so that to meet them on the strips between costs nothing, and one large operation is faster than some small ones.
     """
-    rules = tuple(dict.fromkeys(rule for tile in tiles for rule in tile.rules))
+    rules = tuple({id(rule): rule for tile in tiles for rule in tile.rules}.values())
     keys = sum(end - start for tile in tiles for start, end in tile.columns)
     is_small = len(tiles) > 1 and keys <= grid.columns and all(tile.rows == rows for tile in tiles)
     if not rules or not is_small or not all(rule.shift_invariant for rule in rules):
@@ -190,7 +192,7 @@ def _as_one(tiles: list[Tile], grid: Grid, item: Item, rows: Bounds) -> Tile | N
     for tile in tiles:
         for stretch in tile.columns:
             span = span_of(rows, stretch, item)
-            if all(rule in tile.rules or rule.reach(span)[1] for rule in rules):
+            if all(any(rule is own for own in tile.rules) or rule.reach(span)[1] for rule in rules):
                 near.append(stretch)
             elif not tile.rules:
                 far.append(stretch)

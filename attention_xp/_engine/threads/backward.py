@@ -14,10 +14,9 @@ from attention_xp._engine.threads.backward_run import Common, KeysOf, Run
 from attention_xp._engine.threads.in_place_backward import InPlaceBackward
 from attention_xp._engine.threads.key_sums import KeySums
 from attention_xp._engine.threads.place import Place
-from attention_xp._engine.threads.pool import blas_held_to_one, run_jobs
+from attention_xp._engine.threads.pool import run_jobs, with_blas_held_to_one
 from attention_xp._engine.threads.route import Route
 from attention_xp._engine.threads.scratch import lent
-from attention_xp._engine.threads.walk import without_infinite_bias
 from attention_xp._engine.tile.arithmetic import summed_to
 from attention_xp._engine.tile.backward_step import Known, Slopes, contribute, key_factor
 from attention_xp._engine.tile.scores import query_factor
@@ -36,10 +35,13 @@ def walk(problem: Problem, known: Known, wanted: tuple[bool, ...], *, threads: i
 
     On so many threads, by default on as many as BLAS may have.
     """
-    with blas_held_to_one(threads) as count:
-        walk = _Walk(without_infinite_bias(problem), known, wanted, count)
+
+    def visit(count: int) -> _Walk:
+        walk = _Walk(problem, known, wanted, count)
         run_jobs(len(walk.jobs), lambda: _Worker.at_work(walk), count)
-    return walk.slopes()
+        return walk
+
+    return with_blas_held_to_one(visit, threads).slopes()
 
 
 class _Job(NamedTuple):

@@ -12,7 +12,7 @@ from attention_xp._engine.tile.base import base_of
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
 
-__all__ = ["Ceiling", "Heads", "Range", "ceiling", "excludes", "is_finite", "likely", "longest", "longest_of_sample"]
+__all__ = ["Ceiling", "Heads", "Range", "ceiling", "is_finite", "likely", "longest", "longest_of_sample"]
 
 _SMALL = 40.0  # powers of two up to here, times values, are summed without a shift
 _SAMPLE, _FEWEST = 128, 2  # vectors of all heads, and of each
@@ -102,7 +102,8 @@ def _sample(vectors: Array) -> Array:
 
 def _product(problem: Problem, query: float, key: float) -> float:
     """Return a bound on the scaled products in the base, of vectors no longer than these lengths."""
-    return abs(problem.scale) * base_of(problem.xp).log_e * key * query
+    scale: float = problem.scale  # an array has become a part of the query
+    return abs(scale) * base_of(problem.xp).log_e * key * query
 
 
 def longest(problem: Problem, vectors: Array) -> float:
@@ -113,7 +114,7 @@ def longest(problem: Problem, vectors: Array) -> float:
 
 def ceiling(problem: Problem) -> Ceiling:
     """Look at what is added to the products, or caps them."""
-    infinite = any(map(excludes, problem.addends))
+    infinite = any(map(_excludes, problem.addends))
     if problem.score_mod is not None:
         return Ceiling(math.inf, 0.0, math.inf, infinite)
     log_e = base_of(problem.xp).log_e
@@ -122,7 +123,7 @@ def ceiling(problem: Problem) -> Ceiling:
     return Ceiling(extra, sink, math.inf if problem.softcap is None else log_e * problem.softcap, infinite)
 
 
-def excludes(addend: Array | Bias) -> bool:
+def _excludes(addend: Array | Bias) -> bool:
     """Whether minus infinity is among the numbers to be added; a rule that may give it has no bound."""
     return not isinstance(addend, Bias) and bool(np.fmin.reduce(addend, axis=None) == -math.inf)
 

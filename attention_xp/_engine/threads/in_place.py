@@ -11,10 +11,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from attention_xp._engine.identity import identity
 from attention_xp._engine.planning.plan import Bounds
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
-from attention_xp._engine.rules import ArrayMask
+from attention_xp._engine.rules import AlignedMask
 from attention_xp._engine.threads.heads import Range
 from attention_xp._engine.tile.arithmetic import Arithmetic, allowed_pairs
 from attention_xp._random_in_place import Survivors
@@ -97,7 +98,7 @@ class InPlace(Arithmetic):
         about = first, region.sizes[-2:], self.lies_by_keys
         known = self._found.get((id(rules), *about))
         if known is None:  # to compare rules by what they say takes as long as a small tile: once for each tuple
-            name = rules, self.problem.dtype, *about
+            name = identity(rules), self.problem.dtype, *about
             patches = _KEPT.get(name) or self._keep.get(name) or self._kept(name, rules, region)
             known = self._found[id(rules), *about] = rules, patches
         return known[1]
@@ -105,7 +106,7 @@ class InPlace(Arithmetic):
     def _kept(self, name: object, rules: tuple[Mask, ...], region: Region) -> Patches:
         """Make patches, and keep what is small for all calls, the rest for this one."""
         allowed = np.asarray(allowed_pairs(rules, region), self.problem.dtype)
-        allowed = np.broadcast_to(allowed, region.sizes[-2:])
+        allowed = np.broadcast_to(allowed.reshape(allowed.shape[-2:]), region.sizes[-2:])
         patches = list(_patches(np.asarray(allowed, order="F" if self.lies_by_keys else "C")))
         if sum(pairs.size for _, pairs in patches) > _SMALL:
             return self._keep.setdefault(name, patches)
@@ -177,7 +178,7 @@ def _meets_lines_only(problem: Problem) -> bool:
         problem.score_mod is None
         and all(map(_is_line, problem.addends))
         and all(
-            rule.shift_invariant or (_is_line(rule.array) if isinstance(rule, ArrayMask) else rule.tells)
+            rule.shift_invariant or (_is_line(rule.array) if isinstance(rule, AlignedMask) else rule.tells)
             for rule in problem.rules
         )
     )

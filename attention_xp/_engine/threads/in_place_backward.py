@@ -79,7 +79,8 @@ class InPlaceBackward(InPlace):
         """(..., K * G, m, n)^T @ (K, G, m, Dv) -> (K, n, Dv), without what rides in the gradient."""
         width = self.problem.value.shape[-1]
         if exclusive and not self.is_finite:
-            return _summed(silenced_rows(by_key_head(weights, gradient).mT, gradient[..., :width]))
+            columns = by_key_head(weights, gradient).mT
+            return _summed(silenced_rows(columns, gradient[..., :width], self.problem.xp))
         return self._transposed_product(weights, gradient, self._value_sums, width)
 
     def _transposed_product(self, weights: Array, rows: Array, buffer: Array, width: int) -> Array:

@@ -160,7 +160,7 @@ class InPlaceForward(InPlace):
             product = views.sums if output is None else views.more
             some, rows = (by_key_head(x, piece, x.ndim - 1) for x in (weights[..., columns], product.rows))
             if exclusive and not self.range.values:
-                np.copyto(rows, quarantined_outputs(some, self._met(piece, some)))
+                np.copyto(rows, quarantined_outputs(some, self._met(piece, some), self.problem.xp))
             else:
                 multiply_into(rows, some, self._met(piece, some))
             output = product.output if output is None else self.add(output, product.output)

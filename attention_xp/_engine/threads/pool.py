@@ -3,15 +3,16 @@
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from contextvars import copy_context
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["blas_held_to_one", "has_small_kernels", "run_jobs"]
+__all__ = ["has_small_kernels", "run_jobs", "with_blas_held_to_one"]
 
+_T = TypeVar("_T")
 _SMALL_KERNELS = {"SkylakeX", "Cooperlake", "SapphireRapids"}  # names of OpenBLAS for processors with AVX-512
 
 
@@ -20,33 +21,48 @@ class _Blas:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._holders = 0
+        self._holders: set[object] = set()
         self._libraries: list[Any] | None = None
         self._before: list[int] = []
 
-    @contextmanager
-    def held_to_one(self, wanted: int | None = None) -> Iterator[int]:
-        """Yield how many threads are wanted, or else BLAS was allowed; it has one until the last holder lets go."""
-        with self._lock:
-            if self._holders == 0:
-                self._before = [library.num_threads for library in self._found()]
-                self._set([1] * len(self._before))
-            self._holders += 1
-            threads = max(self._before) if self._before else os.cpu_count() or 1
+    def with_one_thread(self, do: Callable[[int], _T], wanted: int | None = None) -> _T:
+        """Tell a function how many threads are wanted, or else BLAS was allowed; BLAS has one meanwhile.
+
+        An exception, such as that of Ctrl-C, may arrive between any two steps, also while a `with` is entered or left.
+        So the hold is taken inside of `try`, and given back twice: what cuts off the first time does not the second.
+        """
+        holder = object()
         try:
-            yield threads if wanted is None else wanted
+            try:
+                return do(self._taken(holder, wanted))
+            finally:
+                self._give_back(holder)
         finally:
-            with self._lock:
-                self._holders -= 1
-                if self._holders == 0:
-                    self._set(self._before)
+            self._give_back(holder)
+
+    def _taken(self, holder: object, wanted: int | None) -> int:
+        """Hold BLAS to one thread until the last holder gives it back."""
+        with self._lock:
+            if len(self._holders) == 0:
+                self._before = [library.num_threads for library in self._found()]
+            self._holders.add(holder)  # before anything is changed, so that it is changed back
+            self._set([1] * len(self._before))
+            allowed = max(self._before) if self._before else os.cpu_count() or 1
+        return allowed if wanted is None else wanted
+
+    def _give_back(self, holder: object) -> None:
+        """Let BLAS have its threads again when nobody else holds it; nothing is done where it was given back before."""
+        with self._lock:
+            if self._holders == {holder}:
+                self._set(self._before)
+            self._holders.discard(holder)  # after everything is changed back, so that it is tried again
 
     def let_go(self) -> None:
         """Start afresh in a forked child: the holders, and whoever had the lock, stayed in the parent."""
         self._lock = threading.Lock()
         if self._holders:
             self._set(self._before)
-        self._holders = 0
+        self._holders = set()
 
     def has_small_kernels(self) -> bool:
         """Whether small products are computed where the factors lie: OpenBLAS does with AVX-512."""
@@ -95,7 +111,7 @@ class _Pool:
 _BLAS = _Blas()
 _POOL = _Pool()
 
-blas_held_to_one = _BLAS.held_to_one
+with_blas_held_to_one = _BLAS.with_one_thread
 has_small_kernels = cache(_BLAS.has_small_kernels)
 
 
@@ -126,10 +142,12 @@ def run_jobs(jobs: int, worker: Callable[[], AbstractContextManager[Callable[[in
             stopped.set()
             raise
 
-    futures = _POOL.submit(drain, min(threads, jobs) - 1)
+    futures: list[Future[None]] = []
     try:
+        futures = _POOL.submit(drain, min(threads, jobs) - 1)
         drain()
     finally:
+        stopped.set()  # where the caller is interrupted, for threads that are not known yet; else all jobs are taken
         for future in futures:
             if not future.cancel():
                 future.exception()

@@ -12,7 +12,7 @@ from attention_xp._engine.problem import Problem
 from attention_xp._engine.region import Region
 from attention_xp._engine.statistics import Statistics, columns_of_rows, of_region
 from attention_xp._engine.threads.place import Place
-from attention_xp._engine.threads.pool import blas_held_to_one, run_jobs
+from attention_xp._engine.threads.pool import run_jobs, with_blas_held_to_one
 
 __all__ = ["walk"]
 
@@ -37,6 +37,5 @@ def walk(problem: Problem, rows: int) -> Statistics:
         with lock:
             result.key_totals[(*at, slice(first, last))] += found.key_totals.reshape(-1)
 
-    with blas_held_to_one() as threads:
-        run_jobs(len(jobs), lambda: nullcontext(visit), threads)
+    with_blas_held_to_one(lambda threads: run_jobs(len(jobs), lambda: nullcontext(visit), threads))
     return result

@@ -1,23 +1,20 @@
 """NumPy's walker: jobs of one head and one block of rows, handed out to threads."""
 
-import dataclasses
 import itertools
-import math
 
 import numpy as np
 
 from attention_xp._engine.planning.plan import Bounds, bounds
 from attention_xp._engine.problem import Problem
-from attention_xp._engine.rules import ArrayMask
-from attention_xp._engine.threads.heads import Heads, ceiling, excludes, likely
+from attention_xp._engine.threads.heads import Heads, ceiling, likely
 from attention_xp._engine.threads.place import Place
-from attention_xp._engine.threads.pool import blas_held_to_one, run_jobs
+from attention_xp._engine.threads.pool import run_jobs, with_blas_held_to_one
 from attention_xp._engine.threads.route import Route
 from attention_xp._engine.threads.rows import Worker
 from attention_xp._engine.tile_sizes import tile_shape
 from attention_xp._typing import Array
 
-__all__ = ["Walk", "walk", "without_infinite_bias"]
+__all__ = ["Walk", "walk"]
 
 _WIDEST = 2048  # keys of a tile of few rows
 _PIECES = 4  # of each of the last jobs
@@ -29,20 +26,14 @@ def walk(problem: Problem, *, lse: bool = True, threads: int | None = None) -> t
 
     On so many threads, by default on as many as BLAS may have.
     """
-    with blas_held_to_one(threads) as count:
-        walk = Walk(without_infinite_bias(problem), count, lse=lse)
+
+    def visit(count: int) -> Walk:
+        walk = Walk(problem, count, lse=lse)
         run_jobs(len(walk.jobs), lambda: Worker.at_work(walk), count)
-    return walk.output, walk.lse
+        return walk
 
-
-def without_infinite_bias(problem: Problem) -> Problem:
-    """Make a rule of every addend that excludes: minus infinity does not survive in the range of fast powers."""
-    rules = [
-        ArrayMask(addend != -math.inf, problem.batch, problem.heads is not None)
-        for addend in problem.addends
-        if excludes(addend)
-    ]
-    return dataclasses.replace(problem, rules=(*problem.rules, *rules)) if rules else problem
+    done = with_blas_held_to_one(visit, threads)
+    return done.output, done.lse
 
 
 class Walk:

@@ -9,7 +9,7 @@ from attention_xp._backend.libraries import device
 from attention_xp._backend.values import by_value
 from attention_xp._engine.planning.plan import Bounds
 from attention_xp._engine.problem import Problem
-from attention_xp._engine.region import Region
+from attention_xp._engine.region import Region, cut
 from attention_xp._engine.tile.base import base_of
 from attention_xp._engine.tile.products import are_finite, key_rows, query_key, slopes_key, value_rows, weights_value
 from attention_xp._random_survivors import head_key, survivors, survivors_one_by_one
@@ -113,10 +113,13 @@ class Arithmetic:
         """Return which weights survive dropout."""
         problem = self.problem
         key = head_key(problem.seed, b=region.b, h=region.h)  # type: ignore[arg-type]
-        if problem.packing is not None or not problem.has_one_offset:
+        offset = 0 if problem.query_offset is None else problem.query_offset
+        # Draws come in squares of four, and where these begin is known here, or where a walker cuts anywhere.
+        is_cut = isinstance(offset, int) or (problem.has_one_offset and region.cut is not cut)
+        if problem.packing is not None or not is_cut:
             return survivors_one_by_one(key, problem.dropout_rate, region.q_idx, region.kv_idx, xp=self.xp)
         row, column = region.starts[-2:]
-        first = row + (problem.query_offset or 0), column
+        first = row + offset, column
         like = device(problem.query)
         keep = survivors(key, problem.dropout_rate, first, region.sizes[-2:], xp=self.xp, device=like)
         ends = [0] * (keep.ndim - 2)

@@ -200,7 +200,7 @@ def _score_mod(problem: Problem, ops: Arithmetic, region: Region, scores: Array)
 
 
 def _lines_of_sinks(problem: Problem) -> Array:
-    return problem.sinks[..., 0]  # type: ignore[index]  # (H, 1), or (1,)
+    return problem.sinks[..., 0]  # type: ignore[index]  # (..., H, 1), or (..., 1)
 
 
 def sink_weights(problem: Problem, lse: Array) -> Array:
@@ -211,7 +211,7 @@ def sink_weights(problem: Problem, lse: Array) -> Array:
 
 
 def sink_slopes(problem: Problem, known: Known) -> Array | None:
-    """Return the gradient of the sinks, (H, 1, 1) or (1, 1)."""
+    """Return the gradient of the sinks, in their shape."""
     if problem.sinks is None:
         return None
     xp = problem.xp

@@ -1,6 +1,6 @@
 """A function of the user together with the arrays that it captured, so that these can be differentiated."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -16,10 +16,19 @@ def exchanged(arrays: Iterable[Any], chosen: Sequence[bool], new: Iterable[Any])
 
 
 class Programs:
-    """What a function computes from what it has captured and its arguments, for each shape that it is asked about."""
+    """What a function computes from what it has captured and its arguments, for each shape that it is asked about.
 
-    def __init__(self, of_shapes: dict[tuple[int, ...], Callable[..., Array]]) -> None:
-        self.of_shapes = of_shapes
+    Programs are equal where what was `told` of them is.
+    """
+
+    def __init__(self, of_shapes: dict[tuple[int, ...], Callable[..., Array]], told: Hashable) -> None:
+        self.of_shapes, self._told = of_shapes, told
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Programs) and self._told == other._told
+
+    def __hash__(self) -> int:
+        return hash(self._told)
 
 
 @dataclass(frozen=True, eq=False)

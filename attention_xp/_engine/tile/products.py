@@ -7,12 +7,10 @@ rows, ``(..., Hkv, G * Sq, D)``, so keys and values are never repeated.
 from collections.abc import Callable
 from math import inf, nan
 
-from array_api_compat import array_namespace
-
-from attention_xp._backend.libraries import device
-from attention_xp._backend.values import by_value
+from attention_xp._backend.libraries import array_namespace, device
+from attention_xp._backend.values import by_value, flags_by_value
 from attention_xp._engine.problem import Problem
-from attention_xp._typing import Array
+from attention_xp._typing import Array, Namespace
 
 __all__ = [
     "are_finite",
@@ -46,12 +44,12 @@ def query_key(
     """
     folded = _fold(problem, query)
     if not exclusive:
-        return _unfold(problem, (product or _scores)(folded, key))
+        return _unfold(problem, _scores(folded, key, problem.xp) if product is None else product(folded, key))
     xp = problem.xp
     if not is_followed:
-        scores = by_value(xp, lambda: xp.all(xp.isfinite(key)), _scores, _quarantined_scores, folded, key)
+        scores = by_value(xp, lambda: xp.all(xp.isfinite(key)), _scores, _quarantined_scores, folded, key, xp)
     else:
-        scores = by_value(xp, lambda: are_finite(folded, key), _scores, _quarantined_both, folded, key)
+        scores = by_value(xp, lambda: are_finite(folded, key), _scores, _quarantined_both, folded, key, xp)
     return _unfold(problem, scores)
 
 
@@ -69,10 +67,10 @@ def weights_value(problem: Problem, weights: Array, value: Array, *, exclusive: 
     """
     folded = _fold(problem, weights)
     if not exclusive:
-        return _unfold(problem, _outputs(folded, value))
+        return _unfold(problem, _outputs(folded, value, problem.xp))
     xp = problem.xp
     return _unfold(
-        problem, by_value(xp, lambda: xp.all(xp.isfinite(value)), _outputs, quarantined_outputs, folded, value)
+        problem, by_value(xp, lambda: xp.all(xp.isfinite(value)), _outputs, quarantined_outputs, folded, value, xp)
     )
 
 
@@ -84,17 +82,20 @@ def slopes_key(problem: Problem, slopes: Array, key: Array, *, exclusive: bool) 
     """
     folded = _fold(problem, slopes)
     if not exclusive:
-        return _unfold(problem, _outputs(folded, key))
+        return _unfold(problem, _outputs(folded, key, problem.xp))
     xp = problem.xp
     return _unfold(
         problem,
-        by_value(xp, lambda: xp.all(xp.isfinite(key)), _outputs, lambda s, k: _outputs(s, clean(k)), folded, key),
+        by_value(
+            xp, lambda: xp.all(xp.isfinite(key)), _outputs, lambda s, k, xp: _outputs(s, clean(k), xp), folded, key, xp
+        ),
     )
 
 
 def key_rows(problem: Problem, weights: Array, rows: Array) -> Array:
     """Return ``weights^T @ rows``: (..., H, Sq, Sk)^T @ (..., H, Sq, W) -> (..., Hkv, Sk, W)."""
-    return _outputs(problem.xp.matrix_transpose(_fold(problem, weights)), _fold(problem, rows))
+    xp = problem.xp
+    return _outputs(xp.matrix_transpose(_fold(problem, weights)), _fold(problem, rows), xp)
 
 
 def value_rows(problem: Problem, weights: Array, rows: Array, *, exclusive: bool) -> Array:
@@ -106,16 +107,15 @@ def value_rows(problem: Problem, weights: Array, rows: Array, *, exclusive: bool
     xp = problem.xp
     columns, folded = xp.matrix_transpose(_fold(problem, weights)), _fold(problem, rows)
     if not exclusive:
-        return _outputs(columns, folded)
-    return by_value(xp, lambda: xp.all(xp.isfinite(folded)), _outputs, silenced_rows, columns, folded)
+        return _outputs(columns, folded, xp)
+    return by_value(xp, lambda: xp.all(xp.isfinite(folded)), _outputs, silenced_rows, columns, folded, xp)
 
 
-def silenced_rows(columns: Array, rows: Array) -> Array:
+def silenced_rows(columns: Array, rows: Array, xp: Namespace) -> Array:
     """Return ``columns @ rows`` where a weight of 0 silences a row that is not finite; others make NaN of all."""
-    xp = array_namespace(columns, rows)
     is_bad = xp.any(~xp.isfinite(rows), axis=-1, keepdims=True)
-    reached = _outputs(columns, xp.astype(is_bad, rows.dtype)) > 0.0
-    return xp.where(reached, nan, _outputs(columns, clean(rows)))
+    reached = _outputs(columns, xp.astype(is_bad, rows.dtype), xp) > 0.0
+    return xp.where(reached, nan, _outputs(columns, clean(rows), xp))
 
 
 def clean(key: Array) -> Array:
@@ -138,20 +138,19 @@ def _unfold(problem: Problem, rows: Array) -> Array:
     return problem.xp.reshape(rows, (*lead, kv_heads * problem.group, folded // problem.group, width))
 
 
-def _scores(query: Array, key: Array) -> Array:
-    xp = array_namespace(query, key)
+def _scores(query: Array, key: Array, xp: Namespace) -> Array:
     return xp.matmul(query, xp.matrix_transpose(key))
 
 
-def _quarantined_scores(query: Array, key: Array) -> Array:
+def _quarantined_scores(query: Array, key: Array, xp: Namespace) -> Array:
     key, poison = quarantined_key(key)
-    return _scores(query, key) + array_namespace(key).expand_dims(poison, axis=-2)
+    return _scores(query, key, xp) + xp.expand_dims(poison, axis=-2)
 
 
-def _quarantined_both(query: Array, key: Array) -> Array:
-    xp = array_namespace(query, key)
-    poison = xp.sum(0.0 * query, axis=-1, keepdims=True)  # 0 or NaN, and a slope of NaN comes back to all of the row
-    return _quarantined_scores(clean(query), key) + poison
+def _quarantined_both(query: Array, key: Array, xp: Namespace) -> Array:
+    # 0 or NaN, and a slope of NaN comes back to all of the row. XLA would sum up anew for each of the scores.
+    poison = xp.matmul(0.0 * query, xp.ones((query.shape[-1], 1), dtype=query.dtype, device=device(query)))
+    return _quarantined_scores(clean(query), key, xp) + poison
 
 
 def quarantined_key(key: Array) -> tuple[Array, Array]:
@@ -161,19 +160,24 @@ def quarantined_key(key: Array) -> tuple[Array, Array]:
     return clean(key), xp.where(xp.all(xp.isfinite(key), axis=-1), zero, nan)
 
 
-def _outputs(weights: Array, value: Array) -> Array:
-    return array_namespace(weights, value).matmul(weights, value)
+def _outputs(weights: Array, value: Array, xp: Namespace) -> Array:
+    return xp.matmul(weights, value)
 
 
-def quarantined_outputs(weights: Array, value: Array) -> Array:
-    """Return ``weights @ value`` where a weight of 0 silences what is not finite."""
+def _reached(weights: Array, value: Array) -> tuple[Array, Array]:
+    """Return which outputs a value raises to infinity, and which one lowers to minus infinity."""
     xp = array_namespace(weights, value)
-
-    def reached(source: Array) -> Array:
-        return _outputs(weights, xp.astype(source, value.dtype)) > 0.0
-
     undefined = xp.isnan(value)  # both infinities at once, as inf - inf
-    rises, falls = reached(undefined | (value == inf)), reached(undefined | (value == -inf))
-    output = _outputs(weights, xp.where(xp.isfinite(value), value, 0.0))
-    output = xp.where(rises, xp.full_like(output, inf), output)
-    return xp.where(falls, xp.where(rises, xp.full_like(output, nan), -inf), output)
+    sources = (undefined | (value == inf), undefined | (value == -inf))
+    rises, falls = (_outputs(weights, xp.astype(source, value.dtype), xp) > 0.0 for source in sources)
+    return rises, falls
+
+
+def quarantined_outputs(weights: Array, value: Array, xp: Namespace) -> Array:
+    """Return ``weights @ value`` where a weight of 0 silences what is not finite."""
+    rises, falls = flags_by_value(xp, lambda: xp.all(xp.isfinite(value)), _reached, weights, value)
+    output = _outputs(weights, xp.where(xp.isfinite(value), value, 0.0), xp)
+    output = xp.where(rises, inf, output)
+    # One after the other: an array of NaN alone, though nothing of it is taken, is more than JAX may be told to bear.
+    output = xp.where(falls, -inf, output)
+    return xp.where(rises & falls, nan, output)

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-def query_factor(problem: Problem) -> float:
+def query_factor(problem: Problem) -> float | Array:
     """Return the factor of the query: the scale, and the division that comes first under a soft cap."""
     return problem.scale if problem.softcap is None else problem.scale / problem.softcap
 

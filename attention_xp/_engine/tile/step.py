@@ -39,7 +39,7 @@ class Running(NamedTuple):
     output: Array  # (..., m, Dv); likewise
 
 
-def scale_in_base(problem: Problem) -> float:
+def scale_in_base(problem: Problem) -> float | Array:
     """Return the factor of the query."""
     return query_factor(problem) * factor_of_base(problem)
 

@@ -1,0 +1,20 @@
+"""Functions that JAX has compiled, as many as there is room for."""
+
+import sys
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+__all__ = ["jitted"]
+
+_MOST = 128  # kinds of calls: each takes megabytes
+
+
+@lru_cache(_MOST)
+def jitted(function: Callable[..., Any], *fixed: Any) -> Callable[..., Any]:
+    """Return a function of a module with its first arguments fixed, compiled by JAX once for equal ones.
+
+    What has not been called for long is let go, unlike what `jax.jit` keeps.
+    """
+    compiled: Callable[..., Any] = sys.modules["jax"].jit(partial(function, *fixed))
+    return compiled
