@@ -9,7 +9,7 @@ from typing import Any
 
 from attention_xp._rule import KEPT, Rule, attributes, more_of
 
-__all__ = ["identity", "of_class"]
+__all__ = ["Same", "identity", "is_hashable", "of_class"]
 
 
 def identity(thing: Any) -> Any:
@@ -59,7 +59,7 @@ def of_class(kind: type[Rule]) -> Iterator[Any]:
 def _held_by_class(value: Any) -> Any:
     """Return what tells a value of a class; a rule there may hold the class in turn."""
     if isinstance(value, Rule):
-        return _Same(value)
+        return Same(value)
     if isinstance(value, tuple | list):
         return type(value), *map(_held_by_class, value)
     if isinstance(value, dict):
@@ -69,7 +69,7 @@ def _held_by_class(value: Any) -> Any:
 
 def _of_object(thing: Any, kind: type) -> Any:
     if hasattr(thing, "shape"):
-        return _Same(thing)
+        return Same(thing)
     if isinstance(thing, dict):
         return kind, *((identity(name), identity(value)) for name, value in thing.items()), *_more(thing, kind)
     if isinstance(thing, set | frozenset):
@@ -79,10 +79,11 @@ def _of_object(thing: Any, kind: type) -> Any:
     if hasattr(kind, "__dataclass_fields__"):
         names = (name for name in kind.__dataclass_fields__ if hasattr(thing, name))
         return kind, *((name, identity(getattr(thing, name))) for name in names)
-    return (kind, thing) if _is_hashable(thing) else _Same(thing)
+    return (kind, thing) if is_hashable(thing) else Same(thing)
 
 
-def _is_hashable(thing: Any) -> bool:
+def is_hashable(thing: Any) -> bool:
+    """Whether something can be a key, with all that it holds."""
     try:
         hash(thing)
     except TypeError:
@@ -90,7 +91,7 @@ def _is_hashable(thing: Any) -> bool:
     return True
 
 
-class _Same:
+class Same:
     """Stands for an object that is equal to itself alone."""
 
     __slots__ = ("thing",)
@@ -99,7 +100,7 @@ class _Same:
         self.thing = thing  # held, so that no other object takes its place in memory
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.thing is other.thing
+        return isinstance(other, Same) and self.thing is other.thing
 
     def __hash__(self) -> int:
         return id(self.thing)

@@ -6,6 +6,8 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
+from attention_xp._engine.identity import Same, is_hashable
+
 __all__ = ["told"]
 
 
@@ -54,29 +56,16 @@ class _Story:
         if isinstance(param, Jaxpr):
             return _Story(self._author).of_program(param)
         if isinstance(param, ClosedJaxpr):
-            return self._of_param(param.jaxpr), tuple(map(_Same, param.consts))
+            return self._of_param(param.jaxpr), tuple(map(Same, param.consts))
         if isinstance(param, tuple | list):
             return type(param), tuple(map(self._of_param, param))
         if isinstance(param, dict):
             return dict, tuple((name, self._of_param(item)) for name, item in param.items())
         if name == "callback":  # Python that runs with the program: of the user, as a rule the same in each trace
-            return (type(param), param) if _is_hashable(param) else _Same(param)
+            return (type(param), param) if is_hashable(param) else Same(param)
         if hasattr(param, "call_wrapped") or (callable(param) and not isinstance(param, type)):
             return _named(self._author)
-        return (type(param), param) if _is_hashable(param) else _Same(param)
-
-
-class _Same:
-    """Something that equals itself alone."""
-
-    def __init__(self, thing: Any) -> None:
-        self._thing = thing
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self._thing is other._thing
-
-    def __hash__(self) -> int:
-        return id(self._thing)
+        return (type(param), param) if is_hashable(param) else Same(param)
 
 
 def _named(author: Callable[..., Any]) -> Hashable:
@@ -85,13 +74,5 @@ def _named(author: Callable[..., Any]) -> Hashable:
         name = weakref.ref(author)
         hash(name)
     except TypeError:
-        return _Same(author)
+        return Same(author)
     return name
-
-
-def _is_hashable(thing: Any) -> bool:
-    try:
-        hash(thing)
-    except TypeError:
-        return False
-    return True
