@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 import attention_xp
+from tests._source import needs
 
 PACKAGE = Path(attention_xp.__file__).parent
 MODULES = sorted(
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
     for path in PACKAGE.rglob("*.py")
-    if path.stem not in {"__main__", "_self_check"}
-    and not {"import jax", "import torch"} & set(path.read_text().splitlines())
+    if path.stem not in {"__main__", "_self_check"} and not any(needs(path, library) for library in ("jax", "torch"))
 )
 
 

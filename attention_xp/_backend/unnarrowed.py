@@ -11,7 +11,7 @@ from attention_xp._typing import Array
 __all__ = ["NAMESPACE"]
 
 
-class Product(torch.autograd.Function):  # type: ignore[misc]
+class _Product(torch.autograd.Function):  # type: ignore[misc]
     """``a @ b``: products are all that autocast narrows of what is computed here."""
 
     generate_vmap_rule = True
@@ -34,8 +34,8 @@ class Product(torch.autograd.Function):  # type: ignore[misc]
         a, b = ctx.saved_tensors
 
         def slopes(gradient: Array) -> tuple[Array | None, Array | None]:
-            of_a = Product.apply(gradient, b.mT).sum_to_size(a.shape) if ctx.needs_input_grad[0] else None
-            of_b = Product.apply(a.mT, gradient).sum_to_size(b.shape) if ctx.needs_input_grad[1] else None
+            of_a = _Product.apply(gradient, b.mT).sum_to_size(a.shape) if ctx.needs_input_grad[0] else None
+            of_b = _Product.apply(a.mT, gradient).sum_to_size(b.shape) if ctx.needs_input_grad[1] else None
             return of_a, of_b
 
         return tuple(mapped_over_batches(slopes, gradient))
@@ -45,20 +45,20 @@ class Product(torch.autograd.Function):  # type: ignore[misc]
         """Return the change of the product."""
         a, b = ctx.saved_tensors
         parts = [
-            *([] if by_a is None else [Product.apply(by_a, b)]),
-            *([] if by_b is None else [Product.apply(a, by_b)]),
+            *([] if by_a is None else [_Product.apply(by_a, b)]),
+            *([] if by_b is None else [_Product.apply(a, by_b)]),
         ]
         return sum(parts[1:], start=parts[0])
 
 
-class Unnarrowed:
+class _Unnarrowed:
     """The namespace with another product."""
 
     __name__ = xp.__name__
-    matmul = staticmethod(Product.apply)
+    matmul = staticmethod(_Product.apply)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(xp, name)
 
 
-NAMESPACE = Unnarrowed()
+NAMESPACE = _Unnarrowed()
