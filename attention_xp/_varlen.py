@@ -9,7 +9,7 @@ from attention_xp._backend.libraries import common_namespace, device
 from attention_xp._backend.values import values_on_host
 from attention_xp._engine.checks import check_floating, check_placement, shapes
 from attention_xp._engine.choose import attend
-from attention_xp._engine.numbers import check_flag, check_offset
+from attention_xp._engine.numbers import check_flag, check_position
 from attention_xp._engine.packing import pack
 from attention_xp._engine.problem import Problem
 from attention_xp._engine.result import Wanted
@@ -212,7 +212,7 @@ def _offsets(xp: Namespace, offset: Any, count: int) -> Any:
     if offset is None:
         return None
     if isinstance(offset, Integral):
-        return check_offset("query_offset", offset)
+        return check_position("query_offset", offset)
     if not hasattr(offset, "dtype"):
         raise TypeError(f"query_offset must be an int or an integer array, got {type(offset).__name__}")
     if not is_integer(xp, offset.dtype):

@@ -88,6 +88,15 @@ def test_rows_of_padding_are_zero_and_minus_infinity(library, make, impl, with_s
     assert (weights[1] > 0).all()
 
 
+@pytest.mark.parametrize("beyond", [5, 9, 2**29])
+@pytest.mark.parametrize("name", ["key_lengths", "query_lengths"])
+def test_lengths_may_exceed_the_arrays(library, impl, name, beyond):
+    for found, expected in zip(
+        attend(library, impl, *inputs(SHAPE), **{name: beyond}), attend(library, impl, *inputs(SHAPE)), strict=True
+    ):
+        assert_close(library.array(found), expected, library)
+
+
 @pytest.mark.with_nan
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf], ids=str)
 @pytest.mark.parametrize("where", ["key", "value", "both"])

@@ -117,7 +117,7 @@ OPTIONS = {
     "is_causal of the wrong kind": Wrong(lambda a: a.attend(is_causal="yes"), TypeError, ("is_causal", "str")),
     "negative window": Wrong(lambda a: a.attend(window=-1), ValueError, ("window", "negative", "-1")),
     "negative side of a window": Wrong(lambda a: a.attend(window=(2, -1)), ValueError, ("window", "negative", "-1")),
-    "fractional window": Wrong(lambda a: a.attend(window=1.5), TypeError, ("window", "int", "1.5")),
+    "fractional window": Wrong(lambda a: a.attend(window=1.5), TypeError, ("window", "int", "float")),
     "three-sided window": Wrong(lambda a: a.attend(window=(1, 1, 1)), ValueError, ("window", "(left, right)")),
     "fractional offset": Wrong(lambda a: a.attend(query_offset=1.5), TypeError, ("query_offset", "int", "float")),
     "floating offsets": Wrong(lambda a: a.attend(query_offset=a(2)), TypeError, ("query_offset", "int", "float32")),
@@ -233,6 +233,7 @@ def test_every_function_names_itself_and_its_own_arguments(library, name):
     [
         ("is_causal", True, "a bool", "static_argnames='is_causal'"),
         ("dropout_rate", 0.5, "a real number", "static_argnames='dropout_rate'"),
+        ("window", 3, "of int or None", "static_argnames='window'"),
         ("rng", 3, "a JAX key", "jax.random.key(seed)"),
     ],
 )

@@ -8,7 +8,7 @@ from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.sizes import as_number
 from attention_xp._backend.values import as_int32
 from attention_xp._engine.checks import check_floating, check_placement, fits, shapes
-from attention_xp._engine.numbers import check_int, check_number, check_offset
+from attention_xp._engine.numbers import check_number, check_position
 from attention_xp._typing import Array, DType, Namespace
 
 __all__ = ["Alignment"]
@@ -74,13 +74,13 @@ class Alignment(NamedTuple):
             raise ValueError(f"scale must be one number: expected a float or scale (), {shapes(scale=given)}")
         return self.xp.astype(given, self.dtype, copy=False)
 
-    def integers(self, name: str, given: Any, *, high: int | None = None) -> int | Array | None:
-        """Return a plain int, in ``[0, high]`` or else a position, or an int32 array of the batch shape."""
+    def integers(self, name: str, given: Any, *, low: int = -(2**29)) -> int | Array | None:
+        """Return a plain int, from `low` on, or an int32 array of the batch shape."""
         if given is None:
             return None
         given = as_number(self.xp, given)
         if isinstance(given, int | Integral):
-            return check_offset(name, given) if high is None else _within(name, check_int(name, given), high)
+            return check_position(name, given, low=low)
         if not hasattr(given, "dtype") or not is_integer(self.xp, given.dtype):
             kind = dtype_name(given.dtype) if hasattr(given, "dtype") else type(given).__name__
             raise TypeError(f"{name} must be an int or an integer array, got {kind}")
@@ -112,9 +112,3 @@ class Alignment(NamedTuple):
         while len(shape) > len(self.shape) and shape[0] == 1:
             shape = shape[1:]
         return shape
-
-
-def _within(name: str, given: int, high: int) -> int:
-    if not 0 <= given <= high:
-        raise ValueError(f"{name} must lie between 0 and the length {high}, got {given}")
-    return given

@@ -13,7 +13,7 @@ __all__ = [
     "check_impl",
     "check_int",
     "check_number",
-    "check_offset",
+    "check_position",
     "check_positive",
     "check_score_mod",
     "check_tile",
@@ -67,19 +67,22 @@ def check_count(name: str, given: Any, *, low: int = 1) -> int:
     return count
 
 
-def check_offset(name: str, given: Any) -> int:
-    """Return a position as a plain int that is far from where sums of two positions overflow int32."""
-    offset = check_int(name, given)
-    if not -(2**29) <= offset <= 2**29:
-        raise ValueError(f"{name} must lie between -2**29 and 2**29, got {offset}")
-    return offset
+def check_position(name: str, given: Any, *, low: int = -(2**29)) -> int:
+    """Return a position or length as a plain int that is far from where sums of two positions overflow int32."""
+    position = check_int(name, given)
+    if not low <= position <= 2**29:
+        raise ValueError(f"{name} must lie between {'-2**29' if low else 0} and 2**29, got {position}")
+    return position
 
 
 def check_window(window: Any) -> tuple[int | None, int | None]:
     """Return ``(left, right)``; an int stands for both."""
     sides = window if isinstance(window, tuple | list) else (window, window)
-    if not all(side is None or _is_int(side) for side in sides):
-        raise TypeError(f"window must be None, an int or a pair (left, right) of int or None, got {window!r}")
+    wrong = [side for side in sides if side is not None and not _is_int(side)]
+    if wrong:
+        raise TypeError(
+            f"window must be None, an int or a pair (left, right) of int or None, got {described('window', wrong[0])}"
+        )
     if len(sides) != 2:
         raise ValueError(f"window must have two sides: expected an int or a pair (left, right), got {window!r}")
     left, right = (side if side is None else index(side) for side in sides)
@@ -92,8 +95,11 @@ def check_tile(tile: Any) -> tuple[int, int] | None:
     """Return ``(query rows, key columns)``, or ``None`` where the choice is ours."""
     if tile is None:
         return None
-    if not isinstance(tile, tuple | list) or len(tile) != 2 or not all(_is_int(n) for n in tile):
+    if not isinstance(tile, tuple | list) or len(tile) != 2:
         raise TypeError(f"tile must be a pair of ints (query rows, key columns), got {tile!r}")
+    wrong = [n for n in tile if not _is_int(n)]
+    if wrong:
+        raise TypeError(f"tile must be a pair of ints (query rows, key columns), got {described('tile', wrong[0])}")
     rows, columns = (index(n) for n in tile)
     if rows < 1 or columns < 1:
         raise ValueError(f"tile must be positive in both directions, got {tile!r}")

@@ -208,8 +208,8 @@ class Problem:
             o["bias"].check(xp, query, batch, heads)
         line_up = Alignment(xp, query, batch, heads, key.shape[-2])
         offset = line_up.integers("query_offset", o["query_offset"])
-        rows = line_up.integers("query_lengths", o["query_lengths"], high=query.shape[-2])
-        columns = line_up.integers("key_lengths", o["key_lengths"], high=key.shape[-2])
+        rows = line_up.integers("query_lengths", o["query_lengths"], low=0)
+        columns = line_up.integers("key_lengths", o["key_lengths"], low=0)
         rules = rules_of(o, lined_up(line_up, mask) if isinstance(mask, Mask) else None, rows, columns)
         if offset is None:
             refuse_to_guess(rules, query, key)

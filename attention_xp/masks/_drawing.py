@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from attention_xp._backend.libraries import common_namespace, creation_namespace, device as device_of, library_name
 from attention_xp._engine.frozen import freeze, thaw
-from attention_xp._engine.numbers import check_count, check_offset
+from attention_xp._engine.numbers import check_count, check_position
 from attention_xp._engine.region import Region, Span
 from attention_xp._mask_arrays import _mask_of
 from attention_xp._typing import Array, Device, DType, Namespace
@@ -51,7 +51,7 @@ def _sizes(Sq: Any, Sk: Any, query_offset: Any) -> tuple[int, int, int]:
     return (
         check_count("Sq", Sq, low=0),
         check_count("Sk", Sk, low=0),
-        check_offset("query_offset", query_offset),
+        check_position("query_offset", query_offset),
     )
 
 
