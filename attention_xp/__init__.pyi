@@ -8,13 +8,13 @@ from attention_xp._multi_head import multi_head_attention, multi_head_self_atten
 from attention_xp._multi_head_params import MultiHeadParams, init_multi_head_params
 from attention_xp._normalization import layer_normalization
 from attention_xp._positional import learned_positional_encoding, positional_encoding
-from attention_xp._random import dropout
-from attention_xp._rotary import rotary_embedding
-from attention_xp._rotary_axial import axial_rotary_embedding
-from attention_xp._rotary_cache import RotaryCache, rotary_cache
-from attention_xp._rotary_long import Llama3Scaling, LongRopeScaling, YarnScaling
-from attention_xp._rotary_scaling import DynamicNTKScaling, LinearScaling, NTKScaling
-from attention_xp._rotary_weights import permute_rotary_weights
+from attention_xp._random.draws import dropout
+from attention_xp._rotary.axial import axial_rotary_embedding
+from attention_xp._rotary.cache import RotaryCache, rotary_cache
+from attention_xp._rotary.embedding import rotary_embedding
+from attention_xp._rotary.long import Llama3Scaling, LongRopeScaling, YarnScaling
+from attention_xp._rotary.scaling import DynamicNTKScaling, LinearScaling, NTKScaling
+from attention_xp._rotary.weights import permute_rotary_weights
 from attention_xp._self_attention import cross_attention, self_attention
 from attention_xp._softmax import softmax
 from attention_xp._statistics import AttentionStatistics, attention_statistics

@@ -3,7 +3,7 @@
 from typing import Any, overload
 
 from attention_xp._backend.creation import place_of
-from attention_xp._engine.numbers import check_count
+from attention_xp._checks.numbers import check_count
 from attention_xp._public_types import Array, ArrayT
 from attention_xp._typing import Device, DType, Namespace
 

@@ -2,11 +2,11 @@
 
 from typing import Any, Literal, Unpack, overload
 
-from attention_xp._engine.choose import attend
-from attention_xp._engine.numbers import check_flag
-from attention_xp._engine.problem import Problem
-from attention_xp._engine.result import Wanted
-from attention_xp._options import AttentionOptions, check_options, with_options
+from attention_xp._checks.numbers import check_flag
+from attention_xp._engine.kernels.choose import attend
+from attention_xp._engine.problem.options import AttentionOptions, check_options, with_options
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.problem.result import Wanted
 from attention_xp._public_types import Array, ArrayT
 from attention_xp.masks import Mask
 

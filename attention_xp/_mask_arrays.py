@@ -6,8 +6,8 @@ from typing import Any, overload
 from attention_xp._backend.creation import place_of
 from attention_xp._backend.dtypes import dtype_name, is_boolean, is_floating, is_integer, named_dtype
 from attention_xp._backend.libraries import common_namespace, device as device_of
-from attention_xp._engine.checks import shapes
-from attention_xp._engine.numbers import check_count, check_int
+from attention_xp._checks.arrays import shapes
+from attention_xp._checks.numbers import check_count, check_int
 from attention_xp._public_types import Array, ArrayT
 from attention_xp._typing import Device, DType, Namespace
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from attention_xp._backend.dtypes import computation_dtype
 from attention_xp._backend.libraries import common_namespace
-from attention_xp._engine.checks import check_floating, check_placement, shapes
+from attention_xp._checks.arrays import check_floating, check_placement, shapes
 from attention_xp._public_types import ArrayT
 from attention_xp._softmax import exponentials, log_sum, nonzero
 from attention_xp._typing import Array

@@ -3,15 +3,15 @@
 from typing import Literal, Unpack, overload
 
 from attention_xp._backend.libraries import common_namespace, is_cupy_namespace
-from attention_xp._engine.checks import check_floating
-from attention_xp._engine.choose import attend, choose
-from attention_xp._engine.known_end import up_to
-from attention_xp._engine.numbers import check_flag
-from attention_xp._engine.problem import Problem
-from attention_xp._engine.result import Wanted
+from attention_xp._checks.arrays import check_floating
+from attention_xp._checks.numbers import check_flag
+from attention_xp._engine.kernels.choose import attend, choose
+from attention_xp._engine.problem.known_end import up_to
+from attention_xp._engine.problem.options import AttentionOptions, check_options, with_options
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.problem.result import Wanted
 from attention_xp._heads import join, split, stand_in
 from attention_xp._multi_head_params import MultiHeadParams, check_widths, given_arrays, head_counts, project
-from attention_xp._options import AttentionOptions, check_options, with_options
 from attention_xp._public_types import Array, ArrayT
 from attention_xp.masks import Mask
 

@@ -6,10 +6,10 @@ from attention_xp._backend.creation import place_of
 from attention_xp._backend.dtypes import computation_dtype, dtype_name, is_alike
 from attention_xp._backend.modes import may_differ
 from attention_xp._backend.shapes import filled_up
-from attention_xp._engine.checks import check_floating, check_placement, shapes
-from attention_xp._engine.numbers import check_count, check_flag
+from attention_xp._checks.arrays import check_floating, check_placement, shapes
+from attention_xp._checks.numbers import check_count, check_flag
 from attention_xp._public_types import Array, ArrayT, Generic, HeldT
-from attention_xp._random import check_rng, uniform
+from attention_xp._random.draws import check_rng, uniform
 from attention_xp._typing import Device, DType, Namespace
 
 __all__ = ["MultiHeadParams", "check_widths", "given_arrays", "head_counts", "init_multi_head_params", "project"]

@@ -3,8 +3,8 @@
 from attention_xp._backend.dtypes import computation_dtype
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._backend.shapes import filled_up
-from attention_xp._engine.checks import check_floating, check_placement, shapes
-from attention_xp._engine.numbers import check_number
+from attention_xp._checks.arrays import check_floating, check_placement, shapes
+from attention_xp._checks.numbers import check_number
 from attention_xp._public_types import ArrayT
 
 __all__ = ["layer_normalization"]

@@ -3,9 +3,9 @@
 from typing import Any, overload
 
 from attention_xp._backend.creation import place_of
-from attention_xp._engine.numbers import check_count, check_positive
+from attention_xp._checks.numbers import check_count, check_positive
 from attention_xp._public_types import Array, ArrayT
-from attention_xp._random import check_rng, normal
+from attention_xp._random.draws import check_rng, normal
 from attention_xp._typing import Device, DType, Namespace
 
 __all__ = ["learned_positional_encoding", "positional_encoding"]

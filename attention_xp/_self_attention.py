@@ -4,8 +4,8 @@ from typing import Literal, Unpack, overload
 
 from attention_xp._attention import scaled_dot_product_attention
 from attention_xp._backend.libraries import common_namespace
-from attention_xp._engine.checks import check_floating, check_one_dtype, check_width
-from attention_xp._options import AttentionOptions, check_options, with_options
+from attention_xp._checks.arrays import check_floating, check_one_dtype, check_width
+from attention_xp._engine.problem.options import AttentionOptions, check_options, with_options
 from attention_xp._public_types import Array, ArrayT
 from attention_xp.masks import Mask
 

@@ -5,7 +5,7 @@ import math
 from attention_xp._backend.derivatives import constant
 from attention_xp._backend.dtypes import computation_dtype, dtype_name, is_floating
 from attention_xp._backend.libraries import common_namespace, device
-from attention_xp._engine.numbers import check_int
+from attention_xp._checks.numbers import check_int
 from attention_xp._public_types import ArrayT
 from attention_xp._typing import Array, Namespace
 

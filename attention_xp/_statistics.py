@@ -4,9 +4,9 @@ from typing import NamedTuple, Unpack
 
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._backend.modes import refuse_shards, sheltered
-from attention_xp._engine.problem import Problem
-from attention_xp._engine.statistics import statistics
-from attention_xp._options import AttentionOptions, check_options, with_options
+from attention_xp._engine.kernels.statistics import statistics
+from attention_xp._engine.problem.options import AttentionOptions, check_options, with_options
+from attention_xp._engine.problem.problem import Problem
 from attention_xp._public_types import Array, ArrayT, Generic, HeldT
 from attention_xp.masks import Mask
 

@@ -7,14 +7,14 @@ from typing import Any, Unpack, cast
 from attention_xp._backend.dtypes import dtype_name, is_integer
 from attention_xp._backend.libraries import common_namespace, device
 from attention_xp._backend.values import values_on_host
-from attention_xp._engine.checks import check_floating, check_placement, shapes
-from attention_xp._engine.choose import attend
-from attention_xp._engine.numbers import check_flag, check_position
-from attention_xp._engine.packing import pack
-from attention_xp._engine.problem import Problem
-from attention_xp._engine.result import Wanted
-from attention_xp._options import AttentionOptions, PackedOptions, check_options, with_options
+from attention_xp._checks.arrays import check_floating, check_placement, shapes
+from attention_xp._checks.numbers import check_flag, check_position
+from attention_xp._engine.kernels.choose import attend
+from attention_xp._engine.problem.options import AttentionOptions, PackedOptions, check_options, with_options
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.problem.result import Wanted
 from attention_xp._public_types import Array, ArrayT
+from attention_xp._scores.packing import pack
 from attention_xp._typing import Namespace
 from attention_xp.biases import Bias
 from attention_xp.masks import ArrayMask, Mask

@@ -4,7 +4,7 @@ from typing import Any
 
 from attention_xp._backend.derivatives import constant
 from attention_xp._backend.libraries import common_namespace
-from attention_xp._engine.checks import check_floating, shapes
+from attention_xp._checks.arrays import check_floating, shapes
 from attention_xp._public_types import Array
 
 __all__ = ["attention_score_visualization"]

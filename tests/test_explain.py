@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from attention_xp import explain, flash_attention
-from attention_xp._engine.choose import KERNELS
+from attention_xp._engine.kernels.choose import KERNELS
 from attention_xp.masks import PrefixMask
 from tests._inputs import inputs
 

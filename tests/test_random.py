@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from attention_xp import _random_in_place, dropout, scaled_dot_product_attention
+from attention_xp import dropout, scaled_dot_product_attention
 from attention_xp._backend.libraries import device
-from attention_xp._random import random_bits
-from attention_xp._random_in_place import Survivors
-from attention_xp._random_survivors import smallest_draw, survivors, survivors_one_by_one
-from attention_xp._random_threefry import threefry
+from attention_xp._random import in_place as _random_in_place
+from attention_xp._random.draws import random_bits
+from attention_xp._random.in_place import Survivors
+from attention_xp._random.survivors import smallest_draw, survivors, survivors_one_by_one
+from attention_xp._random.threefry import threefry
 from tests._assertions import assert_close, assert_equal, dtype_name
 from tests._backends import to_numpy
 from tests._generators import KINDS, source

@@ -128,7 +128,7 @@ def test_autocast(library, torch):
 
 def test_a_kernel_on_wider_heads(library, torch):
     """On a GPU torch widens the heads, and cuts the output."""
-    from attention_xp._engine.fused._torch_again import follow_slopes  # noqa: PLC0415  # imports torch
+    from attention_xp._engine.kernels.fused._torch_again import follow_slopes  # noqa: PLC0415  # imports torch
 
     def attend(*arrays):
         wider = (torch.nn.functional.pad(x, (0, 3)) for x in arrays)
@@ -141,7 +141,7 @@ def test_a_kernel_on_wider_heads(library, torch):
 
 def test_a_kernel_that_has_the_gradient_of_a_bias(library, torch, monkeypatch):
     """As some have on a GPU; what such a node keeps is told by a stand-in."""
-    from attention_xp._engine.fused import _torch_again  # noqa: PLC0415  # imports torch
+    from attention_xp._engine.kernels.fused import _torch_again  # noqa: PLC0415  # imports torch
 
     q, k, v, bias = on(library, (*SQUARE, normal(1, 4, 6, 6)))
     kept = {"query": q, "key": k, "value": v, "attn_bias": bias, "is_causal": False, "scale": 0.3}

@@ -1,8 +1,8 @@
 """Linear biases: scores fall with the distance."""
 
 from attention_xp._backend.libraries import common_namespace
-from attention_xp._engine.checks import check_floating, shapes
-from attention_xp._engine.region import Region
+from attention_xp._checks.arrays import check_floating, shapes
+from attention_xp._scores.region import Region
 from attention_xp._typing import Array, Namespace
 from attention_xp.biases._bias import Bias, check_heads, spread_over_heads
 from attention_xp.masks._mask import rule
@@ -67,18 +67,18 @@ class AlibiBias(Bias):
 
     def bound(self, region: Region) -> float:
         """Return the largest slope times the largest distance."""
-        xp = region.problem.xp
+        xp = region.xp
         q, k = region.q_idx, region.kv_idx
         farthest = max(abs(int(xp.max(q)) - int(xp.min(k))), abs(int(xp.max(k)) - int(xp.min(q))))
         return farthest * float(xp.max(xp.abs(region.per_head(self.slopes))))
 
     def vjp(self, region: Region, grad_scores: Array) -> tuple[Array, ...]:
         """Sum up the gradient times the distances, for each head."""
-        xp = region.problem.xp
+        xp = region.xp
         slopes = -xp.sum(grad_scores * _distance(region), axis=(-2, -1))  # (..., h)
         shape = tuple(self.slopes.shape)
         return (xp.reshape(spread_over_heads(region, xp.expand_dims(slopes, axis=-1), shape), shape),)
 
 
 def _distance(region: Region) -> Array:
-    return region.floating(region.problem.xp.abs(region.q_idx - region.kv_idx))
+    return region.floating(region.xp.abs(region.q_idx - region.kv_idx))

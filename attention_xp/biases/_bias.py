@@ -5,9 +5,9 @@ import math
 from attention_xp._backend.dtypes import dtype_name, is_floating
 from attention_xp._backend.libraries import common_namespace, device
 from attention_xp._backend.shapes import filled_up
-from attention_xp._engine.checks import check_result, fits, shapes
-from attention_xp._engine.region import Region
-from attention_xp._rule import Rule, attributes
+from attention_xp._checks.arrays import check_result, fits, shapes
+from attention_xp._scores.region import Region
+from attention_xp._scores.rule import Rule, attributes
 from attention_xp._typing import Array, Namespace
 from attention_xp.masks._look_up import arrays_of, check_library_and_place
 
@@ -58,7 +58,7 @@ class Bias(Rule):
         region : Region
             A rectangle of the scores: integer index arrays ``b``, ``h``, ``q_idx`` and ``kv_idx``, which broadcast
             against its scores; ``region.floating(x)``, any numbers in the dtype of the scores;
-            ``region.per_head(x)``, numbers ``(H,)`` lined up with the scores; and the array library ``problem.xp``.
+            ``region.per_head(x)``, numbers ``(H,)`` lined up with the scores; and the array library ``xp``.
 
         Returns
         -------
@@ -133,9 +133,9 @@ def _short(value: object) -> str:
 
 def evaluated(bias: Bias, region: Region) -> Array:
     """Return the values of a bias in the dtype of the scores, and refuse what does not broadcast against them."""
-    problem, values = region.problem, bias.values(region)
-    check_result(problem.xp, f"{type(bias).__name__}.values", values, region.sizes)
-    return filled_up(problem.xp, problem.xp.astype(values, problem.dtype, copy=False), len(region.sizes))
+    xp, values = region.xp, bias.values(region)
+    check_result(xp, f"{type(bias).__name__}.values", values, region.sizes)
+    return filled_up(xp, xp.astype(values, region.frame.dtype, copy=False), len(region.sizes))
 
 
 def check_heads(name: str, letters: str, array: Array, axis: int, query: Array, heads: int | None) -> None:
@@ -153,8 +153,8 @@ def spread_over_heads(region: Region, slopes: Array, heads: tuple[int, ...]) -> 
 
     Leading axes are summed, and so are the heads where `heads` has none or a single one.
     """
-    xp, width = region.problem.xp, slopes.shape[-1]
-    if region.problem.heads is None or heads in ((), (1,)):
+    xp, width = region.xp, slopes.shape[-1]
+    if region.frame.heads is None or heads in ((), (1,)):
         return xp.reshape(xp.sum(xp.reshape(slopes, (-1, width)), axis=0), (*heads, width))
     slopes = xp.sum(xp.reshape(slopes, (-1, *slopes.shape[-2:])), axis=0)  # (h, W)
     every = xp.arange(heads[0], dtype=xp.int32, device=device(slopes))

@@ -5,9 +5,9 @@ import math
 from attention_xp._backend.libraries import common_namespace, device, padded
 from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.values import FAR, all_above
-from attention_xp._engine.checks import check_floating, shapes
-from attention_xp._engine.numbers import check_count, check_flag
-from attention_xp._engine.region import Region
+from attention_xp._checks.arrays import check_floating, shapes
+from attention_xp._checks.numbers import check_count, check_flag
+from attention_xp._scores.region import Region
 from attention_xp._typing import Array, Namespace
 from attention_xp.biases._bias import Bias, check_heads, spread_over_heads
 from attention_xp.masks._mask import rule
@@ -93,11 +93,11 @@ class RelativePositionBias(Bias):
         if not _has_diagonals(region):
             return self._looked_up(region, region.kv_idx - region.q_idx, region.h)
         line = self._looked_up(region, _diagonals(region), region.h[..., 0])
-        return _spread_out(region.problem.xp, line, region.sizes[-2], region.sizes[-1])
+        return _spread_out(region.xp, line, region.sizes[-2], region.sizes[-1])
 
     def _looked_up(self, region: Region, relative: Array, head: Array) -> Array:
         """Return the number for each position of a key relative to the query, and each head."""
-        xp, table, place = region.problem.xp, region.floating(self.table), self._bucket(region.problem.xp, relative)
+        xp, table, place = region.xp, region.floating(self.table), self._bucket(region.xp, relative)
         if table.ndim > 1 and table.shape[1] > 1:
             place = place * table.shape[1] + head
         return xp.reshape(xp.take(xp.reshape(table, (-1,)), xp.reshape(place, (-1,)), axis=0), place.shape)
@@ -109,11 +109,11 @@ class RelativePositionBias(Bias):
 
     def bound(self, region: Region) -> float:
         """Return the largest number of the table."""
-        return float(region.problem.xp.max(region.problem.xp.abs(region.floating(self.table))))
+        return float(region.xp.max(region.xp.abs(region.floating(self.table))))
 
     def vjp(self, region: Region, grad_scores: Array) -> tuple[Array, ...]:
         """Sum up the gradient over the pairs of each bucket."""
-        xp = region.problem.xp
+        xp = region.xp
         sums = self._sums(region, grad_scores)  # (..., h, num_buckets)
         shape = tuple(self.table.shape)
         spread = spread_over_heads(region, sums, shape[1:])  # (H, num_buckets)
@@ -129,7 +129,7 @@ class RelativePositionBias(Bias):
 
     def _sums(self, region: Region, grad_scores: Array) -> Array:
         """Return the sums (..., h, num_buckets) over the pairs of each bucket."""
-        xp, count = region.problem.xp, self.table.shape[0]
+        xp, count = region.xp, self.table.shape[0]
         if not _has_diagonals(region):
             bucket = self._bucket(xp, region.kv_idx - region.q_idx)
             parts = [xp.sum(xp.where(bucket == i, grad_scores, 0.0), axis=(-2, -1)) for i in range(count)]
@@ -159,7 +159,7 @@ def _starts(buckets: int, max_distance: int) -> tuple[int, ...]:
 
 def _has_diagonals(region: Region) -> bool:
     """Whether positions along rows and keys rise by one; those of packed sequences jump."""
-    return region.problem.packing is None and 0 not in region.sizes[-2:]
+    return region.frame.packing is None and 0 not in region.sizes[-2:]
 
 
 def _diagonals(region: Region) -> Array:
@@ -167,9 +167,9 @@ def _diagonals(region: Region) -> Array:
 
     It is (..., 1, L) with ``L = m + n - 1``, and has no axis for the rows.
     """
-    xp, (m, n) = region.problem.xp, region.sizes[-2:]
-    along = xp.arange(m + n - 1, dtype=xp.int32, device=device(region.problem.query))
-    return region.kv_idx[..., 0, :1] - region.q_idx[..., -1, :] + filled_up(xp, along, region.problem.ndim - 1)
+    xp, (m, n) = region.xp, region.sizes[-2:]
+    along = xp.arange(m + n - 1, dtype=xp.int32, device=device(region.frame.query))
+    return region.kv_idx[..., 0, :1] - region.q_idx[..., -1, :] + filled_up(xp, along, region.frame.ndim - 1)
 
 
 def _spread_out(xp: Namespace, line: Array, m: int, n: int) -> Array:

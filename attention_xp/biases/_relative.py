@@ -2,15 +2,15 @@
 
 import math
 
-from attention_xp._backend.dtypes import computation_dtype
 from attention_xp._backend.libraries import common_namespace, device as device_of, padded
 from attention_xp._backend.modes import unnarrowed
 from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.values import within
-from attention_xp._engine.alignment import Alignment
-from attention_xp._engine.checks import check_floating, check_one_dtype, check_placement, shapes
-from attention_xp._engine.numbers import check_count
+from attention_xp._checks.arrays import check_floating, check_one_dtype, check_placement, shapes
+from attention_xp._checks.numbers import check_count
 from attention_xp._public_types import ArrayT
+from attention_xp._scores.alignment import aligned_integers
+from attention_xp._scores.frame import frame_of
 from attention_xp._typing import Array, Namespace
 
 __all__ = ["relative_position_scores", "relative_shift"]
@@ -67,13 +67,11 @@ def relative_position_scores(
     key_len = check_count("key_len", key_len, low=0)
     lead, has_heads = tuple(query.shape[:-2]), query.ndim > 3
     batch = lead[:-1] if has_heads else lead
-    offset = Alignment(xp, query, batch, lead[-1] if has_heads else None, key_len).integers(
-        "query_offset", query_offset
-    )
+    frame = frame_of(xp, query, batch, lead[-1] if has_heads else None, key_len)
+    offset = aligned_integers(frame, "query_offset", query_offset)
     if offset is None:
         raise TypeError("query_offset must be an int or an integer array, got NoneType")
-    dtype = computation_dtype(xp, query.dtype)
-    wide = (xp.astype(a, dtype, copy=False) for a in (query, xp.matrix_transpose(embeddings)))
+    wide = (xp.astype(a, frame.dtype, copy=False) for a in (query, xp.matrix_transpose(embeddings)))
     xp, context = unnarrowed(xp, query)
     with context:
         products = xp.matmul(*wide)  # (..., H, Sq, D) @ (D, R) -> (..., H, Sq, R)

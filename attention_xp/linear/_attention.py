@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, overload
 
-from attention_xp._engine.numbers import check_flag
+from attention_xp._checks.numbers import check_flag
 from attention_xp._public_types import Array, ArrayT
 from attention_xp.linear._compute import forward, run
 from attention_xp.linear._feature_maps import FeatureMap

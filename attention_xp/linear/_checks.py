@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._backend.sizes import is_open
-from attention_xp._engine.checks import check_floating, fits, shapes
-from attention_xp._engine.numbers import check_count
+from attention_xp._checks.arrays import check_floating, fits, shapes
+from attention_xp._checks.numbers import check_count
 from attention_xp._typing import Array
 from attention_xp.linear._feature_maps import NAMED, RowMap
 from attention_xp.linear._performer import PerformerFeatures

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from attention_xp._backend.libraries import common_namespace, same_device
-from attention_xp._engine.checks import check_floating, shapes
-from attention_xp._engine.numbers import check_flag
+from attention_xp._checks.arrays import check_floating, shapes
+from attention_xp._checks.numbers import check_flag
 from attention_xp._suggestions import no_such_argument
 from attention_xp._typing import Array
 from attention_xp.linear._attention import linear_attention

@@ -9,9 +9,9 @@ from attention_xp._backend.dtypes import computation_dtype
 from attention_xp._backend.libraries import array_namespace, common_namespace
 from attention_xp._backend.modes import unnarrowed
 from attention_xp._backend.shapes import filled_up
-from attention_xp._engine.checks import check_floating, shapes
-from attention_xp._engine.numbers import check_count, check_flag, check_positive
-from attention_xp._random import check_rng, normal
+from attention_xp._checks.arrays import check_floating, shapes
+from attention_xp._checks.numbers import check_count, check_flag, check_positive
+from attention_xp._random.draws import check_rng, normal
 from attention_xp._typing import Array, Device, DType, Namespace
 
 __all__ = ["PerformerFeatures", "performer_features"]

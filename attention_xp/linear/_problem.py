@@ -7,8 +7,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from attention_xp._backend.dtypes import computation_dtype
 from attention_xp._backend.libraries import common_namespace
-from attention_xp._engine.checks import check_floating, check_inputs, check_placement
-from attention_xp._engine.numbers import check_flag, check_number
+from attention_xp._checks.arrays import check_floating, check_inputs, check_placement
+from attention_xp._checks.numbers import check_flag, check_number
 from attention_xp._public_types import Generic, HeldT
 from attention_xp._typing import Array, DType, Namespace
 from attention_xp.linear._checks import Companions, check_features, check_lengths, check_rule, check_size, row_map

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from attention_xp._backend.libraries import is_jax_namespace
 from attention_xp._backend.sharding import spread_like
-from attention_xp._engine.planning.plan import bounds
+from attention_xp._engine.plan.plan import bounds
 from attention_xp._typing import Array, Namespace
 
 __all__ = ["Rows", "Step", "Stepped", "scan"]

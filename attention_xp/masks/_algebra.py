@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from attention_xp._engine.region import Region, Span
+from attention_xp._scores.region import Region, Span
 from attention_xp._typing import Array
 from attention_xp.masks._array_rule import as_mask
 from attention_xp.masks._mask import Mask, Reach, rule

@@ -4,7 +4,7 @@ from typing import Any
 
 from attention_xp._backend.dtypes import dtype_name, is_boolean, is_floating
 from attention_xp._backend.libraries import common_namespace
-from attention_xp._engine.region import Region
+from attention_xp._scores.region import Region
 from attention_xp._typing import Array, Namespace
 from attention_xp.masks._look_up import check_library_and_place, fetched
 from attention_xp.masks._mask import Mask, rule

@@ -3,48 +3,33 @@
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any
 
 from attention_xp._backend.libraries import common_namespace, creation_namespace, device as device_of, library_name
-from attention_xp._engine.frozen import freeze, thaw
-from attention_xp._engine.numbers import check_count, check_position
-from attention_xp._engine.region import Region, Span
+from attention_xp._checks.numbers import check_count, check_position
 from attention_xp._mask_arrays import _mask_of
+from attention_xp._scores.frame import Frame, frame_of
+from attention_xp._scores.frozen import freeze, thaw
+from attention_xp._scores.region import Region, Span
 from attention_xp._typing import Array, Device, DType, Namespace
 from attention_xp.masks._look_up import arrays_of, is_numpy
 from attention_xp.masks._mask import Mask, parts_of
 
-__all__ = ["Canvas", "density", "drawn", "pictured", "to_array"]
+__all__ = ["density", "drawn", "pictured", "to_array"]
 
 _SIDE = 32  # of a picture, in characters
 _BLOCK = 256  # positions in a block that is counted at once
 _PAIRS_AT_ONCE = 2**22
 
 
-class Canvas(NamedTuple):
-    """As much of an attention problem as a `Region` looks at."""
-
-    xp: Namespace
-    query: Array  # tells the device
-    batch: tuple[int, ...]
-    heads: int | None
-    ndim: int
-    query_offset: int
-    first_item: int = 0
-    packing: None = None
-
-    @classmethod
-    def of(cls, mask: Mask, offset: int, xp: Namespace, device: Device | None) -> "Canvas":
-        """Return a canvas with the leading axes of a mask."""
-        query = xp.empty(0, dtype=xp.int32, device=device)
-        lead = mask.lead
-        return cls(xp, query, lead[:-1], lead[-1] if lead else None, len(lead) + 2, offset)
-
-    def region(self, mask: Mask, rows: tuple[int, int], columns: tuple[int, int]) -> Region:
-        """Return half-open rows and columns for all batch items and heads."""
-        starts = (0,) * len(mask.lead) + (rows[0], columns[0])
-        return Region(self, starts, (*mask.lead, rows[1] - rows[0], columns[1] - columns[0]))  # type: ignore[arg-type]
+def _frame(mask: Mask, sizes: tuple[int, int], offset: int, xp: Namespace, device: Device | None) -> Frame:
+    """Return the frame of scores with the leading axes of a mask."""
+    query = xp.empty((sizes[0], 0), dtype=xp.float32, device=device)
+    lead = mask.lead
+    frame = frame_of(xp, query, lead[:-1], lead[-1] if lead else None, sizes[1])
+    return replace(frame, query_offset=offset)
 
 
 def _sizes(Sq: Any, Sk: Any, query_offset: Any) -> tuple[int, int, int]:
@@ -65,12 +50,12 @@ def to_array(
     xp = library if xp is None else creation_namespace(xp)
     if device is None and own is not None and xp is library:
         device = device_of(own)
-    canvas = Canvas.of(mask, query_offset, xp, device)
-    mask.check(xp, canvas.query, canvas.batch, canvas.heads)
-    region = canvas.region(mask, (0, Sq), (0, Sk))
+    frame = _frame(mask, (Sq, Sk), query_offset, xp, device)
+    mask.check(xp, frame.query, frame.batch, frame.heads)
+    region = Region.whole(frame)
     shape = (1,) * (len(mask.lead) == 1) + region.sizes
     keep = xp.broadcast_to(mask.pairs(region), shape)
-    keep = xp.asarray(keep, device=device_of(canvas.query), copy=True)  # every pair has memory of its own
+    keep = xp.asarray(keep, device=device_of(frame.query), copy=True)  # every pair has memory of its own
     return _mask_of(xp, keep, dtype)
 
 
@@ -94,7 +79,7 @@ def _counted(mask: Mask, sizes: tuple[int, int], offset: int, block: tuple[int, 
     import numpy as np  # noqa: PLC0415  # the import of the package loads no array library
 
     mask = _on_host(mask)
-    canvas = Canvas.of(mask, offset, creation_namespace(None), None)
+    whole = Region.whole(_frame(mask, sizes, offset, creation_namespace(None), None))
     (Sq, Sk), items = sizes, math.prod(mask.lead)
     left = np.arange(0, Sk, block[1])
     right = np.minimum(left + block[1], Sk)
@@ -104,18 +89,18 @@ def _counted(mask: Mask, sizes: tuple[int, int], offset: int, block: tuple[int, 
         possible, certain = (np.broadcast_to(np.asarray(answer), left.shape) for answer in mask.reach(span))
         counts = np.tile(certain * (right - left) * (bottom - top), (items, 1))
         for j in np.flatnonzero(possible & ~certain):
-            counts[:, j] = _evaluated(mask, canvas, (top, bottom), (int(left[j]), int(right[j])))
+            counts[:, j] = _evaluated(mask, whole, (top, bottom), (int(left[j]), int(right[j])))
         yield counts
 
 
-def _evaluated(mask: Mask, canvas: Canvas, rows: tuple[int, int], columns: tuple[int, int]) -> Any:
+def _evaluated(mask: Mask, whole: Region, rows: tuple[int, int], columns: tuple[int, int]) -> Any:
     """Count the allowed pairs of a rectangle by looking at each, (items,)."""
     import numpy as np  # noqa: PLC0415
 
     items, total = math.prod(mask.lead), 0
     step = max(1, _PAIRS_AT_ONCE // (items * (columns[1] - columns[0]) or 1))
     for top in range(rows[0], rows[1], step):
-        region = canvas.region(mask, (top, min(top + step, rows[1])), columns)
+        region = whole.part((top, min(top + step, rows[1])), columns)
         allowed = np.broadcast_to(mask.pairs(region), region.sizes)
         total = total + np.count_nonzero(np.reshape(allowed, (items, math.prod(region.sizes[-2:]))), axis=1)
     return total

@@ -6,9 +6,9 @@ from attention_xp._backend.dtypes import dtype_name, is_boolean
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._backend.sizes import is_open
 from attention_xp._backend.values import FAR, within
-from attention_xp._engine.checks import shapes
-from attention_xp._engine.numbers import check_count
-from attention_xp._engine.region import Region, Span
+from attention_xp._checks.arrays import shapes
+from attention_xp._checks.numbers import check_count
+from attention_xp._scores.region import Region, Span
 from attention_xp._typing import Array
 from attention_xp.masks._look_up import by_position, changes, fetched, item_of, items, remembered, summable, taken
 from attention_xp.masks._mask import Mask, Reach, rule
@@ -142,7 +142,7 @@ class BlockMask(Mask):
 
     def allowed(self, region: Region) -> Array:
         """Look up the blocks of queries and keys."""
-        xp, (n, m), (rows, columns) = region.problem.xp, self._steps, self.layout.shape[-2:]
+        xp, (n, m), (rows, columns) = region.xp, self._steps, self.layout.shape[-2:]
         i, j = region.q_idx // n, region.kv_idx // m
         inside = (i >= 0) & (i < rows) & (j < columns)
         if 0 in self.layout.shape:

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import TypeAlias
 
-from attention_xp._engine.numbers import check_count
-from attention_xp._engine.region import Region
+from attention_xp._checks.numbers import check_count
+from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 from attention_xp.masks._mask import Mask, rule
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from attention_xp._backend.values import FAR
-from attention_xp._engine.region import Region, Span
+from attention_xp._scores.region import Region, Span
 from attention_xp._typing import Array
 from attention_xp.masks._look_up import check_counts, item_of, least_and_most, line_up
 from attention_xp.masks._mask import Mask, Reach, rule

@@ -11,10 +11,10 @@ from attention_xp._backend.libraries import common_namespace, device, library_na
 from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.sizes import as_number
 from attention_xp._backend.values import FAR, as_int32, within
-from attention_xp._engine.checks import check_placement, fits
-from attention_xp._engine.numbers import check_count
-from attention_xp._engine.region import Region, Span
-from attention_xp._rule import KEPT, leaves_of
+from attention_xp._checks.arrays import check_placement, fits
+from attention_xp._checks.numbers import check_count
+from attention_xp._scores.region import Region, Span
+from attention_xp._scores.rule import KEPT, leaves_of
 from attention_xp._typing import Array, Namespace
 
 __all__ = [
@@ -103,23 +103,23 @@ def line_up(region: Region, counts: int | Array) -> int | Array:
     """Return one number per batch item, lined up with the scores."""
     if isinstance(counts, int):
         return min(counts, FAR)
-    return region.per_batch(as_int32(region.problem.xp, fetched(region, counts)))
+    return region.per_batch(as_int32(region.xp, fetched(region, counts)))
 
 
 def items(region: Region, lead: tuple[int, ...]) -> int | Array:
     """Return the flat index into the leading axes ``(..., H)`` of an array, lined up with the scores."""
     if math.prod(lead) == 1:
         return 0
-    xp = region.problem.xp
-    numbers = xp.arange(math.prod(lead), dtype=xp.int32, device=device(region.problem.query))
-    if region.problem.heads is None:
+    xp = region.xp
+    numbers = xp.arange(math.prod(lead), dtype=xp.int32, device=device(region.frame.query))
+    if region.frame.heads is None:
         lead = lead[:-1]
-    return region.look_up(filled_up(xp, xp.reshape(numbers, lead), region.problem.ndim, behind=2))
+    return region.look_up(filled_up(xp, xp.reshape(numbers, lead), region.frame.ndim, behind=2))
 
 
 def by_position(region: Region, values: Array, position: Array) -> tuple[Array, Array]:
     """Look up the last axis of ``(..., S)`` by position; also return which positions lie in ``[0, S)``."""
-    xp, length = region.problem.xp, as_number(region.problem.xp, values.shape[-1])
+    xp, length = region.xp, as_number(region.xp, values.shape[-1])
     inside = (position >= 0) & (position < length)
     values = fetched(region, values)
     if values.shape[-1] == 0:

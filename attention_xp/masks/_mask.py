@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 from attention_xp._backend.dtypes import dtype_name
 from attention_xp._backend.shapes import filled_up
-from attention_xp._engine.checks import check_result
-from attention_xp._engine.identity import identity
-from attention_xp._engine.region import Region, Span
-from attention_xp._rule import attributes, parts_of as rules_in
+from attention_xp._checks.arrays import check_result
+from attention_xp._scores.identity import identity
+from attention_xp._scores.region import Region, Span
+from attention_xp._scores.rule import attributes, parts_of as rules_in
 from attention_xp._typing import Array, Namespace
 from attention_xp.masks._look_up import check_arrays
 from attention_xp.masks._shown import Shown
@@ -81,7 +81,7 @@ class Mask(Shown):
         ----------
         region : Region
             A rectangle of the scores: index arrays ``b``, ``h``, ``q_idx``, ``kv_idx`` and ``row``, which
-            broadcast against its scores, and the array library ``problem.xp``.
+            broadcast against its scores, and the array library ``xp``.
 
         Returns
         -------
@@ -119,8 +119,8 @@ class Mask(Shown):
                 f"{self._author} asks whether an array is true: combine conditions on arrays with &, | and ~, each in "
                 "parentheses, not with and, or, not, if or a chain such as 0 <= x < n"
             ) from error
-        check_result(region.problem.xp, self._author, keep, region.sizes, "boolean")
-        return filled_up(region.problem.xp, keep, len(region.sizes))
+        check_result(region.xp, self._author, keep, region.sizes, "boolean")
+        return filled_up(region.xp, keep, len(region.sizes))
 
     @property
     def _author(self) -> str:

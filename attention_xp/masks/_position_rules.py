@@ -3,8 +3,8 @@
 from typing import Any
 
 from attention_xp._backend.values import FAR
-from attention_xp._engine.numbers import check_count, check_window
-from attention_xp._engine.region import Region, Span
+from attention_xp._checks.numbers import check_count, check_window
+from attention_xp._scores.region import Region, Span
 from attention_xp._typing import Array
 from attention_xp.masks._mask import Mask, Reach, rule
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from attention_xp._engine.numbers import check_count, check_window
+from attention_xp._checks.numbers import check_count, check_window
 from attention_xp._typing import Array
 from attention_xp.masks._flag_rules import BlockMask, GlobalMask
 from attention_xp.masks._mask import Mask

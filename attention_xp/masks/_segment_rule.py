@@ -3,8 +3,8 @@
 from attention_xp._backend.dtypes import dtype_name, is_alike, is_integer
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._backend.sizes import is_open
-from attention_xp._engine.checks import shapes
-from attention_xp._engine.region import Region, Span
+from attention_xp._checks.arrays import shapes
+from attention_xp._scores.region import Region, Span
 from attention_xp._typing import Array
 from attention_xp.masks._look_up import by_position, changes, remembered, summable
 from attention_xp.masks._mask import Mask, Reach, rule

@@ -1,6 +1,6 @@
 """How masks are looked at: as an array, as a share of all pairs, as a picture."""
 
-from attention_xp._rule import Rule
+from attention_xp._scores.rule import Rule
 from attention_xp._typing import Array, Device, DType, Namespace
 
 __all__ = ["Shown"]

@@ -4,7 +4,7 @@ import math
 from typing import Any, NamedTuple, Self
 
 from attention_xp._backend.libraries import cumulative_sum
-from attention_xp._engine.region import Span
+from attention_xp._scores.region import Span
 from attention_xp._typing import Array, Namespace
 from attention_xp.masks._look_up import at, clipped, item_of
 

@@ -24,7 +24,7 @@ class ItemBias(Bias):
     """A bias without arrays that sees batch item and head, and excludes some pairs as minus infinity does."""
 
     def values(self, region):
-        xp = region.problem.xp
+        xp = region.xp
         value = region.floating((region.b + 2 * region.h + region.kv_idx) % 3)
         return xp.where((region.q_idx + region.kv_idx) % 5 == 0, -math.inf, value)
 

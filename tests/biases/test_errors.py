@@ -8,7 +8,7 @@ from tests._wrong import Wrong, check
 
 class Wide(Bias):
     def values(self, region):
-        return region.problem.xp.stack([region.floating(region.q_idx - region.kv_idx)] * 3)
+        return region.xp.stack([region.floating(region.q_idx - region.kv_idx)] * 3)
 
 
 class Integers(Bias):

@@ -27,7 +27,7 @@ class FarBias(Bias):
 
     def values(self, region):
         distance = region.q_idx - region.kv_idx
-        return region.problem.xp.where(distance > 3, -math.inf, region.floating(distance) * 0.25)
+        return region.xp.where(distance > 3, -math.inf, region.floating(distance) * 0.25)
 
     def vjp(self, region, grad_scores):
         return ()

@@ -56,8 +56,8 @@ def _values(build, parameter, offset):
 
 
 def _region(dtype, offset, make=np.asarray, starts=None, sizes=None, **options):
-    problem = importlib.import_module("attention_xp._engine.problem").Problem
-    region = importlib.import_module("attention_xp._engine.region").Region
+    problem = importlib.import_module("attention_xp._engine.problem.problem").Problem
+    region = importlib.import_module("attention_xp._scores.region").Region
     made = [make(x.astype(dtype)) for x in QKV]
     whole = region.whole(problem.of(*made, None, 0.0, {"query_offset": offset, **options}))
     return whole if starts is None else whole._replace(starts=starts, sizes=sizes)
@@ -108,15 +108,15 @@ def test_its_own_vector_jacobian_product(library, make, name, offset):
 def test_a_vector_jacobian_product_over_packed_sequences(library, make, name):
     """Positions start again within a tile; pairs of different sequences have no gradient."""
     bias = CASES[name].build(make)
-    problem = _region(np.float32, 0, make).problem
-    pack = importlib.import_module("attention_xp._engine.packing").pack
+    frame = _region(np.float32, 0, make).frame
+    pack = importlib.import_module("attention_xp._scores.packing").pack
     rows, keys = ([0, 3, 7], [0, 4, 11])
-    packing = pack(problem.xp, 7, 11, make(np.asarray(rows)), make(np.asarray(keys)), 2, same=False)
-    region = type(_region(np.float32, 0, make)).whole(dataclasses.replace(problem, packing=packing))
+    packing = pack(frame.xp, 7, 11, make(np.asarray(rows)), make(np.asarray(keys)), 2, same=False)
+    region = type(_region(np.float32, 0, make)).whole(dataclasses.replace(frame, packing=packing))
     grad, total = np.zeros((2, 4, 7, 11)), np.zeros(bias.arrays[0].shape)
     for (i, stop), (j, end) in zip(itertools.pairwise(rows), itertools.pairwise(keys), strict=True):
         grad[:, :, i:stop, j:end] = normal(2, 4, stop - i, end - j)
-        own = type(region)(_region(np.float32, 2, make).problem, (0, 0, 0, 0), (2, 4, stop - i, end - j))
+        own = type(region)(_region(np.float32, 2, make).frame, (0, 0, 0, 0), (2, 4, stop - i, end - j))
         total += to_numpy(bias.vjp(own, make(grad[:, :, i:stop, j:end]))[0])
     assert_close(bias.vjp(region, make(grad))[0], total, library)
 
@@ -124,10 +124,10 @@ def test_a_vector_jacobian_product_over_packed_sequences(library, make, name):
 def test_a_vector_jacobian_product_of_few_axes(library, make):
     for shape in ((6, 8), (2, 6, 8)):
         q, k, v = inputs(shape)
-        problem = importlib.import_module("attention_xp._engine.problem").Problem.of(
+        problem = importlib.import_module("attention_xp._engine.problem.problem").Problem.of(
             *map(make, (q, k, v)), None, 0.0, {}
         )
-        region = importlib.import_module("attention_xp._engine.region").Region.whole(problem)
+        region = importlib.import_module("attention_xp._scores.region").Region.whole(problem)
         grad = normal(*shape[:-2], 6, 6)
         (slopes,) = AlibiBias(make(np.asarray(0.5, np.float32))).vjp(region, make(grad))
         distance = abs(np.arange(6)[:, None] - np.arange(6))

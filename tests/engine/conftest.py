@@ -2,7 +2,7 @@
 
 import pytest
 
-from attention_xp._engine import plain_calls
+from attention_xp._engine.problem import known_calls as plain_calls
 
 
 @pytest.fixture(autouse=True)

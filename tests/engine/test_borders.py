@@ -2,10 +2,10 @@
 
 import pytest
 
-from attention_xp._engine import fused, tiled
-from attention_xp._engine.choose import choose
-from attention_xp._engine.problem import Problem
-from attention_xp._engine.result import Wanted
+from attention_xp._engine.kernels import fused, tiled
+from attention_xp._engine.kernels.choose import choose
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.problem.result import Wanted
 
 SMALL_HEADS = ((64, 12, 32, 32), (64, 12, 32, 32))
 LONG = ((1, 8, 1024, 8), (1, 8, 1024, 8))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from attention_xp._engine.checks import check_inputs, fits, shapes
+from attention_xp._checks.arrays import check_inputs, fits, shapes
 from tests._inputs import normal
 
 

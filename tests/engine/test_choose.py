@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from attention_xp._engine import choose as chooser
-from attention_xp._engine.choose import answers, attend
-from attention_xp._engine.problem import Problem
-from attention_xp._engine.result import Attended, Wanted
+from attention_xp._engine.kernels import choose as chooser
+from attention_xp._engine.kernels.choose import answers, attend
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.problem.result import Attended, Wanted
 from tests._inputs import inputs
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from attention_xp import scaled_dot_product_attention
-from attention_xp._engine.dense import attend, refusal
-from attention_xp._engine.problem import Problem
-from attention_xp._engine.result import Wanted
+from attention_xp._engine.kernels.dense import attend, refusal
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.problem.result import Wanted
 from tests import reference
 from tests._assertions import assert_close
 from tests._inputs import inputs, normal

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import assume, given, settings
 
 from attention_xp import flash_attention
-from attention_xp._engine import fused
-from attention_xp._engine.fused import _cupy, _jax, _torch
-from attention_xp._engine.problem import Problem
-from attention_xp._engine.result import Wanted
+from attention_xp._engine.kernels import fused
+from attention_xp._engine.kernels.fused import _cupy, _jax, _torch
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.problem.result import Wanted
 from attention_xp.masks import CausalMask, LengthMask, PrefixMask
 from tests import reference
 from tests._assertions import assert_close
@@ -231,7 +231,7 @@ def cupy_stand_in(monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setitem(fused._GUESTS, "numpy", (_cupy,))
     monkeypatch.setattr(_cupy, "_has_torch", lambda: True)
-    monkeypatch.setattr("attention_xp._engine.problem.is_cupy_namespace", lambda xp: True)
+    monkeypatch.setattr("attention_xp._engine.problem.problem.is_cupy_namespace", lambda xp: True)
     monkeypatch.setattr(_cupy, "_current_stream", lambda query: nullcontext())
     return torch
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import assume, given, settings
 
 from attention_xp import explain, flash_attention
-from attention_xp._engine import fused
-from attention_xp._engine.fused import _cudnn, _cudnn_arrays, _cudnn_graph, _cupy
-from attention_xp._engine.problem import Problem
-from attention_xp._engine.result import Wanted
+from attention_xp._engine.kernels import fused
+from attention_xp._engine.kernels.fused import _cudnn, _cudnn_arrays, _cudnn_graph, _cupy
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.problem.result import Wanted
 from attention_xp.biases import AlibiBias
 from attention_xp.masks import PrefixMask
 from tests import reference
@@ -64,7 +64,7 @@ def front_end(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda, **kinds))
     monkeypatch.setitem(sys.modules, "cudnn", stand_in)
     monkeypatch.setitem(fused._GUESTS, "numpy", (_cudnn,))
-    monkeypatch.setattr("attention_xp._engine.problem.is_cupy_namespace", lambda xp: True)
+    monkeypatch.setattr("attention_xp._engine.problem.problem.is_cupy_namespace", lambda xp: True)
     monkeypatch.setattr(_cudnn, "_device", lambda a: Gpu())
     for module in (_cudnn, _cudnn_arrays):
         monkeypatch.setattr(module, "address", lambda a: a.ctypes.data)

@@ -5,8 +5,8 @@ import importlib
 import pytest
 
 from attention_xp import flash_attention
-from attention_xp._engine import fused
-from attention_xp._engine.fused import _cudnn, _cupy
+from attention_xp._engine.kernels import fused
+from attention_xp._engine.kernels.fused import _cudnn, _cupy
 from tests import reference
 from tests._assertions import assert_close
 from tests._backends import to_numpy

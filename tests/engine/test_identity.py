@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from attention_xp import flash_attention, scaled_dot_product_attention
-from attention_xp._engine.identity import identity
+from attention_xp._scores.identity import identity
 from attention_xp.biases import Bias
 from attention_xp.masks import CausalMask, Mask, WindowMask
 from tests._assertions import assert_close

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from attention_xp import attention_statistics, attention_vjp, flash_attention, scaled_dot_product_attention
-from attention_xp._engine.problem import Problem
+from attention_xp._engine.problem.problem import Problem
 from attention_xp.biases import AlibiBias
 from attention_xp.masks import CausalMask, LengthMask, SegmentMask
 from tests._backends import to_numpy

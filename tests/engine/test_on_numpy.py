@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from attention_xp import attention_vjp, flash_attention
-from attention_xp._engine import on_numpy
-from attention_xp._engine.problem import Problem
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.walkers.torch import on_numpy
 from attention_xp.masks import BlockMask, FunctionMask, longformer_mask
 from attention_xp.masks._look_up import kept_by
 
@@ -117,7 +117,7 @@ def test_a_mask_of_numpy_arrays_keeps_what_it_has_counted(torch):
 
 
 def test_torch_tells_how_many_threads_there_are(torch, monkeypatch):
-    from attention_xp._engine.threads import walk  # noqa: PLC0415
+    from attention_xp._engine.walkers.numpy import walk  # noqa: PLC0415
 
     asked, run = [], walk.run_jobs
     monkeypatch.setattr(walk, "run_jobs", lambda jobs, worker, threads: asked.append(threads) or run(jobs, worker, 1))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from attention_xp import flash_attention
-from attention_xp._engine.planning.answers import Grid, Item
-from attention_xp._engine.planning.plan import Tile, bounds
-from attention_xp._engine.planning.plans import Plans
-from attention_xp._engine.region import Region
+from attention_xp._engine.plan.answers import Grid, Item
+from attention_xp._engine.plan.plan import Tile, bounds
+from attention_xp._engine.plan.plans import Plans
+from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 from attention_xp.masks import (
     BlockMask,

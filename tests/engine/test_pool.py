@@ -13,7 +13,7 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from attention_xp import attention_statistics, attention_vjp, flash_attention
-from attention_xp._engine.threads import pool
+from attention_xp._engine.walkers.numpy import pool
 from tests import reference
 from tests._inputs import inputs, normal
 

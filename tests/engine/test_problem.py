@@ -6,9 +6,9 @@ import warnings
 import numpy as np
 import pytest
 
-from attention_xp._engine.choose import choose
-from attention_xp._engine.problem import Problem
-from attention_xp._engine.result import Wanted
+from attention_xp._engine.kernels.choose import choose
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.problem.result import Wanted
 from attention_xp.masks import CausalMask, WindowMask
 from tests._assertions import dtype_name
 from tests._generators import source

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from attention_xp._engine.threads import products
-from attention_xp._engine.threads.products import multiply_into
+from attention_xp._engine.walkers.numpy import products
+from attention_xp._engine.walkers.numpy.products import multiply_into
 
 
 def numbers(rng, shape, by):

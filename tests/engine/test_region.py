@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from attention_xp._engine.problem import Problem
-from attention_xp._engine.region import Region
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._scores.region import Region
 from tests._assertions import assert_equal
 from tests._backends import to_numpy
 from tests._inputs import inputs, normal
@@ -57,7 +57,7 @@ def test_indices_have_all_the_axes_of_the_scores(make, shape):
 def test_a_part_sees_the_piece_of_the_whole(library, make, name):
     whole = region(make, (3, 2, 4, 5, 8), query_offset=make([[3, 1], [0, 9], [2, 2]]))
     starts, sizes = (1, 0, 2, 1, 3), (2, 2, 1, 3, 2)
-    part = Region(whole.problem, starts, sizes)
+    part = Region(whole.frame, starts, sizes)
     piece = tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
     expected = np.broadcast_to(to_numpy(getattr(whole, name)), (3, 2, 4, 5, 5))[piece]
     np.testing.assert_array_equal(np.broadcast_to(to_numpy(getattr(part, name)), sizes), expected)
@@ -67,7 +67,7 @@ def test_a_part_sees_the_piece_of_the_whole(library, make, name):
 @pytest.mark.parametrize("sizes", [(2, 3, 5, 3), (1, 2, 3, 2), (1, 1, 0, 2), (1, 1, 2, 0)])
 def test_looking_up_a_piece_of_an_array(make, shape, sizes):
     array = normal(*shape) if shape else np.asarray(0.5)
-    part = Region(region(make, (2, 4, 5, 8)).problem, (0, 1, 0, 2), sizes)
+    part = Region(region(make, (2, 4, 5, 8)).frame, (0, 1, 0, 2), sizes)
     piece = tuple(slice(start, start + size) for start, size in zip((0, 1, 0, 2), sizes, strict=True))
     expected = np.broadcast_to(array, (2, 4, 5, 5))[piece]
     found = to_numpy(part.look_up(make(array)))

@@ -7,8 +7,8 @@ import pytest
 
 from attention_xp import flash_attention
 from attention_xp._backend.libraries import cuda_device
-from attention_xp._engine import tile_sizes
-from attention_xp._engine.problem import Problem
+from attention_xp._engine.plan import tile_sizes
+from attention_xp._engine.problem.problem import Problem
 from attention_xp.masks import BlockMask, CausalMask, longformer_mask
 from tests._backends import to_numpy
 from tests._inputs import normal

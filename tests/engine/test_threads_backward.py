@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from attention_xp import attention_vjp
-from attention_xp._engine.problem import Problem
-from attention_xp._engine.threads.backward import _Walk
+from attention_xp._engine.plan.tile_sizes import backward_tile_shape
+from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.backward_step import Known
-from attention_xp._engine.tile_sizes import backward_tile_shape
+from attention_xp._engine.walkers.numpy.backward import _Walk
 from attention_xp.masks import BlockMask, longformer_mask
 
 SHAPE = (2, 6, 200, 8)

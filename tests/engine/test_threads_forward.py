@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from attention_xp import attention_vjp, flash_attention
-from attention_xp._engine.problem import Problem
-from attention_xp._engine.threads.rows import Worker
-from attention_xp._engine.threads.walk import Walk
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.walkers.numpy.rows import Worker
+from attention_xp._engine.walkers.numpy.walk import Walk
 from attention_xp.masks import BlockMask, GlobalMask, SegmentMask, StridedMask, WindowMask, longformer_mask
 
 

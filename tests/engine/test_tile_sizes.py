@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from attention_xp._engine.problem import Problem
-from attention_xp._engine.tile_sizes import backward_tile_sizes, tile_sizes
+from attention_xp._engine.plan.tile_sizes import backward_tile_sizes, tile_sizes
+from attention_xp._engine.problem.problem import Problem
 from attention_xp.masks import BlockMask, CausalMask, WindowMask, longformer_mask
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from attention_xp._engine.region import Span
+from attention_xp._scores.region import Span
 from attention_xp.masks import BlockMask, GlobalMask, LengthMask, Mask, SegmentMask
 from tests._backends import to_numpy
 from tests.masks._cases import CASES, EXACT

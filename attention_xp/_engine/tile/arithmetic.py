@@ -7,12 +7,12 @@ from operator import and_
 from attention_xp._backend.derivatives import can_differentiate
 from attention_xp._backend.libraries import device
 from attention_xp._backend.values import by_value
-from attention_xp._engine.planning.plan import Bounds
-from attention_xp._engine.problem import Problem
-from attention_xp._engine.region import Region, cut
+from attention_xp._engine.plan.plan import Bounds
+from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.base import base_of
 from attention_xp._engine.tile.products import are_finite, key_rows, query_key, slopes_key, value_rows, weights_value
-from attention_xp._random_survivors import head_key, survivors, survivors_one_by_one
+from attention_xp._random.survivors import head_key, survivors, survivors_one_by_one
+from attention_xp._scores.region import Region, cut
 from attention_xp._typing import Array, Namespace
 from attention_xp.biases import Bias
 from attention_xp.masks import Mask

@@ -15,14 +15,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from attention_xp._backend.derivatives import pullback
-from attention_xp._engine.planning.plan import Bounds
-from attention_xp._engine.problem import Problem
-from attention_xp._engine.region import Region
+from attention_xp._engine.plan.plan import Bounds
+from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.arithmetic import Arithmetic
 from attention_xp._engine.tile.base import base_of
 from attention_xp._engine.tile.captured import Captured
 from attention_xp._engine.tile.scores import added, as_scores, changed, survival_factor
 from attention_xp._engine.tile.step import factor_of_base
+from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
 from attention_xp.masks import Mask

@@ -9,7 +9,7 @@ from math import inf, nan
 
 from attention_xp._backend.libraries import array_namespace, device
 from attention_xp._backend.values import by_value, flags_by_value
-from attention_xp._engine.problem import Problem
+from attention_xp._engine.problem.problem import Problem
 from attention_xp._typing import Array, Namespace
 
 __all__ = [

@@ -2,10 +2,10 @@
 
 import math
 
-from attention_xp._engine.checks import check_result
-from attention_xp._engine.problem import Problem
-from attention_xp._engine.region import Region
+from attention_xp._checks.arrays import check_result
+from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.arithmetic import Arithmetic
+from attention_xp._scores.region import Region
 from attention_xp._typing import Array, ScoreMod
 from attention_xp.biases._bias import Bias, evaluated
 

@@ -8,12 +8,12 @@ nothing but the product makes the score. See Milakov and Gimelshein, "Online nor
 import math
 from typing import NamedTuple
 
-from attention_xp._engine.planning.plan import Bounds
-from attention_xp._engine.problem import Problem
-from attention_xp._engine.region import Region
+from attention_xp._engine.plan.plan import Bounds
+from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.arithmetic import Arithmetic
 from attention_xp._engine.tile.base import base_of
 from attention_xp._engine.tile.scores import dropped, is_bent, modified, of_real_rows, query_factor, survival_factor
+from attention_xp._scores.region import Region
 from attention_xp._softmax import nonzero
 from attention_xp._typing import Array
 from attention_xp.masks import Mask

@@ -9,11 +9,11 @@ It is the transpose of `backward_step`.
 
 from typing import NamedTuple
 
-from attention_xp._engine.planning.plan import Bounds
-from attention_xp._engine.region import Region
+from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.tile.arithmetic import Arithmetic
 from attention_xp._engine.tile.backward_step import key_factor, modified_with_pull
 from attention_xp._engine.tile.scores import survival_factor
+from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
 

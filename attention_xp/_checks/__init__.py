@@ -1,0 +1,1 @@
+"""Checks of arguments, whose errors name what was expected and what came."""

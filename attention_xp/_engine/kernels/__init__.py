@@ -1,0 +1,1 @@
+"""The kernels, and the choice between them."""

@@ -1,0 +1,54 @@
+"""Where one kernel becomes faster than another: measured, and kept in this one table.
+
+The figures come from ``python -m benchmarks borders_numpy borders_torch borders_jax``, which prints who
+is the fastest on a ladder of sizes beside what was chosen. Run it again when a kernel changes.
+"""
+
+import math
+from typing import NamedTuple
+
+from attention_xp._backend.libraries import library_name
+from attention_xp._backend.sizes import is_open
+from attention_xp._engine.plan.tile_sizes import FOLD
+from attention_xp._engine.problem.problem import Problem
+
+__all__ = ["formula_is_faster", "sdpa_is_faster"]
+
+
+class _Border(NamedTuple):
+    """Below which sizes the formula is faster than tiles; one of the three suffices."""
+
+    of_a_job: int  # scores of one head, or of the heads that share one product
+    in_all: int  # scores of all heads, unless few queries share a key/value head: then its keys are what takes time
+    rows: int = 0  # of a product, inclusive: so few scores are no larger than the keys
+
+
+_BORDERS = {
+    "numpy": _Border(2**15, 3 * 2**17, rows=1),  # handing out a job takes 0.1 ms, whatever its size
+    "torch": _Border(2**16, 2**21),  # what fits into one tile, and what costs little memory
+    "jax": _Border(2**13, 2**14),
+}
+_UNMEASURED = _Border(2**16, 2**16)  # cupy, strict
+_UNEQUAL_WIDTHS = 2**14  # scores from which torch's own way for Dv != D is slower than ours
+
+
+def formula_is_faster(problem: Problem) -> bool:
+    """Return whether the formula beats tiles, with memory that stays in proportion to the inputs."""
+    Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
+    if is_open(Sq, Sk, *problem.lead):
+        return False  # whatever the sizes turn out to be, tiles keep the memory in proportion
+    border = _BORDERS.get(library_name(problem.xp), _UNMEASURED)
+    shares = problem.group > 1 and Sq <= FOLD
+    rows = Sq * problem.group if shares else Sq
+    is_small = rows * Sk < border.of_a_job or (_scores(problem) < border.in_all and not shares)
+    return rows <= border.rows or is_small
+
+
+def sdpa_is_faster(problem: Problem) -> bool:
+    """Return whether torch's kernel beats ours: where ``Dv != D``, it is the plain formula."""
+    return bool(problem.query.shape[-1] == problem.value.shape[-1]) or _scores(problem) < _UNEQUAL_WIDTHS
+
+
+def _scores(problem: Problem) -> int:
+    scores: int = math.prod(problem.lead) * problem.query.shape[-2] * problem.key.shape[-2]
+    return scores

@@ -1,0 +1,51 @@
+"""Guests: the kernels that the libraries bring, used only where they compute exactly the problem asked."""
+
+from types import ModuleType
+
+from attention_xp._backend.libraries import library_name
+from attention_xp._engine.kernels.fused import _cudnn, _cupy, _jax, _torch
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.problem.result import Attended, Wanted
+
+__all__ = ["attend", "is_worthwhile", "refusal"]
+
+# The first that does not refuse is taken.
+_GUESTS: dict[str, tuple[ModuleType, ...]] = {"torch": (_torch,), "jax": (_jax,), "cupy": (_cupy, _cudnn)}
+
+
+def refusal(problem: Problem, wanted: Wanted) -> str | None:
+    """Return why no guest can compute the problem: what each of them says."""
+    library = library_name(problem.xp)
+    if library not in _GUESTS:
+        return f"there is no fused kernel for {library} arrays"
+    if wanted.weights:
+        return "a fused kernel does not give the weights"
+    reasons: list[str] = []
+    for guest in _GUESTS[library]:
+        reason = guest.refusal(problem, wanted)
+        if reason is None:
+            return None
+        reasons.append(reason)
+    return "; ".join(reasons)
+
+
+def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:
+    """Return whether a guest is the best choice where it can."""
+    if wanted.weights or library_name(problem.xp) not in _GUESTS:
+        return False
+    return bool(_taken(problem, wanted).is_worthwhile(problem))
+
+
+def attend(problem: Problem, wanted: Wanted) -> Attended | None:
+    """Hand the problem to the guest; ``None`` where its result is not to be trusted and another kernel may compute."""
+    result: Attended | None = problem.once(_taken, wanted).attend(problem.with_scaled_query(), wanted)
+    return result
+
+
+def _taken(problem: Problem, wanted: Wanted) -> ModuleType:
+    """Return the guest that computes the problem, if one can; the last of them is not asked."""
+    *others, last = _GUESTS[library_name(problem.xp)]
+    for guest in others:
+        if guest.refusal(problem, wanted) is None:
+            return guest
+    return last

@@ -1,0 +1,201 @@
+"""torch's ``scaled_dot_product_attention``, on CPU and CUDA."""
+
+import math
+import sys
+from typing import Any
+
+from attention_xp._backend.modes import (
+    differentiates_again,
+    in_forward_mode,
+    is_compiling,
+    is_mapped,
+    is_traced,
+    is_transformed,
+    refuse_shards,
+    shares_keys,
+)
+from attention_xp._backend.values import shows_nan
+from attention_xp._engine.kernels.borders import sdpa_is_faster
+from attention_xp._engine.kernels.fused._translation import (
+    added,
+    allowed,
+    column_rules,
+    fill_empty_rows,
+    fill_padding,
+    four_axes,
+    operand,
+    starts_at_0,
+    unknown_option,
+    with_zero_keys,
+)
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.problem.result import Attended, Wanted
+from attention_xp._typing import Array
+from attention_xp.masks import CausalMask, LengthMask, Mask
+from attention_xp.masks._call_rules import AlignedMask
+
+__all__ = ["attend", "computed", "is_worthwhile", "refusal"]
+
+_FEW = 2**15  # numbers that are as quickly looked at as some of them
+
+
+def refusal(problem: Problem, wanted: Wanted) -> str | None:
+    """Return what torch's kernel has no word for."""
+    unknown = unknown_option(problem, wanted)
+    if unknown is None and differentiates_again():
+        unknown = "derivatives of derivatives inside torch.func"
+    return _refused_mask(problem) if unknown is None else f"torch's scaled_dot_product_attention knows no {unknown}"
+
+
+def _refused_mask(problem: Problem) -> str | None:
+    rules = column_rules(problem)
+    if len(rules) == 0:
+        return None
+    if _is_causal(rules):
+        if len(rules) > 1 or len(problem.addends) > 0 or not starts_at_0(problem):
+            return "torch's scaled_dot_product_attention takes is_causal alone: no offset, and no other mask or bias"
+        return None
+    if not all(isinstance(rule, AlignedMask | LengthMask) for rule in rules):
+        return "torch's scaled_dot_product_attention would need this mask as an array of (Sq, Sk)"
+    return None
+
+
+def is_worthwhile(problem: Problem) -> bool:
+    """Return whether the kernel is the fastest and has the derivatives: under `vmap` it falls back to a loop."""
+    if in_forward_mode() or problem.has_bias_rule:
+        return False
+    arrays = problem.operands
+    if is_transformed() and (is_mapped(*arrays) or differentiates_again(*arrays, *problem.addends)):
+        return False
+    return sdpa_is_faster(problem)
+
+
+def attend(problem: Problem, wanted: Wanted) -> Attended | None:  # noqa: ARG001
+    """Call the kernel; ``None`` where `auto` had better not have.
+
+    The kernel multiplies weights of 0 by what is excluded: a NaN tells that something may have come through. In causal
+    order the last row, which attends all keys, tells of each of them. Rows that are filled afterwards tell as well: the
+    way back goes through what the kernel had there.
+    """
+    try:
+        (told, output), rules = _told_and_computed(problem), column_rules(problem)
+    except NotImplementedError as error:
+        if not in_forward_mode():
+            raise
+        raise NotImplementedError(
+            "torch's scaled_dot_product_attention has no forward mode; impl='dense' and impl='tiled' have"
+        ) from error
+    may_exclude = len(rules) > 0 or problem.query_lengths is not None
+    if may_exclude and problem.impl == "auto" and not is_compiling(problem.xp):
+        is_long = told.numel() > _FEW and _is_causal(rules)
+        if shows_nan(problem.xp, told.select(-2, -1) if is_long else told):
+            return None
+    return Attended(output, None, None)
+
+
+def computed(problem: Problem) -> Array:
+    """Return the output of the kernel, in the shape and dtype of the query."""
+    return _told_and_computed(problem)[1]
+
+
+def _told_and_computed(problem: Problem) -> tuple[Array, Array]:
+    """Return what the kernel gave for all rows, and the output of these."""
+    keywords = problem.once(_keywords)
+    if problem.once(_is_taken_as_it_is):
+        told = output = _called(problem.query, problem.key, problem.value, keywords)
+    else:
+        told, output = _translated(problem, keywords)
+    if output.dtype != problem.query.dtype:  # under autocast
+        output = output.to(problem.query.dtype)
+    return told, output
+
+
+def _keywords(problem: Problem) -> dict[str, Any]:
+    """Return what the kernel is told in plain values."""
+    grouped = {"enable_gqa": True} if problem.group > 1 else {}  # asked with `if`: a traced size answers with no bool
+    return {"is_causal": _is_causal(column_rules(problem)), "scale": problem.scale, **grouped}
+
+
+def _is_causal(rules: tuple[Mask, ...]) -> bool:
+    """Whether causal order is among some rules, which it then is alone."""
+    return any(isinstance(rule, CausalMask) for rule in rules)
+
+
+def _is_taken_as_it_is(problem: Problem) -> bool:
+    """Whether the kernel takes all arrays as they are and gives what is wanted, as in most calls."""
+    is_causal = _is_causal(problem.rules)
+    if len(problem.rules) > int(is_causal) or len(problem.addends) > 0 or problem.ndim != 4 or _has_end(problem):
+        return False
+    has_all = all(a.shape[0] == problem.batch[0] for a in (problem.query, problem.key, problem.value))
+    return has_all and not (is_causal and _has_unseen_keys(problem))
+
+
+def _has_unseen_keys(problem: Problem) -> bool:
+    """Whether there are keys that nobody sees in causal order; sizes that torch leaves open are not compared."""
+    return not is_compiling(problem.xp) and bool(problem.key.shape[-2] > problem.query.shape[-2])
+
+
+def _has_end(problem: Problem) -> bool:
+    """Whether keys behind a known end were cut off."""
+    return bool(problem.key.shape[-2] != problem.given_keys)
+
+
+def _translated(problem: Problem, keywords: dict[str, Any]) -> tuple[Array, Array]:
+    """Call the kernel with four axes, as its fast paths want them, and with one mask; padding is made harmless."""
+    is_masked = len(problem.rules) + len(problem.addends) > int(_is_causal(problem.rules))
+    if is_masked or _has_end(problem) or _has_unseen_keys(problem):
+        refuse_shards(problem.xp)
+    rules = column_rules(problem)
+    is_causal = _is_causal(rules)
+    mask = None if is_causal else _mask(problem, rules)
+    key, value = problem.key, problem.value
+    if is_causal and _has_unseen_keys(problem):  # nor is what is NaN there to be seen
+        Sq = problem.query.shape[-2]
+        key, value = key[..., :Sq, :], value[..., :Sq, :]
+    # A slope of 0 would not silence what is NaN in the query of a row that attends nothing, nor what comes back to it.
+    query, is_followed = fill_padding(problem, problem.query), mask is not None and _is_followed(problem)
+    if is_followed:
+        query = fill_empty_rows(problem, rules, query)
+    told = output = _called(
+        operand(problem, query),
+        operand(problem, with_zero_keys(problem, rules, key)),
+        operand(problem, with_zero_keys(problem, rules, value)),
+        {"attn_mask": None if mask is None else four_axes(problem, mask), **keywords},
+    )
+    if problem.ndim != 4:
+        output = output.reshape(*problem.lead, *output.shape[-2:])
+    if mask is not None and (is_followed or not _gives_zeros(problem.query)):
+        output = fill_empty_rows(problem, rules, output)
+    return told, fill_padding(problem, output)
+
+
+def _called(query: Array, key: Array, value: Array, keywords: dict[str, Any]) -> Array:
+    """Call the kernel and see to further derivatives."""
+    output = sys.modules["torch"].nn.functional.scaled_dot_product_attention(query, key, value, **keywords)
+    if output.requires_grad and not is_traced() and not shares_keys():
+        from attention_xp._engine.kernels.fused._torch_again import follow_slopes  # noqa: PLC0415  # imports torch
+
+        follow_slopes(output)
+    return output
+
+
+def _is_followed(problem: Problem) -> bool:
+    """Whether there are to be gradients."""
+    torch: Any = sys.modules["torch"]
+    arrays = (problem.query, problem.key, problem.value, *problem.addends)
+    return torch.is_grad_enabled() and any(a.requires_grad for a in arrays)
+
+
+def _gives_zeros(query: Array) -> bool:
+    """Whether the kernel has zeros for a row that may attend nothing; on a GPU, one of them averages all keys."""
+    return bool(query.device.type == "cpu")
+
+
+def _mask(problem: Problem, rules: tuple[Mask, ...]) -> Array | None:
+    """Return one mask for all rules and additions: boolean, or floating in the dtype of the query."""
+    keep, total = allowed(problem, rules), added(problem)
+    if total is None:
+        return keep
+    if keep is not None:
+        total = problem.xp.where(keep, total, -math.inf)
+    return problem.xp.astype(total, problem.query.dtype, copy=False)

@@ -1,0 +1,29 @@
+"""Arrays that JAX shares out among devices by their type, over an explicit mesh: which kernels can compute with them."""
+
+from collections.abc import Container
+
+from attention_xp._backend.libraries import library_name
+from attention_xp._backend.sharding import explicit_axes
+from attention_xp._engine.problem.problem import Problem
+
+__all__ = ["refused_mesh"]
+
+_AXES = {-1: "the width", -2: "the sequence", -3: "the heads"}
+
+
+def refused_mesh(problem: Problem, known: Container[int]) -> str | None:
+    """Return why a kernel cannot compute with arrays that are shared out along other axes than it knows to treat."""
+    if library_name(problem.xp) != "jax":
+        return None
+    for name, array in (("query", problem.query), ("key", problem.key), ("value", problem.value)):
+        for axis in explicit_axes(array):
+            if axis not in known:
+                return (
+                    f"{name} is sharded along {_name(problem, axis)}, over an explicit axis of a mesh: expected the call "
+                    "inside jax.shard_map, over batch and heads"
+                )
+    return None
+
+
+def _name(problem: Problem, axis: int) -> str:
+    return _AXES[axis] if axis > -3 or (axis == -3 and problem.heads is not None) else "the batch"

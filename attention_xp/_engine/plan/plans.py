@@ -1,0 +1,202 @@
+"""The tiles that each block of rows visits on NumPy, planned for some blocks at once and kept."""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from attention_xp._engine.plan.answers import Answers, Grid, Item, answers_about, span_of
+from attention_xp._engine.plan.bands import Band, band_of
+from attention_xp._engine.plan.plan import Bounds, Tile, bounds, plan, touching
+from attention_xp._scores.identity import identity
+from attention_xp.masks import BlockMask, GlobalMask, Mask, SegmentMask
+from attention_xp.masks._look_up import kept_by
+from attention_xp.masks._mask import parts_of
+
+__all__ = ["Plans"]
+
+_ASKED = 2**18  # rectangles that rules are asked about at once
+_FIXED = BlockMask, GlobalMask, SegmentMask  # rules that sum their arrays up but once
+_KEPT_BY_A_MASK = 4  # plans for other sizes
+_MOST_PLANS = 64  # for rules of positions, which any call may have
+_MOST_OFFSETS = 256  # of the queries, which grow from call to call while tokens are generated
+
+_PLANS: dict[object, "Plans"] = {}  # by what rules say, and not by the equality that they may have of their own
+
+
+class Plans:
+    """The tiles of all blocks of rows of one call, planned when they are first asked for.
+
+    Where positions alone decide, plans serve other calls as well. A mask that holds arrays keeps the plans made for it,
+    as it keeps what it counted in these arrays.
+    """
+
+    @classmethod
+    def of(cls, rules: tuple[Mask, ...], rows: int, grid: Grid) -> "Plans":
+        """Return the plans for some rules, which may be those of an earlier call."""
+        holders = [rule for rule in rules if not rule.shift_invariant]
+        if len(holders) == 0:
+            kept, most = _PLANS, _MOST_PLANS
+        elif len(holders) == 1 and all(isinstance(leaf, _FIXED) or leaf.shift_invariant for leaf in _leaves(*holders)):
+            kept, most = kept_by(holders[0]).setdefault("plans", {}), _KEPT_BY_A_MASK
+        else:
+            return cls(rules, rows, grid)
+        name = identity(rules), rows, grid
+        known = kept.get(name)
+        if known is not None:
+            return known
+        if len(kept) >= most:
+            kept.clear()
+        return kept.setdefault(name, cls(rules, rows, grid))
+
+    def __init__(self, rules: tuple[Mask, ...], rows: int, grid: Grid) -> None:
+        self.rules, self.grid = rules, grid
+        self._blocks = bounds(0, rows, grid.rows)
+        self._is_of_positions = all(rule.shift_invariant for rule in rules)
+        self._answers: dict[tuple[Item, int], Answers] = {}
+        self._tiles: dict[tuple[Item, Bounds], list[Tile]] = {}
+        self._order: dict[Item, list[Bounds]] = {}
+        self._offsets: set[int] = set()
+
+    def tiles(self, item: Item, rows: Bounds) -> list[Tile]:
+        """Return the tiles of a block that are not empty."""
+        known = self._tiles.get((item, rows))
+        if known is None:
+            self._make_room(item)
+            known = self._tiles[item, rows] = self._planned(item, rows)
+        return known
+
+    def _make_room(self, item: Item) -> None:
+        """Forget what is known of so many other offsets; whoever reads it at the moment finds it out anew."""
+        if item.offset not in self._offsets:
+            if len(self._offsets) >= _MOST_OFFSETS:
+                for known in (self._offsets, self._tiles, self._answers, self._order):
+                    known.clear()
+            self._offsets.add(item.offset)
+
+    def _planned(self, item: Item, rows: Bounds) -> list[Tile]:
+        if len(self.rules) == 0:
+            return [
+                Tile(rows, (columns,), (rows[0], rows[0]), ())
+                for columns in bounds(0, self.grid.keys, self.grid.columns)
+            ]
+        return _planned(self.rules, self.grid, item, self._answers_about(item, rows), rows)
+
+    def latest_first(self) -> list[Bounds]:
+        """Return the blocks of rows, last ones first: under a causal mask they visit the most."""
+        return self._blocks[::-1]
+
+    def longest_first(self, item: Item) -> list[Bounds]:
+        """Return the blocks of rows, those that visit much before the others."""
+        if self._is_of_positions or len(self._blocks) > self._at_once():
+            return self.latest_first()
+        known = self._order.get(item)
+        if known is None:
+            self._make_room(item)
+            area = self._areas(item)
+            known = self._order[item] = sorted(self.latest_first(), key=area.__getitem__, reverse=True)
+        return known
+
+    def _areas(self, item: Item) -> dict[Bounds, int]:
+        """Return how many pairs each block of rows visits, about."""
+        answers = self._answers_about(item, self._blocks[0])
+        visited = np.all(answers.possible, axis=0) @ np.asarray([end - start for start, end in answers.strips])
+        ends = np.cumsum([len(chunks) for chunks in answers.chunks])
+        of_parts = dict(zip(answers.parts, map(np.sum, np.split(visited, ends[:-1])), strict=True))
+        return {rows: sum(of_parts[part] for part in bounds(*rows, self.grid.part)) for rows in self._blocks}
+
+    def _answers_about(self, item: Item, rows: Bounds) -> Answers:
+        """Return the answers about a block and its neighbours."""
+        if self._is_of_positions:  # cut for each block alone, strips have their corners on the diagonal
+            return answers_about(self.rules, self.grid, item, [rows])
+        size = self._at_once()
+        batch = rows[0] // self.grid.rows // size
+        known = self._answers.get((item, batch))
+        if known is None:
+            blocks = self._blocks[batch * size : (batch + 1) * size]
+            known = self._answers[item, batch] = answers_about(self.rules, self.grid, item, blocks)
+        return known
+
+    def _at_once(self) -> int:
+        """Return about how many blocks rules are asked at once."""
+        grid = self.grid
+        strips, chunks = -(-grid.keys // grid.strip), -(-grid.rows // grid.chunk)
+        return max(1, _ASKED // max(1, strips * chunks))
+
+
+def _leaves(rule: Mask) -> Iterator[Mask]:
+    """Yield the rules that a rule is made of."""
+    parts = parts_of(rule)
+    for part in parts:
+        yield from _leaves(part)
+    if not parts:
+        yield rule
+
+
+def _planned(rules: tuple[Mask, ...], grid: Grid, item: Item, answers: Answers, rows: Bounds) -> list[Tile]:
+    """Return the tiles of one block: bands, and those of the parts that are of none."""
+    tiles: list[Tile] = []
+    parts = bounds(*rows, grid.part)
+    for band, some in itertools.groupby(parts, lambda part: band_of(rules, grid, item, answers, part)):
+        together = list(some)
+        if band is not None:
+            tiles += _of_band(band, grid, item, (together[0][0], together[-1][1]))
+        else:
+            tiles += [tile for part in together for tile in _of_part(rules, grid, item, answers, part)]
+    return tiles
+
+
+def _of_band(band: Band, grid: Grid, item: Item, rows: Bounds) -> list[Tile]:
+    """Return a band as one tile, together with what its rows see elsewhere where that is little."""
+    (row, stop), (first, last) = rows, band.near
+    at, step = row + item.offset, (row, row + grid.step)
+    near = Tile(rows, ((at + first, at + last),), step, band.rules, (stop - row) // grid.step)
+    if last - first + sum(end - start for start, end in band.far) <= grid.width:
+        return [near._replace(columns=(*near.columns, *band.far))]
+    strips = [strip for stretch in band.far for strip in bounds(*stretch, grid.strip)]
+    return [near, *plan([rows], strips, [], grid.width, may_skip=grid.may_skip)]
+
+
+def _of_part(rules: tuple[Mask, ...], grid: Grid, item: Item, answers: Answers, rows: Bounds) -> list[Tile]:
+    """Return the tiles of some rows; strips that are empty for all of them are not looked at."""
+    chunks, possible, certain = answers.about(rows)
+    visited = np.flatnonzero(np.any(np.all(possible, axis=0), axis=0))
+    told = zip(rules, possible[..., visited].tolist(), certain[..., visited].tolist(), strict=True)
+    strips = [answers.strips[j] for j in visited.tolist()]
+    tiles = plan(chunks, strips, list(told), grid.columns, may_skip=grid.may_skip, widest=grid.widest)
+    tiles = [_simplified(tile, item) for tile in tiles]
+    one = _as_one(tiles, grid, item, rows)
+    return tiles if one is None else [one]
+
+
+def _simplified(tile: Tile, item: Item) -> Tile:
+    """Leave the parts of rules aside that have nothing to say about a tile."""
+    if not tile.rules:
+        return tile
+    span = span_of(tile.mixed, (tile.columns[0][0], tile.columns[-1][1]), item)
+    return tile._replace(rules=tuple(rule.undecided(span) for rule in tile.rules))
+
+
+def _as_one(tiles: list[Tile], grid: Grid, item: Item, rows: Bounds) -> Tile | None:
+    """Return the tiles of a block as a single one where they are small, and rules of positions draw all edges.
+
+    Inside of a window only the strips along its edges are mixed. What such rules exclude is known once and for all,
+    so that to meet them on the strips between costs nothing, and one large operation is faster than some small ones.
+    """
+    rules = tuple({id(rule): rule for tile in tiles for rule in tile.rules}.values())
+    keys = sum(end - start for tile in tiles for start, end in tile.columns)
+    is_small = len(tiles) > 1 and keys <= grid.columns and all(tile.rows == rows for tile in tiles)
+    if not rules or not is_small or not all(rule.shift_invariant for rule in rules):
+        return None
+    near, far = list[Bounds](), list[Bounds]()
+    for tile in tiles:
+        for stretch in tile.columns:
+            span = span_of(rows, stretch, item)
+            if all(any(rule is own for own in tile.rules) or rule.reach(span)[1] for rule in rules):
+                near.append(stretch)
+            elif not tile.rules:
+                far.append(stretch)
+        if tile.rules and (tile.mixed != rows or tile.columns[-1] not in near):
+            return None
+    near, far = touching(near), touching(far)
+    return Tile(rows, (*near, *far), rows, rules) if len(near) == 1 and (grid.may_skip or not far) else None

@@ -1,0 +1,253 @@
+"""How large a tile is: chosen from the problem and the library, here alone.
+
+The figures are those of ``python -m benchmarks tiles``.
+"""
+
+import math
+import sys
+from typing import NamedTuple
+
+from attention_xp._backend.libraries import cuda_device, library_name
+from attention_xp._backend.sizes import is_open, smaller
+from attention_xp._engine.plan.patterns import FEWEST_ROWS, blocks, grain, narrowest
+from attention_xp._engine.problem.problem import Problem
+
+__all__ = [
+    "CROWDED",
+    "FOLD",
+    "SMALL_PRODUCT",
+    "STRIP",
+    "TileShape",
+    "backward_tile_shape",
+    "backward_tile_sizes",
+    "stack",
+    "strip_size",
+    "tile_shape",
+    "tile_sizes",
+]
+
+FOLD = 64  # rows up to which the query heads of a group share one product: NumPy and JAX
+STRIP = 128  # keys of a strip along an edge of the allowed area; rows of a chunk: NumPy
+_SIZES = {"numpy": (704, 512), "jax": (512, 512), "torch": (128, 512), "cupy": (512, 1024), "strict": (64, 64)}
+_WHOLE = {"numpy": (704, 1024), "jax": (1024, 1024)}  # where no rule leaves anything out: fewer and larger operations
+_BACKWARD = {"numpy": (704, 512), "jax": (512, 256)}
+_TALLEST_BACKWARD = 1024, 4096  # rows of all heads of a job, and of those where rules cut tiles into strips: NumPy
+_WINDOW_TILE = 128, 128  # under a narrow window, where a tile has one stretch of keys: JAX
+_SMALLEST_BLOCK = 32  # rows or keys of a block that is visited by itself
+_NARROW = 1024  # keys of a window along whose edges fewer rows leave out more than they cost
+SMALL_PRODUCT = 10**6  # multiplications of a product that BLAS computes where the factors lie: NumPy
+_STEP = 16  # rows of a step of a band: NumPy
+_SCORES_OF_BAND = 2**19  # about
+_MOST_KEYS = 8192
+_TALLEST = 1024  # rows of all heads of a tile: NumPy
+_STACKED = 256  # rows of a head where rules leave something out: fewer rows leave out more
+_SPARSE_BACKWARD = 4, 128, 1024  # heads, rows and keys of a tile where rules leave out much: NumPy
+_LARGEST = 3 * 2**18  # scores of a tile
+_LARGEST_ON_CUDA = 2**24  # scores of a tile of several heads: JAX; a guess, which no GPU has seen
+CROWDED = 512  # lines so many numbers apart compete for the same places in a cache
+_JOBS, _JOBS_BACKWARD = 3, 2  # for each thread, at least; backward the last ones are cut
+
+
+class TileShape(NamedTuple):
+    """What one tile of NumPy's walker covers."""
+
+    heads: int
+    rows: int  # of each head
+    columns: int
+    folded: bool  # the rows of the heads, which share a key/value head, are those of one product
+    part: int = 0  # rows that are planned as one, and have the columns; 0: all
+    step: int = 0  # rows of a step of a band; 0: no bands
+    width: int = 0  # columns of a tile of all rows, where these are several parts
+
+    @property
+    def scores(self) -> int:
+        """Scores of a tile, at most."""
+        return self.heads * max((self.part or self.rows) * self.columns, self.rows * self.width)
+
+
+def tile_shape(problem: Problem, threads: int) -> TileShape:
+    """Return the shape of a tile for NumPy: short heads together, so that it is about as large for all problems."""
+    rows, columns = tile_sizes(problem)
+    Sq = problem.query.shape[-2]
+    if problem.group > 1 and Sq <= FOLD:
+        return TileShape(problem.group, rows, columns, folded=True)
+    if problem.tile is not None:
+        return TileShape(1, rows, columns, folded=False)
+    height = min(_TALLEST, math.prod(problem.lead) * Sq // (_JOBS * threads))  # rows of all heads of a job
+    heads, is_narrow = 1, narrowest(problem.rules) <= _NARROW
+    if _is_uniform_along_heads(problem):
+        least = min(rows, FEWEST_ROWS if is_narrow else _STACKED) if problem.rules else _uncrowded(rows, Sq)
+        heads = _stacked(problem, height // least)
+    rows = min(rows, max((_STACKED if is_narrow else height) // heads, FEWEST_ROWS))
+    rows = _uncrowded(_equal_parts(Sq, rows), Sq)
+    if not is_narrow:
+        return TileShape(heads, rows, min(columns, max(_LARGEST // (heads * rows), STRIP)), folded=False)
+    columns = _equal_parts(problem.key.shape[-2], _MOST_KEYS)  # all that such rows visit may be one tile
+    columns = min(columns, max(_LARGEST // (heads * rows), STRIP))
+    if rows % _STEP or not _has_bands(problem):
+        return TileShape(heads, rows, columns, folded=False)
+    parts = _parts(problem, heads * rows, threads)
+    width = max(_LARGEST // (heads * rows * parts), STRIP)
+    return TileShape(heads, rows * parts, columns, folded=False, part=rows, step=_STEP, width=width)
+
+
+def _has_bands(problem: Problem) -> bool:
+    """Whether rows along a window may be met in steps: that is a product each that BLAS computes where the factors lie."""
+    widest = max(problem.query.shape[-1], problem.value.shape[-1])
+    return problem.may_gather and bool(_STEP * _width_of_step(problem) * widest <= SMALL_PRODUCT)
+
+
+def _parts(problem: Problem, height: int, threads: int) -> int:
+    """Return how many parts a block of rows has, which are `height` rows of all heads each: bands are better long."""
+    width, Sq = _width_of_step(problem), int(problem.query.shape[-2])
+    of_a_job = math.prod(problem.lead) * Sq / (_JOBS * threads)
+    parts = math.ceil(min(max(_TALLEST, _SCORES_OF_BAND // width), of_a_job) / height)
+    return max(min(parts, _LARGEST // (width * height)), 1)
+
+
+def _width_of_step(problem: Problem) -> int:
+    """Return how many keys the rows of a step see."""
+    return narrowest(problem.rules) + _STEP - 1
+
+
+def _is_uniform_along_heads(problem: Problem) -> bool:
+    """Whether the heads, or without such the batch items, are masked alike."""
+    if problem.heads is None:
+        return problem.is_masked_alike
+    return all(rule.lead[-1:] in ((), (1,)) for rule in problem.rules)
+
+
+def tile_sizes(problem: Problem) -> tuple[int, int]:
+    """Return query rows and key columns of a tile: equal parts of the lengths, up to a size that is fast."""
+    Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
+    if problem.tile is not None:
+        return _of_lengths(problem, *problem.tile)
+    library = library_name(problem.xp)
+    rows, columns = (_SIZES if problem.rules else _SIZES | _WHOLE).get(library, (128, 512))
+    if library == "jax":
+        return _squares(problem, (rows, columns))
+    finest = min(rows, max(Sq, 1), grain(problem.rules))
+    if finest < rows:  # fewer rows and more keys: what a rule leaves out shows, and a tile stays as large
+        rows, columns = finest, min(columns * (rows // finest), _MOST_KEYS)
+    return _equal_parts(Sq, rows), _equal_parts(Sk, columns)
+
+
+def _squares(problem: Problem, most: tuple[int, int]) -> tuple[int, int]:
+    """Return rows and keys of a tile that is visited as a whole: the blocks of a mask, or a part of a window."""
+    Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
+    rows, columns = most
+    if narrowest(problem.rules) <= (_NARROW if is_open(Sk) else min(_NARROW, Sk // 2)):
+        rows, columns = _WINDOW_TILE
+    for block in blocks(problem.rules):
+        rows, columns = (_about(size, n) for size, n in zip(block, (rows, columns), strict=True))
+    if (rows, columns) == most:
+        return _equal_parts(Sq, rows), _equal_parts(Sk, columns)
+    return _of_lengths(problem, rows, columns)
+
+
+def _of_lengths(problem: Problem, rows: int, columns: int) -> tuple[int, int]:
+    """Return rows and columns of a tile, but no more than there are."""
+    lengths = problem.query.shape[-2], problem.key.shape[-2]
+    tile: tuple[int, int] = tuple(_no_more(*pair) for pair in zip((rows, columns), lengths, strict=True))  # type: ignore[assignment]
+    return tile
+
+
+def _no_more(size: int, length: int) -> int:
+    if is_open(size):
+        return size  # it has been through here
+    return smaller(length if is_open(length) else max(length, 1), size)  # type: ignore[no-any-return]
+
+
+def stack(problem: Problem) -> tuple[int, ...]:
+    """Return how many batch items and heads share a tile of JAX's walker.
+
+    Few rows share the product of their group. A CUDA device is idle under one head alone: there all go together that are
+    masked alike, as far as memory goes.
+    """
+    if problem.stack is not None:
+        return problem.stack
+    lead, of_batch = problem.lead, len(problem.batch)
+    few = problem.group if not is_open(problem.query.shape[-2]) and problem.query.shape[-2] <= FOLD else 1
+    sizes = [1] * of_batch + [few] * (len(lead) - of_batch)
+    if cuda_device(problem.query) is None or is_open(*lead, *tile_sizes(problem)):
+        return tuple(sizes)
+    room = _LARGEST_ON_CUDA // math.prod(tile_sizes(problem))
+    if problem.heads is not None and _is_uniform_along_heads(problem):
+        sizes[-1] = max(few, _stacked(problem, room))
+    for axis in reversed(range(of_batch)):
+        inner = tuple(sizes[axis + 1 :])
+        if not problem.is_masked_alike or inner != lead[axis + 1 :]:
+            break
+        sizes[axis] = _largest_part(lead[axis], room // math.prod(inner))
+    return tuple(sizes)
+
+
+def _largest_part(length: int, most: int) -> int:
+    """Return the largest number up to `most` that divides a length."""
+    return max(n for n in range(1, max(min(most, length), 1) + 1) if length % n == 0)
+
+
+def strip_size(problem: Problem, columns: int) -> int:
+    """Return of how many keys rules are asked at once, where a tile may be made of several strips."""
+    if problem.tile is not None or len(problem.rules) == 0:
+        return columns
+    return min([columns, STRIP, *(_about(size, STRIP) for _, size in blocks(problem.rules))])
+
+
+def _about(size: int, most: int) -> int:
+    """Return a size that blocks divide, or that divides them: not small, and not above what is fast."""
+    if size < _SMALLEST_BLOCK:
+        return size * -(-_SMALLEST_BLOCK // size)
+    return -(-size // -(-size // most))
+
+
+def _equal_parts(length: int, size: int) -> int:
+    """Return the size of equal parts of at most `size`, a multiple of 16."""
+    if is_open(length):
+        return smaller(length, size)  # type: ignore[no-any-return]
+    if length <= size:
+        return max(length, 1)
+    part = -(-length // -(-length // size))  # integers alone: torch traces them, too
+    return min(size, 16 * -(-part // 16))
+
+
+def _uncrowded(rows: int, Sq: int) -> int:
+    """Return a few rows more where they are as long as a cache is wide, unless they are all the rows."""
+    return rows + 16 if rows % CROWDED == 0 and rows < Sq else rows
+
+
+def backward_tile_sizes(problem: Problem) -> tuple[int, int]:
+    """Return query rows and key columns of a tile of a backward walker, which holds two tiles at once."""
+    Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
+    library = library_name(problem.xp)
+    if problem.tile is not None or library not in _BACKWARD:
+        return tile_sizes(problem)
+    rows, columns = _BACKWARD[library]
+    if library == "jax":
+        return _squares(problem, (rows, columns))
+    rows = columns if problem.rules else rows  # a diagonal then runs through the corners of tiles
+    return _uncrowded(_equal_parts(Sq, rows), Sq), _equal_parts(Sk, columns)
+
+
+def backward_tile_shape(problem: Problem, threads: int, *, alone: bool) -> TileShape:
+    """Return the shape of a tile backward for NumPy: heads together, unless each has to be `alone`."""
+    rows, columns = backward_tile_sizes(problem)
+    if problem.tile is not None or alone or not _is_uniform_along_heads(problem):
+        return TileShape(1, rows, columns, folded=False)
+    Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
+    height = math.prod(problem.lead) * Sq // (_JOBS_BACKWARD * threads)
+    finest = grain(problem.rules)
+    if finest < sys.maxsize:
+        most, least, columns = _SPARSE_BACKWARD
+        is_narrow = narrowest(problem.rules) <= _NARROW
+        rows = _equal_parts(Sq, least if is_narrow else min(max(finest, least), _STACKED))
+        return TileShape(_stacked(problem, min(most, height // rows)), rows, min(columns, Sk), folded=False)
+    heads = _stacked(problem, min(height, _TALLEST_BACKWARD[len(problem.rules) > 0]) // max(Sq, 1))
+    return TileShape(heads, rows, min(columns, max(_LARGEST // (heads * rows), STRIP)), folded=False)
+
+
+def _stacked(problem: Problem, most: int) -> int:
+    """Return how many query heads a tile can have, whole groups or a part of one."""
+    group, axis = problem.group, problem.lead[-1] if problem.lead else 1
+    some = range(1, max(min(most, axis), 1) + 1)
+    return max(n for n in some if group % n == 0 or (n % group == 0 and axis % n == 0))

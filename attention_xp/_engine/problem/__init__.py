@@ -1,0 +1,1 @@
+"""One call, whole and checked, and the options it is made of."""

@@ -1,0 +1,61 @@
+"""The keys that nobody may attend because they lie behind an end that Python knows: they are cut off, and never read."""
+
+from dataclasses import replace
+
+from attention_xp._backend.libraries import device, is_jax_namespace
+from attention_xp._backend.values import on_host
+from attention_xp._typing import Array, Namespace
+from attention_xp.masks import LengthMask, Mask
+from attention_xp.masks._call_rules import AlignedMask
+
+__all__ = ["known_end", "up_to", "with_zeros"]
+
+
+def known_end(xp: Namespace, rules: list[Mask], Sk: int) -> tuple[int, list[Mask]]:
+    """Return how many keys can be attended, and the rules that decide about these.
+
+    JAX keeps all keys: it would compile every size anew, and lengths that are values only once.
+    """
+    if is_jax_namespace(xp):
+        return Sk, rules
+    bounds = [_least_and_most(xp, rule, Sk) for rule in rules]
+    end = Sk
+    for _, most in bounds:  # torch, where it compiles, knows no `min` with a default
+        end = min(end, most)
+    return end, [_of_keys(end, Sk, rule) for rule, (least, _) in zip(rules, bounds, strict=True) if least < end]
+
+
+def _of_keys(end: int, Sk: int, rule: Mask) -> Mask:
+    """Return what a rule says of the keys before the end."""
+    return replace(rule, array=up_to(end, Sk, rule.array)) if isinstance(rule, AlignedMask) else rule
+
+
+def _least_and_most(xp: Namespace, rule: Mask, Sk: int) -> tuple[int, int]:
+    """Return how many of the first keys a rule allows at least, and behind which it allows none."""
+    if type(rule) is not LengthMask:
+        return -1, Sk
+    lengths = rule.lengths
+    if isinstance(lengths, int):
+        return min(lengths, Sk), min(lengths, Sk)
+    if not on_host(xp, lengths) or lengths.size == 0:
+        return -1, Sk
+    return tuple(int(min(max(bound, 0), Sk)) for bound in (lengths.min(), lengths.max()))  # type: ignore[return-value]
+
+
+def up_to(end: int, Sk: int, array: Array, axis: int = -1) -> Array:
+    """Return what an array holds for the keys before the end; along an axis of length 1 all keys are alike."""
+    is_alike = axis == -1 and (array.ndim == 0 or array.shape[-1] == 1)  # also where there is but one key
+    if end == Sk or is_alike:
+        return array
+    return array[(..., slice(end), *(slice(None),) * (-axis - 1))]
+
+
+def with_zeros(xp: Namespace, array: Array, Sk: int, axis: int = -1) -> Array:
+    """Return the weights, or gradients, of the keys before the end with zeros for all others."""
+    missing = Sk - array.shape[axis]
+    if missing == 0:
+        return array
+    shape = list(array.shape)
+    shape[axis] = missing
+    whole = xp.concat([array, xp.zeros(tuple(shape), dtype=array.dtype, device=device(array))], axis=axis)
+    return xp.astype(whole, array.dtype, copy=False)  # NumPy joins in the machine's byte order

@@ -1,0 +1,260 @@
+"""One attention call, whole and checked: after `Problem.of` nobody checks again."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
+
+from attention_xp._backend.libraries import common_namespace, is_cupy_namespace
+from attention_xp._checks.arrays import check_inputs
+from attention_xp._checks.numbers import check_impl, check_positive, check_score_mod, check_tile
+from attention_xp._engine.problem.from_options import (
+    array_options,
+    bias_parts,
+    lined_up,
+    mask_parts,
+    refuse_to_guess,
+    rules_of,
+)
+from attention_xp._engine.problem.known_calls import known_call, remember
+from attention_xp._engine.problem.known_end import known_end, up_to
+from attention_xp._engine.problem.options import AttentionOptions, complete
+from attention_xp._random.draws import check_rate, check_rng, seed_words
+from attention_xp._random.survivors import LARGEST_RATE
+from attention_xp._scores.alignment import aligned_integers, aligned_sinks, checked_scale
+from attention_xp._scores.frame import Frame, frame_of
+from attention_xp._scores.packing import Packing
+from attention_xp._typing import Array, Namespace, ScoreMod
+from attention_xp.biases._bias import Bias
+from attention_xp.masks import FunctionMask, Mask
+from attention_xp.masks._mask import parts_of
+from attention_xp.masks._packed_rule import PackedMask
+
+__all__ = ["Problem", "is_foreign"]
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem(Frame):
+    """What is wanted, in the letters of the documentation; arrays are aligned with the scores.
+
+    The query is ``(*batch, H, Sq, D)``, or without H; the result has its dtype, whatever that of the computation is.
+    """
+
+    key: Array  # (..., Hkv, Sk, D), up to the last key that may be attended, as far as Python knows
+    value: Array  # (..., Hkv, Sk, Dv), likewise
+    given_keys: int  # Sk as it came
+    group: int  # query heads per key/value head
+    is_empty: bool  # whether an axis of the inputs has length 0
+    scale: float | Array  # an array has no axes
+    softcap: float | None
+    score_mod: ScoreMod | None
+    score_slope: ScoreMod | None  # the derivative of score_mod, where it came with one
+    addends: tuple[Any, ...]  # bias and floating mask: arrays, or a Bias
+    narrow_addends: bool  # whether these came in the dtype of the query
+    rules: tuple[Mask, ...]  # a pair is allowed where all of them allow it
+    sinks: Array | None  # (..., H, 1, 1), or (..., 1, 1)
+    query_lengths: int | Array | None
+    dropout_rate: float
+    seed: tuple[Any, Any] | None  # None: no dropout
+    impl: str
+    tile: tuple[int, int] | None
+    stack: tuple[int, ...] | None = None  # batch items and heads that share a tile of JAX's walker; None: chosen
+
+    _numbers: ClassVar = (
+        "scale",
+        "softcap",
+        "query_offset",
+        "query_lengths",
+        "seed",
+    )  # which may be arrays; see `freeze`
+    answers: ClassVar[dict[Any, Any] | None] = None  # of a known call, which has its own; see `once`
+
+    def has_foreign_code(self) -> bool:
+        """Whether the call brings functions of its own, or rules of its own classes."""
+        return self.score_mod is not None or any(map(is_foreign, self.rules))
+
+    @property
+    def is_product(self) -> bool:
+        """Whether the score is the scaled product and nothing more."""
+        return self.softcap is None and self.score_mod is None and len(self.addends) == 0
+
+    @property
+    def may_gather(self) -> bool:
+        """Whether only rules ask where a key is, so that keys from anywhere may share a tile where none is undecided."""
+        return self.score_mod is None and len(self.addends) == 0 and self.seed is None
+
+    @property
+    def has_bias_rule(self) -> bool:
+        """Whether the bias is a rule."""
+        return len(self.addends) > 0 and any(isinstance(addend, Bias) for addend in self.addends)
+
+    @property
+    def has_one_offset(self) -> bool:
+        """Whether all batch items begin at one position."""
+        offset = self.query_offset
+        return offset is None or isinstance(offset, int) or bool(offset.ndim == 0)
+
+    @property
+    def is_masked_alike(self) -> bool:
+        """Whether all batch items and heads are masked alike."""
+        return self.has_one_offset and all(math.prod(rule.lead) == 1 for rule in self.rules)
+
+    def shift_invariant(self, rules: tuple[Mask, ...]) -> bool:
+        """Whether what these rules exclude depends on the difference of row and key alone."""
+        return self.has_one_offset and all(rule.shift_invariant for rule in rules)
+
+    @property
+    def never_empty(self) -> bool:
+        """Whether every row is sure to attend something, so that its weights have a positive sum."""
+        return self.key.shape[-2] > 0 and len(self.rules) == len(self.addends) == 0 and self.score_mod is None
+
+    @classmethod
+    def of(
+        cls,
+        query: Array,
+        key: Array,
+        value: Array,
+        mask: Array | Mask | None,
+        dropout_rate: float,
+        options: AttentionOptions,
+        *,
+        first_item: int = 0,
+        packing: Packing | None = None,
+    ) -> "Problem":
+        """Check a call and line everything up with the scores."""
+        is_whole = packing is None and first_item == 0
+        name, known = known_call(query, key, value, mask, dropout_rate, options) if is_whole else (None, None)
+        if known is not None:
+            problem = object.__new__(cls)  # to set the fields one by one takes as long as attention on small arrays
+            vars(problem).update(known, query=query, key=key, value=value)
+            return problem
+        problem = cls._checked(query, key, value, mask, dropout_rate, options, first_item, packing)
+        is_plain = isinstance(problem.scale, float) and query.dtype == key.dtype == value.dtype  # autocast mixes dtypes
+        if name is not None and problem.query is query and is_plain:
+            # Of arrays of CuPy, kernels judge the layout too, which is no part of the name.
+            remember(name, {**vars(problem), "answers": None if is_cupy_namespace(problem.xp) else {}})
+        return problem
+
+    def of_arrays(self, query: Array, key: Array, value: Array) -> "Problem":
+        """Return the same problem of other arrays, of the same shapes and dtypes."""
+        return replace(self, query=_spread(self.xp, query, self.batch), key=key, value=value)
+
+    @property
+    def operands(self) -> tuple[Array, ...]:
+        """Query, key and value, and a scale that is an array."""
+        inputs = self.query, self.key, self.value
+        return inputs if isinstance(self.scale, float) else (*inputs, self.scale)
+
+    def with_scaled_query(self) -> "Problem":
+        """Return the same problem with a scale that is a plain float: an array, and what follows it, goes into the query."""
+        if isinstance(self.scale, float):
+            return self
+        wide = self.xp.astype(self.query, self.dtype, copy=False)
+        return replace(self, query=wide * self.scale, scale=1.0)
+
+    def once(self, question: Callable[..., _T], *more: Any) -> _T:
+        """Ask a function about the problem once for all calls that are known to be alike.
+
+        The answer may hang on types, sizes, dtypes, devices and options, and on nothing else: no number, no stride, not
+        on whether there are to be gradients.
+        """
+        if self.answers is None:
+            return question(self, *more)
+        name = question, *more
+        if name not in self.answers:
+            self.answers[name] = question(self, *more)
+        return self.answers[name]  # type: ignore[no-any-return]
+
+    @classmethod
+    def _checked(
+        cls,
+        query: Array,
+        key: Array,
+        value: Array,
+        mask: Array | Mask | None,
+        dropout_rate: float,
+        options: AttentionOptions,
+        first_item: int,
+        packing: Packing | None,
+    ) -> "Problem":
+        o = complete(options)
+        mask_array = None if isinstance(mask, Mask) else mask
+        bias_array = None if isinstance(o["bias"], Bias) else o["bias"]
+        xp = common_namespace(query=query, key=key, value=value, **array_options(mask_array, bias_array, o))
+        batch, heads, kv_heads = check_inputs(xp, query, key, value)
+        if isinstance(mask, Mask):
+            mask.check(xp, query, batch, heads)
+        if isinstance(o["bias"], Bias):
+            o["bias"].check(xp, query, batch, heads)
+        frame = frame_of(xp, query, batch, heads, key.shape[-2])
+        offset = aligned_integers(frame, "query_offset", o["query_offset"])
+        rows = aligned_integers(frame, "query_lengths", o["query_lengths"], low=0)
+        columns = aligned_integers(frame, "key_lengths", o["key_lengths"], low=0)
+        rules = rules_of(o, lined_up(frame, mask) if isinstance(mask, Mask) else None, rows, columns)
+        if offset is None:
+            refuse_to_guess(rules, query, key)
+        narrow = all(a is None or a.dtype in (xp.bool, query.dtype) for a in (bias_array, mask_array))
+        addends, exclusions = bias_parts(frame, o["bias"])
+        if mask_array is not None:
+            more, excluded = mask_parts(frame, mask_array)
+            addends, exclusions = addends + more, exclusions + excluded
+        rules += exclusions
+        Sk = end = frame.Sk
+        if packing is None:  # in which positions are no columns
+            end, rules = known_end(xp, rules, Sk)
+        addends = [a if isinstance(a, Bias) else up_to(end, Sk, a) for a in addends]
+        if packing is not None:
+            rules.append(PackedMask(packing.q_item, packing.k_item))
+        score_mod, score_slope = check_score_mod(o["score_mod"])
+        rate = min(check_rate(dropout_rate, name="dropout_rate"), LARGEST_RATE)
+        check_rng(o["rng"], xp)
+        key, value = (up_to(end, Sk, a, axis=-2) for a in (key, value))
+        return cls(
+            xp=xp,
+            query=_spread(xp, query, batch),
+            key=key,
+            value=value,
+            given_keys=Sk,
+            Sk=end,
+            dtype=frame.dtype,
+            batch=batch,
+            heads=heads,
+            group=heads // kv_heads if heads and kv_heads else 1,
+            is_empty=0 in (*query.shape, *key.shape, *value.shape),
+            scale=_default_scale(query) if o["scale"] is None else checked_scale(frame, o["scale"]),
+            softcap=None if o["softcap"] is None else check_positive("softcap", o["softcap"]),
+            score_mod=score_mod,
+            score_slope=score_slope,
+            addends=tuple(addends),
+            narrow_addends=narrow,
+            rules=tuple(rules),
+            sinks=None if o["sinks"] is None else aligned_sinks(frame, o["sinks"]),
+            query_offset=offset,
+            query_lengths=rows,
+            dropout_rate=rate,
+            impl=check_impl(o["impl"]),
+            tile=check_tile(o["tile"]),
+            seed=seed_words(o["rng"], query, xp=xp) if rate else None,
+            first_item=first_item,
+            packing=packing,
+        )
+
+
+def is_foreign(rule: Mask, *, alone: bool = False) -> bool:
+    """Whether a rule, or unless `alone` one that it is made of, is a function or of a class that is not ours."""
+    if isinstance(rule, FunctionMask) or not rule._is_ours:
+        return True
+    return not alone and any(map(is_foreign, parts_of(rule)))
+
+
+def _spread(xp: Namespace, query: Array, batch: tuple[int, ...]) -> Array:
+    """Give the query the leading axes of the result, so that the scores have them as well."""
+    if tuple(query.shape[: len(batch)]) == batch:
+        return query
+    return xp.broadcast_to(query, (*batch, *query.shape[len(batch) :]))
+
+
+def _default_scale(query: Array) -> float:
+    return 1.0 / math.sqrt(query.shape[-1]) if query.shape[-1] else 1.0

@@ -1,0 +1,1 @@
+"""The loops over tiles, one folder for each library."""

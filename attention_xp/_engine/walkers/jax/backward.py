@@ -1,0 +1,175 @@
+"""JAX's backward walker: the jobs and tiles of the forward one, which add to gradients that the loops carry."""
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from attention_xp._backend.sizes import as_number
+from attention_xp._engine.plan.tile_sizes import backward_tile_sizes
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.tile.arithmetic import summed_to
+from attention_xp._engine.tile.backward_step import Known, Rows, Slopes, contribute, key_factor, shift_of, surviving
+from attention_xp._engine.tile.captured import Captured, exchanged
+from attention_xp._engine.tile.products import clean
+from attention_xp._engine.tile.scores import query_factor
+from attention_xp._engine.walkers.jax.walk import (
+    Guarded,
+    Walk,
+    dynamic_cut,
+    fold,
+    guarded,
+    is_moving,
+    slope_dtype,
+    zeros,
+)
+from attention_xp._scores.frozen import freeze, thaw
+from attention_xp._scores.region import Region
+from attention_xp._typing import Array
+from attention_xp.biases import Bias
+from attention_xp.biases._bias import evaluated
+from attention_xp.masks import Mask
+
+__all__ = ["BackwardWalk"]
+
+
+class _GuardedBackward(Guarded):
+    """Primitives that take the careful way inside the program, and only where a tile is not finite."""
+
+    def gradient_value(self, gradient: Array, value: Array, *, exclusive: bool) -> Array:
+        """(..., H, m, Dv) @ (..., Hkv, n, Dv)^T -> (..., H, m, n)."""
+        return self.query_key(gradient, value, exclusive=exclusive)
+
+    def value_slopes(self, weights: Array, gradient: Array, *, exclusive: bool) -> Array:
+        """(..., H, m, n)^T @ (..., H, m, Dv) -> (..., Hkv, n, Dv)."""
+        return guarded(super().value_slopes, weights, gradient, exclusive=exclusive)
+
+    def slopes_key(self, slopes: Array, key: Array, *, exclusive: bool) -> Array:
+        """(..., H, m, n) @ (..., Hkv, n, D) -> (..., H, m, D)."""
+        return guarded(super().slopes_key, slopes, key, exclusive=exclusive)
+
+    def bias_slopes(self, bias: Bias, region: Region, slopes: Array) -> tuple[Array, ...]:
+        """Differentiate the values of a bias, which needs no `vjp` for that."""
+        template, arrays = freeze(bias)
+        moving = list(map(is_moving, arrays))
+
+        def values(*operands: Array) -> Array:
+            held = thaw(template, exchanged(arrays, moving, operands))
+            return jnp.broadcast_to(evaluated(held, region), region.sizes)
+
+        operands = _operands(bias)
+        return jax.vjp(values, *operands)[1](slopes) if operands else ()
+
+
+class BackwardWalk(Walk):
+    """The loops of one backward pass."""
+
+    def __init__(self, problem: Problem, known: Known, wanted: tuple[bool, ...]) -> None:
+        super().__init__(problem)
+        self.known, self.wanted = known, wanted
+        self.ops = _GuardedBackward(self.problem)
+
+    @staticmethod
+    def sizes(problem: Problem) -> tuple[int, int]:
+        """Return query rows and key columns of a tile."""
+        return backward_tile_sizes(problem)
+
+    def slopes(self) -> Slopes:
+        """Return the gradients of query, key, value and of the addends that are wanted, in the shapes of the problem."""
+        problem = self.problem
+        kv_lead = problem.batch if problem.heads is None else (*problem.batch, problem.heads // self.group)
+        shapes = (
+            (*problem.lead, *problem.query.shape[-2:]),
+            *((*kv_lead, *a.shape[-2:]) for a in (problem.key, problem.value)),
+        )
+        sums = (
+            *(zeros(problem, shape, problem.dtype) for shape in shapes),
+            tuple(
+                _nothing(problem, a) if is_wanted else None
+                for a, is_wanted in zip(problem.addends, self.wanted, strict=True)
+            ),
+            _nothing(problem, problem.score_mod),
+        )
+        query, key, value, addends, captured = fold(0, math.prod(self.grid), self._add_rows, sums)
+        return Slopes(
+            query * query_factor(problem),
+            summed_to(jnp, key * key_factor(problem), tuple(problem.key.shape)),
+            summed_to(jnp, value, tuple(problem.value.shape)),
+            addends,
+            captured,
+        )
+
+    def _add_rows(self, job: Array, sums: tuple[Any, ...]) -> tuple[Any, ...]:
+        region, block = self.rows_of(job)
+        rows = self._rows(region, block)
+        row_sums = zeros(self.problem, rows.query.shape, self.problem.dtype)
+        step = partial(self._add_tile, region, rows)
+        query, others = self.each_tile(region, block, step, (row_sums, sums[1:]))
+        return (_added(sums[0], query, [*region.starts[:-1], 0]), *others)
+
+    def _rows(self, region: Region, block: Array) -> Rows:
+        """Return a block of rows; those that the block before it has had, where lengths are ragged, add nothing."""
+        at, sizes = list(region.starts[:-1]), list(region.sizes[:-1])
+        known = Known(
+            *(
+                None if a is None else dynamic_cut(a, at + [0] * (a.ndim - len(at)), sizes + list(a.shape[len(at) :]))
+                for a in self.known
+            )
+        )
+        gradient, delta = surviving(self.problem, known.gradient), known.delta(self.problem)[..., None]
+        if self.blocks * self.m != self.Sq:
+            is_fresh = region.row >= block * as_number(jnp, self.m)
+            gradient, delta = jnp.where(is_fresh, gradient, 0.0), jnp.where(is_fresh, delta, 0.0)
+        query = self.scaled_query(region)
+        kept = clean(query) if self.problem.rules else query
+        return Rows(query, gradient, shift_of(self.problem, known.lse), delta, kept, gradient)
+
+    def _add_tile(
+        self, region: Region, rows: Rows, sums: tuple[Array, tuple[Any, ...]], tile: Any, rules: tuple[Mask, ...]
+    ) -> tuple[Array, tuple[Any, ...]]:
+        query, (key, value, addends, captured) = sums
+        part, keys, values = self.tile(region, tile)
+        slopes = contribute(self.ops, part, rows, keys, values, rules=rules, mixed=(0, self.m), wanted=self.wanted)
+        at = [*self.kv_lead(region), part.starts[-1], 0]
+        grown = tuple(_grown(whole, piece, part) for whole, piece in zip(addends, slopes.addends, strict=True))
+        others = _added(key, slopes.key, at), _added(value, slopes.value, at), grown, _summed(captured, slopes.captured)
+        return query + slopes.query, others
+
+
+def _operands(bias: Bias) -> tuple[Array, ...]:
+    """Return the arrays of a bias that there are derivatives by."""
+    return tuple(filter(is_moving, freeze(bias)[1]))
+
+
+def _nothing(problem: Problem, thing: Any) -> Any:
+    """Return the gradient of an array, or those of what holds arrays, before anything was added."""
+    if isinstance(thing, Bias):
+        return tuple(_nothing(problem, a) for a in _operands(thing))
+    if isinstance(thing, Captured):
+        return tuple(_nothing(problem, a) for a in thing.operands)
+    return zeros(problem, thing.shape, slope_dtype(problem, thing)) if hasattr(thing, "dtype") else ()
+
+
+def _grown(whole: Any, piece: Any, part: Region) -> Any:
+    """Return the gradient of an addend with what a tile adds to it; ``None`` for one that is not wanted."""
+    if isinstance(whole, tuple):
+        return _summed(whole, piece)
+    return None if whole is None else _added(whole, piece, _place(whole, part))
+
+
+def _summed(sums: tuple[Array, ...], pieces: tuple[Array, ...]) -> tuple[Array, ...]:
+    return tuple(x + y.astype(x.dtype) for x, y in zip(sums, pieces, strict=True))
+
+
+def _place(whole: Array, part: Region) -> list[Any]:
+    """Return where the piece of an array that is aligned with the scores begins."""
+    starts = part.starts[len(part.starts) - whole.ndim :]
+    return [0 if n == 1 else start for start, n in zip(starts, whole.shape, strict=True)]
+
+
+def _added(whole: Array, piece: Array, at: list[Any]) -> Array:
+    """Add a piece to an array, at a place that is known inside the program."""
+    there = dynamic_cut(whole, at, list(piece.shape))
+    return jax.lax.dynamic_update_slice(whole, there + piece, [jnp.int32(i) for i in at])

@@ -1,0 +1,240 @@
+"""JAX's door to the tiles: a derivative that is carried forward by the formula, and backward by tiles.
+
+The rule of the walk hands the changes to a primitive of our own, which is linear in them. Reverse mode transposes
+it, and the transpose is the analytic backward pass. Derivatives of that, and forward mode, are those of the dense
+kernel, and take its memory.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from attention_xp._backend.jitted import jitted
+from attention_xp._backend.sharding import spread_like
+from attention_xp._engine.kernels import dense
+from attention_xp._engine.kernels.gradients import backward
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.problem.result import Wanted
+from attention_xp._engine.tile.backward_step import Known, Slopes
+from attention_xp._engine.tile.captured import Captured, exchanged
+from attention_xp._engine.walkers.jax.backward import BackwardWalk
+from attention_xp._engine.walkers.jax.captured import with_captured
+from attention_xp._engine.walkers.jax.walk import Walk, is_moving, slope_dtype
+from attention_xp._scores.frozen import freeze, holes, part, thaw
+from attention_xp._typing import Array, DType
+from attention_xp.biases import Bias
+
+__all__ = ["walk", "walk_backward"]
+
+
+def walk(problem: Problem) -> tuple[Array, Array]:
+    """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq)."""
+    template, arrays = _frozen(with_captured(problem), problem.dtype)
+    return jitted(_attend, template)(arrays)  # type: ignore[no-any-return]
+
+
+def walk_backward(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Slopes:
+    """Return the gradients of query, key, value, of the addends that are wanted, and of what functions captured."""
+    template, arrays = _frozen((with_captured(problem), known), problem.dtype)
+    return jitted(_slopes, template, wanted)(arrays)  # type: ignore[no-any-return]
+
+
+def _frozen(thing: Any, dtype: DType) -> tuple[Any, list[Array]]:
+    """Return template and arrays, numbers among them, which all differ between the devices of a mesh where one of them does."""
+    template, arrays = freeze(thing, dtype)
+    return template, spread_like(arrays, arrays)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _attend(template: Any, arrays: list[Array]) -> tuple[Array, Array]:
+    return Walk(thaw(template, arrays)).run()
+
+
+@_attend.defjvp  # type: ignore[untyped-decorator]
+def _attend_jvp(template: Any, primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    """Leave the changes to the primitive, which can be transposed."""
+    (arrays,), (changes,) = primals, tangents
+    output, lse = jitted(_attend, template)(arrays)
+    moving = tuple(map(is_moving, arrays))
+    changes = [change for change, moves in zip(changes, moving, strict=True) if moves]
+    return (output, lse), tuple(
+        _change_p.bind(*arrays, output, lse, *changes, template=template, moving=moving, maps=())
+    )
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _slopes(template: Any, wanted: tuple[bool, ...], arrays: list[Array]) -> Slopes:
+    problem, known = thaw(template, arrays)
+    return BackwardWalk(problem, Known(*known), wanted).slopes()
+
+
+@_slopes.defjvp  # type: ignore[untyped-decorator]
+def _slopes_jvp(template: Any, wanted: tuple[bool, ...], primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    """Differentiate the transpose of the dense kernel's derivative."""
+    of_problem, _ = template.items
+    arrays = primals[0]
+    inside = set(holes(of_problem))
+    moving = tuple(i in inside and is_moving(a) for i, a in enumerate(arrays))
+    places = _places(of_problem, moving, wanted)
+
+    def formula(arrays: list[Array]) -> Slopes:
+        problem, known = thaw(template, arrays)
+        known = Known(*known)
+
+        def attend(*operands: Array) -> tuple[Array, Array]:
+            return _dense(thaw(of_problem, exchanged(arrays, moving, operands)))
+
+        (_, lse), pull = jax.vjp(attend, *_chosen(arrays, moving))
+        gradients = pull((known.gradient, jnp.zeros_like(lse) if known.grad_lse is None else known.grad_lse))
+        found = exchanged(arrays, moving, gradients)
+        return jax.tree.map(lambda i: found[i].astype(slope_dtype(problem, found[i])), places)  # type: ignore[no-any-return]
+
+    _, change = jax.jvp(formula, primals, tangents)
+    return jitted(_slopes, template, wanted)(*primals), change
+
+
+def _dense(problem: Problem) -> tuple[Array, Array]:
+    """Return output and log-sum-exp by the formula."""
+    result = dense.attend(problem, Wanted(lse=True))
+    return result.output.astype(problem.dtype), result.lse
+
+
+_change_p = Primitive("attention_change")
+"""Arrays, output, lse and the changes of the floating arrays -> the changes of output and lse.
+
+`maps` holds for each level of `jax.vmap` the axis, 0 or None, that is mapped of each operand.
+"""
+_change_p.multiple_results = True
+
+_Flat = Callable[..., Sequence[Array]]
+
+
+def _mapped(function: _Flat, maps: tuple[tuple[int | None, ...], ...]) -> _Flat:
+    for axes in maps:
+        function = jax.vmap(function, in_axes=axes)
+    return function
+
+
+def _chosen(arrays: Sequence[Any], chosen: Sequence[bool]) -> list[Any]:
+    return [a for a, is_chosen in zip(arrays, chosen, strict=True) if is_chosen]
+
+
+def _change(template: Any, moving: tuple[bool, ...]) -> _Flat:
+    """Return the changes of output and lse as a function of the operands."""
+
+    def change(*operands: Array) -> list[Array]:
+        arrays, changes = operands[: len(moving)], operands[len(moving) + 2 :]
+
+        def formula(*new: Array) -> tuple[Array, Array]:
+            return _dense(thaw(template, exchanged(arrays, moving, new)))
+
+        return list(jax.jvp(formula, _chosen(arrays, moving), list(changes))[1])
+
+    return change
+
+
+def _places(template: Any, moving: tuple[bool, ...], wanted: tuple[bool, ...], *, captured: bool = True) -> Slopes:
+    """Return the numbers of the arrays that a problem is differentiated by, in the order of their gradients."""
+    names = thaw(template, list(range(len(moving))))  # the problem with the number of each array in its place
+
+    def inside(thing: Any) -> tuple[int, ...]:
+        return tuple(i for i in holes(thing) if moving[i])
+
+    addends = tuple(
+        None if not is_wanted else inside(addend) if isinstance(name, Bias) else name
+        for addend, name, is_wanted in zip(part(template, "addends").items, names.addends, wanted, strict=True)
+    )
+    operands = names.score_mod.operands if captured and isinstance(names.score_mod, Captured) else ()
+    return Slopes(names.query, names.key, names.value, addends, operands)
+
+
+def _gradients(template: Any, moving: tuple[bool, ...], wanted: tuple[bool, ...]) -> _Flat:
+    """Return the gradients of the moving arrays that are wanted as a function of the arrays, results and gradients."""
+    numbers = [i for i, moves in enumerate(moving) if moves]
+    chosen = set(_chosen(numbers, wanted))
+    addends = tuple(not chosen.isdisjoint(holes(addend)) for addend in part(template, "addends").items)
+    captured = not chosen.isdisjoint(holes(part(template, "score_mod")))
+    places = _places(template, moving, addends, captured=captured)
+    sinks = holes(part(template, "sinks"))
+
+    def gradients(*operands: Array) -> list[Array]:
+        *arrays, output, lse, grad_output, grad_lse = map(jnp.asarray, operands)  # JAX hands plain numbers on as such
+        problem = thaw(template, arrays)
+        if isinstance(problem.score_mod, Captured) and not captured:
+            problem = dataclasses.replace(problem, score_mod=problem.score_mod.as_constant())
+        found = backward(problem, output, lse, grad_output, grad_lse, wanted=addends)
+        slopes = dict(zip(jax.tree.leaves(places), jax.tree.leaves(Slopes(*found[:-1])), strict=True))
+        slopes |= dict.fromkeys(sinks, found.sinks)
+        return [
+            slopes[i].astype(arrays[i].dtype) if i in slopes else jnp.zeros_like(arrays[i])
+            for i in numbers
+            if i in chosen
+        ]
+
+    return gradients
+
+
+def _evaluate(*operands: Array, template: Any, moving: tuple[bool, ...], maps: Any) -> Sequence[Array]:
+    return _mapped(_change(template, moving), maps)(*operands)
+
+
+def _abstract(*operands: Any, template: Any, moving: tuple[bool, ...], maps: Any) -> list[Any]:  # noqa: ARG001
+    return list(operands[len(moving) : len(moving) + 2])
+
+
+def _jvp(primals: Any, tangents: Any, *, template: Any, moving: tuple[bool, ...], maps: Any) -> tuple[Any, Any]:
+    bind = partial(_change_p.bind, template=template, moving=moving, maps=maps)
+    fixed = len(moving) + 2
+    if all(isinstance(t, ad.Zero) for t in tangents[:fixed]):
+        return bind(*primals), bind(*primals[:fixed], *map(ad.instantiate_zeros, tangents[fixed:]))
+    varied = [i for i in range(len(primals)) if i >= fixed or (i < len(moving) and moving[i])]
+
+    def function(*some: Array) -> Sequence[Array]:
+        operands = list(primals)
+        for i, operand in zip(varied, some, strict=True):
+            operands[i] = operand
+        return _evaluate(*operands, template=template, moving=moving, maps=maps)
+
+    changes = [ad.instantiate_zeros(tangents[i]) for i in varied]
+    return bind(*primals), jax.jvp(function, [primals[i] for i in varied], changes)[1]
+
+
+def _transpose(cotangents: Any, *operands: Any, template: Any, moving: tuple[bool, ...], maps: Any) -> list[Any]:
+    fixed = len(moving) + 2
+    wanted = tuple(map(ad.is_undefined_primal, operands[fixed:]))
+    maps = tuple((*axes[:fixed], 0, 0) for axes in maps)
+    function = _mapped(_gradients(template, moving, wanted), maps)
+    found = iter(function(*operands[:fixed], *map(ad.instantiate_zeros, cotangents)))
+    return [None] * fixed + [next(found) if is_wanted else None for is_wanted in wanted]
+
+
+def _batch(operands: Any, axes: Any, *, template: Any, moving: tuple[bool, ...], maps: Any) -> tuple[Any, list[int]]:
+    """Map once more: the arrays may stay as they are, results and changes are made to have the axis."""
+    size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
+    moved: list[Array] = []
+    at: list[int | None] = []
+    for i, (x, axis) in enumerate(zip(operands, axes, strict=True)):
+        if axis is not None:
+            moved.append(jnp.moveaxis(x, axis, 0))
+            at.append(0)
+        elif i < len(moving):
+            moved.append(x)
+            at.append(None)
+        else:
+            moved.append(jnp.broadcast_to(x, (size, *x.shape)))
+            at.append(0)
+    return _change_p.bind(*moved, template=template, moving=moving, maps=(*maps, tuple(at))), [0, 0]
+
+
+_change_p.def_impl(_evaluate)
+_change_p.def_abstract_eval(_abstract)
+ad.primitive_jvps[_change_p] = _jvp
+ad.primitive_transposes[_change_p] = _transpose
+batching.primitive_batchers[_change_p] = _batch
+mlir.register_lowering(_change_p, mlir.lower_fun(_evaluate, multiple_results=True))

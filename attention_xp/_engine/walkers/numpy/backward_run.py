@@ -1,0 +1,167 @@
+"""Rows of some query heads on their way backward through NumPy's tiles, and the keys that they meet.
+
+The arrays have the axes (K, G, ...): K key/value heads, and the G query heads of each.
+"""
+
+import math
+
+import numpy as np
+
+from attention_xp._engine.plan.plan import Bounds, Tile
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.tile.backward_step import Known, Rows, shift_of
+from attention_xp._engine.tile.base import base_of
+from attention_xp._engine.tile.products import clean
+from attention_xp._engine.tile.scores import survival_factor
+from attention_xp._engine.tile.step import scale_in_base
+from attention_xp._engine.walkers.numpy.gather import joined
+from attention_xp._engine.walkers.numpy.heads import Range, ceiling, is_finite, longest, longest_of_sample
+from attention_xp._engine.walkers.numpy.in_place import SAFE
+from attention_xp._engine.walkers.numpy.lines import length_beside, turned
+from attention_xp._engine.walkers.numpy.place import Place
+from attention_xp._typing import Array
+
+__all__ = ["Common", "KeysOf", "Run"]
+
+_CALM = -20.0, 40.0  # powers of two of a sum of weights, between which neither these nor the gradients lose digits
+
+
+def _rides(problem: Problem) -> int:
+    """Return how many columns ride in the product of gradients and values: a number that meets ones, and spares a pass.
+
+    Dropout comes between the two, and leaves none.
+    """
+    return int(problem.seed is None)
+
+
+class Common:
+    """What the rows of all heads have in common, looked at once: many small operations would take longer."""
+
+    def __init__(self, problem: Problem, known: Known) -> None:
+        self.problem, self.known = problem, known
+        self.exclusive = len(problem.rules) > 0
+        self._ceiling, self._base = ceiling(problem), base_of(problem.xp)
+        shift = shift_of(problem, known.lse)
+        self._bounds = float(np.min(shift, initial=0.0)), float(np.max(shift, initial=0.0))
+        lowest, highest = (bound / self._base.log_2 for bound in self._bounds)
+        is_calm = _CALM[0] < lowest and highest < _CALM[1]
+        # The powers of all scores that count are then far from the largest number with no shift, and weights may lack
+        # a factor of each row, which gradients make up for.
+        self.shift: Array | None = None if is_calm else shift
+        self.share: Array | float = self._base.power(-shift) if is_calm else 1.0
+        # Without rules nothing is excluded, no pair has to be kept from leaking, and a sample is as good as all rows.
+        self._likely = None if self.exclusive else self._range(*self._sample(), has_finite_values=True)
+
+    def _sample(self) -> tuple[float, float]:
+        """Return how long queries, with their factor, and keys probably are."""
+        query, key = longest_of_sample(self.problem)
+        return abs(scale_in_base(self.problem)) * query, key
+
+    def range(self, query: float, keys: "KeysOf") -> Range:
+        """Return what the size of scores allows, for queries with their factor and keys of which the longest is known."""
+        return self._likely or self._range(query, keys.norm, has_finite_values=keys.has_finite_values)
+
+    def _range(self, query: float, key: float, *, has_finite_values: bool) -> Range:
+        """Those scores that count are calm, or shifted."""
+        problem = self.problem
+        limit = self._ceiling(
+            query * key * (1.0 if problem.is_product else self._base.log_e * (problem.softcap or 1.0))
+        )
+        lowest, highest = (0.0, 0.0) if self.shift is None else self._bounds
+        safe = SAFE * self._base.log_2
+        is_far = limit + highest > safe or (self.exclusive and limit - lowest > safe)
+        clip = math.isfinite(limit) and (is_far or len(problem.addends) > 0)
+        is_tame = limit < 0.04 * float(np.finfo(problem.dtype).max)
+        return Range(bounded=True, clip=clip, tame=is_tame, keys=math.isfinite(key), values=has_finite_values)
+
+
+class KeysOf:
+    """The keys and values of some query heads."""
+
+    def __init__(self, problem: Problem, place: Place) -> None:
+        self.heads = max(place.heads // problem.group, 1)
+        pairs = [place.shared(problem, a).reshape(-1, *a.shape[-2:]) for a in (problem.key, problem.value)]
+        key, value = (a.astype(problem.dtype, copy=False) for a in pairs)
+        self._pairs = [self._by_head(a) for a in (key, value)]
+        self._ones = 0, _rides(problem)
+        exclusive = len(problem.rules) > 0
+        self.norm = longest(problem, key) if exclusive else math.nan
+        self.has_finite_values = not exclusive or is_finite(value)
+
+    def _by_head(self, array: Array) -> Array:
+        """(K or 1, n, W) -> (K, n, W): batch items may share them."""
+        return array if len(array) == self.heads else np.broadcast_to(array, (self.heads, *array.shape[1:]))
+
+    @staticmethod
+    def lengths(problem: Problem, heads: int, n: int) -> list[int]:
+        """Return how many numbers the buffers hold, for tiles of so many keys."""
+        return [heads * n * (a.shape[-1] + ones) for a, ones in ((problem.key, 0), (problem.value, _rides(problem)))]
+
+    def of_tile(self, tile: Tile, buffers: list[Array]) -> list[Array]:
+        """Return the keys and the values of a tile, (K, 1, n, W), with ones for what rides."""
+        return [
+            joined([a[:, slice(*stretch)] for stretch in tile.columns], ones, buffer)[:, None]
+            for a, ones, buffer in zip(self._pairs, self._ones, buffers, strict=True)
+        ]
+
+
+class Run:
+    """Rows that follow each other, with what rides in their products."""
+
+    @staticmethod
+    def lengths(problem: Problem, heads: int, m: int) -> list[int]:
+        """Return how many numbers the buffers hold, for so many rows: as they come, and beside each other."""
+        widths = problem.query.shape[-1], problem.value.shape[-1] + _rides(problem)
+        return [*(heads * m * width for width in widths), *(length_beside(heads, m, width) for width in widths)]
+
+    def __init__(
+        self, common: Common, place: Place, rows: Bounds, keys: KeysOf, buffers: list[Array], *, by_keys: bool
+    ) -> None:
+        problem, at = common.problem, (*place.at, slice(*rows))
+        known, shape = common.known.at(at), (keys.heads, place.heads // keys.heads, rows[1] - rows[0])
+        query = _scaled(shape, problem.query[at], scale_in_base(problem), None, buffers[0])
+        delta, factor = _delta(problem, known)[..., None], survival_factor(problem)
+        share = common.share if isinstance(common.share, float) else common.share[at]
+        delta = delta * share
+        rider = -delta if _rides(problem) else None
+        gradient = _scaled(shape, known.gradient, share * factor, rider, buffers[1])
+        norm = longest(problem, query) if common.exclusive else math.nan
+        self.is_finite = not common.exclusive or (
+            math.isfinite(norm)
+            and is_finite(gradient)
+            and is_finite(delta)
+            and math.isfinite(keys.norm)
+            and keys.has_finite_values
+        )
+        self.range = common.range(norm, keys)
+        kept = clean(query) if common.exclusive and not math.isfinite(norm) else query
+        shift = None if common.shift is None else common.shift[at]
+        self._first = rows[0]
+        met = (turned(query, buffers[2]), turned(gradient, buffers[3])) if by_keys else (query, gradient)
+        self._rows = Rows(*met, shift, delta if rider is None else None, kept, gradient)
+
+    def rows(self, row: int, stop: int) -> Rows:
+        """Return some rows as the step wants them."""
+        part = slice(row - self._first, stop - self._first)
+        return Rows(*(None if a is None else a[..., part, :] for a in self._rows))
+
+
+def _scaled(
+    shape: tuple[int, int, int], array: Array, factor: float | Array, rider: Array | None, buffer: Array
+) -> Array:
+    """(..., W) -> (K, G, r, W) or (K, G, r, W + 1): an array times a factor, and behind it the column that rides."""
+    width = array.shape[-1]
+    room = width if rider is None else width + 1
+    out = buffer[: math.prod(shape) * room].reshape(*shape, room)
+    if not isinstance(factor, float):
+        factor = factor.reshape(*shape, 1)
+    np.multiply(array.reshape(*shape, width), factor, out=out[..., :width], dtype=out.dtype)
+    if rider is not None:
+        out[..., width:] = rider.reshape(*shape, 1)
+    return out
+
+
+def _delta(problem: Problem, known: Known) -> Array:
+    """Return the same as `Known.delta`, without an array of all products."""
+    sums = np.vecdot(known.output, known.gradient)
+    return sums if known.grad_lse is None else sums - known.grad_lse.astype(problem.dtype, copy=False)

@@ -1,0 +1,147 @@
+"""What NumPy's walker knows of the heads of a job before it visits a tile: their arrays, and how large scores can be."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.tile.base import base_of
+from attention_xp._engine.walkers.numpy.place import Place
+from attention_xp._scores.region import Region
+from attention_xp._typing import Array
+from attention_xp.biases import Bias
+
+__all__ = ["Ceiling", "Heads", "Range", "ceiling", "is_finite", "likely", "longest", "longest_of_sample"]
+
+_SMALL = 40.0  # powers of two up to here, times values, are summed without a shift
+_SAMPLE, _FEWEST = 128, 2  # vectors of all heads, and of each
+
+
+class Ceiling(NamedTuple):
+    """How large scores can be, in the base of the powers, where the products are not larger than some number."""
+
+    extra: float  # is added at most
+    sink: float
+    cap: float  # of the products
+    infinite: bool  # minus infinity is among the numbers that are added
+
+    def __call__(self, product: float) -> float:
+        """Return a bound on the scores; NaN and infinity are handed on."""
+        capped = min(product, self.cap) if math.isfinite(product) else product
+        return max(capped + self.extra, self.sink)
+
+
+class Range(NamedTuple):
+    """What the size of keys, values and scores allows."""
+
+    bounded: bool  # scores are small: they need no shift, and no exclusion before the powers
+    clip: bool  # they may leave the range of fast powers
+    tame: bool  # none is near the largest number: a subtraction excludes as well as an assignment
+    keys: bool  # are finite
+    values: bool  # are finite
+    sure: bool = True  # not from a sample
+
+    @classmethod
+    def of(cls, problem: Problem, *, limit: float, keys: bool, value: float, infinite: bool, sure: bool) -> "Range":
+        """Judge scores that do not exceed a limit, and values of at most some magnitude."""
+        largest = float(np.finfo(problem.dtype).max)
+        bounded = limit < _SMALL * base_of(problem.xp).log_2 and value * problem.key.shape[-2] < largest / 2.0**_SMALL
+        clip = math.isfinite(limit) and (not bounded or infinite)
+        return cls(bounded, clip, limit < 0.04 * largest, keys, math.isfinite(value), sure)
+
+
+class Heads(NamedTuple):
+    """The query heads of a job.
+
+    They are stacked, some with each of K key/value heads; or, where few rows share a key/value head, folded into the
+    rows of a single product.
+    """
+
+    place: Place
+    query: Array  # (..., G, Sq, D)
+    key: Array  # (K, Sk, D)
+    value: Array  # (K, Sk, Dv)
+    range: Range
+
+    @classmethod
+    def of(cls, problem: Problem, likely: Range, place: Place) -> "Heads":
+        """Gather the arrays of some heads."""
+        key, value = (
+            place.shared(problem, a).reshape(-1, *a.shape[-2:]) for a in (problem.key, problem.value)
+        )  # (K, Sk, D)
+        return cls(place, problem.query[place.at], key, value, likely)
+
+    def surely(self, problem: Problem, ceiling: Ceiling) -> "Heads":
+        """Look at all keys, queries and values."""
+        norm, values = longest(problem, self.key), self.value.astype(problem.dtype, copy=False)
+        limit = ceiling(_product(problem, longest(problem, self.query), norm))
+        value = math.sqrt(np.vdot(values, values))  # as one vector, which no single one exceeds
+        keys = math.isfinite(norm)
+        return self._replace(
+            range=Range.of(problem, limit=limit, keys=keys, value=value, infinite=ceiling.infinite, sure=True)
+        )
+
+
+def likely(problem: Problem, ceiling: Ceiling) -> Range:
+    """Judge all heads by a sample; small scores spare a closer look, as long as the sums bear them out."""
+    limit = ceiling(_product(problem, *longest_of_sample(problem)))
+    return Range.of(problem, limit=limit, keys=True, value=1.0, infinite=ceiling.infinite, sure=False)
+
+
+def longest_of_sample(problem: Problem) -> tuple[float, float]:
+    """Return the largest lengths of a query and of a key among some of them."""
+    query, key = (longest(problem, _sample(a)) for a in (problem.query, problem.key))
+    return query, key
+
+
+def _sample(vectors: Array) -> Array:
+    some = max(_SAMPLE // math.prod(vectors.shape[:-2]), _FEWEST)
+    return vectors[..., :: vectors.shape[-2] // some + 1, :]
+
+
+def _product(problem: Problem, query: float, key: float) -> float:
+    """Return a bound on the scaled products in the base, of vectors no longer than these lengths."""
+    scale: float = problem.scale  # an array has become a part of the query
+    return abs(scale) * base_of(problem.xp).log_e * key * query
+
+
+def longest(problem: Problem, vectors: Array) -> float:
+    """Return the largest length of a vector (..., D)."""
+    vectors = vectors.astype(problem.dtype, copy=False)
+    return math.sqrt(np.vecdot(vectors, vectors).max())
+
+
+def ceiling(problem: Problem) -> Ceiling:
+    """Look at what is added to the products, or caps them."""
+    infinite = any(map(_excludes, problem.addends))
+    if problem.score_mod is not None:
+        return Ceiling(math.inf, 0.0, math.inf, infinite)
+    log_e = base_of(problem.xp).log_e
+    extra = sum(log_e * _bound(problem, addend) for addend in problem.addends)
+    sink = 0.0 if problem.sinks is None else log_e * _largest(problem.sinks)
+    return Ceiling(extra, sink, math.inf if problem.softcap is None else log_e * problem.softcap, infinite)
+
+
+def _excludes(addend: Array | Bias) -> bool:
+    """Whether minus infinity is among the numbers to be added; a rule that may give it has no bound."""
+    return not isinstance(addend, Bias) and bool(np.fmin.reduce(addend, axis=None) == -math.inf)
+
+
+def _bound(problem: Problem, addend: Array | Bias) -> float:
+    return addend.bound(Region.whole(problem)) if isinstance(addend, Bias) else _largest(addend)
+
+
+def _largest(array: Any) -> float:
+    """Return the largest magnitude, -inf aside: that excludes."""
+    lowest = array.min()
+    if lowest == -math.inf:
+        array = np.where(array == -math.inf, 0.0, array)
+        lowest = array.min()
+    return float(max(array.max(), -lowest))
+
+
+def is_finite(array: Array) -> bool:
+    """Whether numbers are finite; squares that are not only make the walk more careful than it need be."""
+    flat = array.reshape(-1)
+    return math.isfinite(float(np.vdot(flat, flat)))

@@ -1,0 +1,202 @@
+"""What NumPy's primitives for the tile step, forward and backward, have in common: they overwrite the scores.
+
+The answers are those of `Arithmetic`. Scores that are the product alone, or meet arrays that vary along
+one axis, are laid out keys x queries behind a transposed view: neither product needs a transposed copy,
+and every operation along the keys runs down the first axis, which NumPy vectorises well. Where they meet
+arrays of (Sq, Sk), whose transposition would cost more than it brings, they lie as those do.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from attention_xp._engine.plan.plan import Bounds
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.tile.arithmetic import Arithmetic, allowed_pairs
+from attention_xp._engine.walkers.numpy.heads import Range
+from attention_xp._random.in_place import Survivors
+from attention_xp._random.survivors import head_key
+from attention_xp._scores.identity import identity
+from attention_xp._scores.region import Region
+from attention_xp._typing import Array
+from attention_xp.biases import Bias
+from attention_xp.masks import Mask
+from attention_xp.masks._call_rules import AlignedMask
+
+__all__ = ["SAFE", "InPlace", "Patches", "by_key_head"]
+
+_NEVER = 0.9  # of the largest number: taken off a score, it is no maximum and makes no NaN
+SAFE = 124.0  # powers of two in float32 are fast from -124 to 124; subnormal ones take up to a hundred times as long
+_WHOLE_RUN = 32  # columns without an exclusion, at least, that are worth being passed over
+
+_SMALL, _MOST_KEPT = 2**16, 128  # pairs of patches that are kept for other calls, and how many tiles have such
+
+Patches = list[tuple[slice, Array]]  # columns of a tile, and which of its pairs there are allowed
+_KEPT: dict[object, Patches] = {}
+
+
+class InPlace(Arithmetic):
+    """Primitives that allocate nothing of the size of a tile."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self._lead = (1,) * (len(problem.lead) - 1)
+        self._keep: dict[object, Patches] = {}
+        self._found: dict[object, tuple[tuple[Mask, ...], Patches]] = {}
+        self.by_keys = _meets_lines_only(problem)  # how scores are laid out
+        self._survivors = Survivors(problem.dropout_rate)
+        self._head_keys: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        self._safe = SAFE * self.base.log_2
+        self._excess = _NEVER * float(np.finfo(problem.dtype).max)
+        self.range: Range  # of the heads at hand
+
+    def add(self, x: Array, y: Array) -> Array:
+        """Return x + y in x."""
+        return np.add(x, y, out=x)
+
+    def multiply(self, x: Array, y: Array | float) -> Array:
+        """Return x * y in x."""
+        return np.multiply(x, y, out=x)
+
+    def in_base(self, scores: Array) -> Array:
+        """Multiply in place; what a rule does not exclude stays finite."""
+        if self.base.log_e == 1.0:
+            return scores
+        if len(self.problem.addends) > 0 and not (self.range.bounded and self.range.tame):
+            if not self.range.clip:  # minus infinity may be among the scores
+                return self.replace(scores, super().in_base(scores))
+            np.clip(scores, -0.05 * self._excess, None, out=scores)
+        return np.multiply(scores, self.base.log_e, out=scores)
+
+    def tanh(self, x: Array) -> Array:
+        """Return the hyperbolic tangent in x."""
+        return np.tanh(x, out=x)
+
+    def replace(self, old: Array, new: Array) -> Array:
+        """Return `new` in the memory of `old`, which may be a part of a larger array."""
+        if new is not old:
+            np.copyto(old, new)
+        return old
+
+    @property
+    def lies_by_keys(self) -> bool:
+        """Whether the tile at hand is laid out keys x queries."""
+        return self.by_keys
+
+    def allowed(self, rules: tuple[Mask, ...], region: Region) -> Patches | None:
+        """Return where all rules agree, in the layout of the scores, but for columns where they allow everything.
+
+        The triangle of a causal mask is the same all along the diagonal, and in every call: made once, kept.
+        """
+        if len(rules) == 0:
+            return None
+        if not self.problem.shift_invariant(rules):
+            allowed = allowed_pairs(rules, region)
+            return [(slice(region.sizes[-1]), _by_columns(allowed) if self.lies_by_keys else allowed)]
+        first = region.starts[-2] + (self.problem.query_offset or 0) - region.starts[-1]
+        about = first, region.sizes[-2:], self.lies_by_keys
+        known = self._found.get((id(rules), *about))
+        if known is None:  # to compare rules by what they say takes as long as a small tile: once for each tuple
+            name = identity(rules), self.problem.dtype, *about
+            patches = _KEPT.get(name) or self._keep.get(name) or self._kept(name, rules, region)
+            known = self._found[id(rules), *about] = rules, patches
+        return known[1]
+
+    def _kept(self, name: object, rules: tuple[Mask, ...], region: Region) -> Patches:
+        """Make patches, and keep what is small for all calls, the rest for this one."""
+        allowed = np.asarray(allowed_pairs(rules, region), self.problem.dtype)
+        allowed = np.broadcast_to(allowed.reshape(allowed.shape[-2:]), region.sizes[-2:])
+        patches = list(_patches(np.asarray(allowed, order="F" if self.lies_by_keys else "C")))
+        if sum(pairs.size for _, pairs in patches) > _SMALL:
+            return self._keep.setdefault(name, patches)
+        if len(_KEPT) >= _MOST_KEPT:
+            _KEPT.clear()
+        return _KEPT.setdefault(name, patches)
+
+    def exclude(self, scores: Array, allowed: Patches, mixed: Bounds) -> Array:
+        """Keep what is not allowed out of the maximum."""
+        if self.range.tame and self.range.bounded:
+            return scores
+        for columns, pairs in allowed:
+            part = scores[..., slice(*mixed), columns]
+            if self.range.tame:
+                np.subtract(part, np.multiply(pairs == 0, self._excess, dtype=scores.dtype), out=part)
+            else:
+                np.copyto(part, -math.inf, where=pairs == 0)
+        return scores
+
+    def powers(self, scores: Array, shift: Array | None, allowed: Patches | None, mixed: Bounds) -> Array:
+        """Raise in place, inside the range that is fast, and multiply by 0 what is not allowed."""
+        if shift is not None:
+            np.subtract(scores, shift, out=scores)
+        whole = self._whole(scores)
+        if self.range.clip:
+            np.clip(whole, -self._safe, self._safe, out=whole)
+        self.base.power(whole, out=whole)
+        for columns, pairs in allowed or ():
+            part = scores[..., slice(*mixed), columns]
+            np.multiply(part, pairs, out=part)
+        return scores
+
+    def survivors(self, region: Region) -> Array:
+        """Return which weights survive dropout, keys x queries behind a transposed view."""
+        if self.problem.packing is not None:
+            return super().survivors(region)
+        *lead, m, n = region.sizes
+        at = tuple(region.starts[:-2])
+        if at not in self._head_keys:
+            words = head_key(self.problem.seed, b=region.b, h=region.h)  # type: ignore[arg-type]
+            pair = (np.broadcast_to(word, (*lead, 1, 1)).astype(np.uint32).ravel().tolist() for word in words)
+            self._head_keys[at] = list(zip(*pair, strict=True))
+        rows, columns = (int(index.flat[0]) for index in (region.q_idx, region.kv_idx))
+        return self._survivors.of_tile(self._head_keys[at], (rows, columns), (m, n)).reshape(region.sizes)
+
+    def thin(self, x: Array, keep: Array) -> Array:
+        """Multiply x in place by 0 what does not survive."""
+        return np.multiply(x, keep, out=x)
+
+    def _whole(self, scores: Array) -> Array:
+        """Return the scores, with what may lie between their lines."""
+        return scores
+
+
+def by_key_head(x: Array, keys: Array, axes: int = 2) -> Array:
+    """Return a view of (..., H, m, n) as (K, H / K, m, n), for what comes by key/value heads, (K, ...).
+
+    Behind the heads there may be more `axes`.
+    """
+    return x.reshape(len(keys), -1, *x.shape[-axes:])
+
+
+def _meets_lines_only(problem: Problem) -> bool:
+    """Whether hardly anything of (Sq, Sk) is combined with the scores.
+
+    Triangles are kept in any layout, and other rules that tell which tiles they leave whole meet few.
+    """
+    return (
+        problem.score_mod is None
+        and all(map(_is_line, problem.addends))
+        and all(
+            rule.shift_invariant or (_is_line(rule.array) if isinstance(rule, AlignedMask) else rule.tells)
+            for rule in problem.rules
+        )
+    )
+
+
+def _is_line(array: Array | Bias) -> bool:
+    return not isinstance(array, Bias) and (array.ndim < 2 or 1 in array.shape[-2:])
+
+
+def _by_columns(allowed: Array) -> Array:
+    """Lay flags (..., m, n) out keys x queries."""
+    return np.ascontiguousarray(allowed.mT).mT if allowed.ndim > 1 else allowed
+
+
+def _patches(allowed: Array) -> Iterator[tuple[slice, Array]]:
+    """Yield the columns (m, n) in which something is excluded, those that are close together as one patch."""
+    columns = np.flatnonzero(np.min(allowed, axis=0) == 0)
+    for run in np.split(columns, np.flatnonzero(np.diff(columns) > _WHOLE_RUN) + 1):
+        if len(run):
+            patch = slice(int(run[0]), int(run[-1]) + 1)
+            yield patch, allowed[..., patch]

@@ -1,0 +1,110 @@
+"""NumPy's primitives for the backward tile step, in the buffers of one thread.
+
+Keys and values come as (K, 1, n, W), queries and gradients as rows of the G query heads of each, (K, G, m, W), with
+one column more where a number rides in the product: ``[gradient, -delta] @ [value, 1]^T``. The layout of a tile is that of
+`InPlace`, and again no product needs a transposed copy of it.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from attention_xp._engine.plan.plan import Bounds
+from attention_xp._engine.plan.tile_sizes import TileShape
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.tile.products import clean, quarantined_key, silenced_rows
+from attention_xp._engine.walkers.numpy.heads import Range
+from attention_xp._engine.walkers.numpy.in_place import InPlace, Patches, by_key_head
+from attention_xp._engine.walkers.numpy.products import multiply_into
+from attention_xp._typing import Array
+
+__all__ = ["InPlaceBackward"]
+
+
+class InPlaceBackward(InPlace):
+    """Primitives that allocate nothing of the size of a tile."""
+
+    @staticmethod
+    def lengths(problem: Problem, shape: TileShape) -> tuple[int, ...]:
+        """Return how many numbers each buffer holds."""
+        D, Dv = problem.query.shape[-1], problem.value.shape[-1]
+        heads, rows, columns, *_ = shape
+        scores = heads * rows * columns
+        return scores, scores, heads * rows * D, heads * columns * D, heads * columns * Dv
+
+    def __init__(self, problem: Problem, buffers: Sequence[Array]) -> None:
+        super().__init__(problem)
+        self._scores, self._slopes, self._row_sums, self._key_sums, self._value_sums = buffers
+        self._has_pull = problem.softcap is not None or problem.score_mod is not None
+        self.is_finite = True
+
+    def prepare_tile(self, allows: Range, *, is_finite: bool) -> None:
+        """Get ready for rows and keys of which something is known."""
+        self.range, self.is_finite = allows, is_finite
+
+    def query_key(self, query: Array, key: Array, *, exclusive: bool) -> Array:
+        """(K, G, m, W) and (K, 1, n, W) -> (..., K * G, m, n)."""
+        return self._joint(self._scores, query, key, poisoned=exclusive and not self.range.keys)
+
+    def gradient_value(self, gradient: Array, value: Array, *, exclusive: bool) -> Array:
+        """(K, G, m, W) and (K, 1, n, W) -> (..., K * G, m, n)."""
+        return self._joint(self._slopes, gradient, value, poisoned=exclusive and not self.range.values)
+
+    def _joint(self, buffer: Array, rows: Array, keys: Array, *, poisoned: bool) -> Array:
+        """(K, G, m, W) and (K, 1, n, W) -> (..., K * G, m, n), in the memory order of the tile."""
+        (K, G, m, _), n = rows.shape, keys.shape[-2]
+        keys, poison = quarantined_key(keys) if poisoned else (keys, None)
+        buffer = buffer[: K * G * m * n]
+        if self.by_keys:
+            tile = multiply_into(buffer.reshape(K, G, n, m), keys, rows.mT).mT
+        else:
+            tile = np.matmul(rows, keys.mT, out=buffer.reshape(K, G, m, n))
+        if poison is not None:
+            tile += poison[..., None, :]
+        return tile.reshape(*self._lead, K * G, m, n)
+
+    def slopes_key(self, slopes: Array, key: Array, *, exclusive: bool) -> Array:
+        """(..., K * G, m, n) @ (K, 1, n, D) -> (K, G, m, D)."""
+        key = key[..., : self.problem.query.shape[-1]]
+        if exclusive and not self.range.keys:
+            key = clean(key)
+        return _product(by_key_head(slopes, key), key, self._row_sums)
+
+    def key_slopes(self, slopes: Array, query: Array) -> Array:
+        """(..., K * G, m, n)^T @ (K, G, m, D) -> (K, n, D)."""
+        return self._transposed_product(slopes, query, self._key_sums, self.problem.query.shape[-1])
+
+    def value_slopes(self, weights: Array, gradient: Array, *, exclusive: bool) -> Array:
+        """(..., K * G, m, n)^T @ (K, G, m, Dv) -> (K, n, Dv), without what rides in the gradient."""
+        width = self.problem.value.shape[-1]
+        if exclusive and not self.is_finite:
+            columns = by_key_head(weights, gradient).mT
+            return _summed(silenced_rows(columns, gradient[..., :width], self.problem.xp))
+        return self._transposed_product(weights, gradient, self._value_sums, width)
+
+    def _transposed_product(self, weights: Array, rows: Array, buffer: Array, width: int) -> Array:
+        return _summed(_product(by_key_head(weights, rows).mT, rows[..., :width], buffer))
+
+    def silence(self, slopes: Array, allowed: Patches, mixed: Bounds) -> Array:
+        """Put 0 where pairs are not allowed, unless the weights of 0 have done so."""
+        if not self.is_finite:
+            for columns, pairs in allowed:
+                np.copyto(slopes[..., slice(*mixed), columns], 0.0, where=pairs == 0)
+        return slopes
+
+    def summed(self, slopes: Array, shape: tuple[int, ...]) -> Array:
+        """Return the slopes summed to a shape, in memory that stays as it is."""
+        sums = super().summed(slopes, shape)
+        return np.array(sums) if self._has_pull and np.may_share_memory(sums, slopes) else sums
+
+
+def _product(x: Array, y: Array, buffer: Array) -> Array:
+    """(K, G, m, n) @ (K, G or 1, n, W) -> (K, G, m, W), in a buffer."""
+    shape = *x.shape[:-1], y.shape[-1]
+    return multiply_into(buffer[: math.prod(shape)].reshape(shape), x, y)
+
+
+def _summed(slopes: Array) -> Array:
+    """(K, G, n, W) -> (K, n, W)."""
+    return slopes[:, 0] if slopes.shape[1] == 1 else np.sum(slopes, axis=1)

@@ -1,0 +1,70 @@
+"""Where the heads of a job are, and what they share with others."""
+
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from attention_xp._engine.plan.answers import Item
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._typing import Array
+
+__all__ = ["Place", "offset_of"]
+
+
+class Place(NamedTuple):
+    """Query heads that follow each other along the last leading axis."""
+
+    starts: tuple[int, ...]  # the leading index of the first
+    heads: int
+
+    @classmethod
+    def every(cls, lead: tuple[int, ...], heads: int) -> Iterator[Self]:
+        """Yield so many heads at a time."""
+        steps = (1,) * len(lead[:-1]) + (heads,) * len(lead[-1:])
+        firsts = itertools.product(*(range(0, length, step) for length, step in zip(lead, steps, strict=True)))
+        return (cls(starts, heads if lead else 1) for starts in firsts)
+
+    @property
+    def at(self) -> tuple[slice, ...]:
+        """The leading index of their rows."""
+        return tuple(slice(start, start + size) for start, size in zip(self.starts, self.sizes, strict=True))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The lengths of their leading axes."""
+        return (1,) * len(self.starts[:-1]) + (self.heads,) * len(self.starts[-1:])
+
+    def cut(self, size: int) -> list[Self]:
+        """Return the same in pieces of at most so many heads."""
+        if self.heads <= size:
+            return [self]
+        *outer, first = self.starts
+        return [
+            self._replace(starts=(*outer, first + i), heads=min(size, self.heads - i))
+            for i in range(0, self.heads, size)
+        ]
+
+    def shared(self, problem: Problem, array: Array) -> Array:
+        """Return the keys or values of these query heads, with as many axes."""
+        at = self.at
+        if problem.heads is not None:
+            group = problem.group
+            at = (*at[:-1], slice(at[-1].start // group, (at[-1].stop - 1) // group + 1))
+        return array[tuple(slice(0, 1) if n == 1 else part for part, n in zip(at, array.shape[:-2], strict=True))]
+
+    def item(self, problem: Problem) -> Item:
+        """Return whose mask they have: the batch item, and the head if it is a single one."""
+        starts = self.starts
+        b = int(np.ravel_multi_index(starts[: len(problem.batch)], problem.batch)) if problem.batch else 0
+        h = None if problem.heads is None or self.heads > 1 else starts[-1]
+        return Item(offset_of(problem, b), b, h)
+
+
+def offset_of(problem: Problem, b: int) -> int:
+    """Return the position of the first query of a batch item."""
+    given = problem.query_offset
+    if given is None or isinstance(given, int):
+        return given or 0
+    return int(np.broadcast_to(given, problem.batch).reshape(-1)[b])

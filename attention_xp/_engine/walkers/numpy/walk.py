@@ -1,0 +1,87 @@
+"""NumPy's walker: jobs of one head and one block of rows, handed out to threads."""
+
+import itertools
+
+import numpy as np
+
+from attention_xp._engine.plan.plan import Bounds, bounds
+from attention_xp._engine.plan.tile_sizes import tile_shape
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.walkers.numpy.heads import Heads, ceiling, likely
+from attention_xp._engine.walkers.numpy.place import Place
+from attention_xp._engine.walkers.numpy.pool import run_jobs, with_blas_held_to_one
+from attention_xp._engine.walkers.numpy.route import Route
+from attention_xp._engine.walkers.numpy.rows import Worker
+from attention_xp._typing import Array
+
+__all__ = ["Walk", "walk"]
+
+_WIDEST = 2048  # keys of a tile of few rows
+_PIECES = 4  # of each of the last jobs
+_SHORTEST = 64  # rows of such a piece
+
+
+def walk(problem: Problem, *, lse: bool = True, threads: int | None = None) -> tuple[Array, Array | None]:
+    """Return output (..., H, Sq, Dv) and, where it is wanted, log-sum-exp (..., H, Sq).
+
+    On so many threads, by default on as many as BLAS may have.
+    """
+
+    def visit(count: int) -> Walk:
+        walk = Walk(problem, count, lse=lse)
+        run_jobs(len(walk.jobs), lambda: Worker.at_work(walk), count)
+        return walk
+
+    done = with_blas_held_to_one(visit, threads)
+    return done.output, done.lse
+
+
+class Walk:
+    """The arrays and jobs of one call."""
+
+    def __init__(self, problem: Problem, threads: int, *, lse: bool) -> None:
+        self.problem = problem
+        self.shape = tile_shape(problem, threads)
+        Sq, lead = problem.query.shape[-2], problem.lead
+        self.output = np.empty((*lead, Sq, problem.value.shape[-1]), problem.dtype)
+        self.lse = np.empty((*lead, Sq), problem.dtype) if lse else None
+        self.route = Route(problem, self.shape, widest=_WIDEST)
+        self.jobs = self._jobs(threads)
+        self.ceiling = ceiling(problem)
+        self.likely = likely(problem, self.ceiling)
+        self.heads: dict[Place, Heads] = {}
+        self.examined: dict[Place, Heads] = {}  # the same, looked at wholly
+
+    def _jobs(self, threads: int) -> list[tuple[Place, Bounds]]:
+        """Return the heads and rows of all jobs; the last ones are small, so that all threads end together."""
+        places = list(Place.every(self.problem.lead, self.shape.heads))
+        jobs = list(itertools.product(places, self.route.blocks())) if places else []
+        if self.problem.rules or self.shape.folded:  # plans are of whole blocks there, or these have few rows
+            return jobs
+        size = max(_SHORTEST, 16 * -(-self.shape.rows // (16 * _PIECES)))
+        pieces = [(place, piece) for place, rows in jobs[-threads:] for piece in bounds(*rows, size)]
+        return [*jobs[:-threads], *pieces]
+
+    def gathered(self) -> int:
+        """Return how many numbers the keys, or the values, of a tile are that come from several stretches."""
+        if not self.problem.rules:
+            return 0
+        keys: int = max(self.shape.heads // self.problem.group, 1) * max(self.shape.columns, self.shape.width, _WIDEST)
+        return keys * int(max(self.problem.key.shape[-1], self.problem.value.shape[-1]))
+
+    def heads_at(self, place: Place) -> Heads:
+        """Return the heads of a job; threads that come to them at once look twice."""
+        known = self.heads.get(place)
+        if known is None:
+            known = Heads.of(self.problem, self.likely, place)
+            if not self.likely.bounded:
+                known = known.surely(self.problem, self.ceiling)
+            self.heads[place] = known
+        return known
+
+    def surely(self, heads: Heads) -> Heads:
+        """Look at the heads of a job wholly. Other jobs need not know: what they find must not hang on the threads."""
+        known = self.examined.get(heads.place)
+        if known is None:
+            known = self.examined[heads.place] = heads.surely(self.problem, self.ceiling)
+        return known

@@ -1,0 +1,79 @@
+"""The walker of every library without one of its own: two Python loops, all heads in one tile."""
+
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any
+
+from attention_xp._backend.libraries import device
+from attention_xp._backend.modes import is_followed
+from attention_xp._engine.plan.plan import Bounds, bounds
+from attention_xp._engine.plan.tile_sizes import tile_sizes
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.tile.arithmetic import Arithmetic, Followed
+from attention_xp._engine.tile.step import advance, finish, scale_in_base, start
+from attention_xp._engine.walkers.portable.tiles import cast, gathered, tiles_of_rows
+from attention_xp._engine.walkers.torch import on_numpy
+from attention_xp._scores.region import Region
+from attention_xp._typing import Array
+
+__all__ = ["walk"]
+
+
+def walk(problem: Problem, call: Callable[..., Any] | None = None, *, is_followed: bool = False) -> tuple[Array, Array]:
+    """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq); each block of rows through `call`, where given.
+
+    With `is_followed`, the library records what is done, and may differentiate it.
+    """
+    found = on_numpy.forward(problem) if call is None and not is_followed else None
+    if found is not None:
+        return found
+    ops, (rows, columns) = Followed(problem) if is_followed else Arithmetic(problem), tile_sizes(problem)
+    blocks = bounds(0, problem.query.shape[-2], rows)
+    if call is None:
+        return _side_by_side(problem, blocks, (_attend(ops, *block, columns) for block in blocks))
+    return _side_by_side(problem, blocks, (call(_attend, ops, *block, columns) for block in blocks))
+
+
+def _side_by_side(
+    problem: Problem, blocks: list[Bounds], results: Iterator[tuple[Array, Array]]
+) -> tuple[Array, Array]:
+    """Return the results of all blocks of rows as one."""
+    xp, first = problem.xp, next(results)
+    results = chain([first], results)
+    if is_followed(xp, first[0]):
+        outputs, lses = zip(*results, strict=True)
+        return xp.concat(outputs, axis=-2), xp.concat(lses, axis=-1)
+    # In place where that goes unseen: blocks that wait for the last one take the memory of another output.
+    shape = (*problem.lead, problem.query.shape[-2])
+    output = xp.empty((*shape, problem.value.shape[-1]), dtype=first[0].dtype, device=device(problem.query))
+    lse = xp.empty(shape, dtype=first[1].dtype, device=device(problem.query))
+    for (row, stop), part in zip(blocks, results, strict=True):
+        output[..., row:stop, :], lse[..., row:stop] = part
+    return output, lse
+
+
+def _attend(ops: Arithmetic, row: int, stop: int, columns: int) -> tuple[Array, Array]:
+    """Compute one block of rows of all heads."""
+    problem, xp = ops.problem, ops.xp
+    lead, Sk = problem.lead, problem.key.shape[-2]
+    region = Region(problem, (*(0,) * len(lead), row, 0), (*lead, stop - row, Sk))
+    query = cast(problem, problem.query[..., row:stop, :]) * scale_in_base(problem)
+    sums = xp.zeros((*region.sizes[:-1], problem.value.shape[-1]), dtype=problem.dtype, device=device(problem.query))
+    running = nothing = start(problem, region, sums, shift=None)
+    for tile in tiles_of_rows(problem, row, stop, columns):
+        first, last = tile.columns[0]
+        running = advance(
+            ops,
+            region._replace(starts=(*region.starts[:-1], first), sizes=(*region.sizes[:-1], last - first)),
+            query,
+            gathered(problem, problem.key, tile),
+            gathered(problem, problem.value, tile),
+            running,
+            rules=tile.rules,
+            mixed=(0, stop - row),
+        )
+    output, lse = finish(ops, region, running)
+    if isinstance(ops, Followed):  # no slope comes back to a row that attends nothing, whatever it is
+        is_silent = (running.peak == nothing.peak) & (running.total == nothing.total)
+        output = xp.where(is_silent, 0.0, output)
+    return output, lse

@@ -1,0 +1,171 @@
+"""torch's door to the tiles: forward by the loop, its derivatives by the analytic steps."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from attention_xp._backend.batched import mapped_over_batches
+from attention_xp._backend.modes import in_forward_mode, is_jit_tracing, is_traced, is_transformed
+from attention_xp._engine.kernels.gradients import backward
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.walkers.portable import walk as loop
+from attention_xp._engine.walkers.torch import tangents as loop_tangents
+from attention_xp._scores.frozen import freeze, thaw
+from attention_xp._scores.region import Region
+from attention_xp._typing import Array
+
+__all__ = ["Tiled", "TiledWithForwardMode", "walk"]
+
+
+def walk(problem: Problem) -> tuple[Array, Array]:
+    """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq), differentiable in memory linear in the lengths.
+
+    What a function of the user has captured stays in the dark here: where that wants gradients, or may be
+    mapped, autograd records the loop: a block of rows at a time, once more when its gradients are wanted.
+    """
+    if (
+        problem.has_bias_rule
+        or is_jit_tracing()
+        or (problem.has_foreign_code() and (is_transformed() or _captures(problem)))
+    ):
+        return loop.walk(problem, call=_recomputed if _can_recompute() else None, is_followed=True)
+    rest, arrays = _split(problem)
+    if not torch.compiler.is_compiling():
+        return TiledWithForwardMode.apply(rest, *arrays)  # type: ignore[no-any-return]
+    if torch.is_grad_enabled() and any(a.requires_grad for a in arrays):
+        return Tiled.apply(rest, *_distinct(arrays))  # type: ignore[no-any-return]
+    return loop.walk(problem)  # Dynamo hands a context to the function that nothing is to be differentiated by
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rest:
+    """A problem without the arrays that it is differentiated by."""
+
+    problem: Any  # or what `freeze` made of it
+    addends: int
+    has_sinks: bool
+
+    def complete(self, arrays: Any) -> Problem:
+        """Return the problem with these arrays."""
+        first = 3 + self.addends
+        differentiated = first + self.has_sinks
+        kept = self.problem
+        problem: Problem = kept if isinstance(kept, Problem) else thaw(kept, arrays[differentiated:])
+        return dataclasses.replace(
+            problem,
+            query=arrays[0],
+            key=arrays[1],
+            value=arrays[2],
+            addends=tuple(arrays[3:first]),
+            sinks=arrays[first] if self.has_sinks else None,
+        )
+
+    def sorted(self, kind: type, arrays: Any) -> Any:
+        """Return arrays in the order of a problem's by name: query, key, value, addends and sinks."""
+        first = 3 + self.addends
+        return kind(*arrays[:3], tuple(arrays[3:first]), arrays[first] if self.has_sinks else None)
+
+
+def _split(problem: Problem) -> tuple[_Rest, list[Array]]:
+    """Return the rest of a problem, and its arrays: those it is differentiated by, then others that may be mapped."""
+    has_sinks = problem.sinks is not None
+    arrays = [problem.query, problem.key, problem.value, *problem.addends, *([problem.sinks] if has_sinks else [])]
+    rest: Any = dataclasses.replace(problem, query=None, key=None, value=None, addends=(), sinks=None)
+    if is_transformed():
+        rest, others = freeze(rest)
+        arrays += others
+    return _Rest(rest, len(problem.addends), has_sinks), arrays
+
+
+def _distinct(arrays: list[Array]) -> list[Array]:
+    """Return arrays of which no two are one tensor, as in self-attention, which Dynamo gives up on."""
+    return [a.view_as(a) if any(a is b for b in arrays[:i]) else a for i, a in enumerate(arrays)]
+
+
+class Tiled(torch.autograd.Function):  # type: ignore[misc]
+    """The loop over tiles, with its transpose."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rest: _Rest, *arrays: Array) -> tuple[Array, Array]:
+        """Return output and log-sum-exp."""
+        return loop.walk(rest.complete(arrays))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, Array]) -> None:
+        """Keep the arrays and the results."""
+        ctx.rest = inputs[0]
+        ctx.save_for_backward(*inputs[1:], *output)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Array | None, grad_lse: Array | None) -> tuple[Array | None, ...]:
+        """Return the gradients of all arrays."""
+        *arrays, output, lse = ctx.saved_tensors
+        nothing = (None,) * (1 + len(arrays))
+        if grad_output is None and grad_lse is None:
+            return nothing
+        rest, wanted = ctx.rest, ctx.needs_input_grad[1:]
+        addends = tuple(wanted[3 : 3 + rest.addends])
+
+        def slopes(gradient: Array | None, grad_lse: Array | None) -> list[Array | None]:
+            gradient = torch.zeros_like(output) if gradient is None else gradient
+            found = backward(rest.complete(arrays), output, lse, gradient, grad_lse, wanted=addends)
+            all_of_them = (*found[:3], *found.addends, *([found.sinks] if rest.has_sinks else []))
+            return [
+                slope.to(array.dtype) if slope is not None and is_wanted else None
+                for slope, array, is_wanted in zip(all_of_them, arrays, wanted, strict=False)
+            ]
+
+        found = mapped_over_batches(slopes, grad_output, grad_lse)
+        return (None, *found, *nothing[1 + len(found) :])
+
+
+class TiledWithForwardMode(Tiled):
+    """The same with a forward mode, which ``torch.compile`` does not know."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, Array]) -> None:
+        """Keep the arrays and the results for both modes."""
+        Tiled.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[1:], *output)
+
+    @staticmethod
+    def jvp(ctx: Any, _rest: None, *tangents: Array | None) -> tuple[Array, Array]:
+        """Return the changes of output and log-sum-exp."""
+        *arrays, output, lse = ctx.saved_tensors
+        given = [
+            torch.zeros_like(array) if tangent is None and i < 3 else tangent
+            for i, (array, tangent) in enumerate(zip(arrays, tangents, strict=True))
+        ]
+        problem, kind = ctx.rest.complete(arrays), loop_tangents.Tangents
+
+        def changes(*tangents: Array | None) -> tuple[Array, Array]:
+            return loop_tangents.walk(problem, output, lse, ctx.rest.sorted(kind, tangents))
+
+        by_output, by_lse = mapped_over_batches(changes, *given)
+        return by_output, by_lse
+
+
+def _can_recompute() -> bool:
+    """Whether what a block of rows keeps for its gradients can be dropped: those who trace keep books themselves."""
+    return torch.is_grad_enabled() and not is_traced() and not in_forward_mode()
+
+
+def _recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function, and again for its gradients: nothing but its arguments is kept."""
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+def _captures(problem: Problem) -> bool:
+    """Whether `score_mod` has captured what wants gradients: its result does, for a score that does not."""
+    if problem.score_mod is None or not torch.is_grad_enabled():
+        return False
+    one = (1,) * problem.ndim
+    score = torch.zeros(one, dtype=problem.dtype, device=problem.query.device)
+    pair = Region(problem, (0,) * problem.ndim, one)
+    return bool(problem.score_mod(score, pair.b, pair.h, pair.q_idx, pair.kv_idx).requires_grad)

@@ -1,0 +1,114 @@
+"""Problems of torch whose arrays lie in the memory of this process: NumPy's walkers read them there, and copy nothing.
+
+These walkers are faster than Python loops over torch's operations, one to three times, and most where rules leave
+out much. The loops stay for other devices, for what is traced or differentiated as it is recorded, for numbers and
+functions that NumPy does not know, and for small problems, which fit into one tile of all heads.
+"""
+
+import dataclasses
+import sys
+from contextlib import AbstractContextManager
+from typing import Any
+
+from attention_xp._backend.dtypes import dtype_name
+from attention_xp._backend.libraries import library_name
+from attention_xp._backend.modes import in_forward_mode, is_compiling, is_recorded
+from attention_xp._engine.kernels.borders import formula_is_faster
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.tile.backward_step import Known, Slopes
+from attention_xp._scores.frozen import freeze, thaw
+from attention_xp._typing import Array
+from attention_xp.masks._look_up import is_numpy
+
+__all__ = ["backward", "forward"]
+
+_READABLE = {"bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8"}
+
+
+def forward(problem: Problem) -> tuple[Array, Array] | None:
+    """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq), ``None`` where NumPy cannot read the problem."""
+    here = _views(problem, ())
+    if here is None:
+        return None
+    from attention_xp._engine.walkers.numpy.walk import walk  # noqa: PLC0415  # imports NumPy
+
+    with _silence():
+        return _given_back(walk(here[0], threads=_threads()))  # type: ignore[no-any-return]
+
+
+def backward(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Slopes | None:
+    """Return the gradients in the shapes of the problem, ``None`` where NumPy cannot read what they are made of."""
+    here = _views(problem, tuple(known))
+    if here is None:
+        return None
+    from attention_xp._engine.walkers.numpy.backward import walk  # noqa: PLC0415  # imports NumPy
+
+    with _silence():
+        slopes = walk(here[0], Known(*here[1]), wanted, threads=_threads())
+    return slopes._replace(
+        **{name: _given_back(getattr(slopes, name)) for name in ("query", "key", "value", "addends")}
+    )
+
+
+def _views(problem: Problem, others: tuple[Array | None, ...]) -> tuple[Problem, tuple[Array | None, ...]] | None:
+    """Return a problem and further arrays as NumPy sees them."""
+    if library_name(problem.xp) != "torch" or is_compiling(problem.xp) or problem.query.device.type != "cpu":
+        return None
+    if formula_is_faster(problem):
+        return None
+    if is_recorded() or in_forward_mode():
+        return None
+    if problem.packing is not None or problem.has_bias_rule or problem.has_foreign_code():
+        return None
+    kept = dataclasses.replace(problem, xp=None, dtype=None, rules=())
+    template, arrays = freeze((kept, others))
+    rules = [freeze(rule) for rule in problem.rules]
+    if not all(map(_is_readable, [*arrays, *(array for _, some in rules for array in some)])):
+        return None
+    import array_api_compat.numpy as xp  # noqa: PLC0415
+
+    found, found_others = thaw(template, list(map(_view, arrays)))
+    seen = tuple(
+        # A mask that holds arrays of NumPy keeps what it has counted in them, and stays itself.
+        rule if all(map(is_numpy, some)) else thaw(of_rule, list(map(_view, some)))
+        for rule, (of_rule, some) in zip(problem.rules, rules, strict=True)
+    )
+    dtype = getattr(xp, dtype_name(problem.dtype))
+    return dataclasses.replace(found, xp=xp, dtype=dtype, rules=seen), found_others
+
+
+def _is_readable(array: Array) -> bool:
+    """Whether NumPy can see the numbers of an array, and nothing would go unseen that torch follows."""
+    if is_numpy(array):
+        return True
+    torch: Any = sys.modules["torch"]
+    return (
+        type(array) in (torch.Tensor, torch.nn.Parameter)
+        and array.device.type == "cpu"
+        and array.layout == torch.strided
+        and dtype_name(array.dtype) in _READABLE
+        and not array.is_neg()
+        and not (array.requires_grad and torch.is_grad_enabled())
+    )
+
+
+def _view(array: Array) -> Array:
+    return array if is_numpy(array) else array.detach().numpy()
+
+
+def _given_back(result: Any) -> Any:
+    """Return arrays of NumPy, or nested tuples of such, as tensors in the same memory."""
+    if isinstance(result, tuple):
+        return tuple(map(_given_back, result))
+    return None if result is None else sys.modules["torch"].from_numpy(result)
+
+
+def _silence() -> AbstractContextManager[None]:
+    """Return a context in which NumPy warns of infinities and NaN no more than torch does."""
+    import numpy as np  # noqa: PLC0415
+
+    return np.errstate(all="ignore")
+
+
+def _threads() -> int:
+    return int(sys.modules["torch"].get_num_threads())

@@ -1,0 +1,1 @@
+"""Seeds, and draws that hang on a position alone."""

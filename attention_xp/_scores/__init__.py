@@ -1,0 +1,1 @@
+"""Where scores lie: frame, regions, alignment of what broadcasts against them."""

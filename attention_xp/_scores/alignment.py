@@ -1,0 +1,101 @@
+"""What has to line up with the scores: checked, cast and shaped so that it broadcasts against them."""
+
+from numbers import Integral, Real
+from typing import Any
+
+from attention_xp._backend.dtypes import dtype_name, is_boolean, is_floating, is_integer
+from attention_xp._backend.shapes import filled_up
+from attention_xp._backend.sizes import as_number
+from attention_xp._backend.values import as_int32
+from attention_xp._checks.arrays import check_floating, check_placement, fits, shapes
+from attention_xp._checks.numbers import check_number, check_position
+from attention_xp._scores.frame import Frame
+from attention_xp._typing import Array
+
+__all__ = ["aligned_addend", "aligned_integers", "aligned_mask", "aligned_sinks", "checked_scale"]
+
+
+def aligned_mask(frame: Frame, mask: Array) -> Array:
+    """Line up a boolean mask, or a floating one in the computation dtype."""
+    if is_boolean(frame.xp, mask.dtype):
+        return _fitted(frame, "mask", mask)
+    if is_floating(frame.xp, mask.dtype):
+        return aligned_addend(frame, "mask", mask)
+    raise TypeError(
+        "mask must be boolean (True = may attend) or floating (added to the scores), got "
+        f"{dtype_name(mask.dtype)}: one of 0 and 1 goes in as mask != 0"
+    )
+
+
+def aligned_addend(frame: Frame, name: str, array: Array) -> Array:
+    """Line up an array that is added to the scores."""
+    if is_boolean(frame.xp, array.dtype):
+        raise TypeError(f"{name} must be a floating array, got bool: what excludes pairs goes into mask")
+    check_floating(frame.xp, **{name: array})
+    return frame.xp.astype(_fitted(frame, name, array), frame.dtype, copy=False)
+
+
+def aligned_sinks(frame: Frame, sinks: Array) -> Array:
+    """Line up one logit per head: (..., H, 1, 1), or (..., 1, 1) without heads."""
+    check_floating(frame.xp, sinks=sinks)
+    check_placement(frame.xp, query=frame.query, sinks=sinks)
+    expected = () if frame.heads is None else (frame.heads,)
+    if tuple(sinks.shape) != expected:
+        letters = "()" if frame.heads is None else f"(H,) = {expected}"
+        raise ValueError(
+            f"sinks must hold one logit per head: expected sinks {letters}, {shapes(query=frame.query, sinks=sinks)}"
+        )
+    return filled_up(frame.xp, frame.xp.astype(sinks, frame.dtype, copy=False), len(frame.shape), behind=2)
+
+
+def checked_scale(frame: Frame, given: Any) -> float | Array:
+    """Return a plain float, or an array without axes in the dtype of the computation."""
+    if isinstance(given, Real) or not hasattr(given, "dtype"):
+        return check_number("scale", given)
+    check_floating(frame.xp, scale=given)
+    check_placement(frame.xp, query=frame.query, scale=given)
+    if given.ndim:
+        raise ValueError(f"scale must be one number: expected a float or scale (), {shapes(scale=given)}")
+    return frame.xp.astype(given, frame.dtype, copy=False)
+
+
+def aligned_integers(frame: Frame, name: str, given: Any, *, low: int = -(2**29)) -> int | Array | None:
+    """Return a plain int, from `low` on, or an int32 array of the batch shape."""
+    if given is None:
+        return None
+    given = as_number(frame.xp, given)
+    if isinstance(given, int | Integral):
+        return check_position(name, given, low=low)
+    if not hasattr(given, "dtype") or not is_integer(frame.xp, given.dtype):
+        kind = dtype_name(given.dtype) if hasattr(given, "dtype") else type(given).__name__
+        raise TypeError(f"{name} must be an int or an integer array, got {kind}")
+    if not fits(tuple(given.shape), frame.batch):
+        raise ValueError(f"{name} must have the batch shape: expected {frame.batch}, {shapes(**{name: given})}")
+    check_placement(frame.xp, query=frame.query, **{name: given})
+    return as_int32(frame.xp, given)
+
+
+def _fitted(frame: Frame, name: str, array: Array) -> Array:
+    check_placement(frame.xp, query=frame.query, **{name: array})
+    shape = _without_surplus(frame, tuple(array.shape))
+    if not fits(shape, frame.shape):
+        letters = "(..., Sq, Sk)" if frame.heads is None else "(..., H, Sq, Sk)"
+        hint = " or (..., 1, Sq, Sk) for all heads alike," if len(shape) == len(frame.shape) - 1 > 2 else ""
+        if name == "mask" and shape == (*frame.batch, frame.Sk):  # as other libraries take a padding mask
+            axes = ", ".join([":"] * len(frame.batch) + ["None"] * (len(frame.shape) - len(shape)))
+            hint += f" or a padding mask (B, Sk) as mask[{axes}, :] or as key_lengths,"
+        raise ValueError(
+            f"{name} does not broadcast to the scores: expected {name} {letters} = {frame.shape},{hint} "
+            f"{shapes(**{name: array})}"
+        )
+    array = array if shape == tuple(array.shape) else frame.xp.reshape(array, shape)
+    return filled_up(frame.xp, array, len(frame.shape))
+
+
+def _without_surplus(frame: Frame, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Drop axes of length 1 that the scores do not have, the heads axis first."""
+    if frame.heads is None and len(shape) > len(frame.shape) and shape[-3] == 1:
+        shape = (*shape[:-3], *shape[-2:])
+    while len(shape) > len(frame.shape) and shape[0] == 1:
+        shape = shape[1:]
+    return shape

@@ -1,0 +1,44 @@
+"""What the scores of a call are counted by: everything about them but how they are computed."""
+
+from dataclasses import dataclass
+
+from attention_xp._backend.dtypes import computation_dtype
+from attention_xp._scores.packing import Packing
+from attention_xp._typing import Array, DType, Namespace
+
+__all__ = ["Frame", "frame_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """The scores ``(..., H, Sq, Sk)``: their library and axes, and the positions that rows and keys stand at."""
+
+    xp: Namespace
+    query: Array  # tells the device and Sq
+    dtype: DType  # of the computation
+    batch: tuple[int, ...]
+    heads: int | None
+    Sk: int
+    query_offset: int | Array | None = None
+    first_item: int = 0  # number of the first batch item, where a call is one of several
+    packing: Packing | None = None  # of sequences whose bounds only the device knows
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes of the scores."""
+        return len(self.batch) + (2 if self.heads is None else 3)
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """Leading axes of the scores: batch, then heads where there are heads."""
+        return self.batch if self.heads is None else (*self.batch, self.heads)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(..., H, Sq, Sk)``."""
+        return (*self.lead, self.query.shape[-2], self.Sk)
+
+
+def frame_of(xp: Namespace, query: Array, batch: tuple[int, ...], heads: int | None, Sk: int) -> Frame:
+    """Return the frame of the scores of a query and so many keys, which begin at one position."""
+    return Frame(xp=xp, query=query, dtype=computation_dtype(xp, query.dtype), batch=batch, heads=heads, Sk=Sk)

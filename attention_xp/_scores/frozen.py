@@ -1,0 +1,173 @@
+"""Split nested tuples and dataclasses into arrays and a hashable rest.
+
+JAX caches by the rest, and the arrays can be exchanged for those of another library.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from attention_xp._backend.libraries import is_array
+from attention_xp._scores.identity import identity, of_class
+from attention_xp._scores.rule import Rule, attributes, more_of
+from attention_xp._typing import Array, DType
+
+__all__ = ["freeze", "holes", "part", "thaw"]
+
+
+_Numbers = Callable[[Any], Array]
+
+
+def freeze(thing: Any, dtype: DType | None = None) -> tuple[Any, list[Array]]:
+    """Return a hashable template with a hole for each array, and the arrays.
+
+    With a dtype, the fields that a class names in `_numbers` are arrays too: floats of that dtype, and ints of int32.
+    What JAX has compiled then serves all numbers.
+    """
+    arrays: list[Array] = []
+    return _freeze(thing, arrays, None if dtype is None else partial(_as_array, dtype)), arrays
+
+
+def _as_array(dtype: DType, number: Any) -> Any:
+    """Return a number as an array of no axes, likewise in a tuple; all else remains."""
+    if isinstance(number, tuple):
+        return tuple(_as_array(dtype, item) for item in number)
+    if not isinstance(number, int | float):
+        return number
+    import numpy as np  # noqa: PLC0415  # JAX has loaded it
+
+    if isinstance(number, float):
+        return np.asarray(number, dtype)
+    return np.asarray(min(number, 2**31 - 1), np.int32)  # no length is larger
+
+
+def _freeze(thing: Any, arrays: list[Array], as_array: _Numbers | None) -> Any:
+    if _is_array(thing):
+        arrays.append(thing)
+        return _Hole(len(arrays) - 1)
+    if isinstance(thing, tuple):
+        return _Shape(tuple, tuple(_freeze(item, arrays, as_array) for item in thing))
+    if isinstance(thing, Rule):
+        return _frozen_rule(thing, arrays, as_array)
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        names = tuple(field.name for field in dataclasses.fields(thing))
+        values = _with_numbers(thing, {name: getattr(thing, name) for name in names}, as_array).values()
+        return _Shape(type(thing), tuple(_freeze(value, arrays, as_array) for value in values), names)
+    return thing
+
+
+def _is_array(thing: Any) -> bool:
+    return is_array(thing) or hasattr(type(thing), "__array_namespace__")
+
+
+def _with_numbers(thing: Any, values: dict[str, Any], as_array: _Numbers | None) -> dict[str, Any]:
+    """Return values of which those that may be numbers are arrays."""
+    if as_array is None:
+        return values
+    return values | {name: as_array(values[name]) for name in getattr(type(thing), "_numbers", ()) if name in values}
+
+
+def _frozen_rule(rule: Rule, arrays: list[Array], as_array: _Numbers | None) -> "_Shape":
+    """All arrays of a rule are attributes, also those of a class of the user, who may hold anything else beside them."""
+    given = _with_numbers(rule, attributes(rule), as_array)
+    items = tuple(_frozen_value(value, arrays, as_array) for value in given.values())
+    return _Shape(type(rule), items, tuple(given), tuple(of_class(type(rule))))
+
+
+def _frozen_value(value: Any, arrays: list[Array], as_array: _Numbers | None) -> Any:
+    if isinstance(value, Rule) or _is_array(value):
+        return _freeze(value, arrays, as_array)
+    if isinstance(value, tuple | list | dict):
+        items, more = value.items() if isinstance(value, dict) else value, more_of(value)
+        given = (_frozen_value(item, arrays, as_array) for item in (*items, *more.values()))
+        return _Shape(type(value), tuple(given), tuple(more))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _freeze(value, arrays, as_array)
+    return _Value(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Hole:
+    index: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+    kind: type
+    items: tuple[Any, ...]
+    names: tuple[
+        str, ...
+    ] = ()  # of the items; those of a collection have none, but for what it says beside them, which comes last
+    of_class: tuple[Any, ...] = ()  # what the class itself says, where it may be changed
+
+
+class _Value:
+    """What a rule says without an array: told from others as rules are."""
+
+    __slots__ = ("_identity", "value")
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self._identity: Any = None
+
+    @property
+    def told(self) -> Any:
+        """What it is, found out when it is first asked for: torch's compiler never asks."""
+        if self._identity is None:
+            self._identity = (identity(self.value),)
+        return self._identity
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Value) and self.told == other.told
+
+    def __hash__(self) -> int:
+        return hash(self.told)
+
+
+def part(template: Any, name: str) -> Any:
+    """Return the template of an attribute."""
+    return template.items[template.names.index(name)]
+
+
+def holes(template: Any) -> list[int]:
+    """Return the numbers of the arrays of a template, in their order."""
+    if isinstance(template, _Hole):
+        return [template.index]
+    return [i for item in template.items for i in holes(item)] if isinstance(template, _Shape) else []
+
+
+def thaw(template: Any, arrays: list[Array]) -> Any:
+    """Fill the holes; nothing is checked a second time."""
+    if isinstance(template, _Hole):
+        return arrays[template.index]
+    if not isinstance(template, _Shape):
+        return template.value if isinstance(template, _Value) else template
+    items = [thaw(item, arrays) for item in template.items]
+    if issubclass(template.kind, tuple | list | dict):
+        count = len(items) - len(template.names)
+        return _collected(template.kind, items[:count], dict(zip(template.names, items[count:], strict=True)))
+    thing: Any = object.__new__(template.kind)
+    for name, item in zip(template.names, items, strict=True):
+        object.__setattr__(thing, name, item)
+    return thing
+
+
+def _collected(kind: Any, items: list[Any], more: dict[str, Any]) -> Any:
+    """Return a collection of a kind, whose constructor may want other things than the items."""
+    if kind in (tuple, list, dict):
+        return kind(items)
+    if hasattr(kind, "_make"):
+        return kind._make(items)
+    if issubclass(kind, tuple):
+        thing = tuple.__new__(kind, items)
+    else:
+        thing = kind.__new__(kind)
+        if issubclass(kind, list):
+            list.extend(thing, items)
+        else:
+            for name, item in items:
+                thing[name] = item
+    for name, item in more.items():
+        setattr(thing, name, item)
+    return thing

@@ -1,0 +1,106 @@
+"""What makes a rule the rule that it is: names, types and values, so that nothing kept for one serves another.
+
+The equality of Python is of no use for that: it takes ``1``, ``True`` and ``1.0`` for one, and classes of the user may
+compare as they like.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from attention_xp._scores.rule import KEPT, Rule, attributes, more_of
+
+__all__ = ["Same", "identity", "is_hashable", "of_class"]
+
+
+def identity(thing: Any) -> Any:
+    """Return something hashable that is equal for what is the same, and for nothing else.
+
+    Numbers, text, collections and rules go by what they are, arrays and objects that say nothing of equality by being
+    the same object; what else there is goes by its type and by its own equality.
+    """
+    kind = type(thing)
+    if thing is None or kind is int or kind is str:
+        return thing
+    if kind is bool:
+        return kind, thing
+    if kind is float:
+        return kind, thing.hex()  # tells the zeros apart, and NaN from nothing
+    if isinstance(thing, Rule):
+        return _of_rule(thing)
+    if isinstance(thing, tuple | list):
+        return kind, *map(identity, thing), *_more(thing, kind)
+    return _of_object(thing, kind)
+
+
+def _more(collection: Any, kind: type) -> Iterator[Any]:
+    """Yield what a collection of a class of its own says beside its items."""
+    yield from () if kind in (tuple, list, dict) else map(identity, more_of(collection).items())
+
+
+def _of_rule(rule: Rule) -> tuple[Any, ...]:
+    kind = type(rule)
+    given = attributes(rule) if rule._slots else vars(rule)
+    told: list[Any] = [kind]
+    for name in sorted(given) if len(given) > 1 else given:
+        if name != KEPT:
+            told += name, identity(given[name])
+    return tuple(told) if rule._is_ours else (*told, *of_class(kind))
+
+
+def of_class(kind: type[Rule]) -> Iterator[Any]:
+    """Yield what classes of the user hold, which may be changed: what those of the library hold never is."""
+    for base in () if kind._is_ours else kind.__mro__:
+        if not getattr(base, "_is_ours", base is object):
+            yield from (
+                (name, _held_by_class(value)) for name, value in vars(base).items() if not name.startswith("__")
+            )
+
+
+def _held_by_class(value: Any) -> Any:
+    """Return what tells a value of a class; a rule there may hold the class in turn."""
+    if isinstance(value, Rule):
+        return Same(value)
+    if isinstance(value, tuple | list):
+        return type(value), *map(_held_by_class, value)
+    if isinstance(value, dict):
+        return dict, *((identity(name), _held_by_class(item)) for name, item in value.items())
+    return identity(value)
+
+
+def _of_object(thing: Any, kind: type) -> Any:
+    if hasattr(thing, "shape"):
+        return Same(thing)
+    if isinstance(thing, dict):
+        return kind, *((identity(name), identity(value)) for name, value in thing.items()), *_more(thing, kind)
+    if isinstance(thing, set | frozenset):
+        return kind, frozenset(map(identity, thing))
+    if isinstance(thing, complex):
+        return kind, identity(thing.real), identity(thing.imag)
+    if hasattr(kind, "__dataclass_fields__"):
+        names = (name for name in kind.__dataclass_fields__ if hasattr(thing, name))
+        return kind, *((name, identity(getattr(thing, name))) for name in names)
+    return (kind, thing) if is_hashable(thing) else Same(thing)
+
+
+def is_hashable(thing: Any) -> bool:
+    """Whether something can be a key, with all that it holds."""
+    try:
+        hash(thing)
+    except TypeError:
+        return False
+    return True
+
+
+class Same:
+    """Stands for an object that is equal to itself alone."""
+
+    __slots__ = ("thing",)
+
+    def __init__(self, thing: Any) -> None:
+        self.thing = thing  # held, so that no other object takes its place in memory
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.thing is other.thing
+
+    def __hash__(self) -> int:
+        return id(self.thing)

@@ -1,0 +1,169 @@
+"""Where a tile of the scores lies: its index arrays, and the matching piece of other arrays."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
+
+from attention_xp._backend.libraries import device, library_name
+from attention_xp._backend.shapes import filled_up
+from attention_xp._backend.sizes import as_number
+from attention_xp._scores.frame import Frame
+from attention_xp._typing import Array, Namespace
+
+__all__ = ["Region", "Span", "cut", "own_array", "span_between"]
+
+
+class Span(NamedTuple):
+    """The bounds of a rectangle of (query, key) pairs, both ends included.
+
+    All fields but `xp` are plain ints, or arrays of `xp` that broadcast against each other when many
+    rectangles are asked about at once. A position of a query is its row plus the query offset.
+    """
+
+    xp: Namespace
+    row_lo: Any
+    row_hi: Any
+    q_lo: Any
+    q_hi: Any
+    k_lo: Any
+    k_hi: Any
+    b: Any
+    h: Any
+
+
+def span_between(
+    xp: Namespace | None, rows: tuple[Any, Any], columns: tuple[Any, Any], offset: Any, b: Any = None, h: Any = None
+) -> Span:
+    """Return the span of half-open bounds, or of many that broadcast; `offset` leads from rows to positions."""
+    (row, stop), (first, end) = rows, columns
+    return Span(xp, row, stop - 1, row + offset, stop - 1 + offset, first, end - 1, b, h)
+
+
+def own_array(xp: Namespace, array: Array, query: Array) -> Array:
+    """Return an array of NumPy in the library and on the device of a query, and any other as it is."""
+    if type(array).__module__ != "numpy" or library_name(xp) == "numpy":
+        return array
+    return xp.asarray(array.copy(), device=device(query))  # torch wants memory that it may write to
+
+
+def cut(array: Array, starts: list[Any], sizes: list[int]) -> Array:
+    """Return a rectangular piece of an array."""
+    return array[tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))]
+
+
+class Region(NamedTuple):
+    """A rectangle of the scores ``(..., H, Sq, Sk)``, seen through arrays that broadcast against it.
+
+    Index arrays are int32 on every backend and have all the axes of the scores, so that they mix with each other under
+    the strictest promotion rules and feed the counter-based random numbers directly. `starts` may be traced.
+    """
+
+    frame: Frame
+    starts: tuple[Any, ...]
+    sizes: tuple[int, ...]
+    cut: Callable[[Array, list[Any], list[int]], Array] = cut
+
+    @classmethod
+    def whole(cls, frame: Frame) -> Self:
+        """Return all of the scores."""
+        return cls(frame, (0,) * frame.ndim, frame.shape)
+
+    @property
+    def xp(self) -> Namespace:
+        """The array library of the scores."""
+        return self.frame.xp
+
+    def part(self, rows: tuple[int, int], columns: tuple[int, int]) -> "Region":
+        """Return half-open rows and columns of this region."""
+        starts = (*self.starts[:-2], self.starts[-2] + rows[0], self.starts[-1] + columns[0])
+        return self._replace(starts=starts, sizes=(*self.sizes[:-2], rows[1] - rows[0], columns[1] - columns[0]))
+
+    def of_rows(self, start: int, stop: int) -> "Region":
+        """Return some rows of this region."""
+        if stop - start == self.sizes[-2]:
+            return self
+        starts = (*self.starts[:-2], self.starts[-2] + start, self.starts[-1])
+        return self._replace(starts=starts, sizes=(*self.sizes[:-2], stop - start, self.sizes[-1]))
+
+    @property
+    def row(self) -> Array:
+        """Rows of the query, counted from 0: ``(..., 1, Sq, 1)``."""
+        return self._count(-2)
+
+    @property
+    def column(self) -> Array:
+        """Key columns, counted from 0: ``(..., 1, 1, Sk)``."""
+        return self._count(-1)
+
+    @property
+    def q_idx(self) -> Array:
+        """Query positions: rows plus the query offset."""
+        packing, offset = self.frame.packing, self.frame.query_offset
+        if packing is not None:
+            return self._packed(packing.q_position, 1)
+        return self.row if offset is None else self.row + self.per_batch(offset)
+
+    @property
+    def kv_idx(self) -> Array:
+        """Key positions: ``(..., 1, 1, Sk)``."""
+        packing = self.frame.packing
+        return self.column if packing is None else self._packed(packing.k_position, 0)
+
+    @property
+    def h(self) -> Array:
+        """Head indices: ``(..., H, 1, 1)``, or zero where there is no heads axis."""
+        return self._zero() if self.frame.heads is None else self._count(-3)
+
+    @property
+    def b(self) -> Array:
+        """Flat index over the leading axes, ``(..., 1, 1, 1)``; packed, the sequence of a row."""
+        packing = self.frame.packing
+        if packing is not None:
+            return self._packed(packing.q_item, 1)
+        flat = self._zero()
+        for axis, length in enumerate(self.frame.batch):
+            flat = flat * as_number(self.xp, length) + self._count(axis - self.frame.ndim)
+        return flat + self.frame.first_item
+
+    def per_batch(self, values: int | Array) -> int | Array:
+        """Line one value per batch item up with the scores; a plain int passes through."""
+        if isinstance(values, int):
+            return values
+        ndim = self.frame.ndim
+        return self.look_up(filled_up(self.xp, values, ndim, behind=ndim - len(self.frame.batch)))
+
+    def per_head(self, values: Array) -> Array:
+        """Line numbers ``(H,)`` up with the scores, in their dtype; a single number is for all heads."""
+        xp, line = self.xp, (1,) if self.frame.heads is None else (-1, 1)
+        numbers = xp.reshape(self.floating(values), line)
+        return self.look_up(filled_up(xp, numbers, self.frame.ndim, behind=1))
+
+    def floating(self, numbers: Array) -> Array:
+        """Return numbers of any kind, also those of a NumPy array, in the dtype of the scores."""
+        frame = self.frame
+        return frame.xp.astype(self.own(numbers), frame.dtype, copy=False)
+
+    def own(self, array: Array) -> Array:
+        """Return an array in the library and on the device of the query; NumPy arrays serve every library."""
+        return own_array(self.xp, array, self.frame.query)
+
+    def look_up(self, aligned: Array) -> Array:
+        """Return the piece of an array, aligned with the scores, that covers this region."""
+        shape = tuple(aligned.shape)
+        first = len(self.sizes) - len(shape)
+        starts = [0 if length == 1 else start for start, length in zip(self.starts[first:], shape, strict=True)]
+        sizes = [1 if length == 1 else size for size, length in zip(self.sizes[first:], shape, strict=True)]
+        return aligned if tuple(sizes) == shape else self.cut(aligned, starts, sizes)
+
+    def _count(self, axis: int) -> Array:
+        """Return the indices of this region along an axis."""
+        xp, frame = self.xp, self.frame
+        index = xp.arange(self.sizes[axis], dtype=xp.int32, device=device(frame.query)) + self.starts[axis]
+        return filled_up(xp, index, frame.ndim, behind=-axis - 1)
+
+    def _zero(self) -> Array:
+        frame = self.frame
+        return frame.xp.zeros((1,) * frame.ndim, dtype=frame.xp.int32, device=device(frame.query))
+
+    def _packed(self, numbers: Array, behind: int) -> Array:
+        """Line numbers of packed rows or keys, ``(T,)``, up with the scores."""
+        return self.look_up(filled_up(self.xp, numbers, self.frame.ndim, behind=behind))
