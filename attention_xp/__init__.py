@@ -13,7 +13,7 @@ _MODULES = {
     "_alibi": ("alibi_slopes",),
     "_attention": ("flash_attention", "scaled_dot_product_attention"),
     "_explain": ("Explanation", "explain"),
-    "_mask_arrays": ("create_causal_mask", "create_look_ahead_mask", "create_padding_mask"),
+    "masks._arrays": ("create_causal_mask", "create_look_ahead_mask", "create_padding_mask"),
     "_merge": ("merge_attention",),
     "_multi_head": ("multi_head_attention", "multi_head_self_attention"),
     "_multi_head_params": ("MultiHeadParams", "init_multi_head_params"),

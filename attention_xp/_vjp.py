@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, Unpack
 
+from attention_xp._backend.autocast import sheltered
 from attention_xp._backend.libraries import common_namespace
-from attention_xp._backend.modes import refuse_shards, sheltered
+from attention_xp._backend.modes import refuse_shards
 from attention_xp._checks.arrays import check_floating, check_placement, shapes
 from attention_xp._engine.kernels.choose import KERNELS, choose
 from attention_xp._engine.kernels.gradients import Gradients, backward, derivative_refusal

@@ -9,7 +9,7 @@ from attention_xp._typing import Array
 from attention_xp.biases._bias import Bias, evaluated
 from attention_xp.masks import Mask
 from attention_xp.masks._length_rules import batch_and_head, before
-from attention_xp.masks._mask import Reach
+from attention_xp.masks._pairs import Reach
 
 __all__ = ["AlignedMask", "BiasMask", "RowMask", "UnseenMask"]
 

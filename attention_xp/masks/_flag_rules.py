@@ -11,7 +11,8 @@ from attention_xp._checks.numbers import check_count
 from attention_xp._scores.region import Region, Span
 from attention_xp._typing import Array
 from attention_xp.masks._look_up import by_position, changes, fetched, item_of, items, remembered, summable, taken
-from attention_xp.masks._mask import Mask, Reach, rule
+from attention_xp.masks._mask import Mask
+from attention_xp.masks._pairs import Reach, rule
 from attention_xp.masks._summaries import Counts
 
 __all__ = ["BlockMask", "GlobalMask"]

@@ -6,7 +6,8 @@ from attention_xp._backend.values import FAR
 from attention_xp._checks.numbers import check_count, check_window
 from attention_xp._scores.region import Region, Span
 from attention_xp._typing import Array
-from attention_xp.masks._mask import Mask, Reach, rule
+from attention_xp.masks._mask import Mask
+from attention_xp.masks._pairs import Reach, rule
 
 __all__ = ["CausalMask", "LastOfChunk", "SameChunk", "StridedMask", "WindowMask"]
 

@@ -6,8 +6,8 @@ Where torch compiles it follows these questions, and knows no `min` with a defau
 import sys
 
 from attention_xp.masks import BlockMask, Mask, WindowMask
-from attention_xp.masks._algebra import Not
-from attention_xp.masks._mask import parts_of
+from attention_xp.masks._mask import Not
+from attention_xp.masks._pairs import parts_of
 
 __all__ = ["FEWEST_ROWS", "blocks", "grain", "narrowest"]
 

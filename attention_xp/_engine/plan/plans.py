@@ -11,7 +11,7 @@ from attention_xp._engine.plan.plan import Bounds, Tile, bounds, plan, touching
 from attention_xp._scores.identity import identity
 from attention_xp.masks import BlockMask, GlobalMask, Mask, SegmentMask
 from attention_xp.masks._look_up import kept_by
-from attention_xp.masks._mask import parts_of
+from attention_xp.masks._pairs import parts_of
 
 __all__ = ["Plans"]
 

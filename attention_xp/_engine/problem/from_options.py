@@ -11,15 +11,15 @@ from attention_xp._checks.arrays import shapes
 from attention_xp._checks.numbers import check_flag, check_window
 from attention_xp._engine.problem.options import AttentionOptions
 from attention_xp._scores.alignment import aligned_addend, aligned_mask
+from attention_xp._scores.attributes import with_parts
 from attention_xp._scores.frame import Frame
 from attention_xp._scores.region import own_array
-from attention_xp._scores.rule import with_parts
 from attention_xp._typing import Array
 from attention_xp.biases._bias import Bias
 from attention_xp.masks import ArrayMask, CausalMask, LengthMask, Mask, WindowMask
-from attention_xp.masks._algebra import conjuncts
 from attention_xp.masks._call_rules import AlignedMask, BiasMask, RowMask, UnseenMask
-from attention_xp.masks._mask import parts_of
+from attention_xp.masks._mask import conjuncts
+from attention_xp.masks._pairs import parts_of
 
 __all__ = ["array_options", "bias_parts", "lined_up", "mask_parts", "refuse_to_guess", "rules_of"]
 

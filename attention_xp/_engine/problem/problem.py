@@ -27,8 +27,8 @@ from attention_xp._scores.packing import Packing
 from attention_xp._typing import Array, Namespace, ScoreMod
 from attention_xp.biases._bias import Bias
 from attention_xp.masks import FunctionMask, Mask
-from attention_xp.masks._mask import parts_of
 from attention_xp.masks._packed_rule import PackedMask
+from attention_xp.masks._pairs import parts_of
 
 __all__ = ["Problem", "is_foreign"]
 
