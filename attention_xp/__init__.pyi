@@ -2,6 +2,7 @@ from attention_xp import biases as biases, linear as linear, masks as masks
 from attention_xp._alibi import alibi_slopes
 from attention_xp._attention import flash_attention, scaled_dot_product_attention
 from attention_xp._explain import Explanation, explain
+from attention_xp._gradients import attention_gradients
 from attention_xp._merge import merge_attention
 from attention_xp._multi_head import multi_head_attention, multi_head_self_attention
 from attention_xp._multi_head_params import MultiHeadParams, init_multi_head_params
@@ -46,6 +47,7 @@ __all__ = [
     "YarnScaling",
     "__version__",
     "alibi_slopes",
+    "attention_gradients",
     "attention_score_visualization",
     "attention_statistics",
     "attention_vjp",

@@ -154,5 +154,5 @@ def spread_over_heads(region: Region, slopes: Array, heads: tuple[int, ...]) -> 
         return xp.reshape(xp.sum(xp.reshape(slopes, (-1, width)), axis=0), (*heads, width))
     slopes = xp.sum(xp.reshape(slopes, (-1, *slopes.shape[-2:])), axis=0)  # (h, W)
     every = xp.arange(heads[0], dtype=xp.int32, device=device(slopes))
-    is_head = xp.astype(xp.reshape(region.h, (1, -1)) == every[:, None], slopes.dtype)  # (H, h)
+    is_head = xp.astype(xp.reshape(region.head, (1, -1)) == every[:, None], slopes.dtype)  # (H, h)
     return xp.matmul(is_head, slopes)

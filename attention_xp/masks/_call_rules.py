@@ -34,7 +34,7 @@ class AlignedMask(Mask):
 
     def reach(self, span: Span) -> Reach:
         """Look at the values where they lie in the memory of this process, else say nothing."""
-        if span.b is None or span.h is None or not on_host(span.xp, self.array) or isinstance(span.k_lo, int):
+        if span.b is None or span.h is None or not on_host(span.xp, self.array) or isinstance(span.col_lo, int):
             return True, False
         return _reduced(self._matrix(span.b, span.h), span)
 
@@ -69,7 +69,7 @@ def _reduced(matrix: Array, span: Span) -> tuple[Array, Array]:
     answers = []
     for ufunc in (np.logical_or, np.logical_and):
         part = matrix
-        for axis, lo, hi in ((0, span.row_lo.ravel(), span.row_hi.max()), (1, span.k_lo.ravel(), span.k_hi.max())):
+        for axis, lo, hi in ((0, span.row_lo.ravel(), span.row_hi.max()), (1, span.col_lo.ravel(), span.col_hi.max())):
             if part.shape[axis] > 1:
                 part = part[: hi + 1] if axis == 0 else part[:, : hi + 1]
                 part = ufunc.reduceat(part, lo, axis=axis)

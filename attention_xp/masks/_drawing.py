@@ -17,7 +17,7 @@ from attention_xp._backend.libraries import (
 from attention_xp._checks.numbers import check_count, check_position
 from attention_xp._scores.frame import Frame, frame_of
 from attention_xp._scores.frozen import freeze, thaw
-from attention_xp._scores.region import Region, Span
+from attention_xp._scores.region import Region, span_between
 from attention_xp._scores.rule import arrays_of
 from attention_xp._typing import Array, Device, DType, Namespace
 from attention_xp.masks._arrays import _mask_of
@@ -91,7 +91,7 @@ def _counted(mask: Pairs, sizes: tuple[int, int], offset: int, block: tuple[int,
     right = np.minimum(left + block[1], Sk)
     for top in range(0, Sq, block[0]):
         bottom = min(top + block[0], Sq)
-        span = Span(np, top, bottom - 1, top + offset, bottom - 1 + offset, left, right - 1, None, None)
+        span = span_between(np, (top, bottom), (left, right), (offset, 0))
         possible, certain = (np.broadcast_to(np.asarray(answer), left.shape) for answer in mask.reach(span))
         counts = np.tile(certain * (right - left) * (bottom - top), (items, 1))
         for j in np.flatnonzero(possible & ~certain):

@@ -29,6 +29,6 @@ class PackedMask(Mask):
         if span.xp is None or isinstance(span.row_lo, int):
             return True, False
         q_lo, q_hi = self.q_item[span.row_lo], self.q_item[span.row_hi]
-        k_lo, k_hi = self.k_item[span.k_lo], self.k_item[span.k_hi]
+        k_lo, k_hi = self.k_item[span.col_lo], self.k_item[span.col_hi]
         k_hi = span.xp.where(k_hi < 0, self.k_item.shape[0], k_hi)  # behind the last sequence
         return (k_lo <= q_hi) & (q_lo <= k_hi), (q_lo == q_hi) & (k_lo == k_hi) & (q_lo == k_lo)

@@ -43,6 +43,8 @@ def unknown_option(problem: Problem, wanted: Wanted) -> str | None:
         return "bias but an array of (Sq, Sk)"
     if problem.packing is not None:
         return "packed sequences"
+    if not problem.keys_start_at_0 and not all(isinstance(rule, AlignedMask | RowMask) for rule in problem.rules):
+        return "key_offset or key_positions under a mask"
     if problem.is_empty:
         return "empty axes"
     if not isinstance(problem.scale, float) and problem.query.dtype != problem.dtype:
