@@ -100,7 +100,7 @@ def aligned_positions(frame: Frame, given: Any) -> Array:
 def positions_from(frame: Frame, offset: Array) -> Array:
     """Return the positions of keys that count up from an offset of each batch item, (..., 1, 1, Sk) int32."""
     count = frame.xp.arange(frame.Sk, dtype=frame.xp.int32, device=device(frame.query))
-    return _behind_batch(frame, offset[..., None] + count)
+    return _behind_batch(frame, offset[..., None] + filled_up(frame.xp, count, offset.ndim + 1))
 
 
 def _behind_batch(frame: Frame, numbers: Array) -> Array:

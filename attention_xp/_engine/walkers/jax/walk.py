@@ -253,7 +253,8 @@ class Walk:
         if keys is None:
             first = column + self.problem.key_offset
             return first, first + as_number(jnp, self.n) - 1
-        of_tiles = keys[..., column.reshape(-1, 1) + jnp.arange(self.n, dtype=jnp.int32)]  # (..., 1, 1, tiles, n)
+        columns = column.reshape(-1, 1) + jnp.arange(self.n, dtype=jnp.int32)[None, :]
+        of_tiles = keys[..., columns]  # (..., 1, 1, tiles, n)
         least, greatest = (jnp.min(jnp.where(of_tiles < 0, FAR, of_tiles), axis=-1), jnp.max(of_tiles, axis=-1))
         return jnp.minimum(least, greatest), greatest
 
