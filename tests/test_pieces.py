@@ -192,7 +192,15 @@ def test_a_piece_far_behind(library, wide, impl):
         library,
     )
     expected = flash_attention(query, key, value, query_offset=1, **same)
+    close(flash_attention(query, key, value, query_offset=-8, key_offset=-9, **same), expected, library)
     close(flash_attention(query, key, value, query_offset=10**6 + 1, key_offset=10**6, **same), expected, library)
+
+
+@pytest.mark.parametrize("mask", [WindowMask(None, None), PrefixMask(0), CausalMask() | WindowMask(None, 20)])
+def test_positions_below_zero(library, wide, impl, mask):
+    query, key, value = (wide(x) for x in arrays())
+    found = flash_attention(query, key, value, mask, query_offset=-9, key_offset=-9, impl=impl, tile=(3, 4))
+    close(found, flash_attention(query, key, value, impl=impl, tile=(3, 4)), library)
 
 
 def test_numbers_of_items_and_heads(library, wide, impl):

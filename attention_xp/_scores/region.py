@@ -25,12 +25,12 @@ class Span(NamedTuple):
     row_hi: Any
     q_lo: Any
     q_hi: Any
-    col_lo: Any
-    col_hi: Any
     k_lo: Any
     k_hi: Any
     b: Any
     h: Any
+    col_lo: Any = None
+    col_hi: Any = None
 
 
 def span_between(
@@ -44,7 +44,7 @@ def span_between(
     """Return the span of half-open bounds, or of many that broadcast; offsets lead from rows and columns to positions."""
     (row, row_hi), (col, col_hi) = ((start, stop - 1) for start, stop in (rows, columns))
     q, k = offsets
-    return Span(xp, row, row_hi, row + q, row_hi + q, col, col_hi, col + k, col_hi + k, b, h)
+    return Span(xp, row, row_hi, row + q, row_hi + q, col + k, col_hi + k, b, h, col, col_hi)
 
 
 def own_array(xp: Namespace, array: Array, query: Array) -> Array:

@@ -21,6 +21,11 @@ class AlignedMask(Mask):
     array: Array
     batch: tuple[int, ...]
     has_heads: bool
+    _is_of_places = True
+
+    @property
+    def _as_array(self) -> Array:  # type: ignore[override]
+        return self.array
 
     @property
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -94,6 +99,8 @@ class RowMask(Mask):
 
     lengths: int | Array
     _numbers = ("lengths",)
+    _is_of_rows = True
+    _is_of_places = True
 
     @property
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]

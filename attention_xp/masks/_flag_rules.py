@@ -118,6 +118,10 @@ class BlockMask(Mask):
     layout: Array
     block_size: tuple[int, int]
 
+    @property
+    def _blocks(self) -> list[tuple[int, int]]:
+        return [self.block_size]
+
     def __init__(self, layout: Array, block_size: int | tuple[int, int]) -> None:
         _check_boolean("layout", layout)
         if layout.ndim < 2:
@@ -145,7 +149,7 @@ class BlockMask(Mask):
         """Look up the blocks of queries and keys."""
         xp, (n, m), (rows, columns) = region.xp, self._steps, self.layout.shape[-2:]
         i, j = region.q_idx // n, region.kv_idx // m
-        inside = (i >= 0) & (i < rows) & (j < columns)
+        inside = (i >= 0) & (i < rows) & (j >= 0) & (j < columns)
         if 0 in self.layout.shape:
             return inside
         block = items(region, self.lead) * rows + within(xp, i, 0, rows - 1)

@@ -94,6 +94,10 @@ class LengthMask(Mask):
     lengths: int | Array
     _numbers = ("lengths",)
 
+    @property
+    def _as_lengths(self) -> int | Array:  # type: ignore[override]
+        return self.lengths
+
     def __init__(self, lengths: int | Array) -> None:
         self.lengths = check_counts("lengths", lengths)
 

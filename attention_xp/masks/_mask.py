@@ -171,6 +171,10 @@ class Not(Mask):
 
     inner: Mask
 
+    # Of what it leaves out, its opposite tells nothing.
+    _windows = ()  # type: ignore[assignment]
+    _blocks = ()  # type: ignore[assignment]
+
     def __init__(self, inner: Mask) -> None:
         self.inner = inner
 

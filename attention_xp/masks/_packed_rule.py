@@ -17,6 +17,7 @@ class PackedMask(Mask):
 
     q_item: Array
     k_item: Array
+    _is_of_places = True
 
     def allowed(self, region: Region) -> Array:
         """Compare the numbers of the sequences."""

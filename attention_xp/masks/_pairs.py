@@ -39,6 +39,23 @@ class Pairs(Rule):
     is_sized: bool = False  # whether nothing is said beyond the extent
     _numbers: ClassVar[tuple[str, ...]] = ()  # the fields that may be a number or an array; see `freeze`
 
+    # What rules of the library say of themselves, so that nobody asks of which class they are.
+    _as_band: tuple[int | None, int | None] | None = None  # (left, right): it allows the keys in [q - left, q + right]
+    _as_lengths: int | Array | None = None  # it allows the keys before these positions
+    _as_array: Array | None = None  # it allows what an array says, which is aligned with the scores
+    _is_of_rows: bool = False  # it looks at nothing but rows
+    _is_of_places: bool = False  # it looks at rows and columns, whatever positions these stand at
+
+    @property
+    def _windows(self) -> list[tuple[int, int | None]]:
+        """The windows ``(left, right)`` that the rule is made of, those with an end to the left."""
+        return [window for part in parts_of(self) for window in part._windows]
+
+    @property
+    def _blocks(self) -> list[tuple[int, int]]:
+        """The sizes of the blocks that the rule is made of."""
+        return [block for part in parts_of(self) for block in part._blocks]
+
     def allowed(self, region: Region) -> Array:
         """Return a boolean array that broadcasts against the scores of a region.
 

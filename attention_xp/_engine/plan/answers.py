@@ -22,9 +22,9 @@ class Item(NamedTuple):
     """A batch item and a head, whose scores are masked alike; ``None`` for all of them."""
 
     offset: int  # from rows to positions
-    keys: int | Positions  # from columns to positions: an offset, or the positions themselves
     b: int | None
     h: int | None
+    keys: int | Positions = 0  # from columns to positions: an offset, or the positions themselves
 
     @property
     def key_offset(self) -> int:

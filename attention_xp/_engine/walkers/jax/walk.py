@@ -21,7 +21,6 @@ from attention_xp._engine.tile.step import Running, advance, finish, scale_in_ba
 from attention_xp._scores.region import Region, Span
 from attention_xp._typing import Array, DType
 from attention_xp.masks import Mask
-from attention_xp.masks._packed_rule import PackedMask
 
 __all__ = ["Guarded", "Walk", "dynamic_cut", "fold", "guarded", "is_moving", "slope_dtype", "zeros"]
 
@@ -245,7 +244,7 @@ class Walk:
         heads = whole.head if math.prod(self.stack[len(problem.batch) :]) == 1 else None
         m, n = as_number(jnp, self.m), as_number(jnp, self.n)
         k = self._positions(column)
-        return Span(jnp, row, row + m - 1, q, q + m - 1, column, column + n - 1, *k, items, heads)
+        return Span(jnp, row, row + m - 1, q, q + m - 1, *k, items, heads, column, column + n - 1)
 
     def _positions(self, column: Array) -> tuple[Array, Array]:
         """Return the bounds of the positions of the keys of all tiles, given their first columns."""
@@ -271,7 +270,7 @@ class Walk:
 def _speaks_of_rows(rule: Mask, problem: Problem) -> bool:
     """Whether a rule can judge rectangles of rows and keys: where sequences are packed, few rules can."""
     packing = problem.packing
-    return packing is None or isinstance(rule, PackedMask) or (packing.same and rule.shift_invariant)
+    return packing is None or rule._is_of_places or (packing.same and rule.shift_invariant)
 
 
 def _all(answers: list[Any]) -> Array:

@@ -22,7 +22,6 @@ from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
 from attention_xp.masks import Mask
-from attention_xp.masks._call_rules import AlignedMask
 
 __all__ = ["SAFE", "InPlace", "Patches", "by_key_head"]
 
@@ -178,7 +177,7 @@ def _meets_lines_only(problem: Problem) -> bool:
         problem.score_mod is None
         and all(map(_is_line, problem.addends))
         and all(
-            rule.shift_invariant or (_is_line(rule.array) if isinstance(rule, AlignedMask) else rule.tells)
+            rule.shift_invariant or (rule.tells if rule._as_array is None else _is_line(rule._as_array))
             for rule in problem.rules
         )
     )

@@ -69,6 +69,6 @@ def item_of(problem: Problem, b: int, h: int | None) -> Item:
     if not isinstance(offset, int | None):
         offset = int(np.broadcast_to(offset, problem.batch).reshape(-1)[b])
     if keys is None:
-        return Item(offset or 0, problem.key_offset, b, h)
+        return Item(offset or 0, b, h, problem.key_offset)
     of_all = np.broadcast_to(keys, (*problem.batch, *keys.shape[len(problem.batch) :])).reshape(-1, keys.shape[-1])
-    return Item(offset or 0, Positions(of_all[b]), b, h)
+    return Item(offset or 0, b, h, Positions(of_all[b]))

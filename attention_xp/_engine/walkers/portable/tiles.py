@@ -52,7 +52,7 @@ def _answers(problem: Problem, rows: Bounds, strips: list[Bounds]) -> list[_Answ
         return [_one_by_one(rule, rows, strips, (offset, problem.key_offset)) for rule in problem.rules]
     from attention_xp._engine.plan.answers import Item, asked  # noqa: PLC0415  # imports NumPy
 
-    told = asked(problem.rules, [rows], strips, Item(offset, problem.key_offset, None, None))
+    told = asked(problem.rules, [rows], strips, Item(offset, None, None, problem.key_offset))
     return [(rule, *both.tolist()) for rule, both in zip(problem.rules, told, strict=True)]
 
 
