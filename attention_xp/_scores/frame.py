@@ -20,7 +20,7 @@ class Frame:
     heads: int | None
     Sk: int
     query_offset: int | Array | None = None
-    key_offset: int | Array = 0  # an array, without axes, in a program of JAX alone
+    key_offset: int | Array | None = None  # an array, without axes, in a program of JAX alone
     key_positions: Array | None = None  # (..., 1, 1, Sk) int32, where they do not count up from an offset
     item_ids: Array | None = None  # (..., 1, 1, 1) int32, where batch items are not counted from 0
     head_ids: Array | None = None  # (H, 1, 1) int32, likewise

@@ -119,7 +119,7 @@ class Region(NamedTuple):
             return self._packed(frame.packing.k_position, 0)
         if frame.key_positions is not None:
             return self.look_up(frame.key_positions)
-        return self.column if _is_zero(frame.key_offset) else self.column + frame.key_offset
+        return self.column if frame.key_offset is None else self.column + frame.key_offset
 
     @property
     def h(self) -> Array:
@@ -192,8 +192,3 @@ class Region(NamedTuple):
     def _packed(self, numbers: Array, behind: int) -> Array:
         """Line numbers of packed rows or keys, ``(T,)``, up with the scores."""
         return self.look_up(filled_up(self.xp, numbers, self.frame.ndim, behind=behind))
-
-
-def _is_zero(offset: int | Array) -> bool:
-    """Whether an offset is known to be 0."""
-    return isinstance(offset, int) and offset == 0

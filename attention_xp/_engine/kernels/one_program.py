@@ -4,9 +4,13 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from attention_xp._backend.jitted import jitted
 from attention_xp._backend.libraries import is_jax_namespace
+from attention_xp._backend.modes import is_traced_by_jax
+from attention_xp._backend.sharding import spread_like
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._scores.frozen import freeze, thaw
+from attention_xp._typing import Array
 
 __all__ = ["as_one_program"]
 
@@ -14,12 +18,16 @@ _T = TypeVar("_T")
 
 
 def as_one_program(function: Callable[..., _T], problem: Problem, *more: Any) -> _T:
-    """Call a function of a problem; where JAX looks for infinities, compiled, so that it looks at the results alone.
+    """Call a function of a problem; where JAX would run one operation after the other, compiled and kept.
 
-    What is excluded is minus infinity on the way to them.
+    Where JAX looks for infinities, it then looks at the results alone: what is excluded is minus infinity on the way to
+    them. Functions of the user may compute something else in the next call, so that nothing of theirs is kept.
     """
     if not is_jax_namespace(problem.xp):
         return function(problem, *more)
+    if not is_traced_by_jax() and not problem.has_foreign_code():
+        template, arrays = freeze((problem, *more), problem.dtype)
+        return jitted(_thawed, function, template)(spread_like(arrays, arrays))  # type: ignore[no-any-return]
     jax: Any = sys.modules["jax"]
     if not jax.config.jax_debug_infs:
         return function(problem, *more)
@@ -27,3 +35,7 @@ def as_one_program(function: Callable[..., _T], problem: Problem, *more: Any) ->
     # With a checkpoint, nothing but the arrays is handed on to the gradients.
     program = jax.checkpoint(lambda arrays: function(*thaw(template, arrays)))
     return jax.jit(program)(arrays)  # type: ignore[no-any-return]
+
+
+def _thawed(function: Callable[..., _T], template: Any, arrays: list[Array]) -> _T:
+    return function(*thaw(template, arrays))

@@ -140,7 +140,7 @@ def _holds_array(mask: Mask) -> bool:
 class KeyPlaces(NamedTuple):
     """Where keys stand: from an offset on, or at positions (..., 1, 1, Sk), some of which may be empty."""
 
-    offset: int
+    offset: int | None
     positions: Array | None
     rules: list[Mask]
     is_given: bool
@@ -154,12 +154,12 @@ def key_places(frame: Frame, o: AttentionOptions) -> KeyPlaces:
             raise ValueError("key_offset and key_positions both say where keys stand: expected one of them")
         aligned = aligned_positions(frame, positions)
         if all_above(frame.xp, aligned, -1):
-            return KeyPlaces(0, aligned, [], is_given=True)
-        return KeyPlaces(0, aligned, [_aligned(frame, aligned >= 0)], is_given=True)
+            return KeyPlaces(None, aligned, [], is_given=True)
+        return KeyPlaces(None, aligned, [_aligned(frame, aligned >= 0)], is_given=True)
     offset = aligned_integers(frame, "key_offset", offset)
     if isinstance(offset, int | None):
-        return KeyPlaces(offset or 0, None, [], is_given=offset is not None)
-    return KeyPlaces(0, positions_from(frame, offset), [], is_given=True)
+        return KeyPlaces(offset or None, None, [], is_given=offset is not None)
+    return KeyPlaces(None, positions_from(frame, offset), [], is_given=True)
 
 
 def refuse_to_guess(rules: list[Mask], query: Array, key: Array, *, is_moved: bool) -> None:

@@ -95,7 +95,7 @@ class Problem(Frame):
     @property
     def keys_start_at_0(self) -> bool:
         """Whether positions of keys are columns."""
-        return self.keys_count_up and isinstance(self.key_offset, int) and self.key_offset == 0
+        return self.keys_count_up and self.key_offset is None
 
     @property
     def has_one_offset(self) -> bool:
@@ -212,7 +212,7 @@ class Problem(Frame):
         rules += exclusions + keys.rules
         Sk = end = frame.Sk
         if packing is None and keys.positions is None:  # or else they are no columns
-            end, rules = known_end(xp, rules, Sk, keys.offset)
+            end, rules = known_end(xp, rules, Sk, keys.offset or 0)
         addends = [a if isinstance(a, Bias) else up_to(end, Sk, a) for a in addends]
         if packing is not None:
             rules.append(PackedMask(packing.q_item, packing.k_item))

@@ -113,13 +113,13 @@ class Arithmetic:
         """Return which weights survive dropout."""
         problem = self.problem
         key = head_key(problem.seed, b=region.b, h=region.h)  # type: ignore[arg-type]
-        offset = 0 if problem.query_offset is None else problem.query_offset
+        offsets = [0 if n is None else n for n in (problem.query_offset, problem.key_offset)]
         # Draws come in squares of four, and where these begin is known here, or where a walker cuts anywhere.
-        is_cut = isinstance(offset, int) or (problem.has_one_offset and region.cut is not cut)
+        is_known = all(isinstance(offset, int) for offset in offsets)
+        is_cut = is_known or (problem.has_one_offset and region.cut is not cut)
         if not problem.keys_count_up or not is_cut:
             return survivors_one_by_one(key, problem.dropout_rate, region.q_idx, region.kv_idx, xp=self.xp)
-        row, column = region.starts[-2:]
-        first = row + offset, column + problem.key_offset
+        first = region.starts[-2] + offsets[0], region.starts[-1] + offsets[1]
         like = device(problem.query)
         keep = survivors(key, problem.dropout_rate, first, region.sizes[-2:], xp=self.xp, device=like)
         ends = [0] * (keep.ndim - 2)

@@ -250,7 +250,7 @@ class Walk:
         """Return the bounds of the positions of the keys of all tiles, given their first columns."""
         keys = self.problem.key_positions
         if keys is None:
-            first = column + self.problem.key_offset
+            first = column if self.problem.key_offset is None else column + self.problem.key_offset
             return first, first + as_number(jnp, self.n) - 1
         columns = column.reshape(-1, 1) + jnp.arange(self.n, dtype=jnp.int32)[None, :]
         of_tiles = keys[..., columns]  # (..., 1, 1, tiles, n)

@@ -93,7 +93,9 @@ class InPlace(Arithmetic):
         if not self.problem.shift_invariant(rules):
             allowed = allowed_pairs(rules, region)
             return [(slice(region.sizes[-1]), _by_columns(allowed) if self.lies_by_keys else allowed)]
-        first = region.starts[-2] + (self.problem.query_offset or 0) - region.starts[-1] - self.problem.key_offset
+        first = (
+            region.starts[-2] + (self.problem.query_offset or 0) - region.starts[-1] - (self.problem.key_offset or 0)
+        )
         about = first, region.sizes[-2:], self.lies_by_keys
         known = self._found.get((id(rules), *about))
         if known is None:  # to compare rules by what they say takes as long as a small tile: once for each tuple

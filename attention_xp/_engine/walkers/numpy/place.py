@@ -69,6 +69,6 @@ def item_of(problem: Problem, b: int, h: int | None) -> Item:
     if not isinstance(offset, int | None):
         offset = int(np.broadcast_to(offset, problem.batch).reshape(-1)[b])
     if keys is None:
-        return Item(offset or 0, b, h, problem.key_offset)
+        return Item(offset or 0, b, h, problem.key_offset or 0)
     of_all = np.broadcast_to(keys, (*problem.batch, *keys.shape[len(problem.batch) :])).reshape(-1, keys.shape[-1])
     return Item(offset or 0, b, h, Positions(of_all[b]))

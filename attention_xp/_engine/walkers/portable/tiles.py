@@ -49,10 +49,10 @@ def _answers(problem: Problem, rows: Bounds, strips: list[Bounds]) -> list[_Answ
     if offset is None or not problem.keys_count_up or is_vague:  # what is not known may be anything
         return [(rule, [[True] * len(strips)], [[False] * len(strips)]) for rule in problem.rules]
     if is_compiling(problem.xp):
-        return [_one_by_one(rule, rows, strips, (offset, problem.key_offset)) for rule in problem.rules]
+        return [_one_by_one(rule, rows, strips, (offset, problem.key_offset or 0)) for rule in problem.rules]
     from attention_xp._engine.plan.answers import Item, asked  # noqa: PLC0415  # imports NumPy
 
-    told = asked(problem.rules, [rows], strips, Item(offset, None, None, problem.key_offset))
+    told = asked(problem.rules, [rows], strips, Item(offset, None, None, problem.key_offset or 0))
     return [(rule, *both.tolist()) for rule, both in zip(problem.rules, told, strict=True)]
 
 
