@@ -12,7 +12,7 @@ from attention_xp.biases import AlibiBias, Bias
 from attention_xp.masks import CausalMask, LengthMask, SegmentMask, WindowMask
 from tests._backends import to_numpy
 from tests._inputs import inputs
-from tests.test_rule import ListBias, rules
+from tests.scores.test_rule import ListBias, rules
 
 
 @pytest.mark.backends("jax")

@@ -7,7 +7,7 @@ from attention_xp import DynamicNTKScaling, axial_rotary_embedding, rotary_embed
 from tests._assertions import assert_close
 from tests._backends import to_numpy
 from tests._inputs import normal
-from tests._rotary import frequencies, over_heads, rotated
+from tests.rotary._cases import frequencies, over_heads, rotated
 
 POSITIONS = np.random.default_rng(0).integers(0, 50, (3, 2, 5))
 

@@ -11,8 +11,8 @@ from tests import reference
 from tests._assertions import assert_close
 from tests._backends import to_numpy
 from tests._inputs import inputs
-from tests.engine.test_fused import CALLS as COMMON, fuse
-from tests.engine.test_fused_cudnn import CALLS, VIEWS, agreements, fuse as fuse_halves, halves, narrow, viewed
+from tests.engine.kernels.test_fused import CALLS as COMMON, fuse
+from tests.engine.kernels.test_fused_cudnn import CALLS, VIEWS, agreements, fuse as fuse_halves, halves, narrow, viewed
 
 pytestmark = pytest.mark.backends("cupy")
 

@@ -17,7 +17,7 @@ from attention_xp._engine.walkers.numpy import pool
 from tests import reference
 from tests._inputs import inputs, normal
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 SHAPE = (2, 4, 64, 8)
 TILE = (16, 16)  # 32 jobs
 PATIENCE = 30.0  # seconds that threads wait for each other at most
@@ -342,7 +342,7 @@ FORK = """
 import os, sys, threading
 import numpy as np
 from threadpoolctl import threadpool_limits
-from tests.engine.test_pool import Crowd, attend, blas_threads, check_slopes, expected, slopes
+from tests.engine.walkers.numpy.test_pool import Crowd, attend, blas_threads, check_slopes, expected, slopes
 
 def answer():
     crowd = Crowd(2)

@@ -12,7 +12,7 @@ from attention_xp import rotary_cache, rotary_embedding
 from tests._assertions import assert_close
 from tests._backends import to_numpy
 from tests._inputs import normal
-from tests._rotary import config, frequencies, over_heads, rope_utils, rotated
+from tests.rotary._cases import config, frequencies, over_heads, rope_utils, rotated
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 SHORT, LONG = [1.0 + 0.05 * i for i in range(8)], [1.5 + 0.5 * i for i in range(8)]

@@ -22,8 +22,8 @@ from attention_xp.masks import PrefixMask
 from tests import reference
 from tests._assertions import assert_close
 from tests._inputs import inputs, normal
-from tests.engine._front_end import FrontEnd
-from tests.engine.test_fused import CALLS, QKV
+from tests.engine.kernels._front_end import FrontEnd
+from tests.engine.kernels.test_fused import CALLS, QKV
 from tests.strategies import Case, cases
 
 LONG = inputs((2, 4, 5, 8), (2, 2, 9, 8), (2, 2, 9, 16))

@@ -10,7 +10,7 @@ from tests._assertions import assert_close, assert_equal, dtype_name
 from tests._autodiff import check, gradients
 from tests._backends import to_numpy
 from tests._inputs import normal
-from tests._rotary import frequencies, over_heads, rotated
+from tests.rotary._cases import frequencies, over_heads, rotated
 
 SHAPES = [(5, 8), (2, 5, 8), (2, 3, 5, 8), (2, 1, 3, 5, 8), (0, 8), (2, 3, 0, 8), (0, 3, 5, 8)]
 PAIRINGS = pytest.mark.parametrize("interleaved", [False, True], ids=["half", "interleaved"])

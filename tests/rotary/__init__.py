@@ -1,0 +1,1 @@
+"""Tests of rotary position embedding."""

@@ -1,0 +1,1 @@
+"""Tests of where scores lie, and of rules."""
