@@ -8,12 +8,13 @@ from attention_xp._backend.libraries import common_namespace
 from attention_xp._backend.modes import refuse_shards, sheltered
 from attention_xp._checks.arrays import check_floating, check_placement, shapes
 from attention_xp._engine.kernels.choose import KERNELS, choose
-from attention_xp._engine.kernels.gradients import Gradients, backward, derivative_refusal
+from attention_xp._engine.kernels.gradients import backward, derivative_refusal
 from attention_xp._engine.problem.known_end import with_zeros
 from attention_xp._engine.problem.options import AttentionOptions, check_options, with_options
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Wanted
 from attention_xp._engine.tile.arithmetic import summed_to
+from attention_xp._engine.tile.backward_step import Gradients
 from attention_xp._public_types import Array, ArrayT, Generic, HeldT
 from attention_xp._typing import Namespace
 from attention_xp.biases import Bias

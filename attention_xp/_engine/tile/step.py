@@ -81,7 +81,7 @@ def advance(
     if running.peak is None:
         peak = shift = fade = None
     else:
-        peak = xp.maximum(running.peak, xp.max(scores, axis=-1, keepdims=True))
+        peak = ops.peak(running.peak, scores)
         shift = xp.where(xp.isfinite(peak), peak, 0.0)
         fade = ops.base.power(running.peak - shift)
     weights = ops.powers(scores, shift, allowed, mixed)

@@ -4,12 +4,13 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from attention_xp._engine.plan.plan import Bounds, Tile
 from attention_xp._engine.tile.step import Running, advance, log_sum_exp, normalized, scale_in_base, scored, start
+from attention_xp._engine.walkers.numpy.forward_walk import ForwardWalk
 from attention_xp._engine.walkers.numpy.gather import Gather
 from attention_xp._engine.walkers.numpy.heads import Heads, is_finite
 from attention_xp._engine.walkers.numpy.in_place_forward import InPlaceForward
@@ -18,10 +19,7 @@ from attention_xp._engine.walkers.numpy.scratch import lent
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 
-if TYPE_CHECKING:
-    from attention_xp._engine.walkers.numpy.walk import Walk
-
-__all__ = ["Worker"]
+__all__ = ["ForwardWorker"]
 
 _MANY = 200  # keys that make up for what it takes to turn rows
 _PROBE = 128  # keys that tell about how large the scores of a row are
@@ -37,19 +35,19 @@ class _Block(NamedTuple):
     query: Array  # (..., G, m, D)
 
 
-class Worker:
+class ForwardWorker:
     """One thread with its buffers."""
 
     @classmethod
     @contextmanager
-    def at_work(cls, walk: "Walk") -> Iterator[Callable[[int], None]]:
+    def at_work(cls, walk: ForwardWalk) -> Iterator[Callable[[int], None]]:
         """Lend memory to a worker, and yield what does a job."""
         problem, shape = walk.problem, walk.shape
         rows = length_beside(shape.heads, shape.rows, problem.query.shape[-1] + 1)
         with lent([*InPlaceForward.lengths(problem, shape), rows, walk.gathered()], problem.dtype) as buffers:
             yield cls(walk, buffers).attend
 
-    def __init__(self, walk: "Walk", buffers: list[Array]) -> None:
+    def __init__(self, walk: ForwardWalk, buffers: list[Array]) -> None:
         self.walk, self.problem = walk, walk.problem
         *of_tile, self._rows, gathered = buffers
         self.ops = InPlaceForward(self.problem, walk.shape, of_tile)
