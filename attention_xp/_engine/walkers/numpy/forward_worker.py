@@ -60,9 +60,9 @@ class ForwardWorker:
         tiles = self.walk.route.tiles(place, rows)
         block = self._block(self.walk.heads_at(place), rows)
         running = self._computed(block, tiles)
-        if not block.heads.range.sure and not _is_sound(running):
+        if not block.heads.magnitudes.sure and not _is_sound(running):
             block = block._replace(heads=self.walk.surely(block.heads))
-            if not block.heads.range.bounded:
+            if not block.heads.magnitudes.bounded:
                 running = self._computed(block, tiles)
         at = *place.at, slice(*rows)
         self.ops.output = self.walk.output[at]
@@ -76,7 +76,7 @@ class ForwardWorker:
         return _Block(heads, region, heads.query[..., slice(*rows), :])
 
     def _computed(self, block: _Block, tiles: list[Tile]) -> Running:
-        allows = self.ops.range = block.heads.range
+        allows = self.ops.magnitudes = block.heads.magnitudes
         running = self._fold_large(block, tiles) if self._may_guess(tiles) else None
         if running is not None:
             return running
@@ -117,7 +117,7 @@ class ForwardWorker:
 
     def _may_guess(self, tiles: list[Tile]) -> bool:
         """Whether scores are large, finite and the product alone, and there is enough to gain."""
-        allows = self.ops.range
+        allows = self.ops.magnitudes
         return allows.clip and not allows.bounded and self.problem.is_product and _reach(tiles) > 2 * _PROBE
 
     def _fold_large(self, block: _Block, tiles: list[Tile]) -> Running | None:
@@ -132,11 +132,11 @@ class ForwardWorker:
             return None
         shift = peak + _HEADROOM * self.ops.base.log_2
         np.negative(shift.reshape(len(query), -1), out=query[..., -1])
-        usual, self.ops.range = self.ops.range, self.ops.range._replace(bounded=True)
+        usual, self.ops.magnitudes = self.ops.magnitudes, self.ops.magnitudes._replace(bounded=True)
         with np.errstate(over="ignore", invalid="ignore"):
             running = self._fold(block, tiles, query, shift)
             is_good = running.total.max() < _LARGEST_SUM and np.all(np.isfinite(running.output))
-        self.ops.range = usual
+        self.ops.magnitudes = usual
         return running._replace(peak=shift) if is_good else None
 
     def _peak_of_first(self, block: _Block, query: Array, tile: Tile) -> Array | None:
@@ -147,7 +147,7 @@ class ForwardWorker:
         some = min(_PROBE, block.region.sizes[-1] // 8)  # among few keys none is much larger than the others
         first = tile._replace(columns=((start, min(end, start + some)),))
         key = self._gather(block.heads.key, first)
-        region, mixed = self._place(block, first)
+        region, mixed = self._region(block, first)
         scores, _ = scored(self.ops, region, _in_steps(query, tile), key, rules=tile.rules, mixed=mixed)
         return _as_rows(np.max(scores, axis=-1, keepdims=True), tile)
 
@@ -160,7 +160,7 @@ class ForwardWorker:
             query = self._part(query, block.region.sizes[-2], part)
             some = _each(running, lambda rows: rows[..., part, :])
         key, value = self._gather(heads.key, tile), functools.partial(self._gather, heads.value, tile)
-        region, mixed = self._place(block, tile)
+        region, mixed = self._region(block, tile)
         stepped = some if tile.steps == 1 else _each(some, lambda rows: _in_steps(rows, tile))
         after = advance(self.ops, region, _in_steps(query, tile), key, value, stepped, rules=tile.rules, mixed=mixed)
         if some is not running:
@@ -174,7 +174,7 @@ class ForwardWorker:
         width = query.shape[-1]
         return query.reshape(-1, m, width)[:, part].reshape(1, -1, width)
 
-    def _place(self, block: _Block, tile: Tile) -> tuple[Region, Bounds]:
+    def _region(self, block: _Block, tile: Tile) -> tuple[Region, Bounds]:
         """Return where the first stretch of a tile, or of its first step, lies, and its mixed rows counted from its first."""
         place, row, (first, end), (column, last) = block.heads.place, tile.rows[0], tile.mixed, tile.columns[0]
         starts, sizes = (*place.starts, row, column), (*place.sizes, tile.step, last - column)

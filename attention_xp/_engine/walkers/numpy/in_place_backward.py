@@ -14,7 +14,7 @@ from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.plan.tile_sizes import TileShape
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.products import clean, quarantined_key, silenced_rows
-from attention_xp._engine.walkers.numpy.heads import Range
+from attention_xp._engine.walkers.numpy.heads import Magnitudes
 from attention_xp._engine.walkers.numpy.in_place import InPlace, Patches, by_key_head
 from attention_xp._engine.walkers.numpy.products import multiply_into
 from attention_xp._typing import Array
@@ -39,17 +39,17 @@ class InPlaceBackward(InPlace):
         self._has_pull = problem.softcap is not None or problem.score_mod is not None
         self.is_finite = True
 
-    def prepare_tile(self, allows: Range, *, is_finite: bool) -> None:
+    def prepare_tile(self, allows: Magnitudes, *, is_finite: bool) -> None:
         """Get ready for rows and keys of which something is known."""
-        self.range, self.is_finite = allows, is_finite
+        self.magnitudes, self.is_finite = allows, is_finite
 
     def query_key(self, query: Array, key: Array, *, exclusive: bool) -> Array:
         """(K, G, m, W) and (K, 1, n, W) -> (..., K * G, m, n)."""
-        return self._joint(self._scores, query, key, poisoned=exclusive and not self.range.keys)
+        return self._joint(self._scores, query, key, poisoned=exclusive and not self.magnitudes.keys)
 
     def gradient_value(self, gradient: Array, value: Array, *, exclusive: bool) -> Array:
         """(K, G, m, W) and (K, 1, n, W) -> (..., K * G, m, n)."""
-        return self._joint(self._grad_scores, gradient, value, poisoned=exclusive and not self.range.values)
+        return self._joint(self._grad_scores, gradient, value, poisoned=exclusive and not self.magnitudes.values)
 
     def _joint(self, buffer: Array, rows: Array, keys: Array, *, poisoned: bool) -> Array:
         """(K, G, m, W) and (K, 1, n, W) -> (..., K * G, m, n), in the memory order of the tile."""
@@ -67,7 +67,7 @@ class InPlaceBackward(InPlace):
     def query_gradients(self, grad_scores: Array, key: Array, *, exclusive: bool) -> Array:
         """(..., K * G, m, n) @ (K, 1, n, D) -> (K, G, m, D)."""
         key = key[..., : self.problem.query.shape[-1]]
-        if exclusive and not self.range.keys:
+        if exclusive and not self.magnitudes.keys:
             key = clean(key)
         return _product(by_key_head(grad_scores, key), key, self._row_sums)
 
