@@ -5,9 +5,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Unpack
 
 from attention_xp._backend.libraries import common_namespace
-from attention_xp._backend.modes import refuse_shards, sheltered
 from attention_xp._checks.arrays import check_floating, check_placement, shapes
-from attention_xp._engine.kernels.choose import KERNELS, choose
+from attention_xp._engine.kernels.choose import attend, choose
 from attention_xp._engine.kernels.gradients import backward, derivative_refusal
 from attention_xp._engine.problem.known_end import with_zeros
 from attention_xp._engine.problem.options import AttentionOptions, check_options, with_options
@@ -110,10 +109,7 @@ def attention_vjp(
     xp, scaled = problem.xp, problem.with_scaled_query()
     wide = dataclasses.replace(scaled, query=_cast(xp, scaled.query, problem.dtype))
     kernel = choose(wide, Wanted(lse=True))
-    refuse_shards(xp)
-    wide, context = sheltered(wide)
-    with context:
-        result = KERNELS[kernel].attend(wide, Wanted(lse=True))
+    result = attend(wide, Wanted(lse=True), kernel)
     given = _Given(query, key, value, mask, options.get("bias"), options.get("sinks"))
     factor = problem.scale if wide.scale is not problem.scale else None
 
