@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 from attention_xp._backend.derivatives import pullback
 from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.arithmetic import Arithmetic
 from attention_xp._engine.tile.base import base_of
 from attention_xp._engine.tile.captured import Captured
+from attention_xp._engine.tile.primitives import AllowedT, BackwardPrimitives, ScorePrimitives
 from attention_xp._engine.tile.scores import added, as_scores, changed, survival_factor
 from attention_xp._engine.tile.step import factor_of_base
 from attention_xp._scores.region import Region
@@ -99,7 +99,7 @@ def surviving(problem: Problem, gradient: Array) -> Array:
 
 
 def contribute(
-    ops: Arithmetic,
+    ops: BackwardPrimitives[AllowedT],
     region: Region,
     rows: Rows,
     key: Array,
@@ -156,7 +156,7 @@ def contribute(
     )
 
 
-def _of_addend(ops: Arithmetic, region: Region, addend: Any, grad_scores: Array) -> Any:
+def _of_addend(ops: BackwardPrimitives[AllowedT], region: Region, addend: Any, grad_scores: Array) -> Any:
     if isinstance(addend, Bias):
         return ops.bias_gradients(addend, region, grad_scores)
     return ops.summed(grad_scores, tuple(region.look_up(addend).shape))
@@ -165,7 +165,9 @@ def _of_addend(ops: Arithmetic, region: Region, addend: Any, grad_scores: Array)
 Pull = Callable[[Array], tuple[Array, ...]]  # gradients of the scores -> of the products, then of what was captured
 
 
-def _modified_with_pull(problem: Problem, ops: Arithmetic, region: Region, scores: Array) -> tuple[Array, Pull | None]:
+def _modified_with_pull(
+    problem: Problem, ops: ScorePrimitives, region: Region, scores: Array
+) -> tuple[Array, Pull | None]:
     """Return the scores after every option that touches them, and how gradients come back through those."""
     steepness: Array | None = None
     pull: Pull | None = None
@@ -180,7 +182,7 @@ def _modified_with_pull(problem: Problem, ops: Arithmetic, region: Region, score
     return scores, pull if steepness is None else _through(ops, steepness, pull)
 
 
-def _through(ops: Arithmetic, steepness: Array, pull: Pull | None) -> Pull:
+def _through(ops: ScorePrimitives, steepness: Array, pull: Pull | None) -> Pull:
     def pull_both(grad_scores: Array) -> tuple[Array, ...]:
         grad_scores, *captured = (grad_scores,) if pull is None else pull(grad_scores)
         return ops.multiply(grad_scores, steepness), *captured
@@ -188,7 +190,7 @@ def _through(ops: Arithmetic, steepness: Array, pull: Pull | None) -> Pull:
     return pull_both
 
 
-def _score_mod(problem: Problem, ops: Arithmetic, region: Region, scores: Array) -> tuple[Array, Pull]:
+def _score_mod(problem: Problem, ops: ScorePrimitives, region: Region, scores: Array) -> tuple[Array, Pull]:
     """Differentiate `score_mod` by the library, or by the derivative that came with it."""
     function = problem.score_mod
 
