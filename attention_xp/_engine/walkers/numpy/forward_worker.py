@@ -1,9 +1,9 @@
 """One thread of NumPy's walker: blocks of rows, each from its first tile to its output."""
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -109,10 +109,18 @@ class ForwardWorker:
         return running._replace(output=None) if has_whole else running
 
     def _fold(self, block: _Block, tiles: list[Tile], query: Array, shift: Array | float | None) -> Running:
-        """Visit tiles; the scores are taken relative to a shift, ``None`` is the largest."""
-        running = self._start(block, tiles, shift)
+        """Add tiles to the sums, in place; the scores are taken relative to a shift, ``None`` is the largest."""
+        running, heads = self._start(block, tiles, shift), block.heads
         for tile in tiles:
-            running = self._advance(block, query, running, tile)
+            is_whole, is_band = _is_whole(tile, block.region), tile.steps > 1
+            rows, some = (query, running) if is_whole else self._part(block, query, running, tile)
+            if is_band:
+                rows, some = _in_steps(rows, tile), _each(some, partial(_in_steps, tile=tile))
+            key, value = self._gather(heads.key, tile), partial(self._gather, heads.value, tile)
+            region, mixed = self._region(block, tile)
+            after = advance(self.ops, region, rows, key, value, some, rules=tile.rules, mixed=mixed)
+            if is_whole:
+                running = _each(after, partial(_as_rows, tile=tile)) if is_band else after
         return running
 
     def _may_guess(self, tiles: list[Tile]) -> bool:
@@ -151,28 +159,14 @@ class ForwardWorker:
         scores, _ = scored(self.ops, region, _in_steps(query, tile), key, rules=tile.rules, mixed=mixed)
         return _as_rows(np.max(scores, axis=-1, keepdims=True), tile)
 
-    def _advance(self, block: _Block, query: Array, running: Running, tile: Tile) -> Running:
-        """Add a tile to the sums, in place."""
-        heads, some = block.heads, running
-        if not _is_whole(tile, block.region):
-            first = block.region.starts[-2]
-            part = slice(tile.rows[0] - first, tile.rows[1] - first)
-            query = self._part(query, block.region.sizes[-2], part)
-            some = _each(running, lambda rows: rows[..., part, :])
-        key, value = self._gather(heads.key, tile), functools.partial(self._gather, heads.value, tile)
-        region, mixed = self._region(block, tile)
-        stepped = some if tile.steps == 1 else _each(some, lambda rows: _in_steps(rows, tile))
-        after = advance(self.ops, region, _in_steps(query, tile), key, value, stepped, rules=tile.rules, mixed=mixed)
-        if some is not running:
-            return running
-        return after if tile.steps == 1 else _each(after, lambda steps: _as_rows(steps, tile))
-
-    def _part(self, query: Array, m: int, part: slice) -> Array:
-        """Return some of the m rows of each head, which lie one head behind the other where they are folded."""
+    def _part(self, block: _Block, query: Array, running: Running, tile: Tile) -> tuple[Array, Running]:
+        """Return the rows of a tile that has but some of a block: of each head those, which may lie one head behind the other."""
+        first, m, width = block.region.starts[-2], block.region.sizes[-2], query.shape[-1]
+        part = slice(tile.rows[0] - first, tile.rows[1] - first)
+        some = _each(running, lambda rows: rows[..., part, :])
         if not self.walk.shape.folded:
-            return query[:, part]
-        width = query.shape[-1]
-        return query.reshape(-1, m, width)[:, part].reshape(1, -1, width)
+            return query[:, part], some
+        return query.reshape(-1, m, width)[:, part].reshape(1, -1, width), some
 
     def _region(self, block: _Block, tile: Tile) -> tuple[Region, Bounds]:
         """Return where the first stretch of a tile, or of its first step, lies, and its mixed rows counted from its first."""
