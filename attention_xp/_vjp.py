@@ -2,20 +2,19 @@
 
 import dataclasses
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Unpack
 
-from attention_xp._backend.autocast import sheltered
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._backend.modes import refuse_shards
 from attention_xp._checks.arrays import check_floating, check_placement, shapes
-from attention_xp._engine.kernels.choose import KERNELS, choose
-from attention_xp._engine.kernels.gradients import Gradients, backward, derivative_refusal
+from attention_xp._engine.kernels.choose import attend, choose
+from attention_xp._engine.kernels.gradients import backward, derivative_refusal
 from attention_xp._engine.problem.known_end import with_zeros
 from attention_xp._engine.problem.options import AttentionOptions, check_options, with_options
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Wanted
 from attention_xp._engine.tile.arithmetic import summed_to
+from attention_xp._engine.tile.backward_step import Gradients
 from attention_xp._public_types import Array, ArrayT, Generic, HeldT
 from attention_xp._typing import Namespace
 from attention_xp.biases import Bias
@@ -106,12 +105,12 @@ def attention_vjp(
         check_options(attention_vjp, options)
     way = WayBack.of(query, key, value, mask, dropout_rate, options)
     problem, xp = way.problem, way.problem.xp
-    with way.context:
-        result = KERNELS[way.kernel].attend(problem, Wanted(lse=True))
+    result = attend(problem, Wanted(lse=True), way.kernel)
+    lse: Any = result.lse
 
     def vjp(grad_output: ArrayT) -> AttentionGradients[ArrayT]:
         check_like_rows(problem, "grad_output", grad_output, value.shape[-1])
-        return way.gradients(result.output, result.lse, grad_output, None)
+        return way.gradients(result.output, lse, grad_output, None)
 
     return _cast(xp, result.output, query.dtype), vjp
 
@@ -140,7 +139,6 @@ class WayBack(NamedTuple):
 
     problem: Problem  # with the query in the dtype of the computation
     kernel: str
-    context: AbstractContextManager[Any]  # in which torch narrows nothing
     factor: float | Array | None  # of the gradient of the query, where a scale that is an array has become a part of it
     given: "_Given"
 
@@ -165,7 +163,7 @@ class WayBack(NamedTuple):
         kernel = choose(wide, Wanted(lse=True))
         refuse_shards(problem.xp)
         given = _Given(query, key, value, mask, options.get("bias"), options.get("sinks"))
-        return cls(wide, kernel, sheltered(wide)[1], factor, given)
+        return cls(wide, kernel, factor, given)
 
     def gradients(self, output: Array, lse: Array, grad_output: Array, grad_lse: Array | None) -> AttentionGradients:
         """Return the gradients of all arguments."""

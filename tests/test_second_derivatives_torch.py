@@ -128,12 +128,12 @@ def test_autocast(library, torch):
 
 def test_a_kernel_on_wider_heads(library, torch):
     """On a GPU torch widens the heads, and cuts the output."""
-    from attention_xp._engine.kernels.fused._torch_again import follow_slopes  # noqa: PLC0415  # imports torch
+    from attention_xp._engine.kernels.fused._torch_again import follow_gradients  # noqa: PLC0415  # imports torch
 
     def attend(*arrays):
         wider = (torch.nn.functional.pad(x, (0, 3)) for x in arrays)
         output = torch.nn.functional.scaled_dot_product_attention(*wider)[..., :4]
-        follow_slopes(output)
+        follow_gradients(output)
         return output
 
     assert torch.autograd.gradgradcheck(attend, on(library, SQUARE), fast_mode=True)

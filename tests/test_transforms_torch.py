@@ -308,3 +308,21 @@ def test_shapes_of_tensors_without_numbers(library, impl):
     query, key = (torch.empty(2, heads, length, 8, device="meta") for heads, length in ((4, 300), (2, 70)))
     output = ax.flash_attention(query, key, key, is_causal=True, query_offset=0, impl=impl)
     assert (output.shape, output.device.type) == (query.shape, "meta")
+
+
+@pytest.mark.parametrize("options", [{}, {"is_causal": True, "bias": True, "sinks": True}], ids=["plain", "options"])
+def test_forward_mode_inside_forward_mode(library, options):
+    """A rule of our own for forward mode would hide its changes from another one around it."""
+    torch, (x, bias, sinks) = torch_of(library, [normal(1, 4, 12, 3), normal(4, 12, 12), normal(4)], "float64")
+    options = {name: {"bias": bias, "sinks": sinks}.get(name, given) for name, given in options.items()}
+
+    def second(impl):
+        def loss(at):
+            moved = {name: a * (1.0 + at) if isinstance(a, torch.Tensor) else a for name, a in options.items()}
+            return (ax.flash_attention(x * (1.0 + at), x * (2.0 - at), x, impl=impl, tile=(5, 5), **moved) ** 2).sum()
+
+        at = torch.tensor(0.3, dtype=torch.float64)
+        return [again(torch.func.jacfwd(loss))(at) for again in (torch.func.jacfwd, torch.func.jacrev)]
+
+    for found, expected in zip(second("tiled"), second("dense"), strict=True):
+        torch.testing.assert_close(found, expected)

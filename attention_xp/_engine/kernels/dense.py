@@ -1,28 +1,12 @@
 """The formula as it stands in the books: it materialises the scores and gives the weights."""
 
-import math
-
-from attention_xp._backend.derivatives import can_differentiate
 from attention_xp._backend.modes import is_left_open
 from attention_xp._engine.kernels.meshes import refused_mesh
-from attention_xp._engine.kernels.one_program import as_one_program
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.problem.result import Attended, Wanted
-from attention_xp._engine.tile.arithmetic import Arithmetic, Followed, allowed_pairs
-from attention_xp._engine.tile.products import weights_value
-from attention_xp._engine.tile.scores import (
-    dropped,
-    is_bent,
-    modified,
-    of_real_rows,
-    query_factor,
-    survival_factor,
-)
-from attention_xp._scores.region import Region
-from attention_xp._softmax import exponentials, log_sum, nonzero
-from attention_xp._typing import Array
+from attention_xp._engine.problem.result import Wanted
+from attention_xp._engine.tile.formula import attend_at_once as attend
 
-__all__ = ["attend", "is_worthwhile", "refusal", "scores_of_region", "weights_of_rows"]
+__all__ = ["attend", "is_worthwhile", "refusal"]
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:  # noqa: ARG001
@@ -36,73 +20,3 @@ def refusal(problem: Problem, wanted: Wanted) -> str | None:  # noqa: ARG001
 def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:  # noqa: ARG001
     """Return whether this kernel is a good choice: it is the last."""
     return True
-
-
-def attend(problem: Problem, wanted: Wanted) -> Attended:
-    """Return ``softmax(scores) @ value`` with every option, and the weights themselves."""
-    return as_one_program(_attend, problem, *wanted)
-
-
-def _attend(problem: Problem, *wants: bool) -> Attended:
-    wanted = Wanted(*wants)
-    xp, region = problem.xp, Region.whole(problem)
-    value = xp.astype(problem.value, problem.dtype, copy=False)
-    weights, total, shift = _exponentials(problem, region, problem.query)
-    is_silent = _is_silent(problem, weights, total)
-    divisor = total if problem.never_empty else nonzero(total, xp=xp)
-    if wanted.weights:
-        weights = weights / divisor
-    weights = _dropped(problem, region, weights)
-    output = weights_value(problem, weights, value, exclusive=len(problem.rules) > 0)  # (..., H, Sq, Dv)
-    if not wanted.weights:
-        output = output / divisor
-    if is_silent is not None:
-        output = xp.where(is_silent, 0.0, output)
-    lse = xp.squeeze(of_real_rows(problem, region, log_sum(total, shift, xp=xp)), axis=-1) if wanted.lse else None
-    return Attended(
-        output=xp.astype(output, problem.query.dtype, copy=False),
-        weights=xp.astype(weights, problem.query.dtype, copy=False) if wanted.weights else None,
-        lse=lse,
-    )
-
-
-def weights_of_rows(problem: Problem, row: int, stop: int) -> Array:
-    """Return the weights (..., H, stop - row, Sk) of some rows."""
-    region = Region.whole(problem).of_rows(row, stop)
-    weights, total, _ = _exponentials(problem, region, problem.query[..., row:stop, :])
-    weights = _dropped(problem, region, weights / nonzero(total, xp=problem.xp))
-    return problem.xp.astype(weights, problem.query.dtype, copy=False)
-
-
-def _is_silent(problem: Problem, weights: Array, total: Array) -> Array | None:
-    """Return which rows (..., H, Sq, 1) attend nothing, where the library may differentiate and it matters."""
-    if problem.never_empty or not can_differentiate(problem.xp):
-        return None
-    return (total if problem.sinks is None else problem.xp.sum(weights, axis=-1, keepdims=True)) == 0.0
-
-
-def _dropped(problem: Problem, region: Region, weights: Array) -> Array:
-    """Return the weights after dropout."""
-    if problem.seed is None:
-        return weights
-    return dropped(Arithmetic(problem), region, weights * survival_factor(problem))
-
-
-def _exponentials(problem: Problem, region: Region, query: Array) -> tuple[Array, Array, Array]:
-    """Return the weights before they are divided, (..., H, Sq, Sk), their sum and their shift, (..., H, Sq, 1)."""
-    scores = scores_of_region(problem, region, query, problem.key)
-    return exponentials(scores, sinks=problem.sinks, xp=problem.xp)
-
-
-def scores_of_region(problem: Problem, region: Region, query: Array, key: Array) -> Array:
-    """Return the scores of the rows and keys of a region, (..., H, m, n), -inf where they are excluded."""
-    xp = problem.xp
-    query, key = (xp.astype(a, problem.dtype, copy=False) for a in (query, key))
-    allowed = allowed_pairs(problem.rules, region)
-    ops = Followed.of(problem)
-    query = query * query_factor(problem)
-    scores = ops.query_key(query, key, exclusive=allowed is not None)
-    if allowed is not None and is_bent(problem):
-        scores = ops.shielded(scores, query, key, allowed)
-    scores = modified(problem, ops, region, scores)
-    return scores if allowed is None else xp.where(allowed, scores, -math.inf)

@@ -11,13 +11,13 @@ __all__ = ["refused_mesh"]
 _AXES = {-1: "the width", -2: "the sequence", -3: "the heads"}
 
 
-def refused_mesh(problem: Problem, known: Container[int]) -> str | None:
+def refused_mesh(problem: Problem, treated: Container[int]) -> str | None:
     """Return why a kernel cannot compute with arrays that are shared out along other axes than it knows to treat."""
     if library_name(problem.xp) != "jax":
         return None
     for name, array in (("query", problem.query), ("key", problem.key), ("value", problem.value)):
         for axis in explicit_axes(array):
-            if axis not in known:
+            if axis not in treated:
                 return (
                     f"{name} is sharded along {_name(problem, axis)}, over an explicit axis of a mesh: expected the call "
                     "inside jax.shard_map, over batch and heads"

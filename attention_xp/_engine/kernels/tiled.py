@@ -1,16 +1,16 @@
 """The online softmax over tiles: memory linear in the lengths, every option."""
 
-from attention_xp._backend.libraries import library_name
 from attention_xp._backend.modes import is_left_open
 from attention_xp._backend.sizes import is_open
-from attention_xp._engine.kernels import dense
-from attention_xp._engine.kernels.borders import formula_is_faster
 from attention_xp._engine.kernels.meshes import refused_mesh
-from attention_xp._engine.kernels.one_program import as_one_program
+from attention_xp._engine.plan.borders import formula_is_faster
 from attention_xp._engine.plan.plan import bounds
 from attention_xp._engine.plan.tile_sizes import tile_sizes
+from attention_xp._engine.problem.one_program import as_one_program
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
+from attention_xp._engine.tile.formula import attend_at_once, weights_of_rows
+from attention_xp._engine.walkers.registry import walker_of
 from attention_xp._typing import Array
 
 __all__ = ["attend", "is_worthwhile", "refusal"]
@@ -31,8 +31,8 @@ def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:
 def attend(problem: Problem, wanted: Wanted) -> Attended:
     """Compute a problem tile by tile; wanted weights are assembled block by block of rows."""
     if problem.is_empty:
-        return dense.attend(problem, wanted)  # there is nothing to materialise
-    output, lse = _walk(problem.with_scaled_query(), wanted)
+        return attend_at_once(problem, wanted)  # there is nothing to materialise
+    output, lse = walker_of(problem.xp).forward(problem.with_scaled_query(), lse=wanted.lse)
     return Attended(
         problem.xp.astype(output, problem.query.dtype, copy=False),
         as_one_program(_weights, problem) if wanted.weights else None,
@@ -43,23 +43,7 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
 def _weights(problem: Problem) -> Array:
     rows, Sq = tile_sizes(problem)[0], problem.query.shape[-2]
     if is_open(Sq):
-        return dense.weights_of_rows(problem, 0, Sq)  # of how many blocks they are is not known
-    blocks = [dense.weights_of_rows(problem, *block) for block in bounds(0, Sq, rows)]
+        return weights_of_rows(problem, 0, Sq)  # of how many blocks they are is not known
+    blocks = [weights_of_rows(problem, *block) for block in bounds(0, Sq, rows)]
     weights = problem.xp.concat(blocks, axis=-2)
     return problem.xp.astype(weights, problem.query.dtype, copy=False)  # NumPy joins in the machine's byte order
-
-
-def _walk(problem: Problem, wanted: Wanted) -> tuple[Array, Array | None]:
-    """Visit the tiles the way the library of the arrays likes it."""
-    library = library_name(problem.xp)
-    if library == "numpy":
-        from attention_xp._engine.walkers.numpy.walk import walk as threads_walk  # noqa: PLC0415  # imports NumPy
-
-        return threads_walk(problem, lse=wanted.lse)
-    if library == "torch":
-        from attention_xp._engine.walkers.torch.autograd import walk  # noqa: PLC0415  # imports torch
-    elif library == "jax":
-        from attention_xp._engine.walkers.jax.derivatives import walk  # noqa: PLC0415  # imports JAX
-    else:
-        from attention_xp._engine.walkers.portable.walk import walk  # noqa: PLC0415
-    return walk(problem)

@@ -8,7 +8,7 @@ from attention_xp.masks import Mask
 __all__ = ["Tile", "bounds", "plan", "side_by_side", "touching"]
 
 Bounds = tuple[int, int]
-Grid = Sequence[Sequence[bool]]  # by chunk, by strip
+Flags = Sequence[Sequence[bool]]  # by chunk, by strip
 Verdict = tuple[tuple[bool, ...], tuple[bool, ...]]  # possible and certain, by chunk
 
 
@@ -70,7 +70,7 @@ def touching(stretches: Iterable[Bounds]) -> list[Bounds]:
 def plan(
     chunks: Sequence[Bounds],
     strips: Sequence[Bounds],
-    answers: Sequence[tuple[Mask, Grid, Grid]],
+    answers: Sequence[tuple[Mask, Flags, Flags]],
     columns: int,
     *,
     may_skip: bool = False,

@@ -51,7 +51,7 @@ class Problem(Frame):
     scale: float | Array  # an array has no axes
     softcap: float | None
     score_mod: ScoreMod | None
-    score_slope: ScoreMod | None  # the derivative of score_mod, where it came with one
+    score_derivative: ScoreMod | None  # the derivative of score_mod, where it came with one
     addends: tuple[Any, ...]  # bias and floating mask: arrays, or a Bias
     narrow_addends: bool  # whether these came in the dtype of the query
     rules: tuple[Mask, ...]  # a pair is allowed where all of them allow it
@@ -216,7 +216,7 @@ class Problem(Frame):
         addends = [a if isinstance(a, Bias) else up_to(end, Sk, a) for a in addends]
         if packing is not None:
             rules.append(PackedMask(packing.q_item, packing.k_item))
-        score_mod, score_slope = check_score_mod(o["score_mod"])
+        score_mod, score_derivative = check_score_mod(o["score_mod"])
         rate = min(check_rate(dropout_rate, name="dropout_rate"), LARGEST_RATE)
         check_rng(o["rng"], xp)
         key, value = (up_to(end, Sk, a, axis=-2) for a in (key, value))
@@ -235,7 +235,7 @@ class Problem(Frame):
             scale=_default_scale(query) if o["scale"] is None else checked_scale(frame, o["scale"]),
             softcap=None if o["softcap"] is None else check_positive("softcap", o["softcap"]),
             score_mod=score_mod,
-            score_slope=score_slope,
+            score_derivative=score_derivative,
             addends=tuple(addends),
             narrow_addends=narrow,
             rules=tuple(rules),

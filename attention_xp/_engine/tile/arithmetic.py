@@ -4,13 +4,13 @@ import math
 from functools import reduce
 from operator import and_
 
-from attention_xp._backend.derivatives import can_differentiate
+from attention_xp._backend.derivatives import can_differentiate, constant
 from attention_xp._backend.libraries import device
 from attention_xp._backend.values import by_value
 from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.base import base_of
-from attention_xp._engine.tile.products import are_finite, key_rows, query_key, slopes_key, value_rows, weights_value
+from attention_xp._engine.tile.products import are_finite, key_rows, query_key, query_rows, value_rows, weights_value
 from attention_xp._random.survivors import head_key, survivors, survivors_one_by_one
 from attention_xp._scores.region import Region, cut
 from attention_xp._typing import Array, Namespace
@@ -105,6 +105,10 @@ class Arithmetic:
         """Return the scores with -inf where they are not allowed; `allowed` covers the `mixed` rows."""
         return self.xp.where(allowed, scores, -math.inf)
 
+    def peak(self, so_far: Array, scores: Array) -> Array:
+        """Return the largest score of each row, (..., m, 1)."""
+        return self.xp.maximum(so_far, self.xp.max(scores, axis=-1, keepdims=True))
+
     def powers(self, scores: Array, shift: Array | None, allowed: Array | None, mixed: Bounds) -> Array:  # noqa: ARG002
         """Return the powers of ``scores - shift``, exactly 0 where not allowed."""
         return self.base.power(scores if shift is None else scores - shift)
@@ -129,33 +133,33 @@ class Arithmetic:
         """Return x with 0 for what does not survive."""
         return self.xp.where(keep, x, 0.0)
 
-    def silence(self, slopes: Array, allowed: Array, mixed: Bounds) -> Array:  # noqa: ARG002
-        """Return the slopes with 0 where they are not allowed, whatever they were."""
-        return self.xp.where(allowed, slopes, 0.0)
+    def silence(self, grad_scores: Array, allowed: Array, mixed: Bounds) -> Array:  # noqa: ARG002
+        """Return the gradients of scores with 0 where they are not allowed, whatever they were."""
+        return self.xp.where(allowed, grad_scores, 0.0)
 
     def gradient_value(self, gradient: Array, value: Array, *, exclusive: bool) -> Array:
         """(..., H, m, Dv) @ (..., Hkv, n, Dv)^T -> (..., H, m, n)."""
         return query_key(self.problem, gradient, value, exclusive=exclusive)
 
-    def slopes_key(self, slopes: Array, key: Array, *, exclusive: bool) -> Array:
+    def query_gradients(self, grad_scores: Array, key: Array, *, exclusive: bool) -> Array:
         """(..., H, m, n) @ (..., Hkv, n, D) -> (..., H, m, D)."""
-        return slopes_key(self.problem, slopes, key, exclusive=exclusive)
+        return query_rows(self.problem, grad_scores, key, exclusive=exclusive)
 
-    def key_slopes(self, slopes: Array, query: Array) -> Array:
+    def key_gradients(self, grad_scores: Array, query: Array) -> Array:
         """(..., H, m, n)^T @ (..., H, m, D) -> (..., Hkv, n, D)."""
-        return key_rows(self.problem, slopes, query)
+        return key_rows(self.problem, grad_scores, query)
 
-    def value_slopes(self, weights: Array, gradient: Array, *, exclusive: bool) -> Array:
+    def value_gradients(self, weights: Array, gradient: Array, *, exclusive: bool) -> Array:
         """(..., H, m, n)^T @ (..., H, m, Dv) -> (..., Hkv, n, Dv)."""
         return value_rows(self.problem, weights, gradient, exclusive=exclusive)
 
-    def bias_slopes(self, bias: Bias, region: Region, slopes: Array) -> tuple[Array, ...]:
-        """Return what the slopes of the scores of a region add to the gradients of the arrays of a bias."""
-        return bias.vjp(region, slopes)
+    def bias_gradients(self, bias: Bias, region: Region, grad_scores: Array) -> tuple[Array, ...]:
+        """Return what the gradients of the scores of a region add to the gradients of the arrays of a bias."""
+        return bias.vjp(region, grad_scores)
 
-    def summed(self, slopes: Array, shape: tuple[int, ...]) -> Array:
-        """Return the slopes summed to a shape that broadcasts to theirs."""
-        return summed_to(self.xp, slopes, shape)
+    def summed(self, grad_scores: Array, shape: tuple[int, ...]) -> Array:
+        """Return gradients summed to a shape that broadcasts to theirs."""
+        return summed_to(self.xp, grad_scores, shape)
 
 
 class Followed(Arithmetic):
@@ -169,6 +173,10 @@ class Followed(Arithmetic):
     def query_key(self, query: Array, key: Array, *, exclusive: bool) -> Array:
         """(..., H, m, D) @ (..., Hkv, n, D)^T -> (..., H, m, n)."""
         return query_key(self.problem, query, key, exclusive=exclusive, is_followed=True)
+
+    def peak(self, so_far: Array, scores: Array) -> Array:
+        """Return the largest score of each row as a constant: nothing that is made of the sums depends on it."""
+        return constant(self.xp, super().peak(so_far, scores))
 
     def shielded(self, products: Array, query: Array, key: Array, allowed: Array) -> Array:
         """Return the products with 0 for what is excluded, where that may not be finite."""

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 from attention_xp._backend.derivatives import pullback
 from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.arithmetic import Arithmetic
 from attention_xp._engine.tile.base import base_of
 from attention_xp._engine.tile.captured import Captured
+from attention_xp._engine.tile.primitives import AllowedT, BackwardPrimitives, ScorePrimitives
 from attention_xp._engine.tile.scores import added, as_scores, changed, survival_factor
 from attention_xp._engine.tile.step import factor_of_base
 from attention_xp._scores.region import Region
@@ -28,15 +28,13 @@ from attention_xp.biases import Bias
 from attention_xp.masks import Mask
 
 __all__ = [
+    "Gradients",
     "Known",
     "Rows",
-    "Slopes",
     "contribute",
     "key_factor",
-    "modified_with_pull",
     "shift_of",
-    "sink_slopes",
-    "sink_weights",
+    "sink_gradients",
     "surviving",
 ]
 
@@ -66,22 +64,26 @@ class Rows(NamedTuple):
     gradient: Array  # (..., m, Dv), of the output, with the factor of what survives dropout
     shift: Array | None  # (..., m, 1): the log-sum-exp in the base; None where gradient and delta make up for it
     delta: Array | None  # (..., m, 1); None where it is in the gradient already
-    kept_query: Array  # as key slopes meet it: 0 where it is not finite, which slopes tell if it is attended with
-    kept_gradient: Array  # as value slopes meet it
+    kept_query: Array  # as gradients of keys meet it: 0 where it is not finite, which those of scores tell if it is attended with
+    kept_gradient: Array  # as gradients of values meet it
 
 
-class Slopes(NamedTuple):
-    """What a tile adds to the gradients; those of query and key lack a factor, see `query_factor` and `key_factor`."""
+class Gradients(NamedTuple):
+    """Gradients of a problem's arrays, in their shapes and the dtype of the computation, or what a tile adds to these.
 
-    query: Array  # (..., m, D)
-    key: Array  # (..., Hkv, n, D)
-    value: Array  # (..., Hkv, n, Dv)
-    addends: tuple[Any, ...]  # the shape of the piece of each that covers the tile; of a Bias, those of its arrays
+    Those of query and key that a tile adds lack a factor, see `query_factor` and `key_factor`.
+    """
+
+    query: Array  # (..., H, Sq, D); (..., m, D) of a tile
+    key: Array  # (..., Hkv, Sk, D)
+    value: Array  # (..., Hkv, Sk, Dv)
+    addends: tuple[Any, ...]  # arrays, of a Bias a tuple of those of its arrays; None for what is not wanted
     captured: tuple[Array, ...] = ()  # by `score_mod`, where that is known
+    sinks: Array | None = None  # to which no tile adds
 
 
 def key_factor(problem: Problem) -> float:
-    """Return the factor that slopes of keys lack: the query had that of the scores, and that of the base."""
+    """Return the factor that gradients of keys lack: the query had that of the scores, and that of the base."""
     return 1.0 / factor_of_base(problem)
 
 
@@ -97,7 +99,7 @@ def surviving(problem: Problem, gradient: Array) -> Array:
 
 
 def contribute(
-    ops: Arithmetic,
+    ops: BackwardPrimitives[AllowedT],
     region: Region,
     rows: Rows,
     key: Array,
@@ -106,63 +108,67 @@ def contribute(
     rules: tuple[Mask, ...],
     mixed: Bounds,
     wanted: tuple[bool, ...],
-) -> Slopes:
+) -> Gradients:
     """Return what one tile adds. `rules` are undecided on the `mixed` rows of it; `wanted` are addends."""
     problem, exclusive = ops.problem, len(rules) > 0
     products = ops.query_key(rows.query, key, exclusive=exclusive)  # (..., m, D) @ (..., D, n) -> (..., m, n)
     allowed = ops.allowed(rules, region.of_rows(*mixed))
     if allowed is not None and isinstance(problem.score_mod, Captured):
-        products = ops.silence(products, allowed, mixed)  # its slope there times 0 is to be no NaN
-    scores, pull = modified_with_pull(problem, ops, region, products)
+        products = ops.silence(products, allowed, mixed)  # its derivative there times 0 is to be no NaN
+    scores, pull = _modified_with_pull(problem, ops, region, products)
     if not problem.is_product:
         scores = ops.in_base(scores)
     if allowed is not None:
         scores = ops.exclude(scores, allowed, mixed)
     weights = ops.powers(scores, rows.shift, allowed, mixed)
     keep = None if problem.seed is None else ops.survivors(region)
-    slopes = ops.gradient_value(rows.gradient, value, exclusive=exclusive)  # (..., m, Dv) @ (..., Dv, n) -> (..., m, n)
+    grad_scores = ops.gradient_value(
+        rows.gradient, value, exclusive=exclusive
+    )  # (..., m, Dv) @ (..., Dv, n) -> (..., m, n)
     if keep is not None:
-        slopes = ops.thin(slopes, keep)
+        grad_scores = ops.thin(grad_scores, keep)
     if rows.delta is not None:
-        slopes = ops.add(slopes, -rows.delta)
-    slopes = ops.multiply(slopes, weights)
+        grad_scores = ops.add(grad_scores, -rows.delta)
+    grad_scores = ops.multiply(grad_scores, weights)
     if keep is not None:
         weights = ops.thin(weights, keep)
-    value_slopes = ops.value_slopes(
+    value_gradients = ops.value_gradients(
         weights, rows.kept_gradient, exclusive=exclusive
     )  # (..., n, m) @ (..., m, Dv) -> (..., n, Dv)
     if allowed is not None:
-        slopes = ops.silence(slopes, allowed, mixed)
+        grad_scores = ops.silence(grad_scores, allowed, mixed)
     addends = tuple(
-        _of_addend(ops, region, addend, slopes) if is_wanted else None
+        _of_addend(ops, region, addend, grad_scores) if is_wanted else None
         for addend, is_wanted in zip(problem.addends, wanted, strict=True)
     )
     captured: tuple[Array, ...] = ()
     if pull is not None:
-        slopes, *captured_slopes = pull(slopes)
-        captured = tuple(captured_slopes)
+        grad_scores, *captured_gradients = pull(grad_scores)
+        captured = tuple(captured_gradients)
         if allowed is not None:
-            slopes = ops.silence(slopes, allowed, mixed)
-    return Slopes(
-        ops.slopes_key(slopes, key, exclusive=exclusive),  # (..., m, n) @ (..., n, D) -> (..., m, D)
-        ops.key_slopes(slopes, rows.kept_query),  # (..., n, m) @ (..., m, D) -> (..., n, D)
-        value_slopes,
+            grad_scores = ops.silence(grad_scores, allowed, mixed)
+    return Gradients(
+        ops.query_gradients(grad_scores, key, exclusive=exclusive),  # (..., m, n) @ (..., n, D) -> (..., m, D)
+        ops.key_gradients(grad_scores, rows.kept_query),  # (..., n, m) @ (..., m, D) -> (..., n, D)
+        value_gradients,
         addends,
         captured,
     )
 
 
-def _of_addend(ops: Arithmetic, region: Region, addend: Any, slopes: Array) -> Any:
+def _of_addend(ops: BackwardPrimitives[AllowedT], region: Region, addend: Any, grad_scores: Array) -> Any:
     if isinstance(addend, Bias):
-        return ops.bias_slopes(addend, region, slopes)
-    return ops.summed(slopes, tuple(region.look_up(addend).shape))
+        return ops.bias_gradients(addend, region, grad_scores)
+    return ops.summed(grad_scores, tuple(region.look_up(addend).shape))
 
 
-Pull = Callable[[Array], tuple[Array, ...]]  # slopes of the scores -> of the products, then of what was captured
+Pull = Callable[[Array], tuple[Array, ...]]  # gradients of the scores -> of the products, then of what was captured
 
 
-def modified_with_pull(problem: Problem, ops: Arithmetic, region: Region, scores: Array) -> tuple[Array, Pull | None]:
-    """Return the scores after every option that touches them, and how slopes come back through those."""
+def _modified_with_pull(
+    problem: Problem, ops: ScorePrimitives, region: Region, scores: Array
+) -> tuple[Array, Pull | None]:
+    """Return the scores after every option that touches them, and how gradients come back through those."""
     steepness: Array | None = None
     pull: Pull | None = None
     if problem.softcap is not None:
@@ -176,15 +182,15 @@ def modified_with_pull(problem: Problem, ops: Arithmetic, region: Region, scores
     return scores, pull if steepness is None else _through(ops, steepness, pull)
 
 
-def _through(ops: Arithmetic, steepness: Array, pull: Pull | None) -> Pull:
-    def pull_both(slopes: Array) -> tuple[Array, ...]:
-        slopes, *captured = (slopes,) if pull is None else pull(slopes)
-        return ops.multiply(slopes, steepness), *captured
+def _through(ops: ScorePrimitives, steepness: Array, pull: Pull | None) -> Pull:
+    def pull_both(grad_scores: Array) -> tuple[Array, ...]:
+        grad_scores, *captured = (grad_scores,) if pull is None else pull(grad_scores)
+        return ops.multiply(grad_scores, steepness), *captured
 
     return pull_both
 
 
-def _score_mod(problem: Problem, ops: Arithmetic, region: Region, scores: Array) -> tuple[Array, Pull]:
+def _score_mod(problem: Problem, ops: ScorePrimitives, region: Region, scores: Array) -> tuple[Array, Pull]:
     """Differentiate `score_mod` by the library, or by the derivative that came with it."""
     function = problem.score_mod
 
@@ -195,29 +201,29 @@ def _score_mod(problem: Problem, ops: Arithmetic, region: Region, scores: Array)
     found = pullback(problem.xp, modify, scores, *(function.operands if isinstance(function, Captured) else ()))
     if found is not None:
         return found
-    slope = as_scores(problem, problem.score_slope, region, scores)
-    return changed(problem, region, scores), lambda slopes: (ops.multiply(slopes, slope),)
+    derivative = as_scores(problem, problem.score_derivative, region, scores)
+    return changed(problem, region, scores), lambda grad_scores: (ops.multiply(grad_scores, derivative),)
 
 
 def _lines_of_sinks(problem: Problem) -> Array:
     return problem.sinks[..., 0]  # type: ignore[index]  # (..., H, 1), or (..., 1)
 
 
-def sink_weights(problem: Problem, lse: Array) -> Array:
+def _sink_weights(problem: Problem, lse: Array) -> Array:
     """Return the share (..., H, Sq) of the sinks in the softmax of each row."""
     xp, sinks = problem.xp, _lines_of_sinks(problem)
     is_finite = xp.isfinite(lse)
     return xp.exp(xp.where(is_finite, sinks, -math.inf) - xp.where(is_finite, lse, 0.0))
 
 
-def sink_slopes(problem: Problem, known: Known) -> Array | None:
+def sink_gradients(problem: Problem, known: Known) -> Array | None:
     """Return the gradient of the sinks, in their shape."""
     if problem.sinks is None:
         return None
     xp = problem.xp
     # What comes back to an output of 0 counts for nothing here, whatever it is: a row may attend nothing but the sink.
     known = known._replace(gradient=xp.where(known.output == 0.0, 0.0, known.gradient))
-    slopes = -xp.sum(sink_weights(problem, known.lse) * known.delta(problem), axis=-1)  # (..., H)
+    grad_scores = -xp.sum(_sink_weights(problem, known.lse) * known.delta(problem), axis=-1)  # (..., H)
     if problem.batch:
-        slopes = xp.sum(slopes, axis=tuple(range(len(problem.batch))))
-    return xp.reshape(slopes, problem.sinks.shape)
+        grad_scores = xp.sum(grad_scores, axis=tuple(range(len(problem.batch))))
+    return xp.reshape(grad_scores, problem.sinks.shape)

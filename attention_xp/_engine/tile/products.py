@@ -19,8 +19,8 @@ __all__ = [
     "quarantined_key",
     "quarantined_outputs",
     "query_key",
+    "query_rows",
     "silenced_rows",
-    "slopes_key",
     "value_rows",
     "weights_value",
 ]
@@ -74,13 +74,13 @@ def weights_value(problem: Problem, weights: Array, value: Array, *, exclusive: 
     )
 
 
-def slopes_key(problem: Problem, slopes: Array, key: Array, *, exclusive: bool) -> Array:
-    """Return ``slopes @ key``: (..., H, Sq, Sk) @ (..., Hkv, Sk, D) -> (..., H, Sq, D).
+def query_rows(problem: Problem, grad_scores: Array, key: Array, *, exclusive: bool) -> Array:
+    """Return ``grad_scores @ key``: (..., H, Sq, Sk) @ (..., Hkv, Sk, D) -> (..., H, Sq, D).
 
-    With `exclusive`, some slopes are exactly 0 by exclusion, and no key may make a NaN of that. Rows that
-    may attend a key that is not finite have slopes that are NaN already.
+    With `exclusive`, some gradients of scores are exactly 0 by exclusion, and no key may make a NaN of that. Rows that
+    may attend a key that is not finite have gradients that are NaN already.
     """
-    folded = _fold(problem, slopes)
+    folded = _fold(problem, grad_scores)
     if not exclusive:
         return _unfold(problem, _outputs(folded, key, problem.xp))
     xp = problem.xp
@@ -148,7 +148,7 @@ def _quarantined_scores(query: Array, key: Array, xp: Namespace) -> Array:
 
 
 def _quarantined_both(query: Array, key: Array, xp: Namespace) -> Array:
-    # 0 or NaN, and a slope of NaN comes back to all of the row. XLA would sum up anew for each of the scores.
+    # 0 or NaN, and a gradient of NaN comes back to all of the row. XLA would sum up anew for each of the scores.
     poison = xp.matmul(0.0 * query, xp.ones((query.shape[-1], 1), dtype=query.dtype, device=device(query)))
     return _quarantined_scores(clean(query), key, xp) + poison
 

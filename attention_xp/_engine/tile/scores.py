@@ -4,7 +4,7 @@ import math
 
 from attention_xp._checks.arrays import check_result
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.arithmetic import Arithmetic
+from attention_xp._engine.tile.primitives import ScorePrimitives
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array, ScoreMod
 from attention_xp.biases._bias import Bias, evaluated
@@ -33,7 +33,7 @@ def is_bent(problem: Problem) -> bool:
     return problem.softcap is not None or problem.score_mod is not None
 
 
-def modified(problem: Problem, ops: Arithmetic, region: Region, scores: Array) -> Array:
+def modified(problem: Problem, ops: ScorePrimitives, region: Region, scores: Array) -> Array:
     """Return the products, whose query had the factor in it, after every option that touches them."""
     if problem.softcap is not None:
         scores = ops.multiply(ops.tanh(scores), problem.softcap)
@@ -57,7 +57,7 @@ def as_scores(problem: Problem, function: ScoreMod | None, region: Region, score
     return result if result.shape == scores.shape else problem.xp.broadcast_to(result, scores.shape)
 
 
-def added(problem: Problem, ops: Arithmetic, region: Region, scores: Array) -> Array:
+def added(problem: Problem, ops: ScorePrimitives, region: Region, scores: Array) -> Array:
     """Return the scores with bias and floating mask."""
     for addend in problem.addends:
         scores = ops.add(scores, addition(region, addend))
@@ -74,7 +74,7 @@ def survival_factor(problem: Problem) -> float:
     return 1.0 / (1.0 - problem.dropout_rate)
 
 
-def dropped(ops: Arithmetic, region: Region, weights: Array) -> Array:
+def dropped(ops: ScorePrimitives, region: Region, weights: Array) -> Array:
     """Return the weights after dropout, but for the `survival_factor`."""
     return weights if ops.problem.seed is None else ops.thin(weights, ops.survivors(region))
 

@@ -6,12 +6,12 @@ nothing but the product makes the score. See Milakov and Gimelshein, "Online nor
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.arithmetic import Arithmetic
 from attention_xp._engine.tile.base import base_of
+from attention_xp._engine.tile.primitives import AllowedT, ForwardPrimitives, KeyT_contra, ValueT_contra
 from attention_xp._engine.tile.scores import dropped, is_bent, modified, of_real_rows, query_factor, survival_factor
 from attention_xp._scores.region import Region
 from attention_xp._softmax import nonzero
@@ -65,11 +65,11 @@ def start(problem: Problem, region: Region, empty: Array, *, shift: Array | floa
 
 
 def advance(
-    ops: Arithmetic,
+    ops: ForwardPrimitives[AllowedT, KeyT_contra, ValueT_contra],
     region: Region,
     query: Array,
-    key: Array,
-    value: Array,
+    key: KeyT_contra,
+    value: ValueT_contra,
     running: Running,
     *,
     rules: tuple[Mask, ...],
@@ -81,7 +81,7 @@ def advance(
     if running.peak is None:
         peak = shift = fade = None
     else:
-        peak = xp.maximum(running.peak, xp.max(scores, axis=-1, keepdims=True))
+        peak = ops.peak(running.peak, scores)
         shift = xp.where(xp.isfinite(peak), peak, 0.0)
         fade = ops.base.power(running.peak - shift)
     weights = ops.powers(scores, shift, allowed, mixed)
@@ -97,8 +97,14 @@ def advance(
 
 
 def scored(
-    ops: Arithmetic, region: Region, query: Array, key: Array, *, rules: tuple[Mask, ...], mixed: Bounds
-) -> tuple[Array, Array | None]:
+    ops: ForwardPrimitives[AllowedT, KeyT_contra, ValueT_contra],
+    region: Region,
+    query: Array,
+    key: KeyT_contra,
+    *,
+    rules: tuple[Mask, ...],
+    mixed: Bounds,
+) -> tuple[Array, AllowedT | None]:
     """Return the scores of a tile in the base, (..., m, n), and which of its `mixed` rows are allowed."""
     problem, exclusive = ops.problem, len(rules) > 0
     scores = ops.query_key(query, key, exclusive=exclusive)  # (..., m, D) @ (..., D, n) -> (..., m, n)
@@ -110,12 +116,12 @@ def scored(
     return scores if allowed is None else ops.exclude(scores, allowed, mixed), allowed
 
 
-def finish(ops: Arithmetic, region: Region, running: Running) -> tuple[Array, Array]:
+def finish(ops: ForwardPrimitives[Any, Any, Any], region: Region, running: Running) -> tuple[Array, Array]:
     """Return the output (..., m, Dv) and the log-sum-exp (..., m) of a block of rows."""
     return normalized(ops, running), log_sum_exp(ops.problem, region, running)
 
 
-def normalized(ops: Arithmetic, running: Running) -> Array:
+def normalized(ops: ForwardPrimitives[Any, Any, Any], running: Running) -> Array:
     """Return the output (..., m, Dv): the weighted sum of values over the sum of the weights."""
     total = running.total if ops.problem.never_empty else nonzero(running.total, xp=ops.xp)
     return ops.divide(running.output, total if ops.problem.seed is None else total / survival_factor(ops.problem))

@@ -29,6 +29,7 @@ def kernels(monkeypatch):
         "dense": kernel("dense"),
     }
     monkeypatch.setattr(chooser, "KERNELS", made)
+    monkeypatch.setattr(chooser, "OWN", made)
     return made
 
 

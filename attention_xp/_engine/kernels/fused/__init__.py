@@ -1,16 +1,15 @@
 """Guests: the kernels that the libraries bring, used only where they compute exactly the problem asked."""
 
-from types import ModuleType
-
 from attention_xp._backend.libraries import library_name
 from attention_xp._engine.kernels.fused import _cudnn, _cupy, _jax, _torch
+from attention_xp._engine.kernels.protocols import Guest
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 
 __all__ = ["attend", "is_worthwhile", "refusal"]
 
 # The first that does not refuse is taken.
-_GUESTS: dict[str, tuple[ModuleType, ...]] = {"torch": (_torch,), "jax": (_jax,), "cupy": (_cupy, _cudnn)}
+_GUESTS: dict[str, tuple[Guest, ...]] = {"torch": (_torch,), "jax": (_jax,), "cupy": (_cupy, _cudnn)}
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:
@@ -33,16 +32,15 @@ def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:
     """Return whether a guest is the best choice where it can."""
     if wanted.weights or library_name(problem.xp) not in _GUESTS:
         return False
-    return bool(_taken(problem, wanted).is_worthwhile(problem))
+    return _taken(problem, wanted).is_worthwhile(problem)
 
 
 def attend(problem: Problem, wanted: Wanted) -> Attended | None:
     """Hand the problem to the guest; ``None`` where its result is not to be trusted and another kernel may compute."""
-    result: Attended | None = problem.once(_taken, wanted).attend(problem.with_scaled_query(), wanted)
-    return result
+    return problem.once(_taken, wanted).attend(problem.with_scaled_query(), wanted)
 
 
-def _taken(problem: Problem, wanted: Wanted) -> ModuleType:
+def _taken(problem: Problem, wanted: Wanted) -> Guest:
     """Return the guest that computes the problem, if one can; the last of them is not asked."""
     *others, last = _GUESTS[library_name(problem.xp)]
     for guest in others:

@@ -12,7 +12,6 @@ from importlib import import_module
 from typing import Any, NamedTuple, cast
 
 from attention_xp._backend.dtypes import dtype_name
-from attention_xp._engine.kernels.borders import formula_is_faster
 from attention_xp._engine.kernels.fused._cudnn_arrays import address, bias_shape, inputs, layout, outputs
 from attention_xp._engine.kernels.fused._cudnn_graph import Spec, build
 from attention_xp._engine.kernels.fused._translation import (
@@ -25,6 +24,7 @@ from attention_xp._engine.kernels.fused._translation import (
     starts_at_0,
     unknown_option,
 )
+from attention_xp._engine.plan.borders import formula_is_faster
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._typing import Array, Device

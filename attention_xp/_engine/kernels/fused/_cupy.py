@@ -14,8 +14,8 @@ from typing import Any
 from attention_xp._backend.autocast import outside_autocast
 from attention_xp._backend.dtypes import dtype_name
 from attention_xp._backend.libraries import creation_namespace
-from attention_xp._engine.kernels.borders import sdpa_is_faster
 from attention_xp._engine.kernels.fused import _torch
+from attention_xp._engine.plan.borders import sdpa_is_faster
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._scores.frozen import freeze, thaw

@@ -15,7 +15,6 @@ from attention_xp._backend.modes import (
     shares_keys,
 )
 from attention_xp._backend.values import shows_nan
-from attention_xp._engine.kernels.borders import sdpa_is_faster
 from attention_xp._engine.kernels.fused._translation import (
     added,
     allowed,
@@ -28,6 +27,7 @@ from attention_xp._engine.kernels.fused._translation import (
     unknown_option,
     with_zero_keys,
 )
+from attention_xp._engine.plan.borders import sdpa_is_faster
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._typing import Array
@@ -151,7 +151,7 @@ def _translated(problem: Problem, keywords: dict[str, Any]) -> tuple[Array, Arra
     if is_causal and _has_unseen_keys(problem):  # nor is what is NaN there to be seen
         Sq = problem.query.shape[-2]
         key, value = key[..., :Sq, :], value[..., :Sq, :]
-    # A slope of 0 would not silence what is NaN in the query of a row that attends nothing, nor what comes back to it.
+    # A gradient of 0 would not silence what is NaN in the query of a row that attends nothing, nor what comes back to it.
     query, is_followed = fill_padding(problem, problem.query), mask is not None and _is_followed(problem)
     if is_followed:
         query = fill_empty_rows(problem, rules, query)
@@ -172,9 +172,9 @@ def _called(query: Array, key: Array, value: Array, keywords: dict[str, Any]) ->
     """Call the kernel and see to further derivatives."""
     output = sys.modules["torch"].nn.functional.scaled_dot_product_attention(query, key, value, **keywords)
     if output.requires_grad and not is_traced() and not shares_keys():
-        from attention_xp._engine.kernels.fused._torch_again import follow_slopes  # noqa: PLC0415  # imports torch
+        from attention_xp._engine.kernels.fused._torch_again import follow_gradients  # noqa: PLC0415  # imports torch
 
-        follow_slopes(output)
+        follow_gradients(output)
     return output
 
 

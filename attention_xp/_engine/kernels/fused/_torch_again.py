@@ -8,18 +8,18 @@ from torch.utils.checkpoint import CheckpointError
 
 from attention_xp._backend.autocast import sheltered
 from attention_xp._backend.batched import mapped_over_batches
-from attention_xp._engine.kernels import dense
 from attention_xp._engine.kernels.gradients import backward
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Wanted
+from attention_xp._engine.tile.formula import attend_at_once
 from attention_xp._typing import Array
 
-__all__ = ["follow_slopes"]
+__all__ = ["follow_gradients"]
 
-_Slopes = tuple[Array | None, ...]
+_Gradients = tuple[Array | None, ...]
 
 
-def follow_slopes(output: Array) -> None:
+def follow_gradients(output: Array) -> None:
     """Let the gradients of what a kernel of torch has given be differentiated themselves.
 
     The hook is one function for all calls and holds nothing: what it needs is kept by the node of the kernel, and for
@@ -36,23 +36,23 @@ def _is_kernel(node: Any) -> bool:
     return node is not None and node.name().startswith("ScaledDotProduct")
 
 
-def _followed(slopes: _Slopes, gradients: _Slopes) -> _Slopes | None:
-    """Return the slopes once more where the library follows how they come about, as under ``create_graph=True``."""
-    gradient = gradients[0]
+def _followed(found: _Gradients, given: _Gradients) -> _Gradients | None:
+    """Return the gradients that were found once more where the library follows how they come about, as under ``create_graph=True``."""
+    gradient = given[0]
     if gradient is None or not torch.is_grad_enabled():
         return None
     arrays, problem = _call(torch._C._current_autograd_node())
     problem, context = sheltered(problem)
     with context:
-        result = dense.attend(problem, Wanted(lse=True))
-    wanted = tuple(any(slope is not None for slope in slopes[3:]) for _ in problem.addends)  # a mask, or none
+        result = attend_at_once(problem, Wanted(lse=True))
+    wanted = tuple(any(one is not None for one in found[3:]) for _ in problem.addends)  # a mask, or none
 
-    def again(gradient: Array) -> _Slopes:
-        found = backward(problem, result.output, result.lse, gradient, wanted=wanted, whole=True)
-        every = (found.query, found.key, found.value, *found.addends, None)
+    def again(gradient: Array) -> _Gradients:
+        anew = backward(problem, result.output, result.lse, gradient, wanted=wanted, whole=True)
+        every = (anew.query, anew.key, anew.value, *anew.addends, None)
         return tuple(
-            None if slope is None or new is None else new.to(array.dtype)
-            for slope, new, array in zip(slopes, every, arrays, strict=False)
+            None if one is None or new is None else new.to(array.dtype)
+            for one, new, array in zip(found, every, arrays, strict=False)
         )
 
     return tuple(mapped_over_batches(again, gradient))

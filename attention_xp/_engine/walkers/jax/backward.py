@@ -1,4 +1,4 @@
-"""JAX's backward walker: the jobs and tiles of the forward one, which add to gradients that the loops carry."""
+"""JAX's backward pass: the jobs and tiles of the forward one, which add to gradients that the loops carry."""
 
 import math
 from functools import partial
@@ -11,18 +11,18 @@ from attention_xp._backend.sizes import as_number
 from attention_xp._engine.plan.tile_sizes import backward_tile_sizes
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.arithmetic import summed_to
-from attention_xp._engine.tile.backward_step import Known, Rows, Slopes, contribute, key_factor, shift_of, surviving
+from attention_xp._engine.tile.backward_step import Gradients, Known, Rows, contribute, key_factor, shift_of, surviving
 from attention_xp._engine.tile.captured import Captured, exchanged
 from attention_xp._engine.tile.products import clean
 from attention_xp._engine.tile.scores import query_factor
-from attention_xp._engine.walkers.jax.walk import (
+from attention_xp._engine.walkers.jax.loops import (
     Guarded,
-    Walk,
+    Loops,
     dynamic_cut,
     fold,
+    gradient_dtype,
     guarded,
     is_moving,
-    slope_dtype,
     zeros,
 )
 from attention_xp._scores.frozen import freeze, thaw
@@ -42,15 +42,15 @@ class _GuardedBackward(Guarded):
         """(..., H, m, Dv) @ (..., Hkv, n, Dv)^T -> (..., H, m, n)."""
         return self.query_key(gradient, value, exclusive=exclusive)
 
-    def value_slopes(self, weights: Array, gradient: Array, *, exclusive: bool) -> Array:
+    def value_gradients(self, weights: Array, gradient: Array, *, exclusive: bool) -> Array:
         """(..., H, m, n)^T @ (..., H, m, Dv) -> (..., Hkv, n, Dv)."""
-        return guarded(super().value_slopes, weights, gradient, exclusive=exclusive)
+        return guarded(super().value_gradients, weights, gradient, exclusive=exclusive)
 
-    def slopes_key(self, slopes: Array, key: Array, *, exclusive: bool) -> Array:
+    def query_gradients(self, grad_scores: Array, key: Array, *, exclusive: bool) -> Array:
         """(..., H, m, n) @ (..., Hkv, n, D) -> (..., H, m, D)."""
-        return guarded(super().slopes_key, slopes, key, exclusive=exclusive)
+        return guarded(super().query_gradients, grad_scores, key, exclusive=exclusive)
 
-    def bias_slopes(self, bias: Bias, region: Region, slopes: Array) -> tuple[Array, ...]:
+    def bias_gradients(self, bias: Bias, region: Region, grad_scores: Array) -> tuple[Array, ...]:
         """Differentiate the values of a bias, which needs no `vjp` for that."""
         template, arrays = freeze(bias)
         moving = list(map(is_moving, arrays))
@@ -60,23 +60,18 @@ class _GuardedBackward(Guarded):
             return jnp.broadcast_to(evaluated(held, region), region.sizes)
 
         operands = _operands(bias)
-        return jax.vjp(values, *operands)[1](slopes) if operands else ()
+        return jax.vjp(values, *operands)[1](grad_scores) if operands else ()
 
 
-class BackwardWalk(Walk):
+class BackwardWalk(Loops):
     """The loops of one backward pass."""
 
     def __init__(self, problem: Problem, known: Known, wanted: tuple[bool, ...]) -> None:
-        super().__init__(problem)
+        super().__init__(problem, backward_tile_sizes(problem))
         self.known, self.wanted = known, wanted
         self.ops = _GuardedBackward(self.problem)
 
-    @staticmethod
-    def sizes(problem: Problem) -> tuple[int, int]:
-        """Return query rows and key columns of a tile."""
-        return backward_tile_sizes(problem)
-
-    def slopes(self) -> Slopes:
+    def gradients(self) -> Gradients:
         """Return the gradients of query, key, value and of the addends that are wanted, in the shapes of the problem."""
         problem = self.problem
         kv_lead = problem.batch if problem.heads is None else (*problem.batch, problem.heads // self.group)
@@ -92,8 +87,8 @@ class BackwardWalk(Walk):
             ),
             _nothing(problem, problem.score_mod),
         )
-        query, key, value, addends, captured = fold(0, math.prod(self.grid), self._add_rows, sums)
-        return Slopes(
+        query, key, value, addends, captured = fold(0, math.prod(self.counts), self._add_rows, sums)
+        return Gradients(
             query * query_factor(problem),
             summed_to(jnp, key * key_factor(problem), tuple(problem.key.shape)),
             summed_to(jnp, value, tuple(problem.value.shape)),
@@ -131,11 +126,11 @@ class BackwardWalk(Walk):
     ) -> tuple[Array, tuple[Any, ...]]:
         query, (key, value, addends, captured) = sums
         part, keys, values = self.tile(region, tile)
-        slopes = contribute(self.ops, part, rows, keys, values, rules=rules, mixed=(0, self.m), wanted=self.wanted)
+        found = contribute(self.ops, part, rows, keys, values, rules=rules, mixed=(0, self.m), wanted=self.wanted)
         at = [*self.kv_lead(region), part.starts[-1], 0]
-        grown = tuple(_grown(whole, piece, part) for whole, piece in zip(addends, slopes.addends, strict=True))
-        others = _added(key, slopes.key, at), _added(value, slopes.value, at), grown, _summed(captured, slopes.captured)
-        return query + slopes.query, others
+        grown = tuple(_grown(whole, piece, part) for whole, piece in zip(addends, found.addends, strict=True))
+        others = _added(key, found.key, at), _added(value, found.value, at), grown, _summed(captured, found.captured)
+        return query + found.query, others
 
 
 def _operands(bias: Bias) -> tuple[Array, ...]:
@@ -149,21 +144,21 @@ def _nothing(problem: Problem, thing: Any) -> Any:
         return tuple(_nothing(problem, a) for a in _operands(thing))
     if isinstance(thing, Captured):
         return tuple(_nothing(problem, a) for a in thing.operands)
-    return zeros(problem, thing.shape, slope_dtype(problem, thing)) if hasattr(thing, "dtype") else ()
+    return zeros(problem, thing.shape, gradient_dtype(problem, thing)) if hasattr(thing, "dtype") else ()
 
 
 def _grown(whole: Any, piece: Any, part: Region) -> Any:
     """Return the gradient of an addend with what a tile adds to it; ``None`` for one that is not wanted."""
     if isinstance(whole, tuple):
         return _summed(whole, piece)
-    return None if whole is None else _added(whole, piece, _place(whole, part))
+    return None if whole is None else _added(whole, piece, _starts_in(whole, part))
 
 
 def _summed(sums: tuple[Array, ...], pieces: tuple[Array, ...]) -> tuple[Array, ...]:
     return tuple(x + y.astype(x.dtype) for x, y in zip(sums, pieces, strict=True))
 
 
-def _place(whole: Array, part: Region) -> list[Any]:
+def _starts_in(whole: Array, part: Region) -> list[Any]:
     """Return where the piece of an array that is aligned with the scores begins."""
     starts = part.starts[len(part.starts) - whole.ndim :]
     return [0 if n == 1 else start for start, n in zip(starts, whole.shape, strict=True)]

@@ -17,8 +17,8 @@ from attention_xp._backend.sharding import spread_like, spread_over, varying_axe
 from attention_xp._engine.plan.tile_sizes import stack, tile_sizes
 from attention_xp._engine.problem.problem import Problem, is_foreign
 from attention_xp._engine.tile.captured import Captured, Programs
+from attention_xp._engine.walkers.jax.loops import Loops, dynamic_cut, is_moving
 from attention_xp._engine.walkers.jax.programs import told
-from attention_xp._engine.walkers.jax.walk import Walk, dynamic_cut, is_moving
 from attention_xp._scores.attributes import with_parts
 from attention_xp._scores.frozen import freeze, thaw
 from attention_xp._scores.region import Region, Span
@@ -44,15 +44,15 @@ def with_captured(problem: Problem, regions: Sequence[Region] = ()) -> Problem:
     problem = thaw(template, spread_like(arrays, arrays))
     # One tile for both ways, with whatever rules, and wherever a trace believes to be: functions are written down for no other.
     problem = dataclasses.replace(problem, tile=tile_sizes(problem), stack=stack(problem))
-    walk = Walk(dataclasses.replace(problem, rules=()))
+    loops = Loops(dataclasses.replace(problem, rules=()), tile_sizes(problem))
     if not regions:
-        regions = (walk.tile(walk.rows_of(jnp.int32(0))[0], 0)[0], Region.whole(problem))
+        regions = (loops.tile(loops.rows_of(jnp.int32(0))[0], 0)[0], Region.whole(problem))
     regions = [region._replace(frame=problem) for region in regions]
     addends = tuple(_addend(problem, addend, regions) for addend in problem.addends)
     if not problem.has_foreign_code() and all(new is old for new, old in zip(addends, problem.addends, strict=True)):
         return given
     problem = dataclasses.replace(problem, addends=addends, rules=tuple(_of_biases(problem.rules, addends)))
-    rules = tuple(_written_down(problem, rule, regions, walk.span()) for rule in problem.rules)
+    rules = tuple(_written_down(problem, rule, regions, loops.span()) for rule in problem.rules)
     if problem.score_mod is None or isinstance(problem.score_mod, Captured):
         return dataclasses.replace(problem, rules=rules)
     arguments = {r.sizes: _like(problem, r, lambda r: (r.b, r.h, r.q_idx, r.kv_idx), scores=True) for r in regions}

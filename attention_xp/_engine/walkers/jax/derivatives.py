@@ -1,6 +1,6 @@
 """JAX's door to the tiles: a derivative that is carried forward by the formula, and backward by tiles.
 
-The rule of the walk hands the changes to a primitive of our own, which is linear in them. Reverse mode transposes
+The rule of the forward pass hands the changes to a primitive of our own, which is linear in them. Reverse mode transposes
 it, and the transpose is the analytic backward pass. Derivatives of that, and forward mode, are those of the dense
 kernel, and take its memory.
 """
@@ -17,32 +17,33 @@ from jax.interpreters import ad, batching, mlir
 
 from attention_xp._backend.jitted import jitted
 from attention_xp._backend.sharding import spread_like
-from attention_xp._engine.kernels import dense
-from attention_xp._engine.kernels.gradients import backward
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Wanted
-from attention_xp._engine.tile.backward_step import Known, Slopes
+from attention_xp._engine.tile.backward_step import Gradients, Known
 from attention_xp._engine.tile.captured import Captured, exchanged
+from attention_xp._engine.tile.formula import attend_at_once
+from attention_xp._engine.tile.pullback import pulled_back
 from attention_xp._engine.walkers.jax.backward import BackwardWalk
 from attention_xp._engine.walkers.jax.captured import with_captured
-from attention_xp._engine.walkers.jax.walk import Walk, is_moving, slope_dtype
+from attention_xp._engine.walkers.jax.forward import ForwardWalk
+from attention_xp._engine.walkers.jax.loops import gradient_dtype, is_moving
 from attention_xp._scores.frozen import freeze, holes, part, thaw
 from attention_xp._typing import Array, DType
 from attention_xp.biases import Bias
 
-__all__ = ["walk", "walk_backward"]
+__all__ = ["backward", "forward"]
 
 
-def walk(problem: Problem) -> tuple[Array, Array]:
+def forward(problem: Problem, *, lse: bool = True) -> tuple[Array, Array]:  # noqa: ARG001  # it costs little
     """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq)."""
     template, arrays = _frozen(with_captured(problem), problem.dtype)
     return jitted(_attend, template)(arrays)  # type: ignore[no-any-return]
 
 
-def walk_backward(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Slopes:
+def backward(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Gradients:
     """Return the gradients of query, key, value, of the addends that are wanted, and of what functions captured."""
     template, arrays = _frozen((with_captured(problem), known), problem.dtype)
-    return jitted(_slopes, template, wanted)(arrays)  # type: ignore[no-any-return]
+    return jitted(_way_back, template, wanted)(arrays)  # type: ignore[no-any-return]
 
 
 def _frozen(thing: Any, dtype: DType) -> tuple[Any, list[Array]]:
@@ -53,7 +54,7 @@ def _frozen(thing: Any, dtype: DType) -> tuple[Any, list[Array]]:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _attend(template: Any, arrays: list[Array]) -> tuple[Array, Array]:
-    return Walk(thaw(template, arrays)).run()
+    return ForwardWalk(thaw(template, arrays)).run()
 
 
 @_attend.defjvp  # type: ignore[untyped-decorator]
@@ -69,21 +70,23 @@ def _attend_jvp(template: Any, primals: tuple[Any], tangents: tuple[Any]) -> tup
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _slopes(template: Any, wanted: tuple[bool, ...], arrays: list[Array]) -> Slopes:
+def _way_back(template: Any, wanted: tuple[bool, ...], arrays: list[Array]) -> Gradients:
     problem, known = thaw(template, arrays)
-    return BackwardWalk(problem, Known(*known), wanted).slopes()
+    return BackwardWalk(problem, Known(*known), wanted).gradients()
 
 
-@_slopes.defjvp  # type: ignore[untyped-decorator]
-def _slopes_jvp(template: Any, wanted: tuple[bool, ...], primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+@_way_back.defjvp  # type: ignore[untyped-decorator]
+def _way_back_jvp(
+    template: Any, wanted: tuple[bool, ...], primals: tuple[Any], tangents: tuple[Any]
+) -> tuple[Any, Any]:
     """Differentiate the transpose of the dense kernel's derivative."""
     of_problem, _ = template.items
     arrays = primals[0]
     inside = set(holes(of_problem))
     moving = tuple(i in inside and is_moving(a) for i, a in enumerate(arrays))
-    places = _places(of_problem, moving, wanted)
+    numbered = _numbered(of_problem, moving, wanted)
 
-    def formula(arrays: list[Array]) -> Slopes:
+    def formula(arrays: list[Array]) -> Gradients:
         problem, known = thaw(template, arrays)
         known = Known(*known)
 
@@ -93,15 +96,15 @@ def _slopes_jvp(template: Any, wanted: tuple[bool, ...], primals: tuple[Any], ta
         (_, lse), pull = jax.vjp(attend, *_chosen(arrays, moving))
         gradients = pull((known.gradient, jnp.zeros_like(lse) if known.grad_lse is None else known.grad_lse))
         found = exchanged(arrays, moving, gradients)
-        return jax.tree.map(lambda i: found[i].astype(slope_dtype(problem, found[i])), places)  # type: ignore[no-any-return]
+        return jax.tree.map(lambda i: found[i].astype(gradient_dtype(problem, found[i])), numbered)  # type: ignore[no-any-return]
 
     _, change = jax.jvp(formula, primals, tangents)
-    return jitted(_slopes, template, wanted)(*primals), change
+    return jitted(_way_back, template, wanted)(*primals), change
 
 
 def _dense(problem: Problem) -> tuple[Array, Array]:
     """Return output and log-sum-exp by the formula."""
-    result = dense.attend(problem, Wanted(lse=True))
+    result = attend_at_once(problem, Wanted(lse=True))
     return result.output.astype(problem.dtype), result.lse
 
 
@@ -139,7 +142,7 @@ def _change(template: Any, moving: tuple[bool, ...]) -> _Flat:
     return change
 
 
-def _places(template: Any, moving: tuple[bool, ...], wanted: tuple[bool, ...], *, captured: bool = True) -> Slopes:
+def _numbered(template: Any, moving: tuple[bool, ...], wanted: tuple[bool, ...], *, captured: bool = True) -> Gradients:
     """Return the numbers of the arrays that a problem is differentiated by, in the order of their gradients."""
     names = thaw(template, list(range(len(moving))))  # the problem with the number of each array in its place
 
@@ -151,7 +154,7 @@ def _places(template: Any, moving: tuple[bool, ...], wanted: tuple[bool, ...], *
         for addend, name, is_wanted in zip(part(template, "addends").items, names.addends, wanted, strict=True)
     )
     operands = names.score_mod.operands if captured and isinstance(names.score_mod, Captured) else ()
-    return Slopes(names.query, names.key, names.value, addends, operands)
+    return Gradients(names.query, names.key, names.value, addends, operands)
 
 
 def _gradients(template: Any, moving: tuple[bool, ...], wanted: tuple[bool, ...]) -> _Flat:
@@ -160,7 +163,7 @@ def _gradients(template: Any, moving: tuple[bool, ...], wanted: tuple[bool, ...]
     chosen = set(_chosen(numbers, wanted))
     addends = tuple(not chosen.isdisjoint(holes(addend)) for addend in part(template, "addends").items)
     captured = not chosen.isdisjoint(holes(part(template, "score_mod")))
-    places = _places(template, moving, addends, captured=captured)
+    numbered = _numbered(template, moving, addends, captured=captured)
     sinks = holes(part(template, "sinks"))
 
     def gradients(*operands: Array) -> list[Array]:
@@ -168,11 +171,11 @@ def _gradients(template: Any, moving: tuple[bool, ...], wanted: tuple[bool, ...]
         problem = thaw(template, arrays)
         if isinstance(problem.score_mod, Captured) and not captured:
             problem = dataclasses.replace(problem, score_mod=problem.score_mod.as_constant())
-        found = backward(problem, output, lse, grad_output, grad_lse, wanted=addends)
-        slopes = dict(zip(jax.tree.leaves(places), jax.tree.leaves(Slopes(*found[:-1])), strict=True))
-        slopes |= dict.fromkeys(sinks, found.sinks)
+        found = pulled_back(backward, problem, output, lse, grad_output, grad_lse, wanted=addends)
+        by_number = dict(zip(jax.tree.leaves(numbered), jax.tree.leaves(found._replace(sinks=None)), strict=True))
+        by_number |= dict.fromkeys(sinks, found.sinks)
         return [
-            slopes[i].astype(arrays[i].dtype) if i in slopes else jnp.zeros_like(arrays[i])
+            by_number[i].astype(arrays[i].dtype) if i in by_number else jnp.zeros_like(arrays[i])
             for i in numbers
             if i in chosen
         ]

@@ -11,7 +11,7 @@ from attention_xp._engine.plan.plan import Bounds, Tile
 from attention_xp._engine.plan.tile_sizes import backward_tile_shape
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.arithmetic import summed_to
-from attention_xp._engine.tile.backward_step import Known, Slopes, contribute, key_factor
+from attention_xp._engine.tile.backward_step import Gradients, Known, contribute, key_factor
 from attention_xp._engine.tile.scores import query_factor
 from attention_xp._engine.walkers.numpy.backward_run import Common, KeysOf, Run
 from attention_xp._engine.walkers.numpy.in_place_backward import InPlaceBackward
@@ -23,25 +23,25 @@ from attention_xp._engine.walkers.numpy.scratch import lent
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 
-__all__ = ["is_matrix", "walk"]
+__all__ = ["BackwardWalk", "backward"]
 
 _PIECES = 4  # of each of the last jobs for each thread, so that all threads end together
 _MOST_COPIES = 2**25  # bytes of further gradients of keys and values, where rows are parted
 _RUN = 2048  # rows of all heads that are made ready at once
 
 
-def walk(problem: Problem, known: Known, wanted: tuple[bool, ...], *, threads: int | None = None) -> Slopes:
+def backward(problem: Problem, known: Known, wanted: tuple[bool, ...], *, threads: int | None = None) -> Gradients:
     """Return the gradients of query, key, value and of the addends that are wanted, in the shapes of the problem.
 
     On so many threads, by default on as many as BLAS may have.
     """
 
-    def visit(count: int) -> _Walk:
-        walk = _Walk(problem, known, wanted, count)
+    def visit(count: int) -> BackwardWalk:
+        walk = BackwardWalk(problem, known, wanted, count)
         run_jobs(len(walk.jobs), lambda: _Worker.at_work(walk), count)
         return walk
 
-    return with_blas_held_to_one(visit, threads).slopes()
+    return with_blas_held_to_one(visit, threads).gradients()
 
 
 class _Job(NamedTuple):
@@ -55,7 +55,7 @@ class _Job(NamedTuple):
 _Lines = dict[tuple[int, ...], tuple[Array, Array]]
 
 
-class _Walk:
+class BackwardWalk:
     """The arrays and jobs of one call."""
 
     def __init__(self, problem: Problem, known: Known, wanted: tuple[bool, ...], threads: int) -> None:
@@ -77,7 +77,7 @@ class _Walk:
         self.query_factor, self.key_factor = query_factor(problem), key_factor(problem)
         self._keys: dict[Place, KeysOf] = {}
 
-    def slopes(self) -> Slopes:
+    def gradients(self) -> Gradients:
         """Return the gradients that the jobs have gathered."""
         for whole, part in itertools.chain.from_iterable(self.later):  # in the order of the jobs, not of the threads
             np.add(whole, part, out=whole)
@@ -85,7 +85,7 @@ class _Walk:
         key, value = (
             summed_to(np, a, tuple(like.shape)) for a, like in ((self.key, problem.key), (self.value, problem.value))
         )
-        return Slopes(self.query, key, value, tuple(self.addends))
+        return Gradients(self.query, key, value, tuple(self.addends))
 
     def _groups(self) -> list[list[Place]]:
         """Return heads in groups that share no entry of a matrix that is added, nor a key/value head."""
@@ -101,7 +101,7 @@ class _Walk:
         lead = self.problem.lead
         shared = [False] * len(lead)
         for addend, is_wanted in zip(self.problem.addends, self.wanted, strict=True):
-            if is_wanted and is_matrix(addend):
+            if is_wanted and _is_matrix(addend):
                 sizes = (*(1,) * (len(lead) + 2 - addend.ndim), *addend.shape[:-2])
                 shared = [one or n == 1 for one, n in zip(shared, sizes, strict=True)]
         return shared
@@ -158,7 +158,7 @@ class _Worker:
 
     @classmethod
     @contextmanager
-    def at_work(cls, walk: _Walk) -> Iterator[Callable[[int], None]]:
+    def at_work(cls, walk: BackwardWalk) -> Iterator[Callable[[int], None]]:
         """Lend memory to a worker, and yield what does a job."""
         problem, shape = walk.problem, walk.shape
         blocks = max(1, _RUN // (shape.heads * shape.rows))  # of a run
@@ -167,7 +167,7 @@ class _Worker:
         with lent([*of_keys, *of_rows, *InPlaceBackward.lengths(problem, shape)], problem.dtype) as buffers:
             yield cls(walk, blocks, buffers).contribute
 
-    def __init__(self, walk: _Walk, blocks: int, buffers: list[Array]) -> None:
+    def __init__(self, walk: BackwardWalk, blocks: int, buffers: list[Array]) -> None:
         self.walk, self.problem, self._blocks = walk, walk.problem, blocks
         self._of_keys, self._of_rows, of_tile = buffers[:2], buffers[2:6], buffers[6:]
         self.ops = InPlaceBackward(walk.problem, of_tile)
@@ -190,29 +190,29 @@ class _Worker:
         walk = self.walk
         keys = walk.keys_of(place)
         run = Run(walk.common, place, (blocks[0][0], blocks[-1][1]), keys, self._of_rows, by_keys=self.ops.by_keys)
-        self.ops.prepare_tile(run.range, is_finite=run.is_finite)
+        self.ops.prepare_tile(run.magnitudes, is_finite=run.is_finite)
         for row, stop in blocks:
             target = walk.query[(*place.at, slice(row, stop))]
             tiles = walk.route.tiles(place, (row, stop))
             if not tiles or tiles[0].rows != (row, stop):
                 target[...] = 0.0
             for i, tile in enumerate(tiles):
-                slopes = self._tile(run, place, keys.of_tile(tile, self._of_keys), tile)
+                found = self._tile(run, place, keys.of_tile(tile, self._of_keys), tile)
                 part = target[..., tile.rows[0] - row : tile.rows[1] - row, :]
-                self._add_query(part, slopes.query, is_first=i == 0 and tile.rows == (row, stop))
-                sums.add(slopes.key, slopes.value, tile.columns)
-                for n, addend in enumerate(slopes.addends):
+                self._add_query(part, found.query, is_first=i == 0 and tile.rows == (row, stop))
+                sums.add(found.key, found.value, tile.columns)
+                for n, addend in enumerate(found.addends):
                     if addend is not None:
                         self._add(n, addend, place.starts, tile, lines)
 
-    def _add_query(self, target: Array, slopes: Array, *, is_first: bool) -> None:
+    def _add_query(self, target: Array, piece: Array, *, is_first: bool) -> None:
         """Add to the gradient of some rows, which only this job has."""
-        slopes = slopes.reshape(target.shape)
-        np.multiply(slopes, self.walk.query_factor, out=target if is_first else slopes)
+        piece = piece.reshape(target.shape)
+        np.multiply(piece, self.walk.query_factor, out=target if is_first else piece)
         if not is_first:
-            np.add(target, slopes, out=target)
+            np.add(target, piece, out=target)
 
-    def _tile(self, run: Run, place: Place, pair: list[Array], tile: Tile) -> Slopes:
+    def _tile(self, run: Run, place: Place, pair: list[Array], tile: Tile) -> Gradients:
         (row, stop), (start, end) = tile.rows, tile.columns[0]
         return contribute(
             self.ops,
@@ -230,13 +230,13 @@ class _Worker:
         surplus = len(at) + 2 - whole.ndim
         index = tuple(0 if n == 1 else j for j, n in zip(at[max(surplus, 0) :], whole.shape[:-2], strict=True))
         target = whole[(*index, ...)]
-        if not is_matrix(whole):
+        if not _is_matrix(whole):
             target = lines.setdefault((i, *index), (target, np.zeros_like(target)))[1]
         spans = (tile.rows, tile.columns[0])[2 - target.ndim :]
         part = tuple(slice(None) if n == 1 else slice(*span) for n, span in zip(target.shape, spans, strict=True))
         target[part] += piece.reshape(target[part].shape)
 
 
-def is_matrix(addend: Array) -> bool:
+def _is_matrix(addend: Array) -> bool:
     """Whether an addend varies along rows and along keys."""
     return addend.ndim > 1 and 1 not in addend.shape[-2:]

@@ -15,7 +15,7 @@ from attention_xp._engine.tile.products import clean
 from attention_xp._engine.tile.scores import survival_factor
 from attention_xp._engine.tile.step import scale_in_base
 from attention_xp._engine.walkers.numpy.gather import joined
-from attention_xp._engine.walkers.numpy.heads import Range, ceiling, is_finite, longest, longest_of_sample
+from attention_xp._engine.walkers.numpy.heads import Magnitudes, ceiling, is_finite, longest, longest_of_sample
 from attention_xp._engine.walkers.numpy.in_place import SAFE
 from attention_xp._engine.walkers.numpy.lines import length_beside, turned
 from attention_xp._engine.walkers.numpy.place import Place
@@ -50,18 +50,18 @@ class Common:
         self.shift: Array | None = None if is_calm else shift
         self.share: Array | float = self._base.power(-shift) if is_calm else 1.0
         # Without rules nothing is excluded, no pair has to be kept from leaking, and a sample is as good as all rows.
-        self._likely = None if self.exclusive else self._range(*self._sample(), has_finite_values=True)
+        self._likely = None if self.exclusive else self._magnitudes(*self._sample(), has_finite_values=True)
 
     def _sample(self) -> tuple[float, float]:
         """Return how long queries, with their factor, and keys probably are."""
         query, key = longest_of_sample(self.problem)
         return abs(scale_in_base(self.problem)) * query, key
 
-    def range(self, query: float, keys: "KeysOf") -> Range:
+    def magnitudes(self, query: float, keys: "KeysOf") -> Magnitudes:
         """Return what the size of scores allows, for queries with their factor and keys of which the longest is known."""
-        return self._likely or self._range(query, keys.norm, has_finite_values=keys.has_finite_values)
+        return self._likely or self._magnitudes(query, keys.norm, has_finite_values=keys.has_finite_values)
 
-    def _range(self, query: float, key: float, *, has_finite_values: bool) -> Range:
+    def _magnitudes(self, query: float, key: float, *, has_finite_values: bool) -> Magnitudes:
         """Those scores that count are calm, or shifted."""
         problem = self.problem
         limit = self._ceiling(
@@ -72,7 +72,7 @@ class Common:
         is_far = limit + highest > safe or (self.exclusive and limit - lowest > safe)
         clip = math.isfinite(limit) and (is_far or len(problem.addends) > 0)
         is_tame = limit < 0.04 * float(np.finfo(problem.dtype).max)
-        return Range(bounded=True, clip=clip, tame=is_tame, keys=math.isfinite(key), values=has_finite_values)
+        return Magnitudes(bounded=True, clip=clip, tame=is_tame, keys=math.isfinite(key), values=has_finite_values)
 
 
 class KeysOf:
@@ -133,7 +133,7 @@ class Run:
             and math.isfinite(keys.norm)
             and keys.has_finite_values
         )
-        self.range = common.range(norm, keys)
+        self.magnitudes = common.magnitudes(norm, keys)
         kept = clean(query) if common.exclusive and not math.isfinite(norm) else query
         shift = None if common.shift is None else common.shift[at]
         self._first = rows[0]

@@ -12,7 +12,7 @@ from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
 
-__all__ = ["Ceiling", "Heads", "Range", "ceiling", "is_finite", "likely", "longest", "longest_of_sample"]
+__all__ = ["Ceiling", "Heads", "Magnitudes", "ceiling", "is_finite", "likely", "longest", "longest_of_sample"]
 
 _SMALL = 40.0  # powers of two up to here, times values, are summed without a shift
 _SAMPLE, _FEWEST = 128, 2  # vectors of all heads, and of each
@@ -32,7 +32,7 @@ class Ceiling(NamedTuple):
         return max(capped + self.extra, self.sink)
 
 
-class Range(NamedTuple):
+class Magnitudes(NamedTuple):
     """What the size of keys, values and scores allows."""
 
     bounded: bool  # scores are small: they need no shift, and no exclusion before the powers
@@ -43,7 +43,9 @@ class Range(NamedTuple):
     sure: bool = True  # not from a sample
 
     @classmethod
-    def of(cls, problem: Problem, *, limit: float, keys: bool, value: float, infinite: bool, sure: bool) -> "Range":
+    def of(
+        cls, problem: Problem, *, limit: float, keys: bool, value: float, infinite: bool, sure: bool
+    ) -> "Magnitudes":
         """Judge scores that do not exceed a limit, and values of at most some magnitude."""
         largest = float(np.finfo(problem.dtype).max)
         bounded = limit < _SMALL * base_of(problem.xp).log_2 and value * problem.key.shape[-2] < largest / 2.0**_SMALL
@@ -62,10 +64,10 @@ class Heads(NamedTuple):
     query: Array  # (..., G, Sq, D)
     key: Array  # (K, Sk, D)
     value: Array  # (K, Sk, Dv)
-    range: Range
+    magnitudes: Magnitudes
 
     @classmethod
-    def of(cls, problem: Problem, likely: Range, place: Place) -> "Heads":
+    def of(cls, problem: Problem, likely: Magnitudes, place: Place) -> "Heads":
         """Gather the arrays of some heads."""
         key, value = (
             place.shared(problem, a).reshape(-1, *a.shape[-2:]) for a in (problem.key, problem.value)
@@ -79,14 +81,14 @@ class Heads(NamedTuple):
         value = math.sqrt(np.vdot(values, values))  # as one vector, which no single one exceeds
         keys = math.isfinite(norm)
         return self._replace(
-            range=Range.of(problem, limit=limit, keys=keys, value=value, infinite=ceiling.infinite, sure=True)
+            magnitudes=Magnitudes.of(problem, limit=limit, keys=keys, value=value, infinite=ceiling.infinite, sure=True)
         )
 
 
-def likely(problem: Problem, ceiling: Ceiling) -> Range:
+def likely(problem: Problem, ceiling: Ceiling) -> Magnitudes:
     """Judge all heads by a sample; small scores spare a closer look, as long as the sums bear them out."""
     limit = ceiling(_product(problem, *longest_of_sample(problem)))
-    return Range.of(problem, limit=limit, keys=True, value=1.0, infinite=ceiling.infinite, sure=False)
+    return Magnitudes.of(problem, limit=limit, keys=True, value=1.0, infinite=ceiling.infinite, sure=False)
 
 
 def longest_of_sample(problem: Problem) -> tuple[float, float]:

@@ -14,7 +14,7 @@ import numpy as np
 from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.arithmetic import Arithmetic, allowed_pairs
-from attention_xp._engine.walkers.numpy.heads import Range
+from attention_xp._engine.walkers.numpy.heads import Magnitudes
 from attention_xp._random.in_place import Survivors
 from attention_xp._random.survivors import head_key
 from attention_xp._scores.identity import identity
@@ -48,7 +48,7 @@ class InPlace(Arithmetic):
         self._head_keys: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         self._safe = SAFE * self.base.log_2
         self._excess = _NEVER * float(np.finfo(problem.dtype).max)
-        self.range: Range  # of the heads at hand
+        self.magnitudes: Magnitudes  # of the heads at hand
 
     def add(self, x: Array, y: Array) -> Array:
         """Return x + y in x."""
@@ -62,8 +62,8 @@ class InPlace(Arithmetic):
         """Multiply in place; what a rule does not exclude stays finite."""
         if self.base.log_e == 1.0:
             return scores
-        if len(self.problem.addends) > 0 and not (self.range.bounded and self.range.tame):
-            if not self.range.clip:  # minus infinity may be among the scores
+        if len(self.problem.addends) > 0 and not (self.magnitudes.bounded and self.magnitudes.tame):
+            if not self.magnitudes.clip:  # minus infinity may be among the scores
                 return self.replace(scores, super().in_base(scores))
             np.clip(scores, -0.05 * self._excess, None, out=scores)
         return np.multiply(scores, self.base.log_e, out=scores)
@@ -117,11 +117,11 @@ class InPlace(Arithmetic):
 
     def exclude(self, scores: Array, allowed: Patches, mixed: Bounds) -> Array:
         """Keep what is not allowed out of the maximum."""
-        if self.range.tame and self.range.bounded:
+        if self.magnitudes.tame and self.magnitudes.bounded:
             return scores
         for columns, pairs in allowed:
             part = scores[..., slice(*mixed), columns]
-            if self.range.tame:
+            if self.magnitudes.tame:
                 np.subtract(part, np.multiply(pairs == 0, self._excess, dtype=scores.dtype), out=part)
             else:
                 np.copyto(part, -math.inf, where=pairs == 0)
@@ -132,7 +132,7 @@ class InPlace(Arithmetic):
         if shift is not None:
             np.subtract(scores, shift, out=scores)
         whole = self._whole(scores)
-        if self.range.clip:
+        if self.magnitudes.clip:
             np.clip(whole, -self._safe, self._safe, out=whole)
         self.base.power(whole, out=whole)
         for columns, pairs in allowed or ():

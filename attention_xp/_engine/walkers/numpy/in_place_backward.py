@@ -14,7 +14,7 @@ from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.plan.tile_sizes import TileShape
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.products import clean, quarantined_key, silenced_rows
-from attention_xp._engine.walkers.numpy.heads import Range
+from attention_xp._engine.walkers.numpy.heads import Magnitudes
 from attention_xp._engine.walkers.numpy.in_place import InPlace, Patches, by_key_head
 from attention_xp._engine.walkers.numpy.products import multiply_into
 from attention_xp._typing import Array
@@ -35,21 +35,21 @@ class InPlaceBackward(InPlace):
 
     def __init__(self, problem: Problem, buffers: Sequence[Array]) -> None:
         super().__init__(problem)
-        self._scores, self._slopes, self._row_sums, self._key_sums, self._value_sums = buffers
+        self._scores, self._grad_scores, self._row_sums, self._key_sums, self._value_sums = buffers
         self._has_pull = problem.softcap is not None or problem.score_mod is not None
         self.is_finite = True
 
-    def prepare_tile(self, allows: Range, *, is_finite: bool) -> None:
+    def prepare_tile(self, allows: Magnitudes, *, is_finite: bool) -> None:
         """Get ready for rows and keys of which something is known."""
-        self.range, self.is_finite = allows, is_finite
+        self.magnitudes, self.is_finite = allows, is_finite
 
     def query_key(self, query: Array, key: Array, *, exclusive: bool) -> Array:
         """(K, G, m, W) and (K, 1, n, W) -> (..., K * G, m, n)."""
-        return self._joint(self._scores, query, key, poisoned=exclusive and not self.range.keys)
+        return self._joint(self._scores, query, key, poisoned=exclusive and not self.magnitudes.keys)
 
     def gradient_value(self, gradient: Array, value: Array, *, exclusive: bool) -> Array:
         """(K, G, m, W) and (K, 1, n, W) -> (..., K * G, m, n)."""
-        return self._joint(self._slopes, gradient, value, poisoned=exclusive and not self.range.values)
+        return self._joint(self._grad_scores, gradient, value, poisoned=exclusive and not self.magnitudes.values)
 
     def _joint(self, buffer: Array, rows: Array, keys: Array, *, poisoned: bool) -> Array:
         """(K, G, m, W) and (K, 1, n, W) -> (..., K * G, m, n), in the memory order of the tile."""
@@ -64,18 +64,18 @@ class InPlaceBackward(InPlace):
             tile += poison[..., None, :]
         return tile.reshape(*self._lead, K * G, m, n)
 
-    def slopes_key(self, slopes: Array, key: Array, *, exclusive: bool) -> Array:
+    def query_gradients(self, grad_scores: Array, key: Array, *, exclusive: bool) -> Array:
         """(..., K * G, m, n) @ (K, 1, n, D) -> (K, G, m, D)."""
         key = key[..., : self.problem.query.shape[-1]]
-        if exclusive and not self.range.keys:
+        if exclusive and not self.magnitudes.keys:
             key = clean(key)
-        return _product(by_key_head(slopes, key), key, self._row_sums)
+        return _product(by_key_head(grad_scores, key), key, self._row_sums)
 
-    def key_slopes(self, slopes: Array, query: Array) -> Array:
+    def key_gradients(self, grad_scores: Array, query: Array) -> Array:
         """(..., K * G, m, n)^T @ (K, G, m, D) -> (K, n, D)."""
-        return self._transposed_product(slopes, query, self._key_sums, self.problem.query.shape[-1])
+        return self._transposed_product(grad_scores, query, self._key_sums, self.problem.query.shape[-1])
 
-    def value_slopes(self, weights: Array, gradient: Array, *, exclusive: bool) -> Array:
+    def value_gradients(self, weights: Array, gradient: Array, *, exclusive: bool) -> Array:
         """(..., K * G, m, n)^T @ (K, G, m, Dv) -> (K, n, Dv), without what rides in the gradient."""
         width = self.problem.value.shape[-1]
         if exclusive and not self.is_finite:
@@ -86,17 +86,17 @@ class InPlaceBackward(InPlace):
     def _transposed_product(self, weights: Array, rows: Array, buffer: Array, width: int) -> Array:
         return _summed(_product(by_key_head(weights, rows).mT, rows[..., :width], buffer))
 
-    def silence(self, slopes: Array, allowed: Patches, mixed: Bounds) -> Array:
+    def silence(self, grad_scores: Array, allowed: Patches, mixed: Bounds) -> Array:
         """Put 0 where pairs are not allowed, unless the weights of 0 have done so."""
         if not self.is_finite:
             for columns, pairs in allowed:
-                np.copyto(slopes[..., slice(*mixed), columns], 0.0, where=pairs == 0)
-        return slopes
+                np.copyto(grad_scores[..., slice(*mixed), columns], 0.0, where=pairs == 0)
+        return grad_scores
 
-    def summed(self, slopes: Array, shape: tuple[int, ...]) -> Array:
-        """Return the slopes summed to a shape, in memory that stays as it is."""
-        sums = super().summed(slopes, shape)
-        return np.array(sums) if self._has_pull and np.may_share_memory(sums, slopes) else sums
+    def summed(self, grad_scores: Array, shape: tuple[int, ...]) -> Array:
+        """Return gradients summed to a shape, in memory that stays as it is."""
+        sums = super().summed(grad_scores, shape)
+        return np.array(sums) if self._has_pull and np.may_share_memory(sums, grad_scores) else sums
 
 
 def _product(x: Array, y: Array, buffer: Array) -> Array:
@@ -105,6 +105,6 @@ def _product(x: Array, y: Array, buffer: Array) -> Array:
     return multiply_into(buffer[: math.prod(shape)].reshape(shape), x, y)
 
 
-def _summed(slopes: Array) -> Array:
+def _summed(grad_scores: Array) -> Array:
     """(K, G, n, W) -> (K, n, W)."""
-    return slopes[:, 0] if slopes.shape[1] == 1 else np.sum(slopes, axis=1)
+    return grad_scores[:, 0] if grad_scores.shape[1] == 1 else np.sum(grad_scores, axis=1)

@@ -80,7 +80,7 @@ class InPlaceForward(InPlace):
         keys = sum(piece.shape[-2] for piece in key) - sum(rows * (count - 1) for count in steps)
         views = self._at = self._tile(steps, rows // self._shape.heads if self._shape.folded else rows, keys)
         for piece, columns in self._beside(key):
-            self._product(query, piece, views.rows[..., columns], poisoned=exclusive and not self.range.keys)
+            self._product(query, piece, views.rows[..., columns], poisoned=exclusive and not self.magnitudes.keys)
         return views.scores
 
     def _product(self, query: Array, key: Array, scores: Array, *, poisoned: bool) -> None:
@@ -116,7 +116,7 @@ class InPlaceForward(InPlace):
 
     def _tile(self, steps: tuple[int, ...], m: int, n: int) -> _Views:
         # The maxima along the few rows of a step are found faster where these lie by rows.
-        by_keys = self.by_keys and (len(steps) == 0 or self.range.bounded)
+        by_keys = self.by_keys and (len(steps) == 0 or self.magnitudes.bounded)
         name = steps, m, n, by_keys
         known = self._views.get(name)
         if known is None:
@@ -159,7 +159,7 @@ class InPlaceForward(InPlace):
         for piece, columns in self._beside(value()):
             product = views.sums if output is None else views.more
             some, rows = (by_key_head(x, piece, x.ndim - 1) for x in (weights[..., columns], product.rows))
-            if exclusive and not self.range.values:
+            if exclusive and not self.magnitudes.values:
                 np.copyto(rows, quarantined_outputs(some, self._met(piece, some), self.problem.xp))
             else:
                 multiply_into(rows, some, self._met(piece, some))

@@ -1,4 +1,4 @@
-"""NumPy's walk for the statistics of attention: jobs of one head and one block of rows, handed out to threads."""
+"""NumPy's statistics: jobs of one head and one block of rows, handed out to threads."""
 
 import dataclasses
 import itertools
@@ -7,21 +7,24 @@ from contextlib import nullcontext
 
 import numpy as np
 
-from attention_xp._engine.kernels.statistics import Statistics, columns_of_rows, of_region
 from attention_xp._engine.plan.plan import bounds
 from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.tile.statistics import Statistics, columns_of_rows, of_region, rows_at_once
 from attention_xp._engine.walkers.numpy.place import Place
 from attention_xp._engine.walkers.numpy.pool import run_jobs, with_blas_held_to_one
 from attention_xp._scores.region import Region
 
-__all__ = ["walk"]
+__all__ = ["statistics"]
+
+_PAIRS_OF_A_JOB = 2**19  # what a thread makes of them stays in the cache, and in memory that it had before
 
 
-def walk(problem: Problem, rows: int) -> Statistics:
+def statistics(problem: Problem) -> Statistics:
     """Return the statistics of all rows."""
     Sq, Sk, lead = problem.query.shape[-2], problem.key.shape[-2], problem.lead
     lse, max_score, entropy = (np.empty((*lead, Sq), problem.dtype) for _ in range(3))
     result = Statistics(lse, max_score, entropy, np.zeros((*lead, Sk), problem.dtype))
+    rows = rows_at_once(problem, _PAIRS_OF_A_JOB)
     blocks = [((row, stop), columns_of_rows(problem, row, stop)) for row, stop in bounds(0, Sq, rows)]
     jobs = list(itertools.product(Place.every(lead, 1), blocks))
     alone, lock = dataclasses.replace(problem, group=1), threading.Lock()  # every head of a job has its own keys

@@ -1,40 +1,42 @@
-"""The backward walker of every library without one of its own: two Python loops, all heads in one tile."""
+"""The backward pass of every library without a walker of its own: two Python loops, all heads in one tile."""
 
 from collections.abc import Iterator
 
 from attention_xp._backend.libraries import array_namespace, device
 from attention_xp._engine.plan.plan import Bounds, bounds, side_by_side
+from attention_xp._engine.plan.row_tiles import strips_of, tiles_of_rows
 from attention_xp._engine.plan.tile_sizes import tile_sizes
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.arithmetic import Arithmetic, summed_to
-from attention_xp._engine.tile.backward_step import Known, Rows, Slopes, contribute, key_factor, shift_of, surviving
+from attention_xp._engine.tile.backward_step import Gradients, Known, Rows, contribute, key_factor, shift_of, surviving
 from attention_xp._engine.tile.products import clean
 from attention_xp._engine.tile.scores import query_factor
 from attention_xp._engine.tile.step import scale_in_base
-from attention_xp._engine.walkers.portable.tiles import cast, gathered, strips_of, tiles_of_rows
+from attention_xp._engine.walkers.portable.gather import cast, gathered
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
 
-__all__ = ["Grid", "walk"]
+__all__ = ["backward"]
 
 
-def walk(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Slopes:
+def backward(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Gradients:
     """Return the gradients of query, key, value and of the addends that are wanted, in the shapes of the problem."""
     ops, (m, n), lead = Arithmetic(problem), tile_sizes(problem), problem.lead
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
     kv_lead = lead if problem.heads is None else (*problem.batch, problem.key.shape[-3])
     blocks, strips = bounds(0, Sq, m), strips_of(problem, n)
-    query = Grid(problem, tuple(problem.query.shape), blocks)
-    key, value = (Grid(problem, (*kv_lead, *a.shape[-2:]), strips) for a in (problem.key, problem.value))
+    query = _Piecewise(problem, tuple(problem.query.shape), blocks)
+    key, value = (_Piecewise(problem, (*kv_lead, *a.shape[-2:]), strips) for a in (problem.key, problem.value))
     addends = [
-        _Sums(a) if isinstance(a, Bias) else Grid(problem, tuple(a.shape), blocks, strips) for a in problem.addends
+        _OfBias(a) if isinstance(a, Bias) else _Piecewise(problem, tuple(a.shape), blocks, strips)
+        for a in problem.addends
     ]
     for row, stop in blocks if Sk else []:
         rows = _rows(problem, known, (row, stop))
         for tile in tiles_of_rows(problem, row, stop, n):
             first, last = tile.columns[0]
-            slopes = contribute(
+            found = contribute(
                 ops,
                 Region(problem, (*(0,) * len(lead), row, first), (*lead, stop - row, last - first)),
                 rows,
@@ -44,18 +46,18 @@ def walk(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Slopes:
                 mixed=(0, stop - row),
                 wanted=wanted,
             )
-            query.add(slopes.query, ((row, stop),))
-            key.add(slopes.key, tile.columns)
-            value.add(slopes.value, tile.columns)
-            for grid, piece in zip(addends, slopes.addends, strict=True):
+            query.add(found.query, ((row, stop),))
+            key.add(found.key, tile.columns)
+            value.add(found.value, tile.columns)
+            for addend, piece in zip(addends, found.addends, strict=True):
                 if piece is not None:
-                    grid.add(piece, ((row, stop),), tile.columns)
+                    addend.add(piece, ((row, stop),), tile.columns)
     xp = problem.xp
-    return Slopes(
+    return Gradients(
         query.assembled() * query_factor(problem),
         summed_to(xp, key.assembled() * key_factor(problem), tuple(problem.key.shape)),
         summed_to(xp, value.assembled(), tuple(problem.value.shape)),
-        tuple(grid.assembled() if is_wanted else None for grid, is_wanted in zip(addends, wanted, strict=True)),
+        tuple(addend.assembled() if is_wanted else None for addend, is_wanted in zip(addends, wanted, strict=True)),
     )
 
 
@@ -79,7 +81,7 @@ def _rows(problem: Problem, known: Known, block: Bounds) -> Rows:
     )
 
 
-class Grid:
+class _Piecewise:
     """A gradient that grows by pieces of some rows and columns; an axis of length 1 takes all pieces along it."""
 
     def __init__(
@@ -120,7 +122,7 @@ class Grid:
         return self.problem.xp.zeros(shape, dtype=self.problem.dtype, device=device(self.problem.query))
 
 
-class _Sums:
+class _OfBias:
     """Gradients of the arrays of a bias, to which every tile may contribute."""
 
     def __init__(self, bias: Bias) -> None:

@@ -1,4 +1,7 @@
-"""torch's door to the tiles: forward by the loop, its derivatives by the analytic steps."""
+"""torch's door to the tiles: forward as it is fastest, and backward by the analytic step.
+
+Forward mode follows the loop operation by operation, as do derivatives by what functions have captured.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,35 +12,37 @@ from torch.utils.checkpoint import checkpoint
 
 from attention_xp._backend.batched import mapped_over_batches
 from attention_xp._backend.modes import in_forward_mode, is_jit_tracing, is_traced, is_transformed
-from attention_xp._engine.kernels.gradients import backward
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.walkers.portable import walk as loop
-from attention_xp._engine.walkers.torch import tangents as loop_tangents
+from attention_xp._engine.tile.pullback import pulled_back
+from attention_xp._engine.walkers.portable.forward import followed
+from attention_xp._engine.walkers.torch import unrecorded
 from attention_xp._scores.frozen import freeze, thaw
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 
-__all__ = ["Tiled", "TiledWithForwardMode", "walk"]
+__all__ = ["Tiled", "forward"]
 
 
-def walk(problem: Problem) -> tuple[Array, Array]:
+def forward(problem: Problem, *, lse: bool = True) -> tuple[Array, Array]:  # noqa: ARG001  # it costs nothing
     """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq), differentiable in memory linear in the lengths.
 
     What a function of the user has captured stays in the dark here: where that wants gradients, or may be
-    mapped, autograd records the loop: a block of rows at a time, once more when its gradients are wanted.
+    mapped, and in forward mode, autograd records the loop: a block of rows at a time, once more when its gradients
+    are wanted.
     """
     if (
         problem.has_bias_rule
         or is_jit_tracing()
+        or in_forward_mode()
         or (problem.has_foreign_code() and (is_transformed() or _captures(problem)))
     ):
-        return loop.walk(problem, call=_recomputed if _can_recompute() else None, is_followed=True)
+        return followed(problem, _recomputed if _can_recompute() else None)
     rest, arrays = _split(problem)
     if not torch.compiler.is_compiling():
-        return TiledWithForwardMode.apply(rest, *arrays)  # type: ignore[no-any-return]
+        return Tiled.apply(rest, *arrays)  # type: ignore[no-any-return]
     if torch.is_grad_enabled() and any(a.requires_grad for a in arrays):
         return Tiled.apply(rest, *_distinct(arrays))  # type: ignore[no-any-return]
-    return loop.walk(problem)  # Dynamo hands a context to the function that nothing is to be differentiated by
+    return unrecorded.forward(problem)  # Dynamo hands a context to the function that nothing is to be differentiated by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +67,6 @@ class _Rest:
             addends=tuple(arrays[3:first]),
             sinks=arrays[first] if self.has_sinks else None,
         )
-
-    def sorted(self, kind: type, arrays: Any) -> Any:
-        """Return arrays in the order of a problem's by name: query, key, value, addends and sinks."""
-        first = 3 + self.addends
-        return kind(*arrays[:3], tuple(arrays[3:first]), arrays[first] if self.has_sinks else None)
 
 
 def _split(problem: Problem) -> tuple[_Rest, list[Array]]:
@@ -93,7 +93,7 @@ class Tiled(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(rest: _Rest, *arrays: Array) -> tuple[Array, Array]:
         """Return output and log-sum-exp."""
-        return loop.walk(rest.complete(arrays))
+        return unrecorded.forward(rest.complete(arrays))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, Array]) -> None:
@@ -112,43 +112,19 @@ class Tiled(torch.autograd.Function):  # type: ignore[misc]
         rest, wanted = ctx.rest, ctx.needs_input_grad[1:]
         addends = tuple(wanted[3 : 3 + rest.addends])
 
-        def slopes(gradient: Array | None, grad_lse: Array | None) -> list[Array | None]:
+        def gradients(gradient: Array | None, grad_lse: Array | None) -> list[Array | None]:
             gradient = torch.zeros_like(output) if gradient is None else gradient
-            found = backward(rest.complete(arrays), output, lse, gradient, grad_lse, wanted=addends)
+            found = pulled_back(
+                unrecorded.backward, rest.complete(arrays), output, lse, gradient, grad_lse, wanted=addends
+            )
             all_of_them = (*found[:3], *found.addends, *([found.sinks] if rest.has_sinks else []))
             return [
-                slope.to(array.dtype) if slope is not None and is_wanted else None
-                for slope, array, is_wanted in zip(all_of_them, arrays, wanted, strict=False)
+                one.to(array.dtype) if one is not None and is_wanted else None
+                for one, array, is_wanted in zip(all_of_them, arrays, wanted, strict=False)
             ]
 
-        found = mapped_over_batches(slopes, grad_output, grad_lse)
+        found = mapped_over_batches(gradients, grad_output, grad_lse)
         return (None, *found, *nothing[1 + len(found) :])
-
-
-class TiledWithForwardMode(Tiled):
-    """The same with a forward mode, which ``torch.compile`` does not know."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, Array]) -> None:
-        """Keep the arrays and the results for both modes."""
-        Tiled.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[1:], *output)
-
-    @staticmethod
-    def jvp(ctx: Any, _rest: None, *tangents: Array | None) -> tuple[Array, Array]:
-        """Return the changes of output and log-sum-exp."""
-        *arrays, output, lse = ctx.saved_tensors
-        given = [
-            torch.zeros_like(array) if tangent is None and i < 3 else tangent
-            for i, (array, tangent) in enumerate(zip(arrays, tangents, strict=True))
-        ]
-        problem, kind = ctx.rest.complete(arrays), loop_tangents.Tangents
-
-        def changes(*tangents: Array | None) -> tuple[Array, Array]:
-            return loop_tangents.walk(problem, output, lse, ctx.rest.sorted(kind, tangents))
-
-        by_output, by_lse = mapped_over_batches(changes, *given)
-        return by_output, by_lse
 
 
 def _can_recompute() -> bool:

@@ -13,9 +13,9 @@ from typing import Any
 from attention_xp._backend.dtypes import dtype_name
 from attention_xp._backend.libraries import is_numpy, library_name
 from attention_xp._backend.modes import in_forward_mode, is_compiling, is_recorded
-from attention_xp._engine.kernels.borders import formula_is_faster
+from attention_xp._engine.plan.borders import formula_is_faster
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.backward_step import Known, Slopes
+from attention_xp._engine.tile.backward_step import Gradients, Known
 from attention_xp._scores.frozen import freeze, thaw
 from attention_xp._typing import Array
 
@@ -29,24 +29,21 @@ def forward(problem: Problem) -> tuple[Array, Array] | None:
     here = _views(problem, ())
     if here is None:
         return None
-    from attention_xp._engine.walkers.numpy.walk import walk  # noqa: PLC0415  # imports NumPy
+    from attention_xp._engine.walkers.numpy.forward import forward as on_threads  # noqa: PLC0415  # imports NumPy
 
     with _silence():
-        return _given_back(walk(here[0], threads=_threads()))  # type: ignore[no-any-return]
+        return _given_back(on_threads(here[0], lse=True, threads=_threads()))  # type: ignore[no-any-return]
 
 
-def backward(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Slopes | None:
+def backward(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Gradients | None:
     """Return the gradients in the shapes of the problem, ``None`` where NumPy cannot read what they are made of."""
     here = _views(problem, tuple(known))
     if here is None:
         return None
-    from attention_xp._engine.walkers.numpy.backward import walk  # noqa: PLC0415  # imports NumPy
+    from attention_xp._engine.walkers.numpy.backward import backward as on_threads  # noqa: PLC0415  # imports NumPy
 
     with _silence():
-        slopes = walk(here[0], Known(*here[1]), wanted, threads=_threads())
-    return slopes._replace(
-        **{name: _given_back(getattr(slopes, name)) for name in ("query", "key", "value", "addends")}
-    )
+        return Gradients(*map(_given_back, on_threads(here[0], Known(*here[1]), wanted, threads=_threads())))
 
 
 def _views(problem: Problem, others: tuple[Array | None, ...]) -> tuple[Problem, tuple[Array | None, ...]] | None:

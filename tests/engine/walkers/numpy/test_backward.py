@@ -9,7 +9,7 @@ from attention_xp import attention_vjp
 from attention_xp._engine.plan.tile_sizes import backward_tile_shape
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.backward_step import Known
-from attention_xp._engine.walkers.numpy.backward import _Walk
+from attention_xp._engine.walkers.numpy.backward import BackwardWalk
 from attention_xp.masks import BlockMask, longformer_mask
 
 SHAPE = (2, 6, 200, 8)
@@ -89,7 +89,7 @@ def test_rules_that_leave_out_much_are_met_in_low_tiles_of_several_heads():
 def test_jobs_visit_all_rows_of_all_heads_once(threads, shape, options):
     query = np.zeros(shape, np.float32)
     problem = Problem.of(query, query, query, None, 0.0, options)
-    walk = _Walk(problem, Known(query, query[..., 0], query, None), (), threads)
+    walk = BackwardWalk(problem, Known(query, query[..., 0], query, None), (), threads)
     visited = [
         (*np.add(place.starts, (0, i)).tolist(), block)
         for places, blocks, _ in walk.jobs
@@ -105,7 +105,7 @@ def test_short_heads_are_together_and_the_last_job_is_a_small_one():
     problem = Problem.of(query, query, query, None, 0.0, {"is_causal": True})
     assert backward_tile_shape(problem, 2, alone=False).heads > 1
     assert backward_tile_shape(problem, 2, alone=True).heads == 1
-    jobs = _Walk(problem, Known(query, query[..., 0], query, None), (), 2).jobs
+    jobs = BackwardWalk(problem, Known(query, query[..., 0], query, None), (), 2).jobs
     assert jobs[-1].places[0].heads < jobs[0].places[0].heads
 
 

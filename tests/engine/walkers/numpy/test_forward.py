@@ -5,8 +5,8 @@ import pytest
 
 from attention_xp import attention_vjp, flash_attention
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.walkers.numpy.rows import Worker
-from attention_xp._engine.walkers.numpy.walk import Walk
+from attention_xp._engine.walkers.numpy.forward_walk import ForwardWalk
+from attention_xp._engine.walkers.numpy.forward_worker import ForwardWorker
 from attention_xp.masks import BlockMask, GlobalMask, SegmentMask, StridedMask, WindowMask, longformer_mask
 
 
@@ -38,8 +38,8 @@ def test_what_one_job_finds_changes_no_other():
     problem = Problem.of(query, key, value, None, 0.0, {"is_causal": True, "impl": "tiled"})
 
     def output(order):
-        walk = Walk(problem, 1, lse=True)
-        with Worker.at_work(walk) as attend:
+        walk = ForwardWalk(problem, 1, lse=True)
+        with ForwardWorker.at_work(walk) as attend:
             for job in order(range(len(walk.jobs))):
                 attend(job)
         assert walk.examined
@@ -64,7 +64,7 @@ BANDS = {
 def both(arrays, mask=None, **options):
     """The call in tiles, which are to be bands, and by the formula."""
     problem = Problem.of(*arrays, mask, 0.0, {**options, "impl": "tiled"})
-    walk = Walk(problem, 2, lse=True)
+    walk = ForwardWalk(problem, 2, lse=True)
     assert any(tile.steps > 1 for place, rows in walk.jobs for tile in walk.route.tiles(place, rows))
     return (flash_attention(*arrays, mask, return_lse=True, impl=impl, **options) for impl in ("tiled", "dense"))
 

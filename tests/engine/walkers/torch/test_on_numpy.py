@@ -117,10 +117,12 @@ def test_a_mask_of_numpy_arrays_keeps_what_it_has_counted(torch):
 
 
 def test_torch_tells_how_many_threads_there_are(torch, monkeypatch):
-    from attention_xp._engine.walkers.numpy import walk  # noqa: PLC0415
+    from attention_xp._engine.walkers.numpy import forward  # noqa: PLC0415
 
-    asked, run = [], walk.run_jobs
-    monkeypatch.setattr(walk, "run_jobs", lambda jobs, worker, threads: asked.append(threads) or run(jobs, worker, 1))
+    asked, run = [], forward.run_jobs
+    monkeypatch.setattr(
+        forward, "run_jobs", lambda jobs, worker, threads: asked.append(threads) or run(jobs, worker, 1)
+    )
     arrays, _ = call(torch, {})
     before = torch.get_num_threads()
     try:

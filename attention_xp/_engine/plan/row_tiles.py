@@ -1,27 +1,15 @@
-"""The tiles that the Python loops visit, and the keys of them."""
+"""The tiles that a block of rows of all heads visits."""
 
 from attention_xp._backend.modes import is_compiling
 from attention_xp._engine.plan.plan import Bounds, Tile, bounds, plan
 from attention_xp._engine.plan.tile_sizes import strip_size
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._scores.region import span_between
-from attention_xp._typing import Array
 from attention_xp.masks import Mask
 
-__all__ = ["cast", "gathered", "strips_of", "tiles_of_rows"]
+__all__ = ["strips_of", "tiles_of_rows"]
 
 _Answer = tuple[Mask, list[list[bool]], list[list[bool]]]  # possible and certain: of the rows as one chunk, by strip
-
-
-def cast(problem: Problem, x: Array) -> Array:
-    """Return an array in the dtype of the computation."""
-    return problem.xp.astype(x, problem.dtype, copy=False)
-
-
-def gathered(problem: Problem, x: Array, tile: Tile) -> Array:
-    """Return the keys or values of a tile side by side, (..., n, D)."""
-    stretches = [cast(problem, x[..., first:last, :]) for first, last in tile.columns]
-    return stretches[0] if len(stretches) == 1 else problem.xp.concat(stretches, axis=-2)
 
 
 def strips_of(problem: Problem, columns: int) -> list[Bounds]:

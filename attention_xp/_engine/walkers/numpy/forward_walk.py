@@ -1,4 +1,4 @@
-"""NumPy's walker: jobs of one head and one block of rows, handed out to threads."""
+"""What a forward pass on NumPy is made of: jobs of some heads and one block of rows."""
 
 import itertools
 
@@ -9,34 +9,16 @@ from attention_xp._engine.plan.tile_sizes import tile_shape
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.walkers.numpy.heads import Heads, ceiling, likely
 from attention_xp._engine.walkers.numpy.place import Place
-from attention_xp._engine.walkers.numpy.pool import run_jobs, with_blas_held_to_one
 from attention_xp._engine.walkers.numpy.route import Route
-from attention_xp._engine.walkers.numpy.rows import Worker
-from attention_xp._typing import Array
 
-__all__ = ["Walk", "walk"]
+__all__ = ["ForwardWalk"]
 
 _WIDEST = 2048  # keys of a tile of few rows
 _PIECES = 4  # of each of the last jobs
 _SHORTEST = 64  # rows of such a piece
 
 
-def walk(problem: Problem, *, lse: bool = True, threads: int | None = None) -> tuple[Array, Array | None]:
-    """Return output (..., H, Sq, Dv) and, where it is wanted, log-sum-exp (..., H, Sq).
-
-    On so many threads, by default on as many as BLAS may have.
-    """
-
-    def visit(count: int) -> Walk:
-        walk = Walk(problem, count, lse=lse)
-        run_jobs(len(walk.jobs), lambda: Worker.at_work(walk), count)
-        return walk
-
-    done = with_blas_held_to_one(visit, threads)
-    return done.output, done.lse
-
-
-class Walk:
+class ForwardWalk:
     """The arrays and jobs of one call."""
 
     def __init__(self, problem: Problem, threads: int, *, lse: bool) -> None:

@@ -1,4 +1,4 @@
-"""JAX's walker: loops inside the compiled program, so that its size does not grow with the lengths."""
+"""Loops inside the compiled program of JAX, so that its size does not grow with the lengths."""
 
 import dataclasses
 import math
@@ -13,16 +13,16 @@ from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.sharding import spread_like
 from attention_xp._backend.sizes import as_number, ceil_div
 from attention_xp._backend.values import FAR
-from attention_xp._engine.plan.tile_sizes import stack, tile_sizes
+from attention_xp._engine.plan.tile_sizes import stack
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.arithmetic import Arithmetic
 from attention_xp._engine.tile.products import query_key
-from attention_xp._engine.tile.step import Running, advance, finish, scale_in_base, start
+from attention_xp._engine.tile.step import scale_in_base
 from attention_xp._scores.region import Region, Span
 from attention_xp._typing import Array, DType
 from attention_xp.masks import Mask
 
-__all__ = ["Guarded", "Walk", "dynamic_cut", "fold", "guarded", "is_moving", "slope_dtype", "zeros"]
+__all__ = ["Guarded", "Loops", "dynamic_cut", "fold", "gradient_dtype", "guarded", "is_moving", "zeros"]
 
 
 def fold(first: Any, last: Any, step: Callable[[Array, Any], Any], state: Any) -> Any:
@@ -45,7 +45,7 @@ def is_moving(array: Array) -> bool:
     return bool(jnp.issubdtype(array.dtype, jnp.inexact))
 
 
-def slope_dtype(problem: Problem, array: Array) -> DType:
+def gradient_dtype(problem: Problem, array: Array) -> DType:
     """Return the dtype in which the gradient of an array is summed up."""
     return problem.dtype if jnp.issubdtype(array.dtype, jnp.floating) else array.dtype
 
@@ -63,7 +63,7 @@ class _FreshKeys(Mask):
 class Guarded(Arithmetic):
     """Primitives that take the careful way inside the program, and only where a tile is not finite.
 
-    They are never differentiated: the derivative of a walk is another walk.
+    They are never differentiated: the derivative of a loop is another loop.
     """
 
     def query_key(self, query: Array, key: Array, *, exclusive: bool) -> Array:
@@ -90,11 +90,11 @@ def guarded(product: Callable[..., Array], rows: Array, tile: Array, *, exclusiv
     )
 
 
-class Walk:
-    """The loops of one call: over (batch items, heads, block of rows), and over tiles of keys."""
+class Loops:
+    """The loops of one call: over (batch items, heads, block of rows), and over tiles of keys of some sizes."""
 
-    def __init__(self, problem: Problem) -> None:
-        self.m, self.n = self.sizes(problem)
+    def __init__(self, problem: Problem, sizes: tuple[int, int]) -> None:
+        self.m, self.n = sizes
         self.Sq, self.Sk = problem.query.shape[-2], problem.key.shape[-2]  # they and the sizes of a tile may be open
         self.stack = stack(problem)
         self.group = problem.group  # query heads of a key/value head, of which a tile may have but some
@@ -103,46 +103,25 @@ class Walk:
         self.ops = Guarded(self.problem)
         self.blocks, self.tiles = ceil_div(self.Sq, self.m), ceil_div(self.Sk, self.n)
         self.ragged = self.tiles * self.n != self.Sk
-        self.grid = (*(n // some for n, some in zip(problem.lead, self.stack, strict=True)), self.blocks)
+        # Jobs along each leading axis, and along the rows.
+        self.counts = (*(n // some for n, some in zip(problem.lead, self.stack, strict=True)), self.blocks)
         if problem.rules:
             self.order, self.full, self.some = self._schedule()
 
-    @staticmethod
-    def sizes(problem: Problem) -> tuple[int, int]:
-        """Return query rows and key columns of a tile."""
-        return tile_sizes(problem)
-
-    def run(self) -> tuple[Array, Array]:
-        """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq)."""
-        lead, dtype = self.problem.lead, self.problem.dtype
-        output = zeros(self.problem, (*lead, self.Sq, self.problem.value.shape[-1]), dtype)
-        lse = zeros(self.problem, (*lead, self.Sq), dtype)
-        output, lse = fold(0, math.prod(self.grid), self._job, (output, lse))
-        return output, lse
-
-    def _job(self, job: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
-        region, block = self.rows_of(job)
-        output, lse = self._attend(region, block)
-        at = tuple(map(jnp.int32, region.starts[:-1]))
-        return (
-            jax.lax.dynamic_update_slice(results[0], output, (*at, jnp.int32(0))),
-            jax.lax.dynamic_update_slice(results[1], lse, at),
-        )
-
     def rows_of(self, job: Array) -> tuple[Region, Array]:
         """Return the rows of a job, over all keys, and the number of their block."""
-        *lead, block = self._place_of(job)
+        *lead, block = self._index_of(job)
         starts = (i * n for i, n in zip(lead, self.stack, strict=True))
         row = self._first(block, self.m, self.Sq)
         return Region(self.problem, (*starts, row, 0), (*self.stack, self.m, self.Sk), dynamic_cut), block
 
-    def _place_of(self, job: Array) -> list[Array]:
-        """Return the index of a job in the grid."""
-        place = []
-        for size in map(partial(as_number, jnp), reversed(self.grid)):
-            place.append(job % size)
+    def _index_of(self, job: Array) -> list[Array]:
+        """Return which job this is along each leading axis, and along the rows."""
+        index = []
+        for size in map(partial(as_number, jnp), reversed(self.counts)):
+            index.append(job % size)
             job = job // size
-        return place[::-1]
+        return index[::-1]
 
     @staticmethod
     def _first(number: Array, size: int, length: int) -> Array:
@@ -154,18 +133,6 @@ class Walk:
         at, sizes = (*region.starts[:-1], 0), (*region.sizes[:-1], self.problem.query.shape[-1])
         query = dynamic_cut(self.problem.query, list(at), list(sizes))
         return query.astype(self.problem.dtype) * scale_in_base(self.problem)
-
-    def _attend(self, region: Region, block: Array) -> tuple[Array, Array]:
-        problem, query = self.problem, self.scaled_query(region)
-        sums = jnp.zeros((*region.sizes[:-1], problem.value.shape[-1]), problem.dtype)
-        nothing = spread_like(start(problem, region, sums, shift=None), problem.query)
-
-        def step(running: Running, tile: Any, rules: tuple[Mask, ...]) -> Running:
-            part, key, value = self.tile(region, tile)
-            return advance(self.ops, part, query, key, value, running, rules=rules, mixed=(0, self.m))
-
-        running = self.each_tile(region, block, step, nothing)
-        return finish(self.ops, region, running)
 
     def each_tile(
         self, region: Region, block: Array, step: Callable[[Any, Any, tuple[Mask, ...]], Any], state: Any

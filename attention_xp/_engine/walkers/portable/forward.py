@@ -1,37 +1,43 @@
-"""The walker of every library without one of its own: two Python loops, all heads in one tile."""
+"""The forward pass of every library without a walker of its own: two Python loops, all heads in one tile."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from typing import Any
 
 from attention_xp._backend.libraries import device
 from attention_xp._backend.modes import is_followed
 from attention_xp._engine.plan.plan import Bounds, bounds
+from attention_xp._engine.plan.row_tiles import tiles_of_rows
 from attention_xp._engine.plan.tile_sizes import tile_sizes
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.arithmetic import Arithmetic, Followed
 from attention_xp._engine.tile.step import advance, finish, scale_in_base, start
-from attention_xp._engine.walkers.portable.tiles import cast, gathered, tiles_of_rows
-from attention_xp._engine.walkers.torch import on_numpy
+from attention_xp._engine.walkers.portable.gather import cast, gathered
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 
-__all__ = ["walk"]
+__all__ = ["followed", "forward"]
 
 
-def walk(problem: Problem, call: Callable[..., Any] | None = None, *, is_followed: bool = False) -> tuple[Array, Array]:
-    """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq); each block of rows through `call`, where given.
+def forward(problem: Problem, *, lse: bool = True) -> tuple[Array, Array]:  # noqa: ARG001  # it costs nothing
+    """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq)."""
+    return _by_blocks(Arithmetic(problem), _attend)
 
-    With `is_followed`, the library records what is done, and may differentiate it.
+
+def followed(problem: Problem, call: Callable[..., Any] | None = None) -> tuple[Array, Array]:
+    """Return the same where the library records what is done, and may differentiate it.
+
+    Each block of rows goes through `call`, where that is given.
     """
-    found = on_numpy.forward(problem) if call is None and not is_followed else None
-    if found is not None:
-        return found
-    ops, (rows, columns) = Followed(problem) if is_followed else Arithmetic(problem), tile_sizes(problem)
+    return _by_blocks(Followed(problem), _attend if call is None else partial(call, _attend))
+
+
+def _by_blocks(ops: Arithmetic, attend: Callable[..., tuple[Array, Array]]) -> tuple[Array, Array]:
+    """Compute one block of rows after the other."""
+    problem, (rows, columns) = ops.problem, tile_sizes(ops.problem)
     blocks = bounds(0, problem.query.shape[-2], rows)
-    if call is None:
-        return _side_by_side(problem, blocks, (_attend(ops, *block, columns) for block in blocks))
-    return _side_by_side(problem, blocks, (call(_attend, ops, *block, columns) for block in blocks))
+    return _side_by_side(problem, blocks, (attend(ops, *block, columns) for block in blocks))
 
 
 def _side_by_side(
@@ -73,7 +79,7 @@ def _attend(ops: Arithmetic, row: int, stop: int, columns: int) -> tuple[Array, 
             mixed=(0, stop - row),
         )
     output, lse = finish(ops, region, running)
-    if isinstance(ops, Followed):  # no slope comes back to a row that attends nothing, whatever it is
+    if isinstance(ops, Followed):  # no gradient comes back to a row that attends nothing, whatever it is
         is_silent = (running.peak == nothing.peak) & (running.total == nothing.total)
         output = xp.where(is_silent, 0.0, output)
     return output, lse

@@ -1,15 +1,16 @@
 """One thread of NumPy's walker: blocks of rows, each from its first tile to its output."""
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
 from attention_xp._engine.plan.plan import Bounds, Tile
 from attention_xp._engine.tile.step import Running, advance, log_sum_exp, normalized, scale_in_base, scored, start
+from attention_xp._engine.walkers.numpy.forward_walk import ForwardWalk
 from attention_xp._engine.walkers.numpy.gather import Gather
 from attention_xp._engine.walkers.numpy.heads import Heads, is_finite
 from attention_xp._engine.walkers.numpy.in_place_forward import InPlaceForward
@@ -18,10 +19,7 @@ from attention_xp._engine.walkers.numpy.scratch import lent
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 
-if TYPE_CHECKING:
-    from attention_xp._engine.walkers.numpy.walk import Walk
-
-__all__ = ["Worker"]
+__all__ = ["ForwardWorker"]
 
 _MANY = 200  # keys that make up for what it takes to turn rows
 _PROBE = 128  # keys that tell about how large the scores of a row are
@@ -37,19 +35,19 @@ class _Block(NamedTuple):
     query: Array  # (..., G, m, D)
 
 
-class Worker:
+class ForwardWorker:
     """One thread with its buffers."""
 
     @classmethod
     @contextmanager
-    def at_work(cls, walk: "Walk") -> Iterator[Callable[[int], None]]:
+    def at_work(cls, walk: ForwardWalk) -> Iterator[Callable[[int], None]]:
         """Lend memory to a worker, and yield what does a job."""
         problem, shape = walk.problem, walk.shape
         rows = length_beside(shape.heads, shape.rows, problem.query.shape[-1] + 1)
         with lent([*InPlaceForward.lengths(problem, shape), rows, walk.gathered()], problem.dtype) as buffers:
             yield cls(walk, buffers).attend
 
-    def __init__(self, walk: "Walk", buffers: list[Array]) -> None:
+    def __init__(self, walk: ForwardWalk, buffers: list[Array]) -> None:
         self.walk, self.problem = walk, walk.problem
         *of_tile, self._rows, gathered = buffers
         self.ops = InPlaceForward(self.problem, walk.shape, of_tile)
@@ -62,9 +60,9 @@ class Worker:
         tiles = self.walk.route.tiles(place, rows)
         block = self._block(self.walk.heads_at(place), rows)
         running = self._computed(block, tiles)
-        if not block.heads.range.sure and not _is_sound(running):
+        if not block.heads.magnitudes.sure and not _is_sound(running):
             block = block._replace(heads=self.walk.surely(block.heads))
-            if not block.heads.range.bounded:
+            if not block.heads.magnitudes.bounded:
                 running = self._computed(block, tiles)
         at = *place.at, slice(*rows)
         self.ops.output = self.walk.output[at]
@@ -78,7 +76,7 @@ class Worker:
         return _Block(heads, region, heads.query[..., slice(*rows), :])
 
     def _computed(self, block: _Block, tiles: list[Tile]) -> Running:
-        allows = self.ops.range = block.heads.range
+        allows = self.ops.magnitudes = block.heads.magnitudes
         running = self._fold_large(block, tiles) if self._may_guess(tiles) else None
         if running is not None:
             return running
@@ -111,15 +109,23 @@ class Worker:
         return running._replace(output=None) if has_whole else running
 
     def _fold(self, block: _Block, tiles: list[Tile], query: Array, shift: Array | float | None) -> Running:
-        """Visit tiles; the scores are taken relative to a shift, ``None`` is the largest."""
-        running = self._start(block, tiles, shift)
+        """Add tiles to the sums, in place; the scores are taken relative to a shift, ``None`` is the largest."""
+        running, heads = self._start(block, tiles, shift), block.heads
         for tile in tiles:
-            running = self._advance(block, query, running, tile)
+            is_whole, is_band = _is_whole(tile, block.region), tile.steps > 1
+            rows, some = (query, running) if is_whole else self._part(block, query, running, tile)
+            if is_band:
+                rows, some = _in_steps(rows, tile), _each(some, partial(_in_steps, tile=tile))
+            key, value = self._gather(heads.key, tile), partial(self._gather, heads.value, tile)
+            region, mixed = self._region(block, tile)
+            after = advance(self.ops, region, rows, key, value, some, rules=tile.rules, mixed=mixed)
+            if is_whole:
+                running = _each(after, partial(_as_rows, tile=tile)) if is_band else after
         return running
 
     def _may_guess(self, tiles: list[Tile]) -> bool:
         """Whether scores are large, finite and the product alone, and there is enough to gain."""
-        allows = self.ops.range
+        allows = self.ops.magnitudes
         return allows.clip and not allows.bounded and self.problem.is_product and _reach(tiles) > 2 * _PROBE
 
     def _fold_large(self, block: _Block, tiles: list[Tile]) -> Running | None:
@@ -134,11 +140,11 @@ class Worker:
             return None
         shift = peak + _HEADROOM * self.ops.base.log_2
         np.negative(shift.reshape(len(query), -1), out=query[..., -1])
-        usual, self.ops.range = self.ops.range, self.ops.range._replace(bounded=True)
+        usual, self.ops.magnitudes = self.ops.magnitudes, self.ops.magnitudes._replace(bounded=True)
         with np.errstate(over="ignore", invalid="ignore"):
             running = self._fold(block, tiles, query, shift)
             is_good = running.total.max() < _LARGEST_SUM and np.all(np.isfinite(running.output))
-        self.ops.range = usual
+        self.ops.magnitudes = usual
         return running._replace(peak=shift) if is_good else None
 
     def _peak_of_first(self, block: _Block, query: Array, tile: Tile) -> Array | None:
@@ -149,34 +155,20 @@ class Worker:
         some = min(_PROBE, block.region.sizes[-1] // 8)  # among few keys none is much larger than the others
         first = tile._replace(columns=((start, min(end, start + some)),))
         key = self._gather(block.heads.key, first)
-        region, mixed = self._place(block, first)
+        region, mixed = self._region(block, first)
         scores, _ = scored(self.ops, region, _in_steps(query, tile), key, rules=tile.rules, mixed=mixed)
         return _as_rows(np.max(scores, axis=-1, keepdims=True), tile)
 
-    def _advance(self, block: _Block, query: Array, running: Running, tile: Tile) -> Running:
-        """Add a tile to the sums, in place."""
-        heads, some = block.heads, running
-        if not _is_whole(tile, block.region):
-            first = block.region.starts[-2]
-            part = slice(tile.rows[0] - first, tile.rows[1] - first)
-            query = self._part(query, block.region.sizes[-2], part)
-            some = _each(running, lambda rows: rows[..., part, :])
-        key, value = self._gather(heads.key, tile), functools.partial(self._gather, heads.value, tile)
-        region, mixed = self._place(block, tile)
-        stepped = some if tile.steps == 1 else _each(some, lambda rows: _in_steps(rows, tile))
-        after = advance(self.ops, region, _in_steps(query, tile), key, value, stepped, rules=tile.rules, mixed=mixed)
-        if some is not running:
-            return running
-        return after if tile.steps == 1 else _each(after, lambda steps: _as_rows(steps, tile))
-
-    def _part(self, query: Array, m: int, part: slice) -> Array:
-        """Return some of the m rows of each head, which lie one head behind the other where they are folded."""
+    def _part(self, block: _Block, query: Array, running: Running, tile: Tile) -> tuple[Array, Running]:
+        """Return the rows of a tile that has but some of a block: of each head those, which may lie one head behind the other."""
+        first, m, width = block.region.starts[-2], block.region.sizes[-2], query.shape[-1]
+        part = slice(tile.rows[0] - first, tile.rows[1] - first)
+        some = _each(running, lambda rows: rows[..., part, :])
         if not self.walk.shape.folded:
-            return query[:, part]
-        width = query.shape[-1]
-        return query.reshape(-1, m, width)[:, part].reshape(1, -1, width)
+            return query[:, part], some
+        return query.reshape(-1, m, width)[:, part].reshape(1, -1, width), some
 
-    def _place(self, block: _Block, tile: Tile) -> tuple[Region, Bounds]:
+    def _region(self, block: _Block, tile: Tile) -> tuple[Region, Bounds]:
         """Return where the first stretch of a tile, or of its first step, lies, and its mixed rows counted from its first."""
         place, row, (first, end), (column, last) = block.heads.place, tile.rows[0], tile.mixed, tile.columns[0]
         starts, sizes = (*place.starts, row, column), (*place.sizes, tile.step, last - column)

@@ -1,0 +1,67 @@
+"""The way back from a forward pass: what every walker's backward pass begins and ends with."""
+
+import math
+from collections.abc import Callable
+
+from attention_xp._backend.autocast import sheltered
+from attention_xp._backend.values import by_value
+from attention_xp._engine.problem.one_program import as_one_program
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.tile.backward_step import Gradients, Known, sink_gradients
+from attention_xp._typing import Array
+
+__all__ = ["Backward", "pulled_back"]
+
+Backward = Callable[[Problem, Known, tuple[bool, ...]], Gradients]
+"""A walker's: the gradients of query, key, value, of the addends that are wanted, and of what functions captured."""
+
+
+def pulled_back(
+    backward: Backward,
+    problem: Problem,
+    output: Array,
+    lse: Array,
+    grad_output: Array,
+    grad_lse: Array | None = None,
+    *,
+    wanted: tuple[bool, ...] | None = None,
+) -> Gradients:
+    """Return the gradients by the backward pass of a walker, those of the sinks among them.
+
+    `output` is (..., H, Sq, Dv), `lse` is (..., H, Sq); `wanted` says of which addends there is to be a gradient.
+    """
+    wanted = (True,) * len(problem.addends) if wanted is None else wanted
+    return as_one_program(_pulled_back, problem, backward, output, lse, grad_output, grad_lse, wanted)
+
+
+def _pulled_back(
+    problem: Problem,
+    backward: Backward,
+    output: Array,
+    lse: Array,
+    grad_output: Array,
+    grad_lse: Array | None,
+    wanted: tuple[bool, ...],
+) -> Gradients:
+    problem, context = sheltered(problem)
+    output, gradient = (problem.xp.astype(a, problem.dtype, copy=False) for a in (output, grad_output))
+    known = _audible(problem, Known(output, lse, gradient, grad_lse))
+    with context:
+        return backward(problem, known, wanted)._replace(sinks=sink_gradients(problem, known))
+
+
+def _audible(problem: Problem, known: Known) -> Known:
+    """Return what is known with gradients of 0 for the rows that attend nothing, whatever they were."""
+    if problem.never_empty:
+        return known
+    xp, lse = problem.xp, known.lse
+
+    def silenced(gradient: Array, grad_lse: Array | None) -> tuple[Array, Array | None]:
+        attends = lse != -math.inf
+        kept = xp.where(xp.expand_dims(attends, axis=-1), gradient, 0.0)
+        return kept, None if grad_lse is None else xp.where(attends, grad_lse, 0.0)
+
+    gradient, grad_lse = by_value(
+        xp, lambda: xp.all(lse != -math.inf), lambda *same: same, silenced, known.gradient, known.grad_lse
+    )
+    return known._replace(gradient=gradient, grad_lse=grad_lse)

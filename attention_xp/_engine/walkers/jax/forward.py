@@ -1,0 +1,54 @@
+"""JAX's forward pass: jobs of some heads and one block of rows, each from its first tile to its output."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from attention_xp._backend.sharding import spread_like
+from attention_xp._engine.plan.tile_sizes import tile_sizes
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.tile.step import Running, advance, finish, start
+from attention_xp._engine.walkers.jax.loops import Loops, fold, zeros
+from attention_xp._scores.region import Region
+from attention_xp._typing import Array
+from attention_xp.masks import Mask
+
+__all__ = ["ForwardWalk"]
+
+
+class ForwardWalk(Loops):
+    """The loops of one forward pass."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem, tile_sizes(problem))
+
+    def run(self) -> tuple[Array, Array]:
+        """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq)."""
+        lead, dtype = self.problem.lead, self.problem.dtype
+        output = zeros(self.problem, (*lead, self.Sq, self.problem.value.shape[-1]), dtype)
+        lse = zeros(self.problem, (*lead, self.Sq), dtype)
+        output, lse = fold(0, math.prod(self.counts), self._job, (output, lse))
+        return output, lse
+
+    def _job(self, job: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
+        region, block = self.rows_of(job)
+        output, lse = self._attend(region, block)
+        at = tuple(map(jnp.int32, region.starts[:-1]))
+        return (
+            jax.lax.dynamic_update_slice(results[0], output, (*at, jnp.int32(0))),
+            jax.lax.dynamic_update_slice(results[1], lse, at),
+        )
+
+    def _attend(self, region: Region, block: Array) -> tuple[Array, Array]:
+        problem, query = self.problem, self.scaled_query(region)
+        sums = jnp.zeros((*region.sizes[:-1], problem.value.shape[-1]), problem.dtype)
+        nothing = spread_like(start(problem, region, sums, shift=None), problem.query)
+
+        def step(running: Running, tile: Any, rules: tuple[Mask, ...]) -> Running:
+            part, key, value = self.tile(region, tile)
+            return advance(self.ops, part, query, key, value, running, rules=rules, mixed=(0, self.m))
+
+        running = self.each_tile(region, block, step, nothing)
+        return finish(self.ops, region, running)

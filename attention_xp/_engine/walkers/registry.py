@@ -1,0 +1,56 @@
+"""The walkers, one for each library that has one of its own: how tiles are visited, forward, backward and for statistics."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from attention_xp._backend.libraries import library_name
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.tile.backward_step import Gradients, Known
+from attention_xp._engine.tile.statistics import Statistics
+from attention_xp._engine.walkers.portable import walker as portable
+from attention_xp._typing import Array, Namespace
+
+__all__ = ["Walker", "walker_of"]
+
+
+class Walker(Protocol):
+    """What visits the tiles of a problem, none of whose axes has length 0, and whose scale is a plain float."""
+
+    def forward(self, problem: Problem, *, lse: bool) -> tuple[Array, Array | None]:
+        """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq), the latter where it is wanted, or costs nothing."""
+
+    def backward(self, problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Gradients:
+        """Return the gradients, but for those of the sinks, of the addends those that are wanted."""
+
+    def statistics(self, problem: Problem) -> Statistics:
+        """Return the statistics of all rows."""
+
+
+def walker_of(xp: Namespace) -> Walker:
+    """Return the walker of a library, which is loaded when it is first asked for."""
+    return _OWN.get(library_name(xp), _portable)()
+
+
+def _numpy() -> Walker:
+    from attention_xp._engine.walkers.numpy import walker  # noqa: PLC0415  # imports NumPy
+
+    return walker
+
+
+def _torch() -> Walker:
+    from attention_xp._engine.walkers.torch import walker  # noqa: PLC0415  # imports torch
+
+    return walker
+
+
+def _jax() -> Walker:
+    from attention_xp._engine.walkers.jax import walker  # noqa: PLC0415  # imports JAX
+
+    return walker
+
+
+def _portable() -> Walker:
+    return portable
+
+
+_OWN: dict[str, Callable[[], Walker]] = {"numpy": _numpy, "torch": _torch, "jax": _jax}
