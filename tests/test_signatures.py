@@ -31,7 +31,7 @@ REQUIRED = inspect.Parameter.empty
 
 SIGNATURES = {
     "scaled_dot_product_attention": (["query", "key", "value"], MASK, WEIGHTS | OPTIONS),
-    "flash_attention": (["query", "key", "value"], MASK, {"return_lse": False} | OPTIONS),
+    "flash_attention": (["query", "key", "value"], MASK, {"return_lse": False, "output_dtype": None} | OPTIONS),
     "explain": (["query", "key", "value"], MASK, {"return_weights": False, "return_lse": False} | OPTIONS),
     "attention_vjp": (["query", "key", "value"], {"mask": None}, {"dropout_rate": 0.0} | OPTIONS),
     "attention_statistics": (["query", "key"], {"mask": None}, OPTIONS),

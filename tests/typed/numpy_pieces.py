@@ -22,7 +22,9 @@ def in_pieces(query: Doubles, key: Doubles, value: Doubles, size: int) -> Double
     lses: list[Doubles] = []
     for start in range(0, key.shape[-2], size):
         piece = (..., slice(start, start + size), slice(None))
-        output, lse = flash_attention(query, key[piece], value[piece], return_lse=True, impl="tiled", tile=(16, 16))
+        output, lse = flash_attention(
+            query, key[piece], value[piece], return_lse=True, output_dtype=query.dtype, impl="tiled"
+        )
         outputs.append(output)
         lses.append(lse)
     return merge_attention(outputs, lses)[0]

@@ -34,7 +34,7 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
         return dense.attend(problem, wanted)  # there is nothing to materialise
     output, lse = _walk(problem.with_scaled_query(), wanted)
     return Attended(
-        problem.xp.astype(output, problem.query.dtype, copy=False),
+        problem.xp.astype(output, problem.result_dtype, copy=False),
         as_one_program(_weights, problem) if wanted.weights else None,
         lse if wanted.lse else None,
     )
