@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "_alibi": ("alibi_slopes",),
     "_attention": ("flash_attention", "scaled_dot_product_attention"),
+    "_attention_scores": ("attention_scores",),
     "_explain": ("Explanation", "explain"),
     "_mask_arrays": ("create_causal_mask", "create_look_ahead_mask", "create_padding_mask"),
     "_merge": ("merge_attention",),
@@ -60,6 +61,7 @@ __all__ = [
     "__version__",
     "alibi_slopes",
     "attention_score_visualization",
+    "attention_scores",
     "attention_statistics",
     "attention_vjp",
     "axial_rotary_embedding",

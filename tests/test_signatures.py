@@ -22,6 +22,7 @@ OPTIONS = {
     "tile": None,
 }
 PACKED = {n: default for n, default in OPTIONS.items() if n not in ("query_lengths", "key_lengths")}
+SCORES = {n: default for n, default in OPTIONS.items() if n not in ("sinks", "rng", "impl", "tile")}
 MASK = {"mask": None, "dropout_rate": 0.0}
 WEIGHTS = {"return_weights": True}
 HEADS = {"params": None, "num_kv_heads": None} | WEIGHTS
@@ -34,6 +35,7 @@ SIGNATURES = {
     "flash_attention": (["query", "key", "value"], MASK, {"return_lse": False, "output_dtype": None} | OPTIONS),
     "explain": (["query", "key", "value"], MASK, {"return_weights": False, "return_lse": False} | OPTIONS),
     "attention_vjp": (["query", "key", "value"], {"mask": None}, {"dropout_rate": 0.0} | OPTIONS),
+    "attention_scores": (["query", "key"], {"mask": None}, {"stage": "masked"} | SCORES),
     "attention_statistics": (["query", "key"], {"mask": None}, OPTIONS),
     "merge_attention": (["outputs", "lses"], {}, {}),
     "varlen_attention": (

@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from attention_xp import (
     AttentionGradients,
+    attention_scores,
     attention_statistics,
     attention_vjp,
     explain,
@@ -44,6 +45,8 @@ def main() -> None:
     found = gradients(query, key, value)
     assert found.key.shape == key.shape
     assert found.bias is None
+    scores: Doubles = attention_scores(query, key, scale=0.5, stage="product")
+    assert scores.shape == (2, 4, 32, 32)
     statistics = attention_statistics(query, key, scale=0.5, key_lengths=np.asarray([32, 7]))
     assert np.exp(statistics.entropy).max() <= 32.0
     assert np.isclose(softmax(rng.standard_normal(5)).sum(), 1.0)
