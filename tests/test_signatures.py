@@ -39,7 +39,7 @@ SIGNATURES = {
     "attention_statistics": (["query", "key"], {"mask": None}, OPTIONS),
     "merge_attention": (["outputs", "lses"], {}, {}),
     "varlen_attention": (
-        ["query", "key", "value", "cu_seqlens_q"], {"cu_seqlens_k": None}, {"mask": None, "dropout_rate": 0.0} | PACKED
+        ["query", "key", "value", "cu_seqlens_q"], {"cu_seqlens_k": None}, {"mask": None, "dropout_rate": 0.0, "return_lse": False} | PACKED
     ),
     "self_attention": (["x", "d_model"], MASK, WEIGHTS | OPTIONS),
     "cross_attention": (["query", "context", "d_model"], MASK, WEIGHTS | OPTIONS),

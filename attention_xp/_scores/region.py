@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Self
 from attention_xp._backend.libraries import device, library_name
 from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.sizes import as_number
+from attention_xp._backend.values import within
 from attention_xp._scores.frame import Frame
 from attention_xp._typing import Array, Namespace
 
@@ -129,6 +130,9 @@ class Region(NamedTuple):
         if isinstance(values, int):
             return values
         ndim = self.frame.ndim
+        if self.frame.packing is not None and values.ndim and values.shape[-1] != 1:  # of each row its own
+            item = within(self.xp, self.b, 0, values.shape[-1] - 1)
+            return self.xp.reshape(self.xp.take(values, self.xp.reshape(item, (-1,)), axis=0), item.shape)
         return self.look_up(filled_up(self.xp, values, ndim, behind=ndim - len(self.frame.batch)))
 
     def per_head(self, values: Array) -> Array:
