@@ -65,7 +65,11 @@ def add_tests(
 
 add_tests("numpy", xp="numpy,numpy:readonly")
 add_tests("strict")
-add_tests("torch", "torch", "transformers")
+# Where compiling takes most of the time, every value of every parameter of a test runs, with some of the others; every
+# combination of them runs in continuous integration.
+QUICK = [["--quick", *usual] for usual in PARALLEL]
+add_tests("torch", "torch", "transformers", runs=(({}, QUICK),))
+add_tests("torch", "torch", "transformers", name="torch-full")
 # Nearly all the time on JAX goes into compiling. The first environment compiles quickly: the usual way to emit loops
 # takes twice as long as the older one. The second compiles as users do, without 64-bit types, what depends on the types.
 QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
@@ -81,7 +85,6 @@ def runs_on_jax(*arguments: str) -> Iterable[tuple[dict[str, str], Iterable[list
     )
 
 
-# Every value of every parameter of a test runs with the others; every combination of them, in continuous integration.
 add_tests("jax", "jax", runs=runs_on_jax("--quick"))
 add_tests("jax", "jax", name="jax-full", runs=runs_on_jax())
 # One process has the device; where there is none, a double over NumPy stands in for CuPy.

@@ -3,7 +3,7 @@ from attention_xp._alibi import alibi_slopes
 from attention_xp._attention import flash_attention, scaled_dot_product_attention
 from attention_xp._attention_scores import attention_scores
 from attention_xp._explain import Explanation, explain
-from attention_xp._mask_arrays import create_causal_mask, create_look_ahead_mask, create_padding_mask
+from attention_xp._gradients import attention_gradients
 from attention_xp._merge import merge_attention
 from attention_xp._multi_head import multi_head_attention, multi_head_self_attention
 from attention_xp._multi_head_params import MultiHeadParams, init_multi_head_params
@@ -22,6 +22,7 @@ from attention_xp._statistics import AttentionStatistics, attention_statistics
 from attention_xp._varlen import varlen_attention
 from attention_xp._visualization import attention_score_visualization
 from attention_xp._vjp import AttentionGradients, attention_vjp
+from attention_xp.masks._arrays import create_causal_mask, create_look_ahead_mask, create_padding_mask
 
 __version__: str
 
@@ -47,6 +48,7 @@ __all__ = [
     "YarnScaling",
     "__version__",
     "alibi_slopes",
+    "attention_gradients",
     "attention_score_visualization",
     "attention_scores",
     "attention_statistics",

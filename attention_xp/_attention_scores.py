@@ -4,8 +4,9 @@ import dataclasses
 import math
 from typing import Any, Literal, Unpack
 
+from attention_xp._backend.autocast import sheltered
 from attention_xp._backend.libraries import common_namespace
-from attention_xp._backend.modes import refuse_shards, sheltered
+from attention_xp._backend.modes import refuse_shards
 from attention_xp._engine.kernels.dense import scores_of_region
 from attention_xp._engine.problem.known_end import filled_to
 from attention_xp._engine.problem.options import AttentionOptions, ScoreOptions, check_options, with_options

@@ -2,8 +2,9 @@
 
 from typing import NamedTuple, Unpack
 
+from attention_xp._backend.autocast import sheltered
 from attention_xp._backend.libraries import common_namespace
-from attention_xp._backend.modes import refuse_shards, sheltered
+from attention_xp._backend.modes import refuse_shards
 from attention_xp._engine.kernels.statistics import statistics
 from attention_xp._engine.problem.options import AttentionOptions, check_options, with_options
 from attention_xp._engine.problem.problem import Problem

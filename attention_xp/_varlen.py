@@ -19,8 +19,8 @@ from attention_xp._scores.packing import pack
 from attention_xp._typing import Namespace
 from attention_xp.biases import Bias
 from attention_xp.masks import ArrayMask, Mask
-from attention_xp.masks._mask import parts_of
 from attention_xp.masks._packed_rule import of_sequence
+from attention_xp.masks._pairs import parts_of
 
 __all__ = ["varlen_attention"]
 

@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Unpack
 
+from attention_xp._backend.autocast import sheltered
 from attention_xp._backend.libraries import common_namespace
-from attention_xp._backend.modes import refuse_shards, sheltered
+from attention_xp._backend.modes import refuse_shards
 from attention_xp._checks.arrays import check_floating, check_placement, shapes
 from attention_xp._engine.kernels.choose import KERNELS, choose
 from attention_xp._engine.kernels.gradients import Gradients, backward, derivative_refusal
@@ -19,7 +21,7 @@ from attention_xp._typing import Namespace
 from attention_xp.biases import Bias
 from attention_xp.masks import Mask
 
-__all__ = ["AttentionGradients", "attention_vjp"]
+__all__ = ["AttentionGradients", "WayBack", "attention_vjp", "check_like_rows"]
 
 
 class AttentionGradients(NamedTuple, Generic[HeldT]):
@@ -102,43 +104,75 @@ def attention_vjp(
     """
     if options:
         check_options(attention_vjp, options)
-    problem = Problem.of(query, key, value, mask, dropout_rate, options)
-    reason = derivative_refusal(problem)
-    if reason is not None:
-        raise ValueError(reason)
-    xp, scaled = problem.xp, problem.with_scaled_query()
-    wide = dataclasses.replace(scaled, query=_cast(xp, scaled.query, problem.dtype))
-    kernel = choose(wide, Wanted(lse=True))
-    refuse_shards(xp)
-    wide, context = sheltered(wide)
-    with context:
-        result = KERNELS[kernel].attend(wide, Wanted(lse=True))
-    given = _Given(query, key, value, mask, options.get("bias"), options.get("sinks"))
-    factor = problem.scale if wide.scale is not problem.scale else None
+    way = WayBack.of(query, key, value, mask, dropout_rate, options)
+    problem, xp = way.problem, way.problem.xp
+    with way.context:
+        result = KERNELS[way.kernel].attend(problem, Wanted(lse=True))
 
     def vjp(grad_output: ArrayT) -> AttentionGradients[ArrayT]:
-        _check_gradient(xp, query, result.output, grad_output)
-        gradients = backward(wide, result.output, result.lse, grad_output, whole=kernel == "dense")
-        if factor is not None:
-            gradients = gradients._replace(query=gradients.query * factor)
-        return given.like(xp, gradients)
+        check_like_rows(problem, "grad_output", grad_output, value.shape[-1])
+        return way.gradients(result.output, result.lse, grad_output, None)
 
     return _cast(xp, result.output, query.dtype), vjp
 
 
-def _check_gradient(xp: Namespace, query: Array, output: Array, gradient: Array) -> None:
-    common_namespace(query=query, grad_output=gradient)
-    check_floating(xp, grad_output=gradient)
-    check_placement(xp, query=query, grad_output=gradient)
-    if tuple(gradient.shape) != tuple(output.shape):
+def check_like_rows(problem: Problem, name: str, array: Array, *width: int) -> None:
+    """Refuse what is no floating array with one line, or one number, for each row of the query."""
+    xp, query = problem.xp, problem.query
+    common_namespace(**{"query": query, name: array})
+    check_floating(xp, **{name: array})
+    check_placement(xp, query=query, **{name: array})
+    expected = (*problem.lead, query.shape[-2], *width)
+    if tuple(array.shape) != expected:
+        letters = "(..., H, Sq, Dv)" if width else "(..., H, Sq)"
+        kind = "output" if width else "log-sum-exp"
         raise ValueError(
-            "grad_output must have the shape of the output: expected grad_output (..., H, Sq, Dv) = "
-            f"{tuple(output.shape)}, {shapes(grad_output=gradient)}"
+            f"{name} must have the shape of the {kind}: expected {name} {letters} = {expected}, {shapes(**{name: array})}"
         )
 
 
 def _cast(xp: Namespace, array: Array, dtype: Any) -> Any:
     return xp.astype(array, dtype, copy=False)
+
+
+class WayBack(NamedTuple):
+    """What leads from the gradient of an output to those of the arguments of a call."""
+
+    problem: Problem  # with the query in the dtype of the computation
+    kernel: str
+    context: AbstractContextManager[Any]  # in which torch narrows nothing
+    factor: float | Array | None  # of the gradient of the query, where a scale that is an array has become a part of it
+    given: "_Given"
+
+    @classmethod
+    def of(
+        cls,
+        query: Array,
+        key: Array,
+        value: Array,
+        mask: Array | Mask | None,
+        dropout_rate: float,
+        options: AttentionOptions,
+    ) -> "WayBack":
+        """Check a call, and choose who computes it."""
+        problem = Problem.of(query, key, value, mask, dropout_rate, options)
+        reason = derivative_refusal(problem)
+        if reason is not None:
+            raise ValueError(reason)
+        scaled = problem.with_scaled_query()
+        factor = problem.scale if scaled is not problem else None
+        wide = dataclasses.replace(scaled, query=_cast(problem.xp, scaled.query, problem.dtype))
+        kernel = choose(wide, Wanted(lse=True))
+        refuse_shards(problem.xp)
+        given = _Given(query, key, value, mask, options.get("bias"), options.get("sinks"))
+        return cls(wide, kernel, sheltered(wide)[1], factor, given)
+
+    def gradients(self, output: Array, lse: Array, grad_output: Array, grad_lse: Array | None) -> AttentionGradients:
+        """Return the gradients of all arguments."""
+        found = backward(self.problem, output, lse, grad_output, grad_lse, whole=self.kernel == "dense")
+        if self.factor is not None:
+            found = found._replace(query=found.query * self.factor)
+        return self.given.like(self.problem.xp, found)
 
 
 class _Given(NamedTuple):

@@ -11,6 +11,10 @@ OPTIONS = {
     "is_causal": False,
     "window": None,
     "query_offset": None,
+    "key_offset": None,
+    "key_positions": None,
+    "item_ids": None,
+    "head_ids": None,
     "query_lengths": None,
     "key_lengths": None,
     "scale": None,
@@ -21,8 +25,9 @@ OPTIONS = {
     "impl": "auto",
     "tile": None,
 }
-PACKED = {n: default for n, default in OPTIONS.items() if n not in ("query_lengths", "key_lengths")}
 SCORES = {n: default for n, default in OPTIONS.items() if n not in ("sinks", "rng", "impl", "tile")}
+OF_PIECES = ("key_offset", "key_positions", "item_ids", "head_ids", "query_lengths", "key_lengths")
+PACKED = {n: default for n, default in OPTIONS.items() if n not in OF_PIECES}
 MASK = {"mask": None, "dropout_rate": 0.0}
 WEIGHTS = {"return_weights": True}
 HEADS = {"params": None, "num_kv_heads": None} | WEIGHTS
@@ -36,6 +41,10 @@ SIGNATURES = {
     "explain": (["query", "key", "value"], MASK, {"return_weights": False, "return_lse": False} | OPTIONS),
     "attention_vjp": (["query", "key", "value"], {"mask": None}, {"dropout_rate": 0.0} | OPTIONS),
     "attention_scores": (["query", "key"], {"mask": None}, {"stage": "masked"} | SCORES),
+    "attention_gradients": (
+        ["query", "key", "value", "output", "lse", "grad_output"], {"mask": None},
+        {"grad_lse": None, "dropout_rate": 0.0} | OPTIONS,
+    ),
     "attention_statistics": (["query", "key"], {"mask": None}, OPTIONS),
     "merge_attention": (["outputs", "lses"], {}, {}),
     "varlen_attention": (

@@ -19,6 +19,7 @@ __all__ = [
     "is_array",
     "is_cupy_namespace",
     "is_jax_namespace",
+    "is_numpy",
     "is_numpy_namespace",
     "is_tensor",
     "is_torch_namespace",
@@ -169,6 +170,11 @@ def creation_namespace(module: Namespace | None) -> Namespace:
             f"xp must be an array library such as numpy, cupy, torch, jax.numpy or array_api_strict, got {module!r}"
         )
     return array_namespace(module.empty(0))
+
+
+def is_numpy(array: Array) -> bool:
+    """Whether an array is one of NumPy; unlike `array_namespace`, this question can be compiled."""
+    return type(array).__module__ == "numpy"
 
 
 def same_device(xp: Namespace, a: Array, b: Array) -> bool:

@@ -2,9 +2,9 @@
 
 from typing import Any, Literal, NamedTuple
 
+from attention_xp._backend.autocast import may_differ
 from attention_xp._backend.dtypes import dtype_name, is_alike, is_boolean, is_floating
 from attention_xp._backend.libraries import same_device
-from attention_xp._backend.modes import may_differ
 from attention_xp._checks.numbers import check_count
 from attention_xp._typing import Array, Namespace
 

@@ -4,6 +4,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from attention_xp._backend.dtypes import dtype_name, is_boolean, is_floating, is_integer
+from attention_xp._backend.libraries import device
 from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.sizes import as_number
 from attention_xp._backend.values import as_int32
@@ -12,7 +13,16 @@ from attention_xp._checks.numbers import check_number, check_position
 from attention_xp._scores.frame import Frame
 from attention_xp._typing import Array
 
-__all__ = ["aligned_addend", "aligned_integers", "aligned_mask", "aligned_sinks", "checked_scale"]
+__all__ = [
+    "aligned_addend",
+    "aligned_ids",
+    "aligned_integers",
+    "aligned_mask",
+    "aligned_positions",
+    "aligned_sinks",
+    "checked_scale",
+    "positions_from",
+]
 
 
 def aligned_mask(frame: Frame, mask: Array) -> Array:
@@ -73,6 +83,51 @@ def aligned_integers(frame: Frame, name: str, given: Any, *, low: int = -(2**29)
         raise ValueError(f"{name} must have the batch shape: expected {frame.batch}, {shapes(**{name: given})}")
     check_placement(frame.xp, query=frame.query, **{name: given})
     return as_int32(frame.xp, given)
+
+
+def aligned_positions(frame: Frame, given: Any) -> Array:
+    """Line up the positions of the keys, (..., 1, 1, Sk) int32."""
+    _check_integer_array(frame, "key_positions", given)
+    expected = (*frame.batch, frame.Sk)
+    if given.ndim == 0 or given.shape[-1] != frame.Sk or not fits(tuple(given.shape), expected):
+        raise ValueError(
+            f"key_positions must say where each key stands: expected (Sk,) = ({frame.Sk},) or batch shape + (Sk,) = "
+            f"{expected}, {shapes(key_positions=given)}"
+        )
+    return _behind_batch(frame, as_int32(frame.xp, given))
+
+
+def positions_from(frame: Frame, offset: Array) -> Array:
+    """Return the positions of keys that count up from an offset of each batch item, (..., 1, 1, Sk) int32."""
+    count = frame.xp.arange(frame.Sk, dtype=frame.xp.int32, device=device(frame.query))
+    return _behind_batch(frame, offset[..., None] + filled_up(frame.xp, count, offset.ndim + 1))
+
+
+def _behind_batch(frame: Frame, numbers: Array) -> Array:
+    """Give numbers (..., Sk) of batch items all the axes of the scores."""
+    ndim, shape = len(frame.lead) - len(frame.batch) + 1, tuple(numbers.shape)
+    return filled_up(frame.xp, frame.xp.reshape(numbers, (*shape[:-1], *(1,) * ndim, shape[-1])), frame.ndim)
+
+
+def aligned_ids(frame: Frame, name: str, given: Any) -> Array | None:
+    """Line up the numbers of batch items, (..., 1, 1, 1), or of heads, (H, 1, 1), int32."""
+    if given is None:
+        return None
+    _check_integer_array(frame, name, given)
+    of_heads = name == "head_ids"
+    expected = (() if frame.heads is None else (frame.heads,)) if of_heads else frame.batch
+    if tuple(given.shape) != expected:
+        letters = "(H,)" if of_heads else "the batch shape"
+        raise ValueError(f"{name} must number all: expected {name} {letters} = {expected}, {shapes(**{name: given})}")
+    behind = 2 if of_heads else frame.ndim - len(frame.batch)
+    return filled_up(frame.xp, as_int32(frame.xp, given), len(expected) + behind, behind=behind)
+
+
+def _check_integer_array(frame: Frame, name: str, given: Any) -> None:
+    if not hasattr(given, "dtype") or not is_integer(frame.xp, given.dtype):
+        kind = dtype_name(given.dtype) if hasattr(given, "dtype") else type(given).__name__
+        raise TypeError(f"{name} must be an integer array, got {kind}")
+    check_placement(frame.xp, query=frame.query, **{name: given})
 
 
 def _fitted(frame: Frame, name: str, array: Array) -> Array:

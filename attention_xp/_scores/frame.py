@@ -20,6 +20,10 @@ class Frame:
     heads: int | None
     Sk: int
     query_offset: int | Array | None = None
+    key_offset: int | Array = 0  # an array, without axes, in a program of JAX alone
+    key_positions: Array | None = None  # (..., 1, 1, Sk) int32, where they do not count up from an offset
+    item_ids: Array | None = None  # (..., 1, 1, 1) int32, where batch items are not counted from 0
+    head_ids: Array | None = None  # (H, 1, 1) int32, likewise
     first_item: int = 0  # number of the first batch item, where a call is one of several
     packing: Packing | None = None  # of sequences whose bounds only the device knows
 
@@ -32,6 +36,11 @@ class Frame:
     def lead(self) -> tuple[int, ...]:
         """Leading axes of the scores: batch, then heads where there are heads."""
         return self.batch if self.heads is None else (*self.batch, self.heads)
+
+    @property
+    def keys_count_up(self) -> bool:
+        """Whether each key stands one position behind the one before it."""
+        return self.key_positions is None and self.packing is None
 
     @property
     def shape(self) -> tuple[int, ...]:

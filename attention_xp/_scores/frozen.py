@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any
 
 from attention_xp._backend.libraries import is_array
+from attention_xp._scores.attributes import Attributed, attributes, more_of
 from attention_xp._scores.identity import identity, of_class
-from attention_xp._scores.rule import Rule, attributes, more_of
 from attention_xp._typing import Array, DType
 
 __all__ = ["freeze", "holes", "part", "thaw"]
@@ -48,7 +48,7 @@ def _freeze(thing: Any, arrays: list[Array], as_array: _Numbers | None) -> Any:
         return _Hole(len(arrays) - 1)
     if isinstance(thing, tuple):
         return _Shape(tuple, tuple(_freeze(item, arrays, as_array) for item in thing))
-    if isinstance(thing, Rule):
+    if isinstance(thing, Attributed):
         return _frozen_rule(thing, arrays, as_array)
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         names = tuple(field.name for field in dataclasses.fields(thing))
@@ -68,7 +68,7 @@ def _with_numbers(thing: Any, values: dict[str, Any], as_array: _Numbers | None)
     return values | {name: as_array(values[name]) for name in getattr(type(thing), "_numbers", ()) if name in values}
 
 
-def _frozen_rule(rule: Rule, arrays: list[Array], as_array: _Numbers | None) -> "_Shape":
+def _frozen_rule(rule: Attributed, arrays: list[Array], as_array: _Numbers | None) -> "_Shape":
     """All arrays of a rule are attributes, also those of a class of the user, who may hold anything else beside them."""
     given = _with_numbers(rule, attributes(rule), as_array)
     items = tuple(_frozen_value(value, arrays, as_array) for value in given.values())
@@ -76,7 +76,7 @@ def _frozen_rule(rule: Rule, arrays: list[Array], as_array: _Numbers | None) -> 
 
 
 def _frozen_value(value: Any, arrays: list[Array], as_array: _Numbers | None) -> Any:
-    if isinstance(value, Rule) or _is_array(value):
+    if isinstance(value, Attributed) or _is_array(value):
         return _freeze(value, arrays, as_array)
     if isinstance(value, tuple | list | dict):
         items, more = value.items() if isinstance(value, dict) else value, more_of(value)

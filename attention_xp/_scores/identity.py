@@ -7,7 +7,7 @@ compare as they like.
 from collections.abc import Iterator
 from typing import Any
 
-from attention_xp._scores.rule import KEPT, Rule, attributes, more_of
+from attention_xp._scores.attributes import KEPT, Attributed, attributes, more_of
 
 __all__ = ["Same", "identity", "is_hashable", "of_class"]
 
@@ -25,7 +25,7 @@ def identity(thing: Any) -> Any:
         return kind, thing
     if kind is float:
         return kind, thing.hex()  # tells the zeros apart, and NaN from nothing
-    if isinstance(thing, Rule):
+    if isinstance(thing, Attributed):
         return _of_rule(thing)
     if isinstance(thing, tuple | list):
         return kind, *map(identity, thing), *_more(thing, kind)
@@ -37,7 +37,7 @@ def _more(collection: Any, kind: type) -> Iterator[Any]:
     yield from () if kind in (tuple, list, dict) else map(identity, more_of(collection).items())
 
 
-def _of_rule(rule: Rule) -> tuple[Any, ...]:
+def _of_rule(rule: Attributed) -> tuple[Any, ...]:
     kind = type(rule)
     given = attributes(rule) if rule._slots else vars(rule)
     told: list[Any] = [kind]
@@ -47,7 +47,7 @@ def _of_rule(rule: Rule) -> tuple[Any, ...]:
     return tuple(told) if rule._is_ours else (*told, *of_class(kind))
 
 
-def of_class(kind: type[Rule]) -> Iterator[Any]:
+def of_class(kind: type[Attributed]) -> Iterator[Any]:
     """Yield what classes of the user hold, which may be changed: what those of the library hold never is."""
     for base in () if kind._is_ours else kind.__mro__:
         if not getattr(base, "_is_ours", base is object):
@@ -58,7 +58,7 @@ def of_class(kind: type[Rule]) -> Iterator[Any]:
 
 def _held_by_class(value: Any) -> Any:
     """Return what tells a value of a class; a rule there may hold the class in turn."""
-    if isinstance(value, Rule):
+    if isinstance(value, Attributed):
         return Same(value)
     if isinstance(value, tuple | list):
         return type(value), *map(_held_by_class, value)

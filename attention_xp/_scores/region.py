@@ -17,7 +17,8 @@ class Span(NamedTuple):
     """The bounds of a rectangle of (query, key) pairs, both ends included.
 
     All fields but `xp` are plain ints, or arrays of `xp` that broadcast against each other when many
-    rectangles are asked about at once. A position of a query is its row plus the query offset.
+    rectangles are asked about at once. A position of a query is its row plus the query offset, that of a key its
+    column plus the key offset, or any other: between `k_lo` and `k_hi` then lie those of all keys, and perhaps of others.
     """
 
     xp: Namespace
@@ -29,14 +30,22 @@ class Span(NamedTuple):
     k_hi: Any
     b: Any
     h: Any
+    col_lo: Any = None
+    col_hi: Any = None
 
 
 def span_between(
-    xp: Namespace | None, rows: tuple[Any, Any], columns: tuple[Any, Any], offset: Any, b: Any = None, h: Any = None
+    xp: Namespace | None,
+    rows: tuple[Any, Any],
+    columns: tuple[Any, Any],
+    offsets: tuple[Any, Any],
+    b: Any = None,
+    h: Any = None,
 ) -> Span:
-    """Return the span of half-open bounds, or of many that broadcast; `offset` leads from rows to positions."""
-    (row, stop), (first, end) = rows, columns
-    return Span(xp, row, stop - 1, row + offset, stop - 1 + offset, first, end - 1, b, h)
+    """Return the span of half-open bounds, or of many that broadcast; offsets lead from rows and columns to positions."""
+    (row, row_hi), (col, col_hi) = ((start, stop - 1) for start, stop in (rows, columns))
+    q, k = offsets
+    return Span(xp, row, row_hi, row + q, row_hi + q, col + k, col_hi + k, b, h, col, col_hi)
 
 
 def own_array(xp: Namespace, array: Array, query: Array) -> Array:
@@ -105,25 +114,41 @@ class Region(NamedTuple):
 
     @property
     def kv_idx(self) -> Array:
-        """Key positions: ``(..., 1, 1, Sk)``."""
-        packing = self.frame.packing
-        return self.column if packing is None else self._packed(packing.k_position, 0)
+        """Key positions: columns plus the key offset, or what the call says, ``(..., 1, 1, Sk)``."""
+        frame = self.frame
+        if frame.packing is not None:
+            return self._packed(frame.packing.k_position, 0)
+        if frame.key_positions is not None:
+            return self.look_up(frame.key_positions)
+        return self.column if _is_zero(frame.key_offset) else self.column + frame.key_offset
 
     @property
     def h(self) -> Array:
-        """Head indices: ``(..., H, 1, 1)``, or zero where there is no heads axis."""
+        """Head indices, or what the call says in their place: ``(..., H, 1, 1)``, zero without a heads axis."""
+        frame = self.frame
+        return self.head if frame.head_ids is None else self.look_up(filled_up(self.xp, frame.head_ids, frame.ndim))
+
+    @property
+    def head(self) -> Array:
+        """Heads, counted from 0 whatever they are called: ``(..., H, 1, 1)``, or zero without a heads axis."""
         return self._zero() if self.frame.heads is None else self._count(-3)
 
     @property
     def b(self) -> Array:
-        """Flat index over the leading axes, ``(..., 1, 1, 1)``; packed, the sequence of a row."""
-        packing = self.frame.packing
-        if packing is not None:
-            return self._packed(packing.q_item, 1)
+        """Flat index over the leading axes, or what the call says, ``(..., 1, 1, 1)``; packed, the sequence of a row."""
+        if self.frame.packing is not None:
+            return self._packed(self.frame.packing.q_item, 1)
+        if self.frame.item_ids is not None:
+            return self.look_up(self.frame.item_ids)
+        return self.item + self.frame.first_item
+
+    @property
+    def item(self) -> Array:
+        """Batch items, counted from 0 over the leading axes whatever they are called: ``(..., 1, 1, 1)``."""
         flat = self._zero()
         for axis, length in enumerate(self.frame.batch):
             flat = flat * as_number(self.xp, length) + self._count(axis - self.frame.ndim)
-        return flat + self.frame.first_item
+        return flat
 
     def per_batch(self, values: int | Array) -> int | Array:
         """Line one value per batch item up with the scores; a plain int passes through."""
@@ -171,3 +196,8 @@ class Region(NamedTuple):
     def _packed(self, numbers: Array, behind: int) -> Array:
         """Line numbers of packed rows or keys, ``(T,)``, up with the scores."""
         return self.look_up(filled_up(self.xp, numbers, self.frame.ndim, behind=behind))
+
+
+def _is_zero(offset: int | Array) -> bool:
+    """Whether an offset is known to be 0."""
+    return isinstance(offset, int) and offset == 0

@@ -1,31 +1,25 @@
-"""What masks and biases have in common: attributes that say everything, some of them arrays."""
+"""What masks and biases have in common: values made of attributes, some of them arrays."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from typing import Any, Self, TypeVar
+from collections.abc import Iterator
+from typing import Any, Self
 
+from attention_xp._backend.dtypes import dtype_name
+from attention_xp._backend.libraries import common_namespace, is_numpy, library_name
 from attention_xp._backend.pytrees import register, tell
-from attention_xp._typing import Device
+from attention_xp._checks.arrays import check_placement
+from attention_xp._scores.attributes import Attributed, leaves_of
+from attention_xp._scores.frozen import freeze, thaw
+from attention_xp._scores.identity import identity
+from attention_xp._typing import Array, Device, Namespace
 
-__all__ = ["KEPT", "Rule", "attributes", "leaves_of", "more_of", "parts_of", "with_parts"]
-
-T = TypeVar("T")
-
-_COLLECTIONS = tuple, list, dict
-
-KEPT = "_kept"  # the attribute that holds what was found out about a rule, which is no part of what it says
+__all__ = ["Rule", "arrays_of", "check_library_and_place", "short"]
 
 
-class Rule:
-    """A value made of attributes: it is copied and pickled without what was found out about it, and is a pytree of JAX."""
-
-    _slots: tuple[str, ...] = ()
-    _is_ours = True  # whether the class is one of the library, which looks at nothing but its attributes
+class Rule(Attributed):
+    """A value that pairs of query and key are asked of: a pytree of JAX, equal to others where all attributes are."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        cls._slots = tuple(dict.fromkeys(name for kind in reversed(cls.__mro__) for name in _slots_of(kind)))
-        cls._is_ours = cls.__module__.startswith("attention_xp.")
         register(cls, _split, _joined)
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
@@ -33,11 +27,11 @@ class Rule:
         tell(cls)
         return super().__new__(cls)
 
-    def __getstate__(self) -> Any:
-        state = super().__getstate__()  # the attributes; with slots, a pair of these and what the slots hold
-        own, *slots = state if isinstance(state, tuple) else (state,)
-        own = None if own is None else {name: value for name, value in own.items() if name != KEPT}
-        return (own, *slots) if slots else own
+    def __eq__(self, other: object) -> bool:
+        return self is other or (type(self) is type(other) and identity(self) == identity(other))
+
+    def __hash__(self) -> int:
+        return hash(identity(self))
 
     def to(self, device: Device) -> Self:
         """Return the same rule with its arrays on a device.
@@ -53,108 +47,48 @@ class Rule:
         Mask or Bias
             A rule of the same class; rules that it is made of move along.
         """
-        from attention_xp._scores.frozen import freeze, thaw  # noqa: PLC0415  # it needs rules itself
-
         template, arrays = freeze(self)
         return thaw(template, [_moved(array, device) for array in arrays])  # type: ignore[no-any-return]
 
 
-def _slots_of(kind: type) -> list[str]:
-    """Return the attributes that a class has slots for, as it names them itself."""
-    names = vars(kind).get("__slots__", ())
-    names = (names,) if isinstance(names, str) else names
-    private = f"_{kind.__name__.lstrip('_')}"
-    return [
-        f"{private}{name}" if name.startswith("__") and not name.endswith("__") else name
-        for name in names
-        if name not in ("__dict__", "__weakref__")
-    ]
-
-
-def attributes(rule: Rule) -> dict[str, Any]:
-    """Return what a rule says, by name."""
-    given = {name: getattr(rule, name) for name in rule._slots if hasattr(rule, name)}
-    given.update(vars(rule))
-    given.pop(KEPT, None)
-    return given
-
-
-def leaves_of(rule: Rule) -> list[tuple[str, Any]]:
-    """Return the attributes of a rule, and what is in those that are tuples, lists and dicts, by name."""
-    found: list[tuple[str, Any]] = []
-    for name, value in (attributes(rule) if rule._slots else vars(rule)).items():
-        if name == KEPT:
-            continue
-        if isinstance(value, _COLLECTIONS):
-            found += _leaves(name, value)
-        else:
-            found.append((name, value))
-    return found
-
-
-def more_of(collection: Any) -> dict[str, Any]:
-    """Return what a tuple, list or dict of a class of its own says beside its items, by name."""
-    if type(collection) in _COLLECTIONS:
-        return {}
-    more = dict(getattr(collection, "__dict__", ()))
-    return more | {"default_factory": collection.default_factory} if isinstance(collection, defaultdict) else more
-
-
-def parts_of(rule: Rule, kind: type[T]) -> list[T]:
-    """Return the rules of a kind that a rule is made of."""
-    parts: list[T] = []
-    for name, value in (attributes(rule) if rule._slots else vars(rule)).items():
-        if isinstance(value, kind):
-            parts.append(value)
-        elif isinstance(value, _COLLECTIONS) and name != KEPT:
-            parts += [leaf for _, leaf in _leaves(name, value) if isinstance(leaf, kind)]
-    return parts
-
-
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, tuple | list):
-        for i, item in enumerate(value):
-            yield from _leaves(f"{name}[{i}]", item)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _leaves(f"{name}[{key!r}]", item)
-    else:
-        yield name, value
-
-
-def with_parts(rule: Any, change: Callable[[Any], Any]) -> Any:
-    """Return a rule with other rules in the place of those that it is made of."""
-    new: Any = object.__new__(type(rule))
-    for name, value in attributes(rule).items():
-        object.__setattr__(new, name, _with_changed(value, change))
-    return new
-
-
-def _with_changed(value: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(value, Rule):
-        return change(value)
-    if type(value) in (tuple, list):
-        return type(value)(_with_changed(item, change) for item in value)
-    if type(value) is dict:
-        return {name: _with_changed(item, change) for name, item in value.items()}
-    return value
-
-
 def _split(rule: Rule) -> tuple[list[Any], Any]:
     """Return the arrays of a rule and the rest, as JAX wants them."""
-    from attention_xp._scores.frozen import freeze  # noqa: PLC0415  # likewise
-
     template, arrays = freeze(rule)
     return arrays, template
 
 
 def _joined(template: Any, arrays: Any) -> Any:
-    from attention_xp._scores.frozen import thaw  # noqa: PLC0415  # likewise
-
     return thaw(template, list(arrays))
 
 
 def _moved(array: Any, device: Device) -> Any:
-    from array_api_compat import is_numpy_array, to_device  # noqa: PLC0415  # where nothing moves, nothing is loaded
+    from array_api_compat import to_device  # noqa: PLC0415  # where nothing moves, nothing is loaded
 
-    return array if is_numpy_array(array) else to_device(array, device)
+    return array if is_numpy(array) else to_device(array, device)
+
+
+def arrays_of(rule: Rule) -> Iterator[tuple[str, Array]]:
+    """Yield the arrays that a rule itself holds, by name."""
+    for name, value in leaves_of(rule):
+        if not name.startswith("_") and hasattr(value, "shape"):
+            yield name, value
+
+
+def check_library_and_place(xp: Namespace, query: Array, name: str, array: Array) -> None:
+    """Check that an array is one of NumPy, or lies beside the query."""
+    if is_numpy(array):
+        return
+    owner = common_namespace(**{name: array})
+    if owner is not xp:
+        raise TypeError(
+            f"{name} is an array of {library_name(owner)}: expected NumPy or the library of the query, "
+            f"{library_name(xp)}"
+        )
+    check_placement(xp, query=query, **{name: array})
+
+
+def short(value: Any) -> str:
+    """Name an attribute of a rule: arrays by dtype and shape, functions by name."""
+    if hasattr(value, "shape"):
+        return f"{dtype_name(value.dtype)}{list(value.shape)}"
+    return value.__name__ if hasattr(value, "__name__") else repr(value)

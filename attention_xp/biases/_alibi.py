@@ -5,7 +5,7 @@ from attention_xp._checks.arrays import check_floating, shapes
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array, Namespace
 from attention_xp.biases._bias import Bias, check_heads, spread_over_heads
-from attention_xp.masks._mask import rule
+from attention_xp.masks._pairs import rule
 
 __all__ = ["AlibiBias"]
 

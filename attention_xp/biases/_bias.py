@@ -2,14 +2,14 @@
 
 import math
 
-from attention_xp._backend.dtypes import dtype_name, is_floating
+from attention_xp._backend.dtypes import is_floating
 from attention_xp._backend.libraries import common_namespace, device
 from attention_xp._backend.shapes import filled_up
 from attention_xp._checks.arrays import check_result, fits, shapes
+from attention_xp._scores.attributes import attributes
 from attention_xp._scores.region import Region
-from attention_xp._scores.rule import Rule, attributes
+from attention_xp._scores.rule import Rule, arrays_of, check_library_and_place, short
 from attention_xp._typing import Array, Namespace
-from attention_xp.masks._look_up import arrays_of, check_library_and_place
 
 __all__ = ["Bias", "check_heads", "evaluated", "spread_over_heads"]
 
@@ -123,12 +123,8 @@ class Bias(Rule):
             check_library_and_place(xp, query, name, array)
 
     def __repr__(self) -> str:
-        given = (f"{name}={_short(value)}" for name, value in attributes(self).items() if not name.startswith("_"))
+        given = (f"{name}={short(value)}" for name, value in attributes(self).items() if not name.startswith("_"))
         return f"{type(self).__name__}({', '.join(given)})"
-
-
-def _short(value: object) -> str:
-    return f"{dtype_name(value.dtype)}{list(value.shape)}" if hasattr(value, "shape") else repr(value)  # type: ignore[attr-defined]
 
 
 def evaluated(bias: Bias, region: Region) -> Array:
@@ -158,5 +154,5 @@ def spread_over_heads(region: Region, slopes: Array, heads: tuple[int, ...]) -> 
         return xp.reshape(xp.sum(xp.reshape(slopes, (-1, width)), axis=0), (*heads, width))
     slopes = xp.sum(xp.reshape(slopes, (-1, *slopes.shape[-2:])), axis=0)  # (h, W)
     every = xp.arange(heads[0], dtype=xp.int32, device=device(slopes))
-    is_head = xp.astype(xp.reshape(region.h, (1, -1)) == every[:, None], slopes.dtype)  # (H, h)
+    is_head = xp.astype(xp.reshape(region.head, (1, -1)) == every[:, None], slopes.dtype)  # (H, h)
     return xp.matmul(is_head, slopes)

@@ -10,7 +10,7 @@ from attention_xp._checks.numbers import check_count, check_flag
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array, Namespace
 from attention_xp.biases._bias import Bias, check_heads, spread_over_heads
-from attention_xp.masks._mask import rule
+from attention_xp.masks._pairs import rule
 
 __all__ = ["RelativePositionBias"]
 
@@ -91,8 +91,8 @@ class RelativePositionBias(Bias):
     def values(self, region: Region) -> Array:
         """Look up the bucket of every diagonal, and spread it out; of every pair where there is no other way."""
         if not _has_diagonals(region):
-            return self._looked_up(region, region.kv_idx - region.q_idx, region.h)
-        line = self._looked_up(region, _diagonals(region), region.h[..., 0])
+            return self._looked_up(region, region.kv_idx - region.q_idx, region.head)
+        line = self._looked_up(region, _diagonals(region), region.head[..., 0])
         return _spread_out(region.xp, line, region.sizes[-2], region.sizes[-1])
 
     def _looked_up(self, region: Region, relative: Array, head: Array) -> Array:
@@ -159,7 +159,7 @@ def _starts(buckets: int, max_distance: int) -> tuple[int, ...]:
 
 def _has_diagonals(region: Region) -> bool:
     """Whether positions along rows and keys rise by one; those of packed sequences jump."""
-    return region.frame.packing is None and 0 not in region.sizes[-2:]
+    return region.frame.keys_count_up and 0 not in region.sizes[-2:]
 
 
 def _diagonals(region: Region) -> Array:

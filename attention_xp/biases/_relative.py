@@ -2,8 +2,8 @@
 
 import math
 
+from attention_xp._backend.autocast import unnarrowed
 from attention_xp._backend.libraries import common_namespace, device as device_of, padded
-from attention_xp._backend.modes import unnarrowed
 from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.values import within
 from attention_xp._checks.arrays import check_floating, check_one_dtype, check_placement, shapes

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from attention_xp._backend.autocast import sheltered
 from attention_xp._backend.jitted import jitted
 from attention_xp._backend.libraries import device, is_jax_namespace
-from attention_xp._backend.modes import is_compiling, refuse_shards, sheltered
+from attention_xp._backend.modes import is_compiling, refuse_shards
 from attention_xp._scores.frozen import freeze, thaw
 from attention_xp._typing import Array
 from attention_xp.linear._chunk import Carry, Chunk, Setting, answer, answer_vjp, reduced, weights_sum

@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from attention_xp._backend.autocast import unnarrowed
 from attention_xp._backend.creation import place_of
 from attention_xp._backend.dtypes import computation_dtype
 from attention_xp._backend.libraries import array_namespace, common_namespace
-from attention_xp._backend.modes import unnarrowed
 from attention_xp._backend.shapes import filled_up
 from attention_xp._checks.arrays import check_floating, shapes
 from attention_xp._checks.numbers import check_count, check_flag, check_positive

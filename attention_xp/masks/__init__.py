@@ -20,11 +20,10 @@ array([[ True,  True, False, False],
 0.030765533447265625
 """
 
-from attention_xp.masks._array_rule import ArrayMask
 from attention_xp.masks._flag_rules import BlockMask, GlobalMask
 from attention_xp.masks._function_rule import FunctionMask
 from attention_xp.masks._length_rules import LengthMask, PrefixMask
-from attention_xp.masks._mask import Mask
+from attention_xp.masks._mask import ArrayMask, Mask
 from attention_xp.masks._position_rules import CausalMask, StridedMask, WindowMask
 from attention_xp.masks._presets import bigbird_mask, longformer_mask, sparse_transformer_mask
 from attention_xp.masks._segment_rule import SegmentMask

@@ -9,7 +9,7 @@ from attention_xp._typing import Array
 from attention_xp.biases._bias import Bias, evaluated
 from attention_xp.masks import Mask
 from attention_xp.masks._length_rules import batch_and_head, before
-from attention_xp.masks._mask import Reach
+from attention_xp.masks._pairs import Reach
 
 __all__ = ["AlignedMask", "BiasMask", "RowMask", "UnseenMask"]
 
@@ -21,6 +21,11 @@ class AlignedMask(Mask):
     array: Array
     batch: tuple[int, ...]
     has_heads: bool
+    _is_of_places = True
+
+    @property
+    def _as_array(self) -> Array:  # type: ignore[override]
+        return self.array
 
     @property
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -34,7 +39,7 @@ class AlignedMask(Mask):
 
     def reach(self, span: Span) -> Reach:
         """Look at the values where they lie in the memory of this process, else say nothing."""
-        if span.b is None or span.h is None or not on_host(span.xp, self.array) or isinstance(span.k_lo, int):
+        if span.b is None or span.h is None or not on_host(span.xp, self.array) or isinstance(span.col_lo, int):
             return True, False
         return _reduced(self._matrix(span.b, span.h), span)
 
@@ -69,7 +74,7 @@ def _reduced(matrix: Array, span: Span) -> tuple[Array, Array]:
     answers = []
     for ufunc in (np.logical_or, np.logical_and):
         part = matrix
-        for axis, lo, hi in ((0, span.row_lo.ravel(), span.row_hi.max()), (1, span.k_lo.ravel(), span.k_hi.max())):
+        for axis, lo, hi in ((0, span.row_lo.ravel(), span.row_hi.max()), (1, span.col_lo.ravel(), span.col_hi.max())):
             if part.shape[axis] > 1:
                 part = part[: hi + 1] if axis == 0 else part[:, : hi + 1]
                 part = ufunc.reduceat(part, lo, axis=axis)
@@ -94,6 +99,8 @@ class RowMask(Mask):
 
     lengths: int | Array
     _numbers = ("lengths",)
+    _is_of_rows = True
+    _is_of_places = True
 
     @property
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]

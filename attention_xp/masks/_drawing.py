@@ -7,15 +7,21 @@ from dataclasses import replace
 from html import escape
 from typing import Any
 
-from attention_xp._backend.libraries import common_namespace, creation_namespace, device as device_of, library_name
+from attention_xp._backend.libraries import (
+    common_namespace,
+    creation_namespace,
+    device as device_of,
+    is_numpy,
+    library_name,
+)
 from attention_xp._checks.numbers import check_count, check_position
-from attention_xp._mask_arrays import _mask_of
 from attention_xp._scores.frame import Frame, frame_of
 from attention_xp._scores.frozen import freeze, thaw
-from attention_xp._scores.region import Region, Span
+from attention_xp._scores.region import Region, span_between
+from attention_xp._scores.rule import arrays_of
 from attention_xp._typing import Array, Device, DType, Namespace
-from attention_xp.masks._look_up import arrays_of, is_numpy
-from attention_xp.masks._mask import Mask, parts_of
+from attention_xp.masks._arrays import _mask_of
+from attention_xp.masks._pairs import Pairs, parts_of
 
 __all__ = ["density", "drawn", "pictured", "to_array"]
 
@@ -24,7 +30,7 @@ _BLOCK = 256  # positions in a block that is counted at once
 _PAIRS_AT_ONCE = 2**22
 
 
-def _frame(mask: Mask, sizes: tuple[int, int], offset: int, xp: Namespace, device: Device | None) -> Frame:
+def _frame(mask: Pairs, sizes: tuple[int, int], offset: int, xp: Namespace, device: Device | None) -> Frame:
     """Return the frame of scores with the leading axes of a mask."""
     query = xp.empty((sizes[0], 0), dtype=xp.float32, device=device)
     lead = mask.lead
@@ -41,7 +47,7 @@ def _sizes(Sq: Any, Sk: Any, query_offset: Any) -> tuple[int, int, int]:
 
 
 def to_array(
-    mask: Any, Sq: int, Sk: int, query_offset: int, xp: Namespace | None, device: Device | None, dtype: DType | str
+    mask: Pairs, Sq: int, Sk: int, query_offset: int, xp: Namespace | None, device: Device | None, dtype: DType | str
 ) -> Array:
     """Evaluate a mask for all pairs; see `Mask.to_array`."""
     Sq, Sk, query_offset = _sizes(Sq, Sk, query_offset)
@@ -59,14 +65,14 @@ def to_array(
     return _mask_of(xp, keep, dtype)
 
 
-def _arrays(mask: Mask) -> Iterator[Array]:
+def _arrays(mask: Pairs) -> Iterator[Array]:
     """Yield the arrays of a combination of masks."""
     yield from (array for _, array in arrays_of(mask))
     for part in parts_of(mask):
         yield from _arrays(part)
 
 
-def density(mask: Any, Sq: int, Sk: int, query_offset: int) -> float:
+def density(mask: Pairs, Sq: int, Sk: int, query_offset: int) -> float:
     """Count block by block; see `Mask.density`."""
     Sq, Sk, query_offset = _sizes(Sq, Sk, query_offset)
     allowed = sum(int(counts.sum()) for counts in _counted(mask, (Sq, Sk), query_offset, (_BLOCK, _BLOCK)))
@@ -74,7 +80,7 @@ def density(mask: Any, Sq: int, Sk: int, query_offset: int) -> float:
     return allowed / pairs if pairs else 0.0
 
 
-def _counted(mask: Mask, sizes: tuple[int, int], offset: int, block: tuple[int, int]) -> Iterator[Any]:
+def _counted(mask: Pairs, sizes: tuple[int, int], offset: int, block: tuple[int, int]) -> Iterator[Any]:
     """Yield for each row of blocks the number of allowed pairs, (items, key blocks)."""
     import numpy as np  # noqa: PLC0415  # the import of the package loads no array library
 
@@ -85,7 +91,7 @@ def _counted(mask: Mask, sizes: tuple[int, int], offset: int, block: tuple[int, 
     right = np.minimum(left + block[1], Sk)
     for top in range(0, Sq, block[0]):
         bottom = min(top + block[0], Sq)
-        span = Span(np, top, bottom - 1, top + offset, bottom - 1 + offset, left, right - 1, None, None)
+        span = span_between(np, (top, bottom), (left, right), (offset, 0))
         possible, certain = (np.broadcast_to(np.asarray(answer), left.shape) for answer in mask.reach(span))
         counts = np.tile(certain * (right - left) * (bottom - top), (items, 1))
         for j in np.flatnonzero(possible & ~certain):
@@ -93,7 +99,7 @@ def _counted(mask: Mask, sizes: tuple[int, int], offset: int, block: tuple[int, 
         yield counts
 
 
-def _evaluated(mask: Mask, whole: Region, rows: tuple[int, int], columns: tuple[int, int]) -> Any:
+def _evaluated(mask: Pairs, whole: Region, rows: tuple[int, int], columns: tuple[int, int]) -> Any:
     """Count the allowed pairs of a rectangle by looking at each, (items,)."""
     import numpy as np  # noqa: PLC0415
 
@@ -106,7 +112,7 @@ def _evaluated(mask: Mask, whole: Region, rows: tuple[int, int], columns: tuple[
     return total
 
 
-def _on_host(mask: Mask) -> Mask:
+def _on_host(mask: Pairs) -> Pairs:
     """Return the same mask with NumPy arrays."""
     template, arrays = freeze(mask)
     return thaw(template, list(map(_as_numpy, arrays)))  # type: ignore[no-any-return]
@@ -124,7 +130,7 @@ def _as_numpy(array: Array) -> Any:
     return np.asarray(array)
 
 
-def drawn(mask: Any, sizes: tuple[int, int], query_offset: int) -> str:
+def drawn(mask: Pairs, sizes: tuple[int, int], query_offset: int) -> str:
     """Return a picture of the first batch item and head in characters, under a title."""
     none, some, every = "·▒█" if _can_show("·▒█") else ".+#"
     shares = _shares(mask, sizes, query_offset)
@@ -135,7 +141,7 @@ def drawn(mask: Any, sizes: tuple[int, int], query_offset: int) -> str:
     return "\n".join([title, *lines])
 
 
-def pictured(mask: Any) -> str:
+def pictured(mask: Pairs) -> str:
     """Return a picture of the first batch item and head as SVG: the darker a square, the more of its pairs are allowed."""
     sizes = mask.extent
     shares = list(_shares(mask, sizes, 0))
@@ -154,7 +160,7 @@ def pictured(mask: Any) -> str:
     )
 
 
-def _shares(mask: Mask, sizes: tuple[int, int], query_offset: int) -> Iterator[list[float]]:
+def _shares(mask: Pairs, sizes: tuple[int, int], query_offset: int) -> Iterator[list[float]]:
     """Yield the share of allowed pairs in each block of a line of blocks, of the first batch item and head."""
     Sq, Sk, query_offset = _sizes(*sizes, query_offset)
     block = -(-Sq // _SIDE) or 1, -(-Sk // _SIDE) or 1
@@ -163,7 +169,7 @@ def _shares(mask: Mask, sizes: tuple[int, int], query_offset: int) -> Iterator[l
         yield [int(n) / (height * width) for n, width in zip(counts[0], _lengths(Sk, block[1]), strict=True)]
 
 
-def _title(mask: Mask, sizes: tuple[int, int]) -> str:
+def _title(mask: Pairs, sizes: tuple[int, int]) -> str:
     first = ", first batch item and head" if math.prod(mask.lead) > 1 else ""
     return f"{mask!r}: {sizes[0]} queries x {sizes[1]} keys{first}"
 

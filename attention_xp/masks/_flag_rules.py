@@ -11,7 +11,8 @@ from attention_xp._checks.numbers import check_count
 from attention_xp._scores.region import Region, Span
 from attention_xp._typing import Array
 from attention_xp.masks._look_up import by_position, changes, fetched, item_of, items, remembered, summable, taken
-from attention_xp.masks._mask import Mask, Reach, rule
+from attention_xp.masks._mask import Mask
+from attention_xp.masks._pairs import Reach, rule
 from attention_xp.masks._summaries import Counts
 
 __all__ = ["BlockMask", "GlobalMask"]
@@ -117,6 +118,10 @@ class BlockMask(Mask):
     layout: Array
     block_size: tuple[int, int]
 
+    @property
+    def _blocks(self) -> list[tuple[int, int]]:
+        return [self.block_size]
+
     def __init__(self, layout: Array, block_size: int | tuple[int, int]) -> None:
         _check_boolean("layout", layout)
         if layout.ndim < 2:
@@ -144,7 +149,7 @@ class BlockMask(Mask):
         """Look up the blocks of queries and keys."""
         xp, (n, m), (rows, columns) = region.xp, self._steps, self.layout.shape[-2:]
         i, j = region.q_idx // n, region.kv_idx // m
-        inside = (i >= 0) & (i < rows) & (j < columns)
+        inside = (i >= 0) & (i < rows) & (j >= 0) & (j < columns)
         if 0 in self.layout.shape:
             return inside
         block = items(region, self.lead) * rows + within(xp, i, 0, rows - 1)

@@ -6,7 +6,8 @@ from typing import TypeAlias
 from attention_xp._checks.numbers import check_count
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array
-from attention_xp.masks._mask import Mask, rule
+from attention_xp.masks._mask import Mask
+from attention_xp.masks._pairs import rule
 
 __all__ = ["FunctionMask"]
 

@@ -6,7 +6,8 @@ from attention_xp._backend.values import FAR
 from attention_xp._scores.region import Region, Span
 from attention_xp._typing import Array
 from attention_xp.masks._look_up import check_counts, item_of, least_and_most, line_up
-from attention_xp.masks._mask import Mask, Reach, rule
+from attention_xp.masks._mask import Mask
+from attention_xp.masks._pairs import Reach, rule
 
 __all__ = ["LengthMask", "PrefixMask", "batch_and_head", "before"]
 
@@ -92,6 +93,10 @@ class LengthMask(Mask):
 
     lengths: int | Array
     _numbers = ("lengths",)
+
+    @property
+    def _as_lengths(self) -> int | Array:  # type: ignore[override]
+        return self.lengths
 
     def __init__(self, lengths: int | Array) -> None:
         self.lengths = check_counts("lengths", lengths)

@@ -2,32 +2,27 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
 from attention_xp._backend.dtypes import dtype_name, is_integer
-from attention_xp._backend.libraries import common_namespace, device, library_name
+from attention_xp._backend.libraries import common_namespace, device, is_numpy, library_name
 from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.sizes import as_number
 from attention_xp._backend.values import FAR, as_int32, within
-from attention_xp._checks.arrays import check_placement, fits
 from attention_xp._checks.numbers import check_count
+from attention_xp._scores.attributes import KEPT
 from attention_xp._scores.region import Region, Span
-from attention_xp._scores.rule import KEPT, leaves_of
 from attention_xp._typing import Array, Namespace
 
 __all__ = [
-    "arrays_of",
     "at",
     "by_position",
     "changes",
-    "check_arrays",
     "check_counts",
-    "check_library_and_place",
     "clipped",
     "fetched",
-    "is_numpy",
     "item_of",
     "items",
     "kept_by",
@@ -46,43 +41,6 @@ def check_counts(name: str, given: Any) -> int | Array:
     if not is_integer(common_namespace(**{name: given}), given.dtype):
         raise TypeError(f"{name} must be an int or an integer array, got {dtype_name(given.dtype)}")
     return given
-
-
-def check_arrays(mask: Any, xp: Namespace, query: Array, batch: tuple[int, ...], heads: int | None) -> None:
-    """Check that the arrays of a rule suit a query: library, device and leading axes."""
-    for name, array in arrays_of(mask):
-        check_library_and_place(xp, query, name, array)
-        expected = (*batch, 1 if heads is None else heads)
-        if not fits(mask.lead, expected):
-            raise ValueError(
-                f"leading axes of {name} do not broadcast to batch and heads: expected {expected}, got {mask.lead} "
-                f"from {mask!r}"
-            )
-
-
-def check_library_and_place(xp: Namespace, query: Array, name: str, array: Array) -> None:
-    """Check that an array is one of NumPy, or lies beside the query."""
-    if is_numpy(array):
-        return
-    owner = common_namespace(**{name: array})
-    if owner is not xp:
-        raise TypeError(
-            f"{name} is an array of {library_name(owner)}: expected NumPy or the library of the query, "
-            f"{library_name(xp)}"
-        )
-    check_placement(xp, query=query, **{name: array})
-
-
-def is_numpy(array: Array) -> bool:
-    """Whether an array is one of NumPy; unlike `array_namespace`, this question can be compiled."""
-    return type(array).__module__ == "numpy"
-
-
-def arrays_of(mask: Any) -> Iterator[tuple[str, Array]]:
-    """Yield the arrays that a rule itself holds, by name."""
-    for name, value in leaves_of(mask):
-        if not name.startswith("_") and hasattr(value, "shape"):
-            yield name, value
 
 
 def changes(values: Array) -> list[int]:
@@ -113,7 +71,7 @@ def items(region: Region, lead: tuple[int, ...]) -> int | Array:
     xp = region.xp
     if region.frame.packing is not None and math.prod(lead[:-1]) > 1:  # of each row its own
         item = within(xp, region.b, 0, math.prod(lead[:-1]) - 1)
-        return item if lead[-1] == 1 else item * lead[-1] + region.h
+        return item if lead[-1] == 1 else item * lead[-1] + region.head
     numbers = xp.arange(math.prod(lead), dtype=xp.int32, device=device(region.frame.query))
     if region.frame.heads is None:
         lead = lead[:-1]

@@ -1,35 +1,17 @@
-"""What every mask can do: combine with others, become an array, be measured and drawn."""
+"""Masks, and what they combine to: both, either, not, and with boolean arrays."""
 
-import re
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-from attention_xp._backend.dtypes import dtype_name
-from attention_xp._backend.shapes import filled_up
-from attention_xp._checks.arrays import check_result
-from attention_xp._scores.identity import identity
+from attention_xp._backend.dtypes import dtype_name, is_boolean, is_floating
+from attention_xp._backend.libraries import common_namespace
 from attention_xp._scores.region import Region, Span
-from attention_xp._scores.rule import attributes, parts_of as rules_in
+from attention_xp._scores.rule import check_library_and_place
 from attention_xp._typing import Array, Namespace
-from attention_xp.masks._look_up import check_arrays
+from attention_xp.masks._look_up import fetched
+from attention_xp.masks._pairs import Reach, rule
 from attention_xp.masks._shown import Shown
 
-__all__ = ["Mask", "Reach", "parts_of", "rule"]
-
-Reach = tuple[Any, Any]
-"""Whether a rectangle possibly, and whether it certainly, allows pairs: bools, or boolean arrays."""
-
-
-# The fields of a rule are those of a dataclass; its constructor checks them.
-rule = dataclass(init=False, repr=False, eq=False)
-
-# What libraries complain about when Python asks whether an array is true.
-_TRUTH = re.compile(
-    "truth value of an array|Boolean value of Tensor|boolean conversion of traced|bool is only allowed|data-dependent control",
-    re.IGNORECASE,
-)
-
-_REQUIRED = object()  # a field without a default
+__all__ = ["ArrayMask", "Both", "Either", "Mask", "Not", "conjuncts"]
 
 
 class Mask(Shown):
@@ -63,187 +45,250 @@ class Mask(Shown):
            [ True, False,  True]])
     """
 
-    relative: bool = False
-    shift_invariant: bool = False
-    lead: tuple[int, ...] = ()
-    extent: tuple[int, int] = (32, 32)
-    is_sized: bool = False  # whether nothing is said beyond the extent
-    _numbers: ClassVar[tuple[str, ...]] = ()  # the fields that may be a number or an array; see `freeze`
-
     # Arrays leave what they are combined with to the mask.
     __array_ufunc__ = None
     __array_priority__ = 1000
-
-    def allowed(self, region: Region) -> Array:
-        """Return a boolean array that broadcasts against the scores of a region.
-
-        Parameters
-        ----------
-        region : Region
-            A rectangle of the scores: index arrays ``b``, ``h``, ``q_idx``, ``kv_idx`` and ``row``, which
-            broadcast against its scores, and the array library ``xp``.
-
-        Returns
-        -------
-        array
-            True where the query may attend the key.
-        """
-        raise NotImplementedError(f"{type(self).__name__} must define allowed(region)")
-
-    def pairs(self, region: Region) -> Array:
-        """Return what `allowed` says of a region, checked.
-
-        Parameters
-        ----------
-        region : Region
-            A rectangle of the scores.
-
-        Returns
-        -------
-        array
-            True where the query may attend the key.
-
-        Raises
-        ------
-        TypeError
-            If `allowed` returned no boolean array.
-        ValueError
-            If what it returned does not broadcast to the scores of the region.
-        """
-        try:
-            keep = self.allowed(region)
-        except (RuntimeError, TypeError, ValueError) as error:
-            if _TRUTH.search(str(error)) is None:
-                raise
-            raise TypeError(
-                f"{self._author} asks whether an array is true: combine conditions on arrays with &, | and ~, each in "
-                "parentheses, not with and, or, not, if or a chain such as 0 <= x < n"
-            ) from error
-        check_result(region.xp, self._author, keep, region.sizes, "boolean")
-        return filled_up(region.xp, keep, len(region.sizes))
-
-    @property
-    def _author(self) -> str:
-        """What to name in a complaint about an answer."""
-        return f"{type(self).__name__}.allowed"
-
-    def reach(self, span: Span) -> Reach:  # noqa: ARG002
-        """Tell whether rectangles are empty, full or mixed, without looking at their pairs.
-
-        Parameters
-        ----------
-        span : Span
-            Bounds of one rectangle as ints, or of many as arrays that broadcast.
-
-        Returns
-        -------
-        possible : bool or array
-            False where a rectangle is certainly empty.
-        certain : bool or array
-            True where a rectangle is certainly full. ``(True, False)``, which says nothing, is always right.
-        """
-        return True, False
-
-    def seams(self, q_stop: int, k_stop: int) -> tuple[list[int], list[int]]:  # noqa: ARG002
-        """Tell at which positions the mask changes for many pairs at once, so that tiles are cut there.
-
-        Parameters
-        ----------
-        q_stop, k_stop : int
-            Positions of queries and keys are below these.
-
-        Returns
-        -------
-        queries, keys : list of int
-            Positions before which to cut. Only speed depends on them; ``([], [])`` is always right.
-        """
-        return [], []
 
     def undecided(self, span: Span) -> "Mask":  # noqa: ARG002
         """Return the part of this rule that decides all pairs of a rectangle: a simpler rule, or this one."""
         return self
 
-    @property
-    def tells(self) -> bool:
-        """Whether `reach` says anything, here and in all rules that this one is made of."""
-        parts = parts_of(self)
-        return all(part.tells for part in parts) if parts else type(self).reach is not Mask.reach
-
-    def check(self, xp: Namespace, query: Array, batch: tuple[int, ...], heads: int | None) -> None:
-        """Check that the arrays of a mask suit a query, before anything is computed.
-
-        Parameters
-        ----------
-        xp : module
-            The array library of the query.
-        query : array
-            Tells the device.
-        batch : tuple of int
-            The batch shape of the scores.
-        heads : int or None
-            Number of query heads; None where there is no heads axis.
-
-        Raises
-        ------
-        TypeError
-            If an array belongs to another library, other than NumPy.
-        ValueError
-            If an array lies on another device, or its leading axes do not broadcast to batch and heads.
-        """
-        check_arrays(self, xp, query, batch, heads)
-        for part in parts_of(self):
-            part.check(xp, query, batch, heads)
-
     def __and__(self, other: Any) -> "Mask":
-        from attention_xp.masks._algebra import Both, combined  # noqa: PLC0415  # masks themselves
-
-        return combined(Both, self, other)
+        return _combined(Both, self, other)
 
     def __rand__(self, other: Any) -> "Mask":
-        from attention_xp.masks._algebra import Both, combined  # noqa: PLC0415  # likewise
-
-        return combined(Both, other, self)
+        return _combined(Both, other, self)
 
     def __or__(self, other: Any) -> "Mask":
-        from attention_xp.masks._algebra import Either, combined  # noqa: PLC0415  # likewise
-
-        return combined(Either, self, other)
+        return _combined(Either, self, other)
 
     def __ror__(self, other: Any) -> "Mask":
-        from attention_xp.masks._algebra import Either, combined  # noqa: PLC0415  # likewise
-
-        return combined(Either, other, self)
+        return _combined(Either, other, self)
 
     def __invert__(self) -> "Mask":
-        from attention_xp.masks._algebra import Not  # noqa: PLC0415  # likewise
-
         return Not(self)
 
     def __bool__(self) -> bool:
         raise TypeError(f"{self!r} is neither true nor false: combine masks with &, | and ~, not with and, or and not")
 
-    def __eq__(self, other: object) -> bool:
-        return self is other or (type(self) is type(other) and identity(self) == identity(other))
 
-    def __hash__(self) -> int:
-        return hash(identity(self))
+@rule
+class _Pair(Mask):
+    """Two masks as one; what one of them depends on, both do."""
+
+    left: Mask
+    right: Mask
+
+    def __init__(self, left: Mask, right: Mask) -> None:
+        self.left = left
+        self.right = right
+
+    @property
+    def relative(self) -> bool:  # type: ignore[override]
+        return self.left.relative or self.right.relative
+
+    @property
+    def shift_invariant(self) -> bool:  # type: ignore[override]
+        return self.left.shift_invariant and self.right.shift_invariant
+
+    @property
+    def lead(self) -> tuple[int, ...]:  # type: ignore[override]
+        one, other = sorted((self.left.lead, self.right.lead), key=len)
+        one = (1,) * (len(other) - len(one)) + one
+        for n, m in zip(one, other, strict=True):
+            if n != m and 1 not in (n, m):
+                raise ValueError(f"leading axes {self.left.lead} and {self.right.lead} of {self!r} do not broadcast")
+        return tuple(m if n == 1 else n for n, m in zip(one, other, strict=True))
+
+    @property
+    def extent(self) -> tuple[int, int]:  # type: ignore[override]
+        if self.left.is_sized != self.right.is_sized:
+            return self.left.extent if self.left.is_sized else self.right.extent
+        (Sq, Sk), (Tq, Tk) = self.left.extent, self.right.extent
+        return max(Sq, Tq), max(Sk, Tk)
+
+    @property
+    def is_sized(self) -> bool:  # type: ignore[override]
+        return self.left.is_sized or self.right.is_sized
+
+    def seams(self, q_stop: int, k_stop: int) -> tuple[list[int], list[int]]:
+        (queries, keys), (others, other_keys) = (part.seams(q_stop, k_stop) for part in (self.left, self.right))
+        return queries + others, keys + other_keys
+
+
+def _combined(kind: type[_Pair], left: Any, right: Any) -> Mask:
+    """Return two masks as one of a kind, also where one of them is an array; what is neither Python refuses."""
+    one, other = _as_mask(left), _as_mask(right)
+    return NotImplemented if one is None or other is None else kind(one, other)
+
+
+class Both(_Pair):
+    """Pairs that both masks allow."""
+
+    def allowed(self, region: Region) -> Array:
+        return self.left.pairs(region) & self.right.pairs(region)
+
+    def reach(self, span: Span) -> Reach:
+        (possible, certain), (other_possible, other_certain) = self.left.reach(span), self.right.reach(span)
+        return possible & other_possible, certain & other_certain
+
+    def undecided(self, span: Span) -> Mask:
+        if self.left.reach(span)[1]:
+            return self.right.undecided(span)
+        return self.left.undecided(span) if self.right.reach(span)[1] else self
 
     def __repr__(self) -> str:
-        given = [
-            _short(value)
-            for name, value in attributes(self).items()
-            if not name.startswith("_") and value is not getattr(type(self), name, _REQUIRED)
-        ]
-        return f"{type(self).__name__}({', '.join(given)})"
+        return f"({self.left!r} & {self.right!r})"
 
 
-def parts_of(mask: Mask) -> list[Mask]:
-    """Return the masks that a mask is made of."""
-    return rules_in(mask, Mask)
+def conjuncts(mask: Mask) -> list[Mask]:
+    """Return the masks that all have to allow a pair: each can be asked for itself."""
+    return [*conjuncts(mask.left), *conjuncts(mask.right)] if isinstance(mask, Both) else [mask]
 
 
-def _short(value: Any) -> str:
-    """Name a field of a mask: arrays by dtype and shape, functions by name."""
-    if hasattr(value, "shape"):
-        return f"{dtype_name(value.dtype)}{list(value.shape)}"
-    return value.__name__ if hasattr(value, "__name__") else repr(value)
+class Either(_Pair):
+    """Pairs that one of the masks allows."""
+
+    def allowed(self, region: Region) -> Array:
+        return self.left.pairs(region) | self.right.pairs(region)
+
+    def reach(self, span: Span) -> Reach:
+        (possible, certain), (other_possible, other_certain) = self.left.reach(span), self.right.reach(span)
+        return possible | other_possible, certain | other_certain
+
+    def undecided(self, span: Span) -> Mask:
+        if not self.left.reach(span)[0]:
+            return self.right.undecided(span)
+        return self.left.undecided(span) if not self.right.reach(span)[0] else self
+
+    def __repr__(self) -> str:
+        return f"({self.left!r} | {self.right!r})"
+
+
+@rule
+class Not(Mask):
+    """Pairs that a mask forbids."""
+
+    inner: Mask
+
+    # Of what it leaves out, its opposite tells nothing.
+    _windows = ()  # type: ignore[assignment]
+    _blocks = ()  # type: ignore[assignment]
+
+    def __init__(self, inner: Mask) -> None:
+        self.inner = inner
+
+    @property
+    def relative(self) -> bool:  # type: ignore[override]
+        return self.inner.relative
+
+    @property
+    def shift_invariant(self) -> bool:  # type: ignore[override]
+        return self.inner.shift_invariant
+
+    @property
+    def lead(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.inner.lead
+
+    @property
+    def extent(self) -> tuple[int, int]:  # type: ignore[override]
+        return self.inner.extent
+
+    @property
+    def is_sized(self) -> bool:  # type: ignore[override]
+        return self.inner.is_sized
+
+    def seams(self, q_stop: int, k_stop: int) -> tuple[list[int], list[int]]:
+        return self.inner.seams(q_stop, k_stop)
+
+    def allowed(self, region: Region) -> Array:
+        return ~self.inner.pairs(region)
+
+    def reach(self, span: Span) -> Reach:
+        possible, certain = self.inner.reach(span)
+        return _opposite(certain), _opposite(possible)
+
+    def __repr__(self) -> str:
+        return f"~{self.inner!r}"
+
+
+def _opposite(answer: Any) -> Any:
+    return not answer if isinstance(answer, bool) else ~answer
+
+
+@rule
+class ArrayMask(Mask):
+    """A boolean array as a rule, so that it combines with others; ``mask & array`` and ``array & mask`` make it.
+
+    Parameters
+    ----------
+    array : array
+        Boolean (True = may attend). It broadcasts to the scores ``(..., H, Sq, Sk)`` of the call, as the option `mask`
+        does, and is aligned with the rows and keys of the call, not with positions.
+
+    Raises
+    ------
+    TypeError
+        If `array` is no boolean array.
+    ValueError
+        When it is used, if it does not broadcast to the scores.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp.masks import CausalMask
+    >>> is_token = np.asarray([True, False, True])
+    >>> (CausalMask() & is_token).to_array(3, 3)
+    array([[ True, False, False],
+           [ True, False, False],
+           [ True, False,  True]])
+    """
+
+    array: Array
+
+    def __init__(self, array: Array) -> None:
+        xp = common_namespace(array=array)
+        if not is_boolean(xp, array.dtype):
+            hint = (
+                "what is added to the scores goes into bias, and array != -inf says where it allows"
+                if is_floating(xp, array.dtype)
+                else "one of 0 and 1 goes in as array != 0"
+            )
+            raise TypeError(f"array must be boolean to be a rule, got {dtype_name(array.dtype)}: {hint}")
+        self.array = array
+
+    @property
+    def lead(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Return the leading axes of the array."""
+        return tuple(self.array.shape[:-2])
+
+    @property
+    def extent(self) -> tuple[int, int]:  # type: ignore[override]
+        """Return the size of the array; along an axis that it does not vary along, that of the other."""
+        rows, columns = (1, 1, *self.array.shape)[-2:]
+        most = max(rows, columns)
+        return (most if rows == 1 else rows), (most if columns == 1 else columns)
+
+    @property
+    def is_sized(self) -> bool:  # type: ignore[override]
+        """Return whether the array varies along rows or keys."""
+        return any(n != 1 for n in self.array.shape[-2:])
+
+    def check(self, xp: Namespace, query: Array, batch: tuple[int, ...], heads: int | None) -> None:  # noqa: ARG002
+        """Check library and device; shapes are checked where the array is lined up with the scores."""
+        check_library_and_place(xp, query, "array", self.array)
+
+    def allowed(self, region: Region) -> Array:
+        """Return the piece of the array that covers the region."""
+        for axis, n in zip((-2, -1), (1, 1, *self.array.shape)[-2:], strict=True):
+            if n != 1 and region.starts[axis] + region.sizes[axis] > n:
+                padding = ": a padding mask (B, Sk) goes in as mask[:, None, None, :]" if self.array.ndim == 2 else ""
+                raise ValueError(f"{self!r} says nothing of pairs beyond its {n} {('rows', 'keys')[axis]}{padding}")
+        return region.look_up(fetched(region, self.array))
+
+
+def _as_mask(thing: Any) -> Mask | None:
+    """Return a mask, or an array as one; ``None`` for what is neither."""
+    if isinstance(thing, Mask):
+        return thing
+    return ArrayMask(thing) if hasattr(thing, "dtype") and hasattr(thing, "shape") else None

@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from attention_xp._backend.shapes import filled_up
+from attention_xp._scores.attributes import with_parts
 from attention_xp._scores.region import Region, Span
-from attention_xp._scores.rule import with_parts
 from attention_xp._typing import Array, Namespace
-from attention_xp.masks._mask import Mask, Reach, parts_of
+from attention_xp.masks._mask import Mask
+from attention_xp.masks._pairs import Reach, parts_of
 
 __all__ = ["PackedMask", "SequenceMask", "of_sequence"]
 
@@ -19,6 +20,7 @@ class PackedMask(Mask):
 
     q_item: Array
     k_item: Array
+    _is_of_places = True
 
     def allowed(self, region: Region) -> Array:
         """Compare the numbers of the sequences."""
@@ -31,7 +33,7 @@ class PackedMask(Mask):
         if span.xp is None or isinstance(span.row_lo, int):
             return True, False
         q_lo, q_hi = self.q_item[span.row_lo], self.q_item[span.row_hi]
-        k_lo, k_hi = self.k_item[span.k_lo], self.k_item[span.k_hi]
+        k_lo, k_hi = self.k_item[span.col_lo], self.k_item[span.col_hi]
         k_hi = span.xp.where(k_hi < 0, self.k_item.shape[0], k_hi)  # behind the last sequence
         return (k_lo <= q_hi) & (q_lo <= k_hi), (q_lo == q_hi) & (k_lo == k_hi) & (q_lo == k_lo)
 

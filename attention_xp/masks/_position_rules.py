@@ -6,7 +6,8 @@ from attention_xp._backend.values import FAR
 from attention_xp._checks.numbers import check_count, check_window
 from attention_xp._scores.region import Region, Span
 from attention_xp._typing import Array
-from attention_xp.masks._mask import Mask, Reach, rule
+from attention_xp.masks._mask import Mask
+from attention_xp.masks._pairs import Reach, rule
 
 __all__ = ["CausalMask", "LastOfChunk", "SameChunk", "StridedMask", "WindowMask"]
 
@@ -26,6 +27,7 @@ class CausalMask(Mask):
 
     relative = True
     shift_invariant = True
+    _as_band = None, 0
 
     def allowed(self, region: Region) -> Array:
         """Return the lower triangle, shifted by the query offset."""
@@ -71,6 +73,14 @@ class WindowMask(Mask):
         self.left, self.right = check_window((left, right))
 
     @property
+    def _as_band(self) -> tuple[int | None, int | None]:  # type: ignore[override]
+        return self.left, self.right
+
+    @property
+    def _windows(self) -> list[tuple[int, int | None]]:
+        return [] if self.left is None else [(self.left, self.right)]
+
+    @property
     def extent(self) -> tuple[int, int]:  # type: ignore[override]
         """Return a size at which both edges of the window show."""
         size = min(8192, max(32, 2 * max(self.left or 0, self.right or 0)))
@@ -80,7 +90,9 @@ class WindowMask(Mask):
         """Return a band around the diagonal."""
         q_idx, kv_idx = region.q_idx, region.kv_idx
         if self.left is None:
-            return kv_idx >= 0 if self.right is None else kv_idx <= q_idx + min(self.right, FAR)
+            if self.right is None:
+                return region.xp.ones_like(kv_idx, dtype=region.xp.bool)
+            return kv_idx <= q_idx + min(self.right, FAR)
         if self.right is None:
             return kv_idx >= q_idx - min(self.left, FAR)
         return (kv_idx >= q_idx - min(self.left, FAR)) & (kv_idx <= q_idx + min(self.right, FAR))

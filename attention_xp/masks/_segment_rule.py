@@ -7,7 +7,8 @@ from attention_xp._checks.arrays import shapes
 from attention_xp._scores.region import Region, Span
 from attention_xp._typing import Array
 from attention_xp.masks._look_up import by_position, changes, remembered, summable
-from attention_xp.masks._mask import Mask, Reach, rule
+from attention_xp.masks._mask import Mask
+from attention_xp.masks._pairs import Reach, rule
 from attention_xp.masks._summaries import Extremes
 
 __all__ = ["SegmentMask"]

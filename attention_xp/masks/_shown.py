@@ -1,12 +1,13 @@
 """How masks are looked at: as an array, as a share of all pairs, as a picture."""
 
-from attention_xp._scores.rule import Rule
 from attention_xp._typing import Array, Device, DType, Namespace
+from attention_xp.masks._drawing import density, drawn, pictured, to_array
+from attention_xp.masks._pairs import Pairs
 
 __all__ = ["Shown"]
 
 
-class Shown(Rule):
+class Shown(Pairs):
     """What a mask shows of itself outside of attention."""
 
     def to_array(
@@ -54,8 +55,6 @@ class Shown(Rule):
         array([[  0.,   0.,   0., -inf],
                [  0.,   0.,   0.,   0.]], dtype=float32)
         """
-        from attention_xp.masks._drawing import to_array  # noqa: PLC0415  # it needs masks themselves
-
         return to_array(self, Sq, Sk, query_offset, xp, device, dtype)
 
     def density(self, Sq: int, Sk: int, query_offset: int = 0) -> float:
@@ -90,8 +89,6 @@ class Shown(Rule):
         >>> CausalMask().density(4, 4)
         0.625
         """
-        from attention_xp.masks._drawing import density  # noqa: PLC0415
-
         return density(self, Sq, Sk, query_offset)
 
     def draw(self, Sq: int, Sk: int, query_offset: int = 0) -> str:
@@ -127,15 +124,11 @@ class Shown(Rule):
         ██··
         ███·
         """
-        from attention_xp.masks._drawing import drawn  # noqa: PLC0415  # likewise
-
         return drawn(self, (Sq, Sk), query_offset)
 
     def __str__(self) -> str:
-        return self.draw(*self.extent)  # type: ignore[attr-defined]
+        return self.draw(*self.extent)
 
     def _repr_html_(self) -> str:
         """Return a picture for notebooks."""
-        from attention_xp.masks._drawing import pictured  # noqa: PLC0415  # likewise
-
         return pictured(self)

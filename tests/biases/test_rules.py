@@ -24,6 +24,15 @@ def table(name, heads, rows, columns=range(11), batch=2):
     return CASES[name].table(batch, heads, rows, columns)
 
 
+def test_biases_are_equal_as_masks_are():
+    table = np.ones((8, 2))
+    one, same = (RelativePositionBias(table, max_distance=9) for _ in range(2))
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != RelativePositionBias(table, max_distance=10)
+    assert one != RelativePositionBias(table.copy(), max_distance=9)
+
+
 @names
 @pytest.mark.parametrize(("kind", "offset"), [("own", 0), ("numpy", 4), ("own", -3)])
 def test_same_as_the_array(library, make, impl, name, kind, offset):

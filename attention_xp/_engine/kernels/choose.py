@@ -2,7 +2,8 @@
 
 from types import ModuleType
 
-from attention_xp._backend.modes import refuse_shards, sheltered
+from attention_xp._backend.autocast import sheltered
+from attention_xp._backend.modes import refuse_shards
 from attention_xp._engine.kernels import dense, fused, tiled
 from attention_xp._engine.problem.known_end import with_zeros
 from attention_xp._engine.problem.problem import Problem

@@ -4,9 +4,9 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
+from attention_xp._backend.autocast import sheltered
 from attention_xp._backend.derivatives import can_differentiate
 from attention_xp._backend.libraries import library_name
-from attention_xp._backend.modes import sheltered
 from attention_xp._backend.values import by_value
 from attention_xp._engine.kernels.one_program import as_one_program
 from attention_xp._engine.problem.problem import Problem

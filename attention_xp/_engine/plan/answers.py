@@ -7,6 +7,7 @@ import numpy as np
 
 from attention_xp._engine.plan.patterns import FEWEST_ROWS
 from attention_xp._engine.plan.plan import Bounds, bounds
+from attention_xp._engine.plan.positions import Positions
 from attention_xp._engine.plan.tile_sizes import STRIP
 from attention_xp._scores.region import Span, span_between
 from attention_xp._typing import Array
@@ -23,6 +24,12 @@ class Item(NamedTuple):
     offset: int  # from rows to positions
     b: int | None
     h: int | None
+    keys: int | Positions = 0  # from columns to positions: an offset, or the positions themselves
+
+    @property
+    def key_offset(self) -> int:
+        """From columns to positions, where keys count up."""
+        return self.keys if isinstance(self.keys, int) else 0
 
 
 class Grid(NamedTuple):
@@ -70,26 +77,34 @@ class Answers(NamedTuple):
 
 def span_of(rows: tuple[Any, Any], columns: tuple[Any, Any], item: Item) -> Span:
     """Return the bounds of a rectangle, or of many that broadcast, both ends included."""
-    return span_between(np, rows, columns, *item)
+    span = span_between(np, rows, columns, (item.offset, item.key_offset), item.b, item.h)
+    if not isinstance(item.keys, Positions):
+        return span
+    k_lo, k_hi = item.keys.between(*columns)
+    return span._replace(k_lo=k_lo, k_hi=k_hi)
 
 
 def answers_about(rules: tuple[Mask, ...], grid: Grid, item: Item, blocks: list[Bounds]) -> Answers:
     """Ask rules about some blocks, cut where a rule has a seam."""
-    cuts = _seams(rules, blocks[-1][1], grid.keys, item.offset)
+    cuts = _seams(rules, blocks[-1][1], grid.keys, item)
     parts = [part for rows in blocks for part in bounds(*rows, grid.part)]
     chunks = [_cut(bounds(*part, grid.chunk), cuts.chunks) for part in parts]
-    strips = _cut(_strips(grid.keys, grid.strip, phase=blocks[0][0] + item.offset), cuts.strips)
+    strips = _cut(
+        _strips(grid.keys, grid.strip, phase=blocks[0][0] + item.offset - item.key_offset),
+        cuts.strips,
+    )
     answers = np.stack(asked(rules, [chunk for some in chunks for chunk in some], strips, item))
     return Answers(parts, chunks, strips, answers[:, 0], answers[:, 1])
 
 
-def _seams(rules: tuple[Mask, ...], rows: int, keys: int, offset: int) -> _Cuts:
-    """Return the seams of all rules, in rows and in keys."""
+def _seams(rules: tuple[Mask, ...], rows: int, keys: int, item: Item) -> _Cuts:
+    """Return the seams of all rules, in rows and in keys; those of keys that do not count up are nowhere."""
     chunks, strips = set[int](), set[int]()
     for rule in rules:
-        queries, columns = rule.seams(rows + offset, keys)
-        chunks |= {position - offset for position in queries} if len(queries) * _SEAMS <= rows else set()
-        strips |= set(columns) if len(columns) * _SEAMS <= keys else set()
+        queries, columns = rule.seams(rows + item.offset, keys + item.key_offset)
+        chunks |= {position - item.offset for position in queries} if len(queries) * _SEAMS <= rows else set()
+        if isinstance(item.keys, int) and len(columns) * _SEAMS <= keys:
+            strips |= {position - item.keys for position in columns}
     return _Cuts(sorted(chunks), sorted(strips))
 
 

@@ -29,7 +29,7 @@ class Band(NamedTuple):
 
 def band_of(rules: tuple[Mask, ...], grid: Grid, item: Item, answers: Answers, rows: Bounds) -> Band | None:
     """Return the band that some rows are a part of, ``None`` where they are of none."""
-    if grid.step == 0 or (rows[1] - rows[0]) % grid.step:
+    if grid.step == 0 or (rows[1] - rows[0]) % grid.step or not isinstance(item.keys, int):
         return None
     _, possible, certain = answers.about(rows)
     seen, full = np.all(possible, axis=0).any(axis=0), np.all(certain, axis=(0, 1))
@@ -40,7 +40,7 @@ def band_of(rules: tuple[Mask, ...], grid: Grid, item: Item, answers: Answers, r
     start, end = answers.strips[inside][0][0], answers.strips[inside][-1][1]
     span = span_of(rows, (start, end), item)
     here = tuple(rule.undecided(span) for rule in rules if not rule.reach(span)[1])
-    at, last_at = rows[0] + item.offset, rows[1] - grid.step + item.offset
+    at, last_at = (row + item.offset - item.key_offset for row in (rows[0], rows[1] - grid.step))
     if not all(rule.shift_invariant for rule in here) or max(last_at - start, end - at) > _SEARCHED:
         return None
     near = _window(here, grid.step)
@@ -69,7 +69,7 @@ def _window(rules: tuple[Mask, ...], rows: int) -> Bounds | None:
 def _searched(rules: tuple[Mask, ...], rows: int) -> Bounds | None:
     """Ask rules that hang on the distance of query and key alone: they answer the same wherever they are asked."""
     keys = np.arange(2 * _SEARCHED)
-    span = span_between(np, (_SEARCHED, _SEARCHED + rows), (keys, keys + 1), 0)
+    span = span_between(np, (_SEARCHED, _SEARCHED + rows), (keys, keys + 1), (0, 0))
     possible = [np.broadcast_to(rule.reach(span)[0], keys.shape) for rule in rules]
     seen = np.flatnonzero(np.all(possible, axis=0))
     if len(seen) == 0 or seen[0] == 0 or seen[-1] == keys[-1]:

@@ -5,9 +5,7 @@ Where torch compiles it follows these questions, and knows no `min` with a defau
 
 import sys
 
-from attention_xp.masks import BlockMask, Mask, WindowMask
-from attention_xp.masks._algebra import Not
-from attention_xp.masks._mask import parts_of
+from attention_xp.masks import Mask
 
 __all__ = ["FEWEST_ROWS", "blocks", "grain", "narrowest"]
 
@@ -19,34 +17,19 @@ Rules = tuple[Mask, ...]
 
 def grain(rules: Rules) -> int:
     """Return up to how many rows of a tile rules leave out much of it."""
-    return min([sys.maxsize, *map(_grain, rules)])
+    of_blocks = (max(rows, FEWEST_ROWS) for rows, _ in blocks(rules))
+    return min([sys.maxsize, *of_blocks, *(max(left, _WINDOW_ROWS) for left, _ in _windows(rules))])
 
 
 def narrowest(rules: Rules) -> int:
     """Return how many keys the narrowest window has that rules are made of."""
-    return min([sys.maxsize, *map(_width, rules)])
+    return min([sys.maxsize, *(left + (right or 0) + 1 for left, right in _windows(rules))])
 
 
 def blocks(rules: Rules) -> list[tuple[int, int]]:
     """Return the sizes of the blocks that rules are made of."""
-    own = [rule.block_size for rule in rules if isinstance(rule, BlockMask)]
-    return own + [block for rule in rules for block in blocks(_parts(rule))]
+    return [block for rule in rules for block in rule._blocks]
 
 
-def _grain(rule: Mask) -> int:
-    if isinstance(rule, BlockMask):
-        return max(rule.block_size[0], FEWEST_ROWS)
-    if isinstance(rule, WindowMask) and rule.left is not None:
-        return max(rule.left, _WINDOW_ROWS)
-    return grain(_parts(rule))
-
-
-def _width(rule: Mask) -> int:
-    if isinstance(rule, WindowMask) and rule.left is not None:
-        return rule.left + (rule.right or 0) + 1
-    return narrowest(_parts(rule))
-
-
-def _parts(rule: Mask) -> Rules:
-    """Return what a rule is made of, unless it is the opposite of that."""
-    return () if isinstance(rule, Not) else tuple(parts_of(rule))
+def _windows(rules: Rules) -> list[tuple[int, int | None]]:
+    return [window for rule in rules for window in rule._windows]

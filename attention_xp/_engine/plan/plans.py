@@ -11,7 +11,7 @@ from attention_xp._engine.plan.plan import Bounds, Tile, bounds, plan, touching
 from attention_xp._scores.identity import identity
 from attention_xp.masks import BlockMask, GlobalMask, Mask, SegmentMask
 from attention_xp.masks._look_up import kept_by
-from attention_xp.masks._mask import parts_of
+from attention_xp.masks._pairs import parts_of
 
 __all__ = ["Plans"]
 
@@ -32,8 +32,10 @@ class Plans:
     """
 
     @classmethod
-    def of(cls, rules: tuple[Mask, ...], rows: int, grid: Grid) -> "Plans":
+    def of(cls, rules: tuple[Mask, ...], rows: int, grid: Grid, *, may_keep: bool = True) -> "Plans":
         """Return the plans for some rules, which may be those of an earlier call."""
+        if not may_keep:
+            return cls(rules, rows, grid)
         holders = [rule for rule in rules if not rule.shift_invariant]
         if len(holders) == 0:
             kept, most = _PLANS, _MOST_PLANS
@@ -149,7 +151,7 @@ def _planned(rules: tuple[Mask, ...], grid: Grid, item: Item, answers: Answers, 
 def _of_band(band: Band, grid: Grid, item: Item, rows: Bounds) -> list[Tile]:
     """Return a band as one tile, together with what its rows see elsewhere where that is little."""
     (row, stop), (first, last) = rows, band.near
-    at, step = row + item.offset, (row, row + grid.step)
+    at, step = row + item.offset - item.key_offset, (row, row + grid.step)
     near = Tile(rows, ((at + first, at + last),), step, band.rules, (stop - row) // grid.step)
     if last - first + sum(end - start for start, end in band.far) <= grid.width:
         return [near._replace(columns=(*near.columns, *band.far))]

@@ -2,7 +2,7 @@
 
 import math
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 from attention_xp._backend.dtypes import is_boolean
 from attention_xp._backend.libraries import is_jax_namespace
@@ -10,18 +10,33 @@ from attention_xp._backend.values import all_above
 from attention_xp._checks.arrays import shapes
 from attention_xp._checks.numbers import check_flag, check_window
 from attention_xp._engine.problem.options import AttentionOptions
-from attention_xp._scores.alignment import aligned_addend, aligned_mask
+from attention_xp._scores.alignment import (
+    aligned_addend,
+    aligned_integers,
+    aligned_mask,
+    aligned_positions,
+    positions_from,
+)
+from attention_xp._scores.attributes import with_parts
 from attention_xp._scores.frame import Frame
 from attention_xp._scores.region import own_array
-from attention_xp._scores.rule import with_parts
 from attention_xp._typing import Array
 from attention_xp.biases._bias import Bias
 from attention_xp.masks import ArrayMask, CausalMask, LengthMask, Mask, WindowMask
-from attention_xp.masks._algebra import conjuncts
 from attention_xp.masks._call_rules import AlignedMask, BiasMask, RowMask, UnseenMask
-from attention_xp.masks._mask import parts_of
+from attention_xp.masks._mask import conjuncts
+from attention_xp.masks._pairs import parts_of
 
-__all__ = ["array_options", "bias_parts", "lined_up", "mask_parts", "refuse_to_guess", "rules_of"]
+__all__ = [
+    "KeyPlaces",
+    "array_options",
+    "bias_parts",
+    "key_places",
+    "lined_up",
+    "mask_parts",
+    "refuse_to_guess",
+    "rules_of",
+]
 
 
 def array_options(mask: Any, bias: Any, o: AttentionOptions) -> dict[str, Any]:
@@ -29,7 +44,16 @@ def array_options(mask: Any, bias: Any, o: AttentionOptions) -> dict[str, Any]:
     _refuse_other("mask", mask)
     _refuse_other("bias", bias)
     given = {"mask": mask, "bias": bias, "sinks": o["sinks"]}
-    for name in ("query_offset", "query_lengths", "key_lengths", "scale"):
+    for name in (
+        "query_offset",
+        "key_offset",
+        "key_positions",
+        "item_ids",
+        "head_ids",
+        "query_lengths",
+        "key_lengths",
+        "scale",
+    ):
         if not isinstance(o[name], int) and hasattr(o[name], "dtype") and not isinstance(o[name], Real):
             given[name] = o[name]
     return {name: a for name, a in given.items() if a is not None}
@@ -113,8 +137,41 @@ def _holds_array(mask: Mask) -> bool:
     return isinstance(mask, ArrayMask) or any(map(_holds_array, parts_of(mask)))
 
 
-def refuse_to_guess(rules: list[Mask], query: Array, key: Array) -> None:
-    if any(rule.relative for rule in rules) and query.shape[-2] != key.shape[-2]:
+class KeyPlaces(NamedTuple):
+    """Where keys stand: from an offset on, or at positions (..., 1, 1, Sk), some of which may be empty."""
+
+    offset: int
+    positions: Array | None
+    rules: list[Mask]
+    is_given: bool
+
+
+def key_places(frame: Frame, o: AttentionOptions) -> KeyPlaces:
+    """Return where the keys of a call stand."""
+    offset, positions = o["key_offset"], o["key_positions"]
+    if positions is not None:
+        if offset is not None:
+            raise ValueError("key_offset and key_positions both say where keys stand: expected one of them")
+        aligned = aligned_positions(frame, positions)
+        if all_above(frame.xp, aligned, -1):
+            return KeyPlaces(0, aligned, [], is_given=True)
+        return KeyPlaces(0, aligned, [_aligned(frame, aligned >= 0)], is_given=True)
+    offset = aligned_integers(frame, "key_offset", offset)
+    if isinstance(offset, int | None):
+        return KeyPlaces(offset or 0, None, [], is_given=offset is not None)
+    return KeyPlaces(0, positions_from(frame, offset), [], is_given=True)
+
+
+def refuse_to_guess(rules: list[Mask], query: Array, key: Array, *, is_moved: bool) -> None:
+    """Refuse rules that compare positions where nobody says those of the rows."""
+    if not any(rule.relative for rule in rules):
+        return
+    if is_moved:
+        raise ValueError(
+            "query_offset is required with a causal or window mask where key_offset or key_positions are given: expected "
+            "the position of the first query in the whole"
+        )
+    if query.shape[-2] != key.shape[-2]:
         raise ValueError(
             "query_offset is required with a causal or window mask where Sq != Sk: expected query_offset=0 (aligned "
             f"top-left) or query_offset=Sk - Sq (aligned bottom-right), {shapes(query=query, key=key)}"

@@ -11,14 +11,14 @@ from attention_xp.masks._call_rules import AlignedMask
 __all__ = ["filled_to", "known_end", "up_to", "with_zeros"]
 
 
-def known_end(xp: Namespace, rules: list[Mask], Sk: int) -> tuple[int, list[Mask]]:
-    """Return how many keys can be attended, and the rules that decide about these.
+def known_end(xp: Namespace, rules: list[Mask], Sk: int, offset: int) -> tuple[int, list[Mask]]:
+    """Return how many keys, from a position on, can be attended, and the rules that decide about these.
 
     JAX keeps all keys: it would compile every size anew, and lengths that are values only once.
     """
     if is_jax_namespace(xp):
         return Sk, rules
-    bounds = [_least_and_most(xp, rule, Sk) for rule in rules]
+    bounds = [_least_and_most(xp, rule, Sk, offset) for rule in rules]
     end = Sk
     for _, most in bounds:  # torch, where it compiles, knows no `min` with a default
         end = min(end, most)
@@ -30,16 +30,20 @@ def _of_keys(end: int, Sk: int, rule: Mask) -> Mask:
     return replace(rule, array=up_to(end, Sk, rule.array)) if isinstance(rule, AlignedMask) else rule
 
 
-def _least_and_most(xp: Namespace, rule: Mask, Sk: int) -> tuple[int, int]:
+def _least_and_most(xp: Namespace, rule: Mask, Sk: int, offset: int) -> tuple[int, int]:
     """Return how many of the first keys a rule allows at least, and behind which it allows none."""
     if type(rule) is not LengthMask:
         return -1, Sk
     lengths = rule.lengths
     if isinstance(lengths, int):
-        return min(lengths, Sk), min(lengths, Sk)
+        return _within(lengths - offset, Sk), _within(lengths - offset, Sk)
     if not on_host(xp, lengths) or lengths.size == 0:
         return -1, Sk
-    return tuple(int(min(max(bound, 0), Sk)) for bound in (lengths.min(), lengths.max()))  # type: ignore[return-value]
+    return _within(int(lengths.min()) - offset, Sk), _within(int(lengths.max()) - offset, Sk)
+
+
+def _within(bound: int, Sk: int) -> int:
+    return min(max(bound, 0), Sk)
 
 
 def up_to(end: int, Sk: int, array: Array, axis: int = -1) -> Array:

@@ -37,6 +37,10 @@ class ScoreOptions(_PackedScoreOptions, total=False):
 
     bias: Array | Bias | None
     query_offset: int | Array | None
+    key_offset: int | Array | None
+    key_positions: Array | None
+    item_ids: Array | None
+    head_ids: Array | None
     query_lengths: int | Array | None
     key_lengths: int | Array | None
 
@@ -50,6 +54,10 @@ DEFAULTS: AttentionOptions = {
     "is_causal": False,
     "window": None,
     "query_offset": None,
+    "key_offset": None,
+    "key_positions": None,
+    "item_ids": None,
+    "head_ids": None,
     "query_lengths": None,
     "key_lengths": None,
     "scale": None,
@@ -73,6 +81,15 @@ window : int or (int or None, int or None), optional
 query_offset : int or integer array of the batch shape, optional
     Position of the first query; keys start at position 0. Required with `is_causal` and
     `window` where ``Sq != Sk``: ``0`` aligns top-left, ``Sk - Sq`` bottom-right.
+key_offset : int or integer array of the batch shape, optional
+    Position of the first key, 0 by default: a piece of the keys gives what it contributes to the whole. Where it is
+    given, so must be `query_offset` with `is_causal` and `window`.
+key_positions : integer array, optional
+    Positions of the keys in any order, ``(Sk,)`` or batch shape + ``(Sk,)``, in place of `key_offset`. A negative
+    position is that of an empty slot, which is never attended.
+item_ids, head_ids : integer array, optional
+    Of the batch shape, and ``(H,)``: the ``b`` and ``h`` that functions, rules and dropout see. By default they
+    count from 0.
 query_lengths, key_lengths : int or integer array of the batch shape, optional
     Keys from ``key_lengths[b]`` on are never attended; output rows from
     ``query_lengths[b]`` on are zero.

@@ -12,6 +12,7 @@ from attention_xp._checks.numbers import check_impl, check_positive, check_score
 from attention_xp._engine.problem.from_options import (
     array_options,
     bias_parts,
+    key_places,
     lined_up,
     mask_parts,
     refuse_to_guess,
@@ -22,14 +23,14 @@ from attention_xp._engine.problem.known_end import known_end, up_to
 from attention_xp._engine.problem.options import AttentionOptions, complete
 from attention_xp._random.draws import check_rate, check_rng, seed_words
 from attention_xp._random.survivors import LARGEST_RATE
-from attention_xp._scores.alignment import aligned_integers, aligned_sinks, checked_scale
+from attention_xp._scores.alignment import aligned_ids, aligned_integers, aligned_sinks, checked_scale
 from attention_xp._scores.frame import Frame, frame_of
 from attention_xp._scores.packing import Packing
 from attention_xp._typing import Array, DType, Namespace, ScoreMod
 from attention_xp.biases._bias import Bias
 from attention_xp.masks import FunctionMask, Mask
-from attention_xp.masks._mask import parts_of
 from attention_xp.masks._packed_rule import PackedMask
+from attention_xp.masks._pairs import parts_of
 
 __all__ = ["Problem", "is_foreign"]
 
@@ -69,6 +70,7 @@ class Problem(Frame):
         "scale",
         "softcap",
         "query_offset",
+        "key_offset",
         "query_lengths",
         "seed",
     )  # which may be arrays; see `freeze`
@@ -94,19 +96,25 @@ class Problem(Frame):
         return len(self.addends) > 0 and any(isinstance(addend, Bias) for addend in self.addends)
 
     @property
+    def keys_start_at_0(self) -> bool:
+        """Whether positions of keys are columns."""
+        return self.keys_count_up and isinstance(self.key_offset, int) and self.key_offset == 0
+
+    @property
     def has_one_offset(self) -> bool:
-        """Whether all batch items begin at one position."""
+        """Whether the rows of all batch items begin at one position."""
         offset = self.query_offset
         return offset is None or isinstance(offset, int) or bool(offset.ndim == 0)
 
     @property
     def is_masked_alike(self) -> bool:
         """Whether all batch items and heads are masked alike."""
-        return self.has_one_offset and all(math.prod(rule.lead) == 1 for rule in self.rules)
+        stand_alike = self.key_positions is None or math.prod(self.key_positions.shape[:-1]) == 1
+        return self.has_one_offset and stand_alike and all(math.prod(rule.lead) == 1 for rule in self.rules)
 
     def shift_invariant(self, rules: tuple[Mask, ...]) -> bool:
         """Whether what these rules exclude depends on the difference of row and key alone."""
-        return self.has_one_offset and all(rule.shift_invariant for rule in rules)
+        return self.has_one_offset and self.keys_count_up and all(rule.shift_invariant for rule in rules)
 
     @property
     def never_empty(self) -> bool:
@@ -203,20 +211,21 @@ class Problem(Frame):
             o["bias"].check(xp, query, batch, heads)
         frame = frame_of(xp, query, batch, heads, key.shape[-2])
         offset = aligned_integers(frame, "query_offset", o["query_offset"])
+        keys = key_places(frame, o)
         rows = aligned_integers(frame, "query_lengths", o["query_lengths"], low=0)
         columns = aligned_integers(frame, "key_lengths", o["key_lengths"], low=0)
         rules = rules_of(o, lined_up(frame, mask) if isinstance(mask, Mask) else None, rows, columns)
         if offset is None:
-            refuse_to_guess(rules, query, key)
+            refuse_to_guess(rules, query, key, is_moved=keys.is_given)
         narrow = all(a is None or a.dtype in (xp.bool, query.dtype) for a in (bias_array, mask_array))
         addends, exclusions = bias_parts(frame, o["bias"])
         if mask_array is not None:
             more, excluded = mask_parts(frame, mask_array)
             addends, exclusions = addends + more, exclusions + excluded
-        rules += exclusions
+        rules += exclusions + keys.rules
         Sk = end = frame.Sk
-        if packing is None:  # in which positions are no columns
-            end, rules = known_end(xp, rules, Sk)
+        if packing is None and keys.positions is None:  # or else they are no columns
+            end, rules = known_end(xp, rules, Sk, keys.offset)
         addends = [a if isinstance(a, Bias) else up_to(end, Sk, a) for a in addends]
         if packing is not None:
             rules.append(PackedMask(packing.q_item, packing.k_item))
@@ -245,6 +254,10 @@ class Problem(Frame):
             rules=tuple(rules),
             sinks=None if o["sinks"] is None else aligned_sinks(frame, o["sinks"]),
             query_offset=offset,
+            key_offset=keys.offset,
+            key_positions=keys.positions,
+            item_ids=aligned_ids(frame, "item_ids", o["item_ids"]),
+            head_ids=aligned_ids(frame, "head_ids", o["head_ids"]),
             query_lengths=rows,
             dropout_rate=rate,
             impl=check_impl(o["impl"]),

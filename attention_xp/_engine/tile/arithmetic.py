@@ -116,10 +116,10 @@ class Arithmetic:
         offset = 0 if problem.query_offset is None else problem.query_offset
         # Draws come in squares of four, and where these begin is known here, or where a walker cuts anywhere.
         is_cut = isinstance(offset, int) or (problem.has_one_offset and region.cut is not cut)
-        if problem.packing is not None or not is_cut:
+        if not problem.keys_count_up or not is_cut:
             return survivors_one_by_one(key, problem.dropout_rate, region.q_idx, region.kv_idx, xp=self.xp)
         row, column = region.starts[-2:]
-        first = row + offset, column
+        first = row + offset, column + problem.key_offset
         like = device(problem.query)
         keep = survivors(key, problem.dropout_rate, first, region.sizes[-2:], xp=self.xp, device=like)
         ends = [0] * (keep.ndim - 2)

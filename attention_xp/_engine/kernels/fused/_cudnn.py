@@ -28,7 +28,6 @@ from attention_xp._engine.kernels.fused._translation import (
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._typing import Array, Device
-from attention_xp.masks import LengthMask
 
 __all__ = ["attend", "is_worthwhile", "refusal"]
 
@@ -78,7 +77,7 @@ def _has_lengths(problem: Problem) -> bool:
 
 
 def _has_key_lengths(problem: Problem) -> bool:
-    return any(isinstance(rule, LengthMask) for rule in problem.rules)
+    return any(rule._as_lengths is not None for rule in problem.rules)
 
 
 def _ends_at_end(problem: Problem) -> bool:

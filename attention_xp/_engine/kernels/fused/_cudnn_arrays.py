@@ -15,7 +15,6 @@ from attention_xp._engine.kernels.fused._translation import (
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
-from attention_xp.masks._call_rules import AlignedMask
 
 __all__ = ["address", "bias_shape", "inputs", "layout", "outputs"]
 
@@ -52,7 +51,7 @@ def _all(problem: Problem, length: int) -> Array:
 
 def bias_shape(problem: Problem) -> tuple[int, int, int, int] | None:
     """Return (B or 1, H or 1, Sq, Sk) of all that is added or excluded by arrays."""
-    arrays = [*problem.addends, *(rule.array for rule in problem.rules if isinstance(rule, AlignedMask))]
+    arrays = [*problem.addends, *(rule._as_array for rule in problem.rules if rule._as_array is not None)]
     if not arrays:
         return None
     shape = tuple(problem.xp.broadcast_arrays(*arrays)[0].shape)
@@ -65,7 +64,7 @@ def bias_shape(problem: Problem) -> tuple[int, int, int, int] | None:
 def _bias(problem: Problem, rules: tuple[Mask, ...], shape: tuple[int, ...]) -> Array:
     """Return additions and exclusions in one array of the dtype of the query."""
     xp, dtype = problem.xp, problem.query.dtype
-    keep, total = allowed(problem, tuple(rule for rule in rules if isinstance(rule, AlignedMask))), added(problem)
+    keep, total = allowed(problem, tuple(rule for rule in rules if rule._as_array is not None)), added(problem)
     if total is None:
         total = xp.zeros((1, 1), dtype=dtype, device=device(problem.query))
     if keep is not None:

@@ -11,9 +11,9 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from attention_xp._backend.autocast import outside_autocast
 from attention_xp._backend.dtypes import dtype_name
 from attention_xp._backend.libraries import creation_namespace
-from attention_xp._backend.modes import outside_autocast
 from attention_xp._engine.kernels.borders import sdpa_is_faster
 from attention_xp._engine.kernels.fused import _torch
 from attention_xp._engine.problem.problem import Problem

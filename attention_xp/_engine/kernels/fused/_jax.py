@@ -29,8 +29,7 @@ from attention_xp._engine.kernels.fused._translation import (
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._typing import Array, Device
-from attention_xp.masks import CausalMask, Mask, WindowMask
-from attention_xp.masks._call_rules import AlignedMask
+from attention_xp.masks import Mask
 
 __all__ = ["attend", "is_worthwhile", "refusal"]
 
@@ -81,7 +80,7 @@ def _refused_mask(problem: Problem) -> str | None:
         return reason
     if band(rules)[1] == 0 and not starts_at_0(problem):
         return "cuDNN's attention knows no query_offset under a causal mask"
-    if any(isinstance(rule, WindowMask) for rule in rules):
+    if band(rules)[0] is not None or band(rules)[1] not in (None, 0):
         return _refused_window(problem, rules)
     if has_array(problem, rules) and any(length % 2 != 0 for length in lengths):
         return "cuDNN's attention is differentiable under a mask or bias of even lengths Sq and Sk only"
@@ -91,7 +90,7 @@ def _refused_mask(problem: Problem) -> str | None:
 def _refused_window(problem: Problem, rules: tuple[Mask, ...]) -> str | None:
     if band(rules)[1] != 0:
         return "cuDNN's attention knows a window under a causal mask only: window=(left, 0)"
-    is_alone = len(problem.addends) == 0 and all(isinstance(rule, CausalMask | WindowMask) for rule in rules)
+    is_alone = len(problem.addends) == 0 and all(rule._as_band is not None for rule in rules)
     if not is_alone or problem.query.shape[-2] != problem.key.shape[-2]:
         return "cuDNN's attention takes a window with Sq == Sk only, and with no mask, bias or lengths"
     return None
@@ -130,7 +129,7 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:  # noqa: ARG001
 def _bias_and_mask(problem: Problem, rules: tuple[Mask, ...]) -> tuple[Array | None, Array | None]:
     """Return additions and exclusions, each (B or 1, H or 1, Sq, Sk): what adds minus infinity excludes."""
     xp = problem.xp
-    keep = allowed(problem, tuple(rule for rule in rules if isinstance(rule, AlignedMask)))
+    keep = allowed(problem, tuple(rule for rule in rules if rule._as_array is not None))
     total = added(problem)
     if total is not None:
         finite = total != -xp.inf

@@ -31,8 +31,7 @@ from attention_xp._engine.kernels.fused._translation import (
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._typing import Array
-from attention_xp.masks import CausalMask, LengthMask, Mask
-from attention_xp.masks._call_rules import AlignedMask
+from attention_xp.masks import Mask
 
 __all__ = ["attend", "computed", "is_worthwhile", "refusal"]
 
@@ -55,7 +54,7 @@ def _refused_mask(problem: Problem) -> str | None:
         if len(rules) > 1 or len(problem.addends) > 0 or not starts_at_0(problem):
             return "torch's scaled_dot_product_attention takes is_causal alone: no offset, and no other mask or bias"
         return None
-    if not all(isinstance(rule, AlignedMask | LengthMask) for rule in rules):
+    if not all(rule._as_array is not None or rule._as_lengths is not None for rule in rules):
         return "torch's scaled_dot_product_attention would need this mask as an array of (Sq, Sk)"
     return None
 
@@ -118,7 +117,7 @@ def _keywords(problem: Problem) -> dict[str, Any]:
 
 def _is_causal(rules: tuple[Mask, ...]) -> bool:
     """Whether causal order is among some rules, which it then is alone."""
-    return any(isinstance(rule, CausalMask) for rule in rules)
+    return any(rule._as_band == (None, 0) for rule in rules)
 
 
 def _is_taken_as_it_is(problem: Problem) -> bool:

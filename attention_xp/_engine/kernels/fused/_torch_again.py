@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointError
 
+from attention_xp._backend.autocast import sheltered
 from attention_xp._backend.batched import mapped_over_batches
-from attention_xp._backend.modes import sheltered
 from attention_xp._engine.kernels import dense
 from attention_xp._engine.kernels.gradients import backward
 from attention_xp._engine.problem.problem import Problem

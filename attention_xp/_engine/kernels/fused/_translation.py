@@ -8,8 +8,7 @@ from attention_xp._engine.tile.arithmetic import allowed_pairs
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
-from attention_xp.masks import CausalMask, LengthMask, Mask, WindowMask
-from attention_xp.masks._call_rules import AlignedMask, RowMask
+from attention_xp.masks import Mask
 
 __all__ = [
     "added",
@@ -45,6 +44,8 @@ def unknown_option(problem: Problem, wanted: Wanted) -> str | None:
         return "bias but an array of (Sq, Sk)"
     if problem.packing is not None:
         return "packed sequences"
+    if not problem.keys_start_at_0 and not all(rule._is_of_places for rule in problem.rules):
+        return "key_offset or key_positions under a mask"
     if problem.is_empty:
         return "empty axes"
     if not isinstance(problem.scale, float) and problem.query.dtype != problem.dtype:
@@ -62,27 +63,27 @@ def _fit(problem: Problem) -> bool:
 
 def column_rules(problem: Problem) -> tuple[Mask, ...]:
     """Return the rules but those on rows, which are zeroed afterwards."""
-    return tuple(rule for rule in problem.rules if not isinstance(rule, RowMask)) if problem.rules else ()
+    return tuple(rule for rule in problem.rules if not rule._is_of_rows) if problem.rules else ()
 
 
 def refused_rule(rules: tuple[Mask, ...]) -> str | None:
     """Return what keeps cuDNN from a mask: it draws a band and counts lengths, and takes the rest as an array."""
-    if all(isinstance(rule, AlignedMask | CausalMask | LengthMask | WindowMask) for rule in rules):
+    if all(rule._as_array is not None or rule._as_band is not None or rule._as_lengths is not None for rule in rules):
         return None
     return "cuDNN's attention would need this mask as an array of (Sq, Sk)"
 
 
 def has_array(problem: Problem, rules: tuple[Mask, ...]) -> bool:
     """Whether scores of (Sq, Sk) are added or excluded by an array."""
-    return len(problem.addends) > 0 or any(isinstance(rule, AlignedMask) for rule in rules)
+    return len(problem.addends) > 0 or any(rule._as_array is not None for rule in rules)
 
 
 def band(rules: tuple[Mask, ...]) -> tuple[int | None, int | None]:
     """Return how far a query sees to the left and to the right, ``None`` without a limit."""
-    windows = [rule for rule in rules if isinstance(rule, WindowMask)]
-    rights = [window.right for window in windows if window.right is not None]
-    rights += [0 for rule in rules if isinstance(rule, CausalMask)]
-    lefts = (window.left for window in windows if window.left is not None)
+    bands = [rule._as_band for rule in rules if rule._as_band is not None]
+    lefts, rights = (
+        [side for side in sides if side is not None] for sides in (zip(*bands, strict=True) if bands else ((), ()))
+    )
     return min(lefts, default=None), min(rights, default=None)
 
 
@@ -91,7 +92,7 @@ def valid_lengths(problem: Problem, rules: tuple[Mask, ...]) -> tuple[Array | No
     xp = problem.xp
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
     rows = None if problem.query_lengths is None else _per_item(problem, problem.query_lengths, Sq)
-    columns = [_per_item(problem, rule.lengths, Sk) for rule in rules if isinstance(rule, LengthMask)]
+    columns = [_per_item(problem, n, Sk) for rule in rules if (n := rule._as_lengths) is not None]
     return rows, xp.min(xp.stack(columns), axis=0) if columns else None
 
 
@@ -138,7 +139,7 @@ def operand(problem: Problem, a: Array) -> Array:
 def with_zero_keys(problem: Problem, rules: tuple[Mask, ...], a: Array) -> Array:
     """Return keys or values with zeros for the padding, whose NaN a weight of 0 would not silence."""
     for rule in rules:
-        if isinstance(rule, LengthMask):
+        if rule._as_lengths is not None:
             real = rule.allowed(Region.whole(problem))[..., 0, :]  # (..., 1, Sk)
             a = problem.xp.where(problem.xp.expand_dims(real, axis=-1), a, 0.0)
     return a
@@ -156,7 +157,7 @@ def fill_empty_rows(problem: Problem, rules: tuple[Mask, ...], rows: Array, valu
     """Return rows (..., Sq, n) of the output, with one value where a row may attend nothing: kernels average there."""
     xp, total = problem.xp, added(problem)
     if not has_array(problem, rules):  # the others leave key 0, or nothing
-        rules = tuple(rule for rule in rules if isinstance(rule, LengthMask))
+        rules = tuple(rule for rule in rules if rule._as_lengths is not None)
     keep = allowed(problem, rules)
     if total is not None:
         keep = total != -xp.inf if keep is None else keep & (total != -xp.inf)

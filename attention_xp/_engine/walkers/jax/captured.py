@@ -19,9 +19,9 @@ from attention_xp._engine.problem.problem import Problem, is_foreign
 from attention_xp._engine.tile.captured import Captured, Programs
 from attention_xp._engine.walkers.jax.programs import told
 from attention_xp._engine.walkers.jax.walk import Walk, dynamic_cut, is_moving
+from attention_xp._scores.attributes import with_parts
 from attention_xp._scores.frozen import freeze, thaw
 from attention_xp._scores.region import Region, Span
-from attention_xp._scores.rule import with_parts
 from attention_xp._typing import Array
 from attention_xp.biases._bias import Bias, evaluated
 from attention_xp.masks import FunctionMask, Mask

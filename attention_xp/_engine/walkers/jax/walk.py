@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.sharding import spread_like
 from attention_xp._backend.sizes import as_number, ceil_div
+from attention_xp._backend.values import FAR
 from attention_xp._engine.plan.tile_sizes import stack, tile_sizes
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.arithmetic import Arithmetic
@@ -20,7 +21,6 @@ from attention_xp._engine.tile.step import Running, advance, finish, scale_in_ba
 from attention_xp._scores.region import Region, Span
 from attention_xp._typing import Array, DType
 from attention_xp.masks import Mask
-from attention_xp.masks._packed_rule import PackedMask
 
 __all__ = ["Guarded", "Walk", "dynamic_cut", "fold", "guarded", "is_moving", "slope_dtype", "zeros"]
 
@@ -240,10 +240,22 @@ class Walk:
         whole = Region.whole(problem)
         offset = 0 if problem.query_offset is None else whole.per_batch(problem.query_offset)
         q = row + offset
-        items = whole.b if math.prod(self.stack[: len(problem.batch)]) == 1 else None
-        heads = whole.h if math.prod(self.stack[len(problem.batch) :]) == 1 else None
+        items = whole.item if math.prod(self.stack[: len(problem.batch)]) == 1 else None
+        heads = whole.head if math.prod(self.stack[len(problem.batch) :]) == 1 else None
         m, n = as_number(jnp, self.m), as_number(jnp, self.n)
-        return Span(jnp, row, row + m - 1, q, q + m - 1, column, column + n - 1, items, heads)
+        k = self._positions(column)
+        return Span(jnp, row, row + m - 1, q, q + m - 1, *k, items, heads, column, column + n - 1)
+
+    def _positions(self, column: Array) -> tuple[Array, Array]:
+        """Return the bounds of the positions of the keys of all tiles, given their first columns."""
+        keys = self.problem.key_positions
+        if keys is None:
+            first = column + self.problem.key_offset
+            return first, first + as_number(jnp, self.n) - 1
+        columns = column.reshape(-1, 1) + jnp.arange(self.n, dtype=jnp.int32)[None, :]
+        of_tiles = keys[..., columns]  # (..., 1, 1, tiles, n)
+        least, greatest = (jnp.min(jnp.where(of_tiles < 0, FAR, of_tiles), axis=-1), jnp.max(of_tiles, axis=-1))
+        return jnp.minimum(least, greatest), greatest
 
     def _numbers(self, count: int, behind: int = 0) -> Array:
         return filled_up(jnp, jnp.arange(count, dtype=jnp.int32), self.problem.ndim, behind=behind)
@@ -258,7 +270,7 @@ class Walk:
 def _speaks_of_rows(rule: Mask, problem: Problem) -> bool:
     """Whether a rule can judge rectangles of rows and keys: where sequences are packed, few rules can."""
     packing = problem.packing
-    return packing is None or isinstance(rule, PackedMask) or (packing.same and rule.shift_invariant)
+    return packing is None or rule._is_of_places or (packing.same and rule.shift_invariant)
 
 
 def _all(answers: list[Any]) -> Array:

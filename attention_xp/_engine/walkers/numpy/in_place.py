@@ -22,7 +22,6 @@ from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
 from attention_xp.masks import Mask
-from attention_xp.masks._call_rules import AlignedMask
 
 __all__ = ["SAFE", "InPlace", "Patches", "by_key_head"]
 
@@ -94,7 +93,7 @@ class InPlace(Arithmetic):
         if not self.problem.shift_invariant(rules):
             allowed = allowed_pairs(rules, region)
             return [(slice(region.sizes[-1]), _by_columns(allowed) if self.lies_by_keys else allowed)]
-        first = region.starts[-2] + (self.problem.query_offset or 0) - region.starts[-1]
+        first = region.starts[-2] + (self.problem.query_offset or 0) - region.starts[-1] - self.problem.key_offset
         about = first, region.sizes[-2:], self.lies_by_keys
         known = self._found.get((id(rules), *about))
         if known is None:  # to compare rules by what they say takes as long as a small tile: once for each tuple
@@ -141,7 +140,7 @@ class InPlace(Arithmetic):
 
     def survivors(self, region: Region) -> Array:
         """Return which weights survive dropout, keys x queries behind a transposed view."""
-        if self.problem.packing is not None:
+        if not self.problem.keys_count_up:
             return super().survivors(region)
         *lead, m, n = region.sizes
         at = tuple(region.starts[:-2])
@@ -178,7 +177,7 @@ def _meets_lines_only(problem: Problem) -> bool:
         problem.score_mod is None
         and all(map(_is_line, problem.addends))
         and all(
-            rule.shift_invariant or (_is_line(rule.array) if isinstance(rule, AlignedMask) else rule.tells)
+            rule.shift_invariant or (rule.tells if rule._as_array is None else _is_line(rule._as_array))
             for rule in problem.rules
         )
     )

@@ -7,10 +7,11 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from attention_xp._engine.plan.answers import Item
+from attention_xp._engine.plan.positions import Positions
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._typing import Array
 
-__all__ = ["Place", "offset_of"]
+__all__ = ["Place", "item_of"]
 
 
 class Place(NamedTuple):
@@ -59,12 +60,15 @@ class Place(NamedTuple):
         starts = self.starts
         b = int(np.ravel_multi_index(starts[: len(problem.batch)], problem.batch)) if problem.batch else 0
         h = None if problem.heads is None or self.heads > 1 else starts[-1]
-        return Item(offset_of(problem, b), b, h)
+        return item_of(problem, b, h)
 
 
-def offset_of(problem: Problem, b: int) -> int:
-    """Return the position of the first query of a batch item."""
-    given = problem.query_offset
-    if given is None or isinstance(given, int):
-        return given or 0
-    return int(np.broadcast_to(given, problem.batch).reshape(-1)[b])
+def item_of(problem: Problem, b: int, h: int | None) -> Item:
+    """Return a batch item and a head, with the positions of its rows and keys."""
+    offset, keys = problem.query_offset, problem.key_positions
+    if not isinstance(offset, int | None):
+        offset = int(np.broadcast_to(offset, problem.batch).reshape(-1)[b])
+    if keys is None:
+        return Item(offset or 0, b, h, problem.key_offset)
+    of_all = np.broadcast_to(keys, (*problem.batch, *keys.shape[len(problem.batch) :])).reshape(-1, keys.shape[-1])
+    return Item(offset or 0, b, h, Positions(of_all[b]))

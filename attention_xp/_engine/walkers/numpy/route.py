@@ -5,7 +5,7 @@ from attention_xp._engine.plan.plan import Bounds, Tile
 from attention_xp._engine.plan.plans import Plans
 from attention_xp._engine.plan.tile_sizes import STRIP, TileShape
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.walkers.numpy.place import Place, offset_of
+from attention_xp._engine.walkers.numpy.place import Place, item_of
 
 __all__ = ["Route"]
 
@@ -15,8 +15,10 @@ class Route:
 
     def __init__(self, problem: Problem, shape: TileShape, *, widest: int) -> None:
         self._problem = problem
-        self._alike = Item(offset_of(problem, 0), 0, None) if problem.is_masked_alike else None
-        self._plans = Plans.of(problem.rules, problem.query.shape[-2], _grid(problem, shape, widest))
+        self._alike = item_of(problem, 0, None) if problem.is_masked_alike else None
+        self._plans = Plans.of(
+            problem.rules, problem.query.shape[-2], _grid(problem, shape, widest), may_keep=problem.keys_count_up
+        )
 
     def blocks(self) -> list[Bounds]:
         """Return the blocks of rows of all heads: what is long comes first, so that no thread ends with it."""

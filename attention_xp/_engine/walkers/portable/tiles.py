@@ -46,16 +46,16 @@ def _answers(problem: Problem, rows: Bounds, strips: list[Bounds]) -> list[_Answ
     offset = problem.query_offset or 0 if isinstance(problem.query_offset, int | None) else None
     # A trace with sizes that change takes one graph for all that fit into one tile, and export has no ints at all.
     is_vague = is_compiling(problem.xp) and (len(strips) == 1 or not isinstance(strips[0][1], int))
-    if offset is None or problem.packing is not None or is_vague:  # what is not known may be anything
+    if offset is None or not problem.keys_count_up or is_vague:  # what is not known may be anything
         return [(rule, [[True] * len(strips)], [[False] * len(strips)]) for rule in problem.rules]
     if is_compiling(problem.xp):
-        return [_one_by_one(rule, rows, strips, offset) for rule in problem.rules]
+        return [_one_by_one(rule, rows, strips, (offset, problem.key_offset)) for rule in problem.rules]
     from attention_xp._engine.plan.answers import Item, asked  # noqa: PLC0415  # imports NumPy
 
-    told = asked(problem.rules, [rows], strips, Item(offset, None, None))
+    told = asked(problem.rules, [rows], strips, Item(offset, None, None, problem.key_offset))
     return [(rule, *both.tolist()) for rule, both in zip(problem.rules, told, strict=True)]
 
 
-def _one_by_one(rule: Mask, rows: Bounds, strips: list[Bounds], offset: int) -> _Answer:
-    told = [rule.reach(span_between(None, rows, strip, offset)) for strip in strips]
+def _one_by_one(rule: Mask, rows: Bounds, strips: list[Bounds], offsets: tuple[int, int]) -> _Answer:
+    told = [rule.reach(span_between(None, rows, strip, offsets)) for strip in strips]
     return rule, [[bool(possible) for possible, _ in told]], [[bool(certain) for _, certain in told]]

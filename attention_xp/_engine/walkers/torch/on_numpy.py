@@ -11,14 +11,13 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from attention_xp._backend.dtypes import dtype_name
-from attention_xp._backend.libraries import library_name
+from attention_xp._backend.libraries import is_numpy, library_name
 from attention_xp._backend.modes import in_forward_mode, is_compiling, is_recorded
 from attention_xp._engine.kernels.borders import formula_is_faster
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.backward_step import Known, Slopes
 from attention_xp._scores.frozen import freeze, thaw
 from attention_xp._typing import Array
-from attention_xp.masks._look_up import is_numpy
 
 __all__ = ["backward", "forward"]
 

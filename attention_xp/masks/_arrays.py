@@ -149,4 +149,5 @@ def _mask_of(xp: Namespace, keep: Array, dtype: DType | str | None) -> Array:
     if dtype is not None and is_boolean(xp, dtype):
         return keep
     zeros = xp.zeros(keep.shape, dtype=dtype, device=device_of(keep))
-    return xp.where(keep, zeros, -math.inf)
+    mask: Array = xp.where(keep, zeros, -math.inf)
+    return mask

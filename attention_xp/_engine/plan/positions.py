@@ -1,0 +1,33 @@
+"""Positions of keys that do not count up, as plans look at them: on NumPy, the bounds of stretches of them."""
+
+from typing import Any
+
+import numpy as np
+
+from attention_xp._typing import Array
+
+__all__ = ["Positions"]
+
+
+class Positions:
+    """The positions of the keys of one batch item; negative ones are of empty slots, which say nothing."""
+
+    def __init__(self, positions: Array) -> None:
+        self._filled = np.flatnonzero(positions >= 0)
+        self._positions = positions[self._filled]
+        self._known: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def between(self, first: Any, end: Any) -> tuple[Any, Any]:
+        """Return the least and the greatest position in half-open stretches of columns, ints or arrays."""
+        if isinstance(first, int):
+            return self._bounds(first, end)
+        found = [self._bounds(*pair) for pair in zip(first.ravel().tolist(), end.ravel().tolist(), strict=True)]
+        least, greatest = np.asarray(found, np.int64).reshape(-1, 2).T
+        return least.reshape(first.shape), greatest.reshape(first.shape)
+
+    def _bounds(self, first: int, end: int) -> tuple[int, int]:
+        known = self._known.get((first, end))
+        if known is None:
+            some = self._positions[slice(*np.searchsorted(self._filled, (first, end)))]
+            known = self._known[first, end] = (int(some.min()), int(some.max())) if some.size else (0, 0)
+        return known

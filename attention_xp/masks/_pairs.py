@@ -1,0 +1,193 @@
+"""What every mask says of pairs of query and key, and of whole rectangles of them."""
+
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from attention_xp._backend.shapes import filled_up
+from attention_xp._checks.arrays import check_result, fits
+from attention_xp._scores.attributes import attributes, parts_of as rules_in
+from attention_xp._scores.region import Region, Span
+from attention_xp._scores.rule import Rule, arrays_of, check_library_and_place, short
+from attention_xp._typing import Array, Namespace
+
+__all__ = ["Pairs", "Reach", "parts_of", "rule"]
+
+Reach = tuple[Any, Any]
+"""Whether a rectangle possibly, and whether it certainly, allows pairs: bools, or boolean arrays."""
+
+
+# The fields of a rule are those of a dataclass; its constructor checks them.
+rule = dataclass(init=False, repr=False, eq=False)
+
+# What libraries complain about when Python asks whether an array is true.
+_TRUTH = re.compile(
+    "truth value of an array|Boolean value of Tensor|boolean conversion of traced|bool is only allowed|data-dependent control",
+    re.IGNORECASE,
+)
+
+_REQUIRED = object()  # a field without a default
+
+
+class Pairs(Rule):
+    """What a rule on (query, key) pairs says of them; `Mask` tells how to write one."""
+
+    relative: bool = False
+    shift_invariant: bool = False
+    lead: tuple[int, ...] = ()
+    extent: tuple[int, int] = (32, 32)
+    is_sized: bool = False  # whether nothing is said beyond the extent
+    _numbers: ClassVar[tuple[str, ...]] = ()  # the fields that may be a number or an array; see `freeze`
+
+    # What rules of the library say of themselves, so that nobody asks of which class they are.
+    _as_band: tuple[int | None, int | None] | None = None  # (left, right): it allows the keys in [q - left, q + right]
+    _as_lengths: int | Array | None = None  # it allows the keys before these positions
+    _as_array: Array | None = None  # it allows what an array says, which is aligned with the scores
+    _is_of_rows: bool = False  # it looks at nothing but rows
+    _is_of_places: bool = False  # it looks at rows and columns, whatever positions these stand at
+
+    @property
+    def _windows(self) -> list[tuple[int, int | None]]:
+        """The windows ``(left, right)`` that the rule is made of, those with an end to the left."""
+        return [window for part in parts_of(self) for window in part._windows]
+
+    @property
+    def _blocks(self) -> list[tuple[int, int]]:
+        """The sizes of the blocks that the rule is made of."""
+        return [block for part in parts_of(self) for block in part._blocks]
+
+    def allowed(self, region: Region) -> Array:
+        """Return a boolean array that broadcasts against the scores of a region.
+
+        Parameters
+        ----------
+        region : Region
+            A rectangle of the scores: index arrays ``b``, ``h``, ``q_idx``, ``kv_idx`` and ``row``, which
+            broadcast against its scores, and the array library ``xp``.
+
+        Returns
+        -------
+        array
+            True where the query may attend the key.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define allowed(region)")
+
+    def pairs(self, region: Region) -> Array:
+        """Return what `allowed` says of a region, checked.
+
+        Parameters
+        ----------
+        region : Region
+            A rectangle of the scores.
+
+        Returns
+        -------
+        array
+            True where the query may attend the key.
+
+        Raises
+        ------
+        TypeError
+            If `allowed` returned no boolean array.
+        ValueError
+            If what it returned does not broadcast to the scores of the region.
+        """
+        try:
+            keep = self.allowed(region)
+        except (RuntimeError, TypeError, ValueError) as error:
+            if _TRUTH.search(str(error)) is None:
+                raise
+            raise TypeError(
+                f"{self._author} asks whether an array is true: combine conditions on arrays with &, | and ~, each in "
+                "parentheses, not with and, or, not, if or a chain such as 0 <= x < n"
+            ) from error
+        check_result(region.xp, self._author, keep, region.sizes, "boolean")
+        return filled_up(region.xp, keep, len(region.sizes))
+
+    @property
+    def _author(self) -> str:
+        """What to name in a complaint about an answer."""
+        return f"{type(self).__name__}.allowed"
+
+    def reach(self, span: Span) -> Reach:  # noqa: ARG002
+        """Tell whether rectangles are empty, full or mixed, without looking at their pairs.
+
+        Parameters
+        ----------
+        span : Span
+            Bounds of one rectangle as ints, or of many as arrays that broadcast.
+
+        Returns
+        -------
+        possible : bool or array
+            False where a rectangle is certainly empty.
+        certain : bool or array
+            True where a rectangle is certainly full. ``(True, False)``, which says nothing, is always right.
+        """
+        return True, False
+
+    def seams(self, q_stop: int, k_stop: int) -> tuple[list[int], list[int]]:  # noqa: ARG002
+        """Tell at which positions the mask changes for many pairs at once, so that tiles are cut there.
+
+        Parameters
+        ----------
+        q_stop, k_stop : int
+            Positions of queries and keys are below these.
+
+        Returns
+        -------
+        queries, keys : list of int
+            Positions before which to cut. Only speed depends on them; ``([], [])`` is always right.
+        """
+        return [], []
+
+    @property
+    def tells(self) -> bool:
+        """Whether `reach` says anything, here and in all rules that this one is made of."""
+        parts = parts_of(self)
+        return all(part.tells for part in parts) if parts else type(self).reach is not Pairs.reach
+
+    def check(self, xp: Namespace, query: Array, batch: tuple[int, ...], heads: int | None) -> None:
+        """Check that the arrays of a mask suit a query, before anything is computed.
+
+        Parameters
+        ----------
+        xp : module
+            The array library of the query.
+        query : array
+            Tells the device.
+        batch : tuple of int
+            The batch shape of the scores.
+        heads : int or None
+            Number of query heads; None where there is no heads axis.
+
+        Raises
+        ------
+        TypeError
+            If an array belongs to another library, other than NumPy.
+        ValueError
+            If an array lies on another device, or its leading axes do not broadcast to batch and heads.
+        """
+        expected = (*batch, 1 if heads is None else heads)
+        for name, array in arrays_of(self):
+            check_library_and_place(xp, query, name, array)
+            if not fits(self.lead, expected):
+                raise ValueError(
+                    f"leading axes of {name} do not broadcast to batch and heads: expected {expected}, got {self.lead} "
+                    f"from {self!r}"
+                )
+        for part in parts_of(self):
+            part.check(xp, query, batch, heads)
+
+    def __repr__(self) -> str:
+        given = [
+            short(value)
+            for name, value in attributes(self).items()
+            if not name.startswith("_") and value is not getattr(type(self), name, _REQUIRED)
+        ]
+        return f"{type(self).__name__}({', '.join(given)})"
+
+
+def parts_of(rule: "Pairs") -> list[Any]:
+    """Return the rules on pairs that a rule is made of."""
+    return rules_in(rule, Pairs)
