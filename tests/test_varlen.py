@@ -191,7 +191,7 @@ def test_a_seed_drops_the_same_weights_everywhere(library, make):
         (ValueError, r"expected cu_seqlens_k \(N \+ 1,\)", {"cu_seqlens_k": CU_K[1:]}),
         (TypeError, "mask must be a rule", {"mask": np.ones((T, T), bool)}),
         (TypeError, "bias must be a rule from attention_xp.biases .* got ndarray", {"bias": np.ones((T, T))}),
-        (ValueError, r"slopes \(H,\) with H = 4", {"bias": AlibiBias(np.ones(3))}),
+        (ValueError, r"slopes \(H,\) or \(B, H\), up to \(1, 4\)", {"bias": AlibiBias(np.ones(3))}),
         (ValueError, r"leading axes of lengths .* expected \(4, 4\), got \(3, 1\)", {"mask": LengthMask(LIMITS[:3])}),
         (TypeError, "return_lse must be", {"return_lse": "yes"}),
         (ValueError, "key_lengths cannot be given", {"key_lengths": 3}),

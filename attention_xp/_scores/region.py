@@ -161,10 +161,14 @@ class Region(NamedTuple):
         return self.look_up(filled_up(self.xp, values, ndim, behind=ndim - len(self.frame.batch)))
 
     def per_head(self, values: Array) -> Array:
-        """Line numbers ``(H,)`` up with the scores, in their dtype; a single number is for all heads."""
-        xp, line = self.xp, (1,) if self.frame.heads is None else (-1, 1)
-        numbers = xp.reshape(self.floating(values), line)
-        return self.look_up(filled_up(xp, numbers, self.frame.ndim, behind=1))
+        """Line numbers ``(H,)`` or ``(B, H)`` up with the scores, in their dtype; an axis of length 1 is for all.
+
+        Where there are no heads, the last axis has that length.
+        """
+        numbers = self.floating(values)
+        if self.frame.heads is None and numbers.ndim > 0:
+            numbers = numbers[..., 0]
+        return self.look_up(filled_up(self.xp, numbers, self.frame.ndim, behind=2 if numbers.ndim > 0 else 0))
 
     def floating(self, numbers: Array) -> Array:
         """Return numbers of any kind, also those of a NumPy array, in the dtype of the scores."""
