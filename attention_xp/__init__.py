@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "_alibi": ("alibi_slopes",),
     "_attention": ("flash_attention", "scaled_dot_product_attention"),
+    "_attention_scores": ("attention_scores",),
     "_gradients": ("attention_gradients",),
     "_explain": ("Explanation", "explain"),
     "masks._arrays": ("create_causal_mask", "create_look_ahead_mask", "create_padding_mask"),
@@ -62,6 +63,7 @@ __all__ = [
     "alibi_slopes",
     "attention_gradients",
     "attention_score_visualization",
+    "attention_scores",
     "attention_statistics",
     "attention_vjp",
     "axial_rotary_embedding",

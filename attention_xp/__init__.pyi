@@ -1,6 +1,7 @@
 from attention_xp import biases as biases, linear as linear, masks as masks
 from attention_xp._alibi import alibi_slopes
 from attention_xp._attention import flash_attention, scaled_dot_product_attention
+from attention_xp._attention_scores import attention_scores
 from attention_xp._explain import Explanation, explain
 from attention_xp._gradients import attention_gradients
 from attention_xp._merge import merge_attention
@@ -49,6 +50,7 @@ __all__ = [
     "alibi_slopes",
     "attention_gradients",
     "attention_score_visualization",
+    "attention_scores",
     "attention_statistics",
     "attention_vjp",
     "axial_rotary_embedding",

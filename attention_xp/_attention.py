@@ -8,6 +8,7 @@ from attention_xp._engine.problem.options import AttentionOptions, check_options
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Wanted
 from attention_xp._public_types import Array, ArrayT
+from attention_xp._typing import DType
 from attention_xp.masks import Mask
 
 __all__ = ["flash_attention", "scaled_dot_product_attention"]
@@ -137,6 +138,7 @@ def flash_attention(
     dropout_rate: float = 0.0,
     *,
     return_lse: Literal[False] = False,
+    output_dtype: DType | str | None = None,
     **options: Unpack[AttentionOptions],
 ) -> ArrayT: ...
 @overload
@@ -148,6 +150,7 @@ def flash_attention(
     dropout_rate: float = 0.0,
     *,
     return_lse: Literal[True],
+    output_dtype: DType | str | None = None,
     **options: Unpack[AttentionOptions],
 ) -> tuple[ArrayT, ArrayT]: ...
 @overload
@@ -159,6 +162,7 @@ def flash_attention(
     dropout_rate: float = 0.0,
     *,
     return_lse: bool,
+    output_dtype: DType | str | None = None,
     **options: Unpack[AttentionOptions],
 ) -> ArrayT | tuple[ArrayT, ArrayT]: ...
 @with_options
@@ -170,6 +174,7 @@ def flash_attention(
     dropout_rate: float = 0.0,
     *,
     return_lse: bool = False,
+    output_dtype: DType | str | None = None,
     **options: Unpack[AttentionOptions],
 ) -> Any:
     r"""Attend without returning the weights; the log-sum-exp of the scores on request.
@@ -198,12 +203,16 @@ def flash_attention(
         Probability of dropping a weight, ``0 <= dropout_rate < 1``.
     return_lse : bool, default: False
         Whether to return the log-sum-exp as well.
+    output_dtype : dtype or str, optional
+        Floating dtype of the output, of the library of `query`, or its name. Default: that of `query`. ``"float32"``
+        keeps what was computed from 16-bit inputs as it is, such as parts that `merge_attention` is to join: these are
+        then rounded once, after the last.
     {options}
 
     Returns
     -------
     output : array
-        ``(..., H, Sq, Dv)``, with dtype, library and device of `query`.
+        ``(..., H, Sq, Dv)``, with library and device of `query`, and its dtype unless `output_dtype` is another.
     lse : array
         ``(..., H, Sq)``, natural logarithm, at least float32, sinks included. ``-inf`` for a row
         that may attend nothing. Only with `return_lse`.
@@ -235,9 +244,14 @@ def flash_attention(
     >>> output, lse = flash_attention(x, x, x, return_lse=True)
     >>> output.shape, bool(np.allclose(lse, np.log(4)))
     ((2, 4, 8), True)
+    >>> half = x.astype("float16")
+    >>> flash_attention(half, half, half, output_dtype="float32").dtype
+    dtype('float32')
     """
     if options:
         check_options(flash_attention, options)
     problem = Problem.of(query, key, value, mask, dropout_rate, options)
+    if output_dtype is not None:
+        problem = problem.with_output_dtype(output_dtype)
     result = attend(problem, Wanted(lse=check_flag("return_lse", return_lse)))
     return (result.output, result.lse) if return_lse else result.output

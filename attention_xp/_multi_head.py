@@ -11,7 +11,7 @@ from attention_xp._engine.problem.options import AttentionOptions, check_options
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Wanted
 from attention_xp._heads import join, split, stand_in
-from attention_xp._multi_head_params import MultiHeadParams, check_widths, given_arrays, head_counts, project
+from attention_xp._multi_head_params import MultiHeadParams, given_arrays, head_counts, head_widths, project
 from attention_xp._public_types import Array, ArrayT
 from attention_xp.masks import Mask
 
@@ -90,17 +90,19 @@ def multi_head_attention(
     query : array
         ``(B, Sq, d_model)``; the batch may have any number of axes.
     key, value : array
-        ``(B, Sk, d_model)``. Without `params`, their width is ``num_kv_heads * (d_model // num_heads)``.
+        ``(B, Sk, any)`` with `params`, which are as wide. Without, their width is
+        ``num_kv_heads * (d_model // num_heads)``.
     num_heads : int
-        ``H``; divides `d_model`.
+        ``H``. Without `params`, it divides `d_model`.
     d_model : int
-        Width of the query and of the output.
+        Width of the query; without `params`, of the output as well.
     mask : array or Mask, optional
         As in `scaled_dot_product_attention`; broadcasts to ``(B, H, Sq, Sk)``.
     dropout_rate : float, default: 0.0
         Probability of dropping a weight, ``0 <= dropout_rate < 1``.
     params : MultiHeadParams, optional
-        The projections. Default: the identity; heads are split, attended and joined.
+        The projections. Heads are as wide as `w_q` and `w_v` make them, which the default `scale` goes by, and the
+        output is as wide as `w_o`. Default: the identity; heads are split, attended and joined.
     num_kv_heads : int, optional
         ``Hkv`` of grouped-query attention; divides `num_heads`. Default: `num_heads`.
     return_weights : bool, default: True
@@ -110,7 +112,7 @@ def multi_head_attention(
     Returns
     -------
     output : array
-        ``(B, Sq, d_model)``.
+        ``(B, Sq, d_model)``, or as wide as `w_o` has columns.
     weights : array or None
         ``(B, H, Sq, Sk)`` after dropout; ``None`` unless `return_weights`.
 
@@ -119,7 +121,7 @@ def multi_head_attention(
     TypeError
         If an argument is of the wrong kind.
     ValueError
-        If `d_model` is not divisible by `num_heads`, or another shape or value does not fit.
+        If `d_model`, or what a projection makes, is not divisible by `num_heads`, or another shape or value does not fit.
 
     References
     ----------
@@ -137,18 +139,18 @@ def multi_head_attention(
     ((32, 10, 512), (32, 8, 10, 10))
     """
     check_options(multi_head_attention, options)
-    heads, kv_heads = head_counts(num_heads, d_model, num_kv_heads)
+    heads, kv_heads = head_counts(num_heads, num_kv_heads)
     inputs, p = {"query": query, "key": key, "value": value}, given_arrays(params)
     xp = common_namespace(**inputs, **p)
-    check_widths(xp, inputs, p, d_model, kv_heads * (d_model // heads))
+    D, Dv = head_widths(xp, inputs, p, d_model, heads, kv_heads)
     without_batch = query.ndim == 2  # its heads axis would be taken for a batch
     if without_batch:
         query, key, value = (xp.expand_dims(a, axis=0) for a in (query, key, value))
     wanted = Wanted(weights=check_flag("return_weights", return_weights))
     problem = Problem.of(
-        stand_in(xp, query, heads, d_model // heads),
-        stand_in(xp, key, kv_heads, d_model // heads),
-        stand_in(xp, value, kv_heads, d_model // heads),
+        stand_in(xp, query, heads, D),
+        stand_in(xp, key, kv_heads, D),
+        stand_in(xp, value, kv_heads, Dv),
         mask,
         dropout_rate,
         options,
@@ -156,11 +158,11 @@ def multi_head_attention(
     if not is_cupy_namespace(xp):  # of whose arrays kernels judge the layout, too
         problem.once(choose, wanted)  # so that what `impl` cannot compute is refused before anything is projected
     key, value = (up_to(problem.key.shape[-2], problem.given_keys, a, axis=-2) for a in (key, value))
-    query = split(project(query, p.get("w_q"), p.get("b_q"), xp), heads, xp)  # (B, Sq, d_model) -> (B, H, Sq, dh)
-    key = split(project(key, p.get("w_k"), p.get("b_k"), xp), kv_heads, xp)  # (B, Sk, d_model) -> (B, Hkv, Sk, dh)
+    query = split(project(query, p.get("w_q"), p.get("b_q"), xp), heads, xp)  # (B, Sq, d_model) -> (B, H, Sq, D)
+    key = split(project(key, p.get("w_k"), p.get("b_k"), xp), kv_heads, xp)  # (B, Sk, any) -> (B, Hkv, Sk, D)
     value = split(project(value, p.get("w_v"), p.get("b_v"), xp), kv_heads, xp)
     output, weights, _ = attend(problem.of_arrays(query, key, value), wanted)
-    output = project(join(output, xp), p.get("w_o"), p.get("b_o"), xp)  # (B, H, Sq, dh) -> (B, Sq, d_model)
+    output = project(join(output, xp), p.get("w_o"), p.get("b_o"), xp)  # (B, H, Sq, Dv) -> (B, Sq, any)
     if without_batch:
         output = xp.squeeze(output, axis=0)
         weights = None if weights is None else xp.squeeze(weights, axis=0)
@@ -237,7 +239,7 @@ def multi_head_self_attention(
     Returns
     -------
     output : array
-        ``(B, S, d_model)``.
+        ``(B, S, d_model)``, or as wide as `w_o` has columns.
     weights : array or None
         ``(B, H, S, S)`` after dropout; ``None`` unless `return_weights`.
 

@@ -12,15 +12,24 @@ from attention_xp._public_types import Array, ArrayT, Generic, HeldT
 from attention_xp._random.draws import check_rng, uniform
 from attention_xp._typing import Device, DType, Namespace
 
-__all__ = ["MultiHeadParams", "check_widths", "given_arrays", "head_counts", "init_multi_head_params", "project"]
+__all__ = [
+    "MultiHeadParams",
+    "given_arrays",
+    "head_counts",
+    "head_widths",
+    "init_multi_head_params",
+    "project",
+    "width_of_head",
+]
 
 
 class MultiHeadParams(NamedTuple, Generic[HeldT]):
     """Weights and biases of multi-head attention, applied as ``x @ w + b``.
 
-    With ``dh = d_model // H``, `w_q` is ``(d_model, H * dh)``, `w_k` and `w_v` are ``(d_model, Hkv * dh)``
-    and `w_o` is ``(H * dh, d_model)``. Biases, where there are any, have the length of the
-    output. Being a named tuple, it is a pytree to JAX.
+    With heads of ``D``, and of ``Dv`` for the values, `w_q` is ``(d_model, H * D)``, `w_k` is ``(key width, Hkv * D)``,
+    `w_v` is ``(value width, Hkv * Dv)`` and `w_o` is ``(H * Dv, output width)``: they tell the widths of the heads and of
+    the output, which need not be those of the inputs. Biases, where there are any, have the length of what they are
+    added to. Being a named tuple, it is a pytree to JAX.
     """
 
     w_q: HeldT
@@ -121,11 +130,12 @@ def init_multi_head_params(
     >>> params.w_q.shape, params.w_k.shape, params.b_q
     ((512, 512), (512, 128), None)
     """
-    heads, kv_heads = head_counts(num_heads, d_model, num_kv_heads)
+    heads, kv_heads = head_counts(num_heads, num_kv_heads)
+    width = width_of_head(d_model, heads)
     has_bias = check_flag("bias", bias)
     xp, dtype, device = place_of(xp, dtype, device, like)
     check_rng(rng, xp)
-    kv_width = kv_heads * (d_model // heads)
+    kv_width = kv_heads * width
     shapes_in_order = [(d_model, d_model), (d_model, kv_width), (d_model, kv_width), (d_model, d_model)]
     numbers = uniform(rng, (sum(n * m for n, m in shapes_in_order),), xp=xp, dtype=dtype, device=device)
     weights, start = [], 0
@@ -137,15 +147,20 @@ def init_multi_head_params(
     return MultiHeadParams(*weights, *biases)
 
 
-def head_counts(num_heads: int, d_model: int, num_kv_heads: int | None) -> tuple[int, int]:
-    """Return ``(H, Hkv)``, checked to divide what they must."""
+def head_counts(num_heads: int, num_kv_heads: int | None) -> tuple[int, int]:
+    """Return ``(H, Hkv)``, checked to divide."""
     heads = check_count("num_heads", num_heads)
-    if check_count("d_model", d_model) % heads:
-        raise ValueError(f"d_model must be divisible by num_heads, got d_model {d_model}, num_heads {heads}")
     kv_heads = heads if num_kv_heads is None else check_count("num_kv_heads", num_kv_heads)
     if heads % kv_heads:
         raise ValueError(f"num_heads must be divisible by num_kv_heads, got num_heads {heads}, num_kv_heads {kv_heads}")
     return heads, kv_heads
+
+
+def width_of_head(d_model: int, heads: int) -> int:
+    """Return the width of each of the heads that a whole width is split into."""
+    if check_count("d_model", d_model) % heads:
+        raise ValueError(f"d_model must be divisible by num_heads, got d_model {d_model}, num_heads {heads}")
+    return d_model // heads
 
 
 def given_arrays(params: Any) -> dict[str, Array]:
@@ -160,49 +175,79 @@ def given_arrays(params: Any) -> dict[str, Array]:
     return {name: a for name, a in params._asdict().items() if a is not None}
 
 
-def check_widths(
-    xp: Namespace,
-    arrays: dict[str, Array],
-    params: dict[str, Array],
-    d_model: int,
-    kv_width: int,
-) -> None:
-    """Check the widths that the projections, or without them the splitting into heads, rely on."""
+def head_widths(
+    xp: Namespace, arrays: dict[str, Array], params: dict[str, Array], d_model: int, heads: int, kv_heads: int
+) -> tuple[int, int]:
+    """Return ``(D, Dv)`` after the checks of the widths that projections, or without them the splitting into heads, rely on."""
     check_floating(xp, **arrays, **params)
     check_placement(xp, query=arrays["query"], **params)
     for name, a in arrays.items():
         if a.ndim < 2:
             raise ValueError(f"{name} needs at least 2 axes: expected {name} (B, S, d_model), {shapes(**{name: a})}")
-    query, key, value = (arrays[name].shape[-1] for name in ("query", "key", "value"))
-    if not params:
-        for (name, a), width in zip(arrays.items(), (d_model, kv_width, kv_width), strict=True):
-            if a.shape[-1] != width:
-                letters = "d_model" if name == "query" else "num_kv_heads * (d_model // num_heads)"
-                raise ValueError(
-                    f"{name} has width {a.shape[-1]} but without params it must be {letters} = {width}: "
-                    f"expected {name} (B, S, {width}), {shapes(**{name: a})}"
-                )
-        return
+    return (
+        _of_params(xp, arrays, params, d_model, heads, kv_heads)
+        if params
+        else _of_inputs(arrays, d_model, heads, kv_heads)
+    )
+
+
+def _of_inputs(arrays: dict[str, Array], d_model: int, heads: int, kv_heads: int) -> tuple[int, int]:
+    """Return the widths of the heads that the inputs are split into."""
+    width = width_of_head(d_model, heads)
+    for (name, a), expected in zip(arrays.items(), (d_model, kv_heads * width, kv_heads * width), strict=True):
+        if a.shape[-1] != expected:
+            letters = "d_model" if name == "query" else "num_kv_heads * (d_model // num_heads)"
+            raise ValueError(
+                f"{name} has width {a.shape[-1]} but without params it must be {letters} = {expected}: "
+                f"expected {name} (B, S, {expected}), {shapes(**{name: a})}"
+            )
+    return width, width
+
+
+def _of_params(
+    xp: Namespace, arrays: dict[str, Array], params: dict[str, Array], d_model: int, heads: int, kv_heads: int
+) -> tuple[int, int]:
+    """Return the widths of the heads that the projections make."""
+    query = arrays["query"]
+    if query.shape[-1] != check_count("d_model", d_model):
+        raise ValueError(
+            f"query has width {query.shape[-1]} but d_model is {d_model}: expected query (B, Sq, d_model), {shapes(query=query)}"
+        )
+    D, Dv = _made_by(params, "w_q", "H * D", heads), _made_by(params, "w_v", "Hkv * Dv", kv_heads)
+    key, value, output = arrays["key"].shape[-1], arrays["value"].shape[-1], params["w_o"].shape[-1:]
     expected = {
-        "w_q": (query, d_model),
-        "w_k": (key, kv_width),
-        "w_v": (value, kv_width),
-        "w_o": (d_model, d_model),
-        "b_q": (d_model,),
-        "b_k": (kv_width,),
-        "b_v": (kv_width,),
-        "b_o": (d_model,),
+        "w_q": ("(d_model, H * D)", (d_model, heads * D)),
+        "w_k": ("(key width, Hkv * D)", (key, kv_heads * D)),
+        "w_v": ("(value width, Hkv * Dv)", (value, kv_heads * Dv)),
+        "w_o": ("(H * Dv, any)", (heads * Dv, *output)),
+        "b_q": ("(H * D,)", (heads * D,)),
+        "b_k": ("(Hkv * D,)", (kv_heads * D,)),
+        "b_v": ("(Hkv * Dv,)", (kv_heads * Dv,)),
+        "b_o": ("(output width,)", output),
     }
     for name, a in params.items():
-        if tuple(a.shape) != expected[name]:
+        letters, shape = expected[name]
+        if tuple(a.shape) != shape:
             raise ValueError(
-                f"params.{name} does not fit: expected {name} {expected[name]}, {shapes(**arrays, **{name: a})}"
+                f"params.{name} does not fit: expected {name} {letters} = {shape}, {shapes(**arrays, **{name: a})}"
             )
-        if not is_alike(a.dtype, arrays["query"].dtype) and not may_differ(xp, arrays["query"], a):
+        if not is_alike(a.dtype, query.dtype) and not may_differ(xp, query, a):
             raise TypeError(
-                f"params.{name} is {dtype_name(a.dtype)} but query is {dtype_name(arrays['query'].dtype)}: "
-                "expected one dtype"
+                f"params.{name} is {dtype_name(a.dtype)} but query is {dtype_name(query.dtype)}: expected one dtype"
             )
+    return D, Dv
+
+
+def _made_by(params: dict[str, Array], name: str, letters: str, heads: int) -> int:
+    """Return the width of each of the heads that a projection makes."""
+    weight = params[name]
+    if weight.ndim != 2 or weight.shape[1] % heads:
+        counted = "num_heads" if name == "w_q" else "num_kv_heads"
+        raise ValueError(
+            f"params.{name} must have columns divisible by {counted} = {heads}: expected {name} (width, {letters}), "
+            f"{shapes(**{name: weight})}"
+        )
+    return int(weight.shape[1]) // heads
 
 
 def project(x: Array, weight: Array | None, bias: Array | None, xp: Namespace) -> Array:

@@ -1,8 +1,9 @@
 """Attention over packed sequences of different lengths."""
 
+import math
 from itertools import pairwise
 from numbers import Integral
-from typing import Any, Unpack, cast
+from typing import Any, Literal, Unpack, cast, overload
 
 from attention_xp._backend.dtypes import dtype_name, is_integer
 from attention_xp._backend.libraries import common_namespace, device
@@ -12,18 +13,19 @@ from attention_xp._checks.numbers import check_flag, check_position
 from attention_xp._engine.kernels.choose import attend
 from attention_xp._engine.problem.options import AttentionOptions, PackedOptions, check_options, with_options
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.problem.result import Wanted
+from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._public_types import Array, ArrayT
 from attention_xp._scores.packing import pack
 from attention_xp._typing import Namespace
 from attention_xp.biases import Bias
 from attention_xp.masks import ArrayMask, Mask
+from attention_xp.masks._packed_rule import of_sequence
 from attention_xp.masks._pairs import parts_of
 
 __all__ = ["varlen_attention"]
 
 
-@with_options
+@overload
 def varlen_attention(
     query: ArrayT,
     key: ArrayT,
@@ -33,10 +35,56 @@ def varlen_attention(
     *,
     mask: Mask | None = None,
     dropout_rate: float = 0.0,
+    return_lse: Literal[False] = False,
     bias: Bias | None = None,
     query_offset: int | Array | None = None,
     **options: Unpack[PackedOptions],
-) -> ArrayT:
+) -> ArrayT: ...
+@overload
+def varlen_attention(
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    cu_seqlens_q: Array,
+    cu_seqlens_k: Array | None = None,
+    *,
+    mask: Mask | None = None,
+    dropout_rate: float = 0.0,
+    return_lse: Literal[True],
+    bias: Bias | None = None,
+    query_offset: int | Array | None = None,
+    **options: Unpack[PackedOptions],
+) -> tuple[ArrayT, ArrayT]: ...
+@overload
+def varlen_attention(
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    cu_seqlens_q: Array,
+    cu_seqlens_k: Array | None = None,
+    *,
+    mask: Mask | None = None,
+    dropout_rate: float = 0.0,
+    return_lse: bool,
+    bias: Bias | None = None,
+    query_offset: int | Array | None = None,
+    **options: Unpack[PackedOptions],
+) -> ArrayT | tuple[ArrayT, ArrayT]: ...
+@with_options
+def varlen_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    cu_seqlens_q: Array,
+    cu_seqlens_k: Array | None = None,
+    *,
+    mask: Mask | None = None,
+    dropout_rate: float = 0.0,
+    return_lse: bool = False,
+    bias: Bias | None = None,
+    query_offset: int | Array | None = None,
+    **options: Unpack[PackedOptions],
+) -> Any:
     r"""Attend within each of several sequences that are packed one after another.
 
     .. math:: \mathrm{output}_{c_i : c_{i+1}} = \mathrm{attention}(Q_{c_i : c_{i+1}}, K_{c'_i : c'_{i+1}}, V_{c'_i : c'_{i+1}})
@@ -58,9 +106,11 @@ def varlen_attention(
     cu_seqlens_k : array, optional
         The same for keys and values. Default: `cu_seqlens_q`.
     mask : Mask, optional
-        A rule; arrays are not accepted.
+        A rule, whose arrays may have one row for each sequence in the place of the batch; arrays are not accepted.
     dropout_rate : float, default: 0.0
         Probability of dropping a weight, ``0 <= dropout_rate < 1``.
+    return_lse : bool, default: False
+        Whether to return the log-sum-exp as well.
     bias : Bias, optional
         A rule from ``attention_xp.biases``; arrays are not accepted.
     query_offset : int or integer array, optional
@@ -70,8 +120,12 @@ def varlen_attention(
 
     Returns
     -------
-    array
+    output : array
         ``(T, H, Dv)``.
+    lse : array
+        ``(T, H)``, natural logarithm, at least float32, sinks included. ``-inf`` for a row that may attend nothing,
+        and for rows after the last sequence. Only with `return_lse`. The function of that name in ``flash_attn`` has
+        ``(H, T)``.
 
     Raises
     ------
@@ -88,13 +142,18 @@ def varlen_attention(
     >>> x = np.ones((10, 8, 64))
     >>> varlen_attention(x, x, x, np.asarray([0, 3, 10]), is_causal=True).shape
     (10, 8, 64)
+    >>> output, lse = varlen_attention(x, x, x, np.asarray([0, 3, 9]), return_lse=True)
+    >>> np.exp(lse[:, 0] - 8.0).round()  # as many keys as a sequence has, all with the same score
+    array([3., 3., 3., 6., 6., 6., 6., 6., 6., 0.])
     """
     check_options(varlen_attention, options)
+    wanted = Wanted(lse=check_flag("return_lse", return_lse))
     cu_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
     xp = common_namespace(query=query, key=key, value=value, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_k)
     _check_arrays(xp, query, key, value, cu_seqlens_q, cu_k)
     given = cast("AttentionOptions", {**options, "bias": bias, "query_offset": query_offset})
-    offset = _check_rules(xp, given, mask, cu_seqlens_q.shape[0] - 1, cu_seqlens_k is None)
+    count = cu_seqlens_q.shape[0] - 1
+    offset = _check_rules(xp, given, mask, count, cu_seqlens_k is None)
     packed = tuple(xp.permute_dims(a[None, ...], (0, 2, 1, 3)) for a in (query, key, value))  # -> (1, H, T, D)
     bounds = [
         _host_bounds(xp, *named) for named in (("cu_seqlens_q", cu_seqlens_q, query), ("cu_seqlens_k", cu_k, key))
@@ -109,26 +168,28 @@ def varlen_attention(
             0 if offset is None else offset,
             same=cu_seqlens_k is None,
         )
+        rule = None if mask is None else of_sequence(mask, count)
         problem = Problem.of(
-            packed[0], packed[1], packed[2], mask, dropout_rate, {**given, "query_offset": 0}, packing=places
+            packed[0], packed[1], packed[2], rule, dropout_rate, {**given, "query_offset": 0}, packing=places
         )
-        output = attend(problem, Wanted()).output
+        found = _of_real_rows(attend(problem, wanted), places.q_item < count, xp)
     else:
-        output = _one_by_one(xp, packed, bounds, mask, dropout_rate, given, offset)
-    return xp.permute_dims(output[0, ...], (1, 0, 2))  # (1, H, T, Dv) -> (T, H, Dv)
+        found = _one_by_one(packed, bounds, mask, dropout_rate, given, offset, wanted)
+    output = xp.permute_dims(found.output[0, ...], (1, 0, 2))  # (1, H, T, Dv) -> (T, H, Dv)
+    return output if found.lse is None else (output, xp.permute_dims(found.lse[0, ...], (1, 0)))  # (1, H, T) -> (T, H)
 
 
 def _one_by_one(
-    xp: Namespace,
     packed: tuple[Array, ...],
     bounds: list[Any],
     mask: Mask | None,
     dropout_rate: float,
     options: AttentionOptions,
     offset: Any,
-) -> Array:
+    wanted: Wanted,
+) -> Attended:
     """Attend within one sequence after the other."""
-    (query, key, value), outputs = packed, []
+    (query, key, value), found = packed, list[Attended]()
     per_sequence = (offset if isinstance(offset, list) else [offset] * len(bounds[0])) or [0]
     sequences = list(zip(pairwise(bounds[0]), pairwise(bounds[1]), strict=True))
     sequences = sequences or [((0, 0), (0, 0))]  # a call with none is checked like any other
@@ -137,15 +198,31 @@ def _one_by_one(
             query[:, :, row:stop, :],
             key[:, :, column:end, :],
             value[:, :, column:end, :],
-            mask,
+            None if mask is None else of_sequence(mask, len(bounds[0]) - 1, i),
             dropout_rate,
             {**options, "query_offset": per_sequence[i]},
             first_item=i,
         )
-        outputs.append(attend(problem, Wanted()).output)
-    rest = (*query.shape[:2], query.shape[2] - bounds[0][-1], value.shape[-1])
-    outputs.append(xp.zeros(rest, dtype=query.dtype, device=device(query)))
-    return xp.astype(xp.concat(outputs, axis=2), query.dtype, copy=False)  # NumPy joins in the machine's byte order
+        found.append(attend(problem, wanted))
+    return _side_by_side(problem, found, query.shape[2] - bounds[0][-1])
+
+
+def _of_real_rows(found: Attended, is_real: Array, xp: Namespace) -> Attended:
+    """Return what was found with a log-sum-exp of minus infinity behind the last sequence, sinks or not."""
+    return found if found.lse is None else found._replace(lse=xp.where(is_real, found.lse, -math.inf))
+
+
+def _side_by_side(problem: Problem, found: list[Attended], rest: int) -> Attended:
+    """Return what was found for all sequences, and that rows behind them attend nothing."""
+    xp, query = problem.xp, problem.query
+    outputs, lses = [x.output for x in found], [x.lse for x in found]
+    shape = (*problem.lead, rest)
+    outputs.append(xp.zeros((*shape, problem.value.shape[-1]), dtype=query.dtype, device=device(query)))
+    output = xp.astype(xp.concat(outputs, axis=2), query.dtype, copy=False)  # NumPy joins in the machine's byte order
+    if lses[0] is None:
+        return Attended(output, None, None)
+    lses.append(xp.full(shape, -math.inf, dtype=lses[0].dtype, device=device(query)))
+    return Attended(output, None, xp.concat(lses, axis=2))
 
 
 def _check_arrays(xp: Namespace, query: Array, key: Array, value: Array, cu_q: Array, cu_k: Array) -> None:

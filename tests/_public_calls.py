@@ -163,6 +163,10 @@ OTHERS = {
     "linear_attention, recurrent": (partial(GATED[0], impl="recurrent"), GATED[1]),
     "linear_attention_vjp": (linear_slopes, LINEAR),
     "performer_features": (performer, LINEAR),
+    "attention_scores": (
+        lambda q, k, b: ax.attention_scores(q, k, is_causal=True, query_offset=2, softcap=2.0, bias=b, stage="biased"),
+        (*QKV[:2], normal(4, 5, 7)),
+    ),
     "softmax": (ax.softmax, (X,)),
     "layer_normalization": (ax.layer_normalization, (X, normal(8), normal(8, seed=1))),
     "dropout": (lambda x: ax.dropout(x, 0.5, rng=3), (X,)),

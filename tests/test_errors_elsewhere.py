@@ -42,7 +42,27 @@ HEADS = {
     ),
     "params of the wrong shape": Wrong(
         lambda a: multi_head_attention(*[a(2, 5, 8)] * 3, 4, 8, params=ax.MultiHeadParams(*[a(8, 4)] * 4)), ValueError,
-        ("w_q", "(8, 8)", "(8, 4)"),
+        ("w_o", "(H * Dv, any) = (4, 4)", "(8, 4)"),
+    ),
+    "params of another query": Wrong(
+        lambda a: multi_head_attention(*[a(2, 5, 8)] * 3, 4, 6, params=ax.MultiHeadParams(*[a(8, 8)] * 4)), ValueError,
+        ("query has width 8 but d_model is 6", "(2, 5, 8)"),
+    ),
+    "params of half heads": Wrong(
+        lambda a: multi_head_attention(*[a(2, 5, 8)] * 3, 4, 8, params=ax.MultiHeadParams(*[a(8, 6)] * 4)), ValueError,
+        ("w_q", "divisible by num_heads = 4", "(8, 6)"),
+    ),
+    "params of half values": Wrong(
+        lambda a: multi_head_attention(
+            *[a(2, 5, 8)] * 3, 4, 8, params=ax.MultiHeadParams(a(8, 8), a(8, 4), a(8, 3), a(8, 8)), num_kv_heads=2
+        ), ValueError,
+        ("w_v", "divisible by num_kv_heads = 2", "(8, 3)"),
+    ),
+    "params of other keys": Wrong(
+        lambda a: multi_head_attention(
+            a(2, 5, 8), a(2, 5, 6), a(2, 5, 8), 4, 8, params=ax.MultiHeadParams(*[a(8, 8)] * 4)
+        ), ValueError,
+        ("w_k", "(key width, Hkv * D) = (6, 8)", "(8, 8)"),
     ),
     "integers as x": Wrong(lambda a: self_attention(a(2, 5, 8, dtype="int32"), 8), TypeError, ("x must", "int32")),
     "integers as x of heads": Wrong(

@@ -66,6 +66,23 @@ def test_projections_with_grouped_heads(library, make, biases):
     assert_close(weights, expected_weights, library)
 
 
+def test_params_tell_the_widths_of_heads_and_output(library, make):
+    """Six query heads of 4 for a query of 10, keys and values of other widths, values of 5, an output of 7."""
+    widths = {"w_q": (10, 24), "w_k": (6, 12), "w_v": (9, 15), "w_o": (30, 7)}
+    biases = {"b_q": (24,), "b_k": (12,), "b_v": (15,), "b_o": (7,)}
+    params = {name: 0.3 * x for name, x in parameters(widths | biases).items()}
+    q, k, v = normal(2, 5, 10), normal(2, 7, 6, seed=1), normal(2, 7, 9, seed=2)
+    made = MultiHeadParams(**{name: make(x) for name, x in params.items()})
+    for lengths in (None, 4):
+        output, weights = multi_head_attention(
+            make(q), make(k), make(v), 6, 10, params=made, num_kv_heads=3, key_lengths=lengths
+        )
+        expected, expected_weights = formula(q, k, v, 6, params, 3, key_lengths=7 if lengths is None else lengths)
+        assert expected.shape == (2, 5, 7)
+        assert_close(output, expected, library, atol=1e-4)
+        assert_close(weights, expected_weights, library)
+
+
 def test_grouped_heads_without_params_have_narrow_keys(library, make):
     q, k, v = normal(2, 5, 8), normal(2, 7, 4, seed=1), normal(2, 7, 4, seed=2)
     output, weights = multi_head_attention(make(q), make(k), make(v), 4, 8, num_kv_heads=2)

@@ -25,6 +25,7 @@ OPTIONS = {
     "impl": "auto",
     "tile": None,
 }
+SCORES = {n: default for n, default in OPTIONS.items() if n not in ("sinks", "rng", "impl", "tile")}
 OF_PIECES = ("key_offset", "key_positions", "item_ids", "head_ids", "query_lengths", "key_lengths")
 PACKED = {n: default for n, default in OPTIONS.items() if n not in OF_PIECES}
 MASK = {"mask": None, "dropout_rate": 0.0}
@@ -36,9 +37,10 @@ REQUIRED = inspect.Parameter.empty
 
 SIGNATURES = {
     "scaled_dot_product_attention": (["query", "key", "value"], MASK, WEIGHTS | OPTIONS),
-    "flash_attention": (["query", "key", "value"], MASK, {"return_lse": False} | OPTIONS),
+    "flash_attention": (["query", "key", "value"], MASK, {"return_lse": False, "output_dtype": None} | OPTIONS),
     "explain": (["query", "key", "value"], MASK, {"return_weights": False, "return_lse": False} | OPTIONS),
     "attention_vjp": (["query", "key", "value"], {"mask": None}, {"dropout_rate": 0.0} | OPTIONS),
+    "attention_scores": (["query", "key"], {"mask": None}, {"stage": "masked"} | SCORES),
     "attention_gradients": (
         ["query", "key", "value", "output", "lse", "grad_output"], {"mask": None},
         {"grad_lse": None, "dropout_rate": 0.0} | OPTIONS,
@@ -46,7 +48,7 @@ SIGNATURES = {
     "attention_statistics": (["query", "key"], {"mask": None}, OPTIONS),
     "merge_attention": (["outputs", "lses"], {}, {}),
     "varlen_attention": (
-        ["query", "key", "value", "cu_seqlens_q"], {"cu_seqlens_k": None}, {"mask": None, "dropout_rate": 0.0} | PACKED
+        ["query", "key", "value", "cu_seqlens_q"], {"cu_seqlens_k": None}, {"mask": None, "dropout_rate": 0.0, "return_lse": False} | PACKED
     ),
     "self_attention": (["x", "d_model"], MASK, WEIGHTS | OPTIONS),
     "cross_attention": (["query", "context", "d_model"], MASK, WEIGHTS | OPTIONS),

@@ -7,8 +7,9 @@ import pytest
 
 from attention_xp import flash_attention, varlen_attention
 from attention_xp.biases import AlibiBias, RelativePositionBias
-from attention_xp.masks import PrefixMask
+from attention_xp.masks import BlockMask, CausalMask, LengthMask, Mask, PrefixMask, SegmentMask
 from tests._assertions import assert_close
+from tests._autodiff import gradients
 from tests._backends import to_numpy
 from tests._inputs import normal
 
@@ -64,6 +65,99 @@ def test_sequences_do_not_see_each_other(library, make, impl, options, has_own_k
     assert_close(attend(*arrays), expected, library)
 
 
+class Before(Mask):
+    """A rule of a class of a user's own, with one number for each sequence."""
+
+    def __init__(self, lengths):
+        self.lengths = lengths
+
+    def allowed(self, region):
+        return region.kv_idx < region.per_batch(region.own(self.lengths))
+
+
+LIMITS = np.asarray([2, 1, 5, 3], "int32")
+IDS = np.random.default_rng(3).integers(0, 3, (4, 10)).astype("int32")
+LAYOUT = normal(4, 4, 3, 3) > -0.3
+# What is said of all sequences, and of one of them.
+BY_SEQUENCE = {
+    "lengths": (LengthMask(LIMITS), lambda i: LengthMask(int(LIMITS[i]))),
+    "a prefix": (CausalMask() | PrefixMask(LIMITS), lambda i: CausalMask() | PrefixMask(int(LIMITS[i]))),
+    "segments": (~SegmentMask(IDS), lambda i: ~SegmentMask(IDS[i])),
+    "blocks": (BlockMask(LAYOUT, 4), lambda i: BlockMask(LAYOUT[i], 4)),
+    "a class of one's own": (Before(LIMITS), lambda i: LengthMask(int(LIMITS[i]))),
+}
+
+
+def in_each_sequence(rule, lse=False):
+    """Attend under a rule for each sequence."""
+    results = np.zeros((T, H, D)), np.full((T, H), -np.inf)
+    for i, (a, b) in enumerate(itertools.pairwise(CU_Q)):
+        arrays = (x.transpose(1, 0, 2)[None] for x in (Q[a:b], K[a:b], V[a:b]))
+        found = flash_attention(*arrays, mask=rule(i), impl="dense", return_lse=True)
+        for result, part in zip(results, found, strict=True):
+            result[a:b] = np.swapaxes(part[0], 0, 1)
+    return results if lse else results[0]
+
+
+@pytest.mark.parametrize("name", BY_SEQUENCE)
+def test_a_rule_may_say_something_of_each_sequence(library, make, impl, name):
+    rule, of_one = BY_SEQUENCE[name]
+    output = varlen_attention(*(make(x) for x in (Q, K[:T], V[:T], CU_Q)), mask=rule, impl=impl, tile=(8, 16))
+    assert_close(output, in_each_sequence(of_one), library)
+
+
+@pytest.mark.parametrize("name", ["a prefix", "a class of one's own"])
+def test_arrays_of_such_a_rule_may_be_those_of_the_library(library, make, name):
+    rule, of_one = BY_SEQUENCE[name]
+    made = Before(make(LIMITS)) if isinstance(rule, Before) else CausalMask() | PrefixMask(make(LIMITS))
+    output = varlen_attention(*(make(x) for x in (Q, K[:T], V[:T], CU_Q)), mask=made)
+    assert_close(output, in_each_sequence(of_one), library)
+
+
+def test_log_sum_exp(library, make, impl):
+    rule, of_one = BY_SEQUENCE["lengths"]
+    arrays = [make(x) for x in (Q, K[:T], V[:T], CU_Q)]
+    output, lse = varlen_attention(*arrays, mask=rule, impl=impl, tile=(8, 16), return_lse=True)
+    expected, expected_lse = in_each_sequence(of_one, lse=True)
+    assert expected_lse.shape == (T, H)
+    assert np.all(expected_lse[CU_Q[-1] :] == -np.inf)
+    assert_close(output, expected, library)
+    assert_close(lse, expected_lse, library)
+
+
+def test_log_sum_exp_of_narrow_arrays_and_of_sinks(library):
+    dtype = library.dtypes()[0]
+    arrays = [*(library.array(x, dtype) for x in (Q, K[:T], V[:T])), library.array(CU_Q)]
+    sinks = library.array(np.asarray([0.5, -1.0, 2.0, 0.0]), dtype)
+    output, lse = varlen_attention(*arrays, sinks=sinks, return_lse=True)
+    assert output.dtype == arrays[0].dtype
+    assert lse.dtype == library.namespace().float32
+    plain = in_each_sequence(lambda _: None, lse=True)[1]
+    expected = np.where(plain > -np.inf, np.logaddexp(plain, to_numpy(sinks)), -np.inf)
+    assert_close(lse, expected, library, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.backends("torch", "jax")
+def test_the_log_sum_exp_is_differentiable(library, impl):
+    bounds = library.array(CU_Q)
+
+    def packed(q, k):
+        lse = varlen_attention(q, k, k, bounds, is_causal=True, impl=impl, tile=(8, 16), return_lse=True)[1]
+        return (lse[: CU_Q[-1]] ** 2)[:, :, None]
+
+    def by_itself(q, k):
+        xp, parts = library.namespace(), []
+        for a, b in itertools.pairwise(CU_Q):
+            heads_first = (xp.permute_dims(x[a:b], (1, 0, 2))[None] for x in (q, k, k))
+            parts.append(flash_attention(*heads_first, is_causal=True, impl="dense", return_lse=True)[1])
+        return xp.concat(parts, axis=-1) ** 2
+
+    for found, expected in zip(
+        gradients(library, packed)(Q, K[:T]), gradients(library, by_itself)(Q, K[:T]), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.backends("jax")
 def test_bounds_may_be_traced(library, make, impl):
     jax = pytest.importorskip("jax")
@@ -97,7 +191,9 @@ def test_a_seed_drops_the_same_weights_everywhere(library, make):
         (ValueError, r"expected cu_seqlens_k \(N \+ 1,\)", {"cu_seqlens_k": CU_K[1:]}),
         (TypeError, "mask must be a rule", {"mask": np.ones((T, T), bool)}),
         (TypeError, "bias must be a rule from attention_xp.biases .* got ndarray", {"bias": np.ones((T, T))}),
-        (ValueError, r"slopes \(H,\) with H = 4", {"bias": AlibiBias(np.ones(3))}),
+        (ValueError, r"slopes \(H,\) or \(B, H\), up to \(1, 4\)", {"bias": AlibiBias(np.ones(3))}),
+        (ValueError, r"leading axes of lengths .* expected \(4, 4\), got \(3, 1\)", {"mask": LengthMask(LIMITS[:3])}),
+        (TypeError, "return_lse must be", {"return_lse": "yes"}),
         (ValueError, "key_lengths cannot be given", {"key_lengths": 3}),
         (ValueError, "query_offset is required", {"cu_seqlens_k": CU_Q, "is_causal": True}),
         (ValueError, r"one per sequence: expected \(N,\) = \(4,\)", {"query_offset": np.asarray([1, 2])}),

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Self
 from attention_xp._backend.libraries import device, library_name
 from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.sizes import as_number
+from attention_xp._backend.values import within
 from attention_xp._scores.frame import Frame
 from attention_xp._typing import Array, Namespace
 
@@ -154,13 +155,20 @@ class Region(NamedTuple):
         if isinstance(values, int):
             return values
         ndim = self.frame.ndim
+        if self.frame.packing is not None and values.ndim and values.shape[-1] != 1:  # of each row its own
+            item = within(self.xp, self.b, 0, values.shape[-1] - 1)
+            return self.xp.reshape(self.xp.take(values, self.xp.reshape(item, (-1,)), axis=0), item.shape)
         return self.look_up(filled_up(self.xp, values, ndim, behind=ndim - len(self.frame.batch)))
 
     def per_head(self, values: Array) -> Array:
-        """Line numbers ``(H,)`` up with the scores, in their dtype; a single number is for all heads."""
-        xp, line = self.xp, (1,) if self.frame.heads is None else (-1, 1)
-        numbers = xp.reshape(self.floating(values), line)
-        return self.look_up(filled_up(xp, numbers, self.frame.ndim, behind=1))
+        """Line numbers ``(H,)`` or ``(B, H)`` up with the scores, in their dtype; an axis of length 1 is for all.
+
+        Where there are no heads, the last axis has that length.
+        """
+        numbers = self.floating(values)
+        if self.frame.heads is None and numbers.ndim > 0:
+            numbers = numbers[..., 0]
+        return self.look_up(filled_up(self.xp, numbers, self.frame.ndim, behind=2 if numbers.ndim > 0 else 0))
 
     def floating(self, numbers: Array) -> Array:
         """Return numbers of any kind, also those of a NumPy array, in the dtype of the scores."""

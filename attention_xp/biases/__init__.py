@@ -14,9 +14,10 @@ Examples
 (2, 8, 16, 4)
 """
 
+from attention_xp._scores.region import Region
 from attention_xp.biases._alibi import AlibiBias
 from attention_xp.biases._bias import Bias
 from attention_xp.biases._buckets import RelativePositionBias
 from attention_xp.biases._relative import relative_position_scores, relative_shift
 
-__all__ = ["AlibiBias", "Bias", "RelativePositionBias", "relative_position_scores", "relative_shift"]
+__all__ = ["AlibiBias", "Bias", "Region", "RelativePositionBias", "relative_position_scores", "relative_shift"]

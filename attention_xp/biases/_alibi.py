@@ -1,10 +1,10 @@
 """Linear biases: scores fall with the distance."""
 
 from attention_xp._backend.libraries import common_namespace
-from attention_xp._checks.arrays import check_floating, shapes
+from attention_xp._checks.arrays import check_floating, fits, shapes
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array, Namespace
-from attention_xp.biases._bias import Bias, check_heads, spread_over_heads
+from attention_xp.biases._bias import Bias, spread_over_lead
 from attention_xp.masks._pairs import rule
 
 __all__ = ["AlibiBias"]
@@ -22,15 +22,16 @@ class AlibiBias(Bias):
     Parameters
     ----------
     slopes : array
-        :math:`m`, ``(H,)``; `alibi_slopes` gives those of the paper. One number, ``()`` or ``(1,)``, is for all heads,
-        or for inputs without a heads axis.
+        :math:`m`, ``(H,)``; `alibi_slopes` gives those of the paper. ``(B, H)``, the batch shape before the heads, has
+        slopes for each batch item. An axis of length 1 is for all heads, or items; one number, ``()`` or ``(1,)``, is for
+        all, or for inputs without a heads axis.
 
     Raises
     ------
     TypeError
         If `slopes` is no floating array.
     ValueError
-        If `slopes` has more than one axis or, when it is used, another length than there are heads.
+        When it is used, if `slopes` does not broadcast to batch and heads.
 
     References
     ----------
@@ -52,14 +53,18 @@ class AlibiBias(Bias):
 
     def __init__(self, slopes: Array) -> None:
         check_floating(common_namespace(slopes=slopes), slopes=slopes)
-        if slopes.ndim > 1:
-            raise ValueError(f"slopes must hold one number per head: expected slopes (H,), {shapes(slopes=slopes)}")
         self.slopes = slopes
 
     def check(self, xp: Namespace, query: Array, batch: tuple[int, ...], heads: int | None) -> None:
-        """Check library, device and the number of heads."""
+        """Check library, device and the numbers of batch items and heads."""
         super().check(xp, query, batch, heads)
-        check_heads("slopes", "(H,)", self.slopes, 0, query, heads)
+        expected = (*batch, 1 if heads is None else heads)
+        if not fits(tuple(self.slopes.shape), expected):
+            given = "(B, 1) with no heads axis" if heads is None else "(H,) or (B, H)"
+            raise ValueError(
+                f"slopes must hold one number per head, or per batch item and head: expected slopes {given}, up to "
+                f"{expected}, {shapes(query=query, slopes=self.slopes)}"
+            )
 
     def values(self, region: Region) -> Array:
         """Return the distances times the slopes, negative."""
@@ -73,11 +78,11 @@ class AlibiBias(Bias):
         return farthest * float(xp.max(xp.abs(region.per_head(self.slopes))))
 
     def vjp(self, region: Region, grad_scores: Array) -> tuple[Array, ...]:
-        """Sum up the gradient times the distances, for each head."""
+        """Sum up the gradient times the distances, for each head, and each batch item where slopes tell them apart."""
         xp = region.xp
         slopes = -xp.sum(grad_scores * _distance(region), axis=(-2, -1))  # (..., h)
         shape = tuple(self.slopes.shape)
-        return (xp.reshape(spread_over_heads(region, xp.expand_dims(slopes, axis=-1), shape), shape),)
+        return (xp.reshape(spread_over_lead(region, xp.expand_dims(slopes, axis=-1), shape), shape),)
 
 
 def _distance(region: Region) -> Array:

@@ -1,6 +1,7 @@
 """What every bias that is a rule can do: tell its values for a tile of the scores, and take gradients back."""
 
 import math
+from typing import Any
 
 from attention_xp._backend.dtypes import is_floating
 from attention_xp._backend.libraries import common_namespace, device
@@ -11,7 +12,7 @@ from attention_xp._scores.region import Region
 from attention_xp._scores.rule import Rule, arrays_of, check_library_and_place, short
 from attention_xp._typing import Array, Namespace
 
-__all__ = ["Bias", "check_heads", "evaluated", "spread_over_heads"]
+__all__ = ["Bias", "check_heads", "evaluated", "spread_over_lead"]
 
 
 class Bias(Rule):
@@ -58,7 +59,7 @@ class Bias(Rule):
         region : Region
             A rectangle of the scores: integer index arrays ``b``, ``h``, ``q_idx`` and ``kv_idx``, which broadcast
             against its scores; ``region.floating(x)``, any numbers in the dtype of the scores;
-            ``region.per_head(x)``, numbers ``(H,)`` lined up with the scores; and the array library ``xp``.
+            ``region.per_head(x)``, numbers ``(H,)`` or ``(B, H)`` lined up with the scores; and the array library ``xp``.
 
         Returns
         -------
@@ -144,15 +145,27 @@ def check_heads(name: str, letters: str, array: Array, axis: int, query: Array, 
         )
 
 
-def spread_over_heads(region: Region, slopes: Array, heads: tuple[int, ...]) -> Array:
-    """Return what some heads contribute, (..., h, W), as the share of each of all heads, (*heads, W).
+def spread_over_lead(region: Region, slopes: Array, lead: tuple[int, ...]) -> Array:
+    """Return what a region contributes, (..., h, W), as the share of each of all batch items and heads, (*lead, W).
 
-    Leading axes are summed, and so are the heads where `heads` has none or a single one.
+    Axes that `lead` has not, or has with length 1, are summed.
     """
     xp, width = region.xp, slopes.shape[-1]
-    if region.frame.heads is None or heads in ((), (1,)):
-        return xp.reshape(xp.sum(xp.reshape(slopes, (-1, width)), axis=0), (*heads, width))
-    slopes = xp.sum(xp.reshape(slopes, (-1, *slopes.shape[-2:])), axis=0)  # (h, W)
-    every = xp.arange(heads[0], dtype=xp.int32, device=device(slopes))
-    is_head = xp.astype(xp.reshape(region.head, (1, -1)) == every[:, None], slopes.dtype)  # (H, h)
-    return xp.matmul(is_head, slopes)
+    if region.frame.heads is None:
+        slopes = xp.expand_dims(slopes, axis=-2)
+    wanted = (1,) * (slopes.ndim - 1 - len(lead)) + lead
+    for axis, length in enumerate(wanted):
+        if length == 1:
+            slopes = xp.sum(slopes, axis=axis, keepdims=True)
+        elif slopes.shape[axis] != length:
+            slopes = _placed(xp, slopes, axis, length, region.starts[axis])
+    return xp.reshape(slopes, (*lead, width))
+
+
+def _placed(xp: Namespace, a: Array, axis: int, length: int, start: Any) -> Array:
+    """Return an array with zeros before and behind it along an axis, whose length it then has; `start` may be traced."""
+    before, size, after = a.shape[:axis], a.shape[axis], a.shape[axis + 1 :]
+    every, here = (xp.arange(n, dtype=xp.int32, device=device(a)) for n in (length, size))
+    is_here = xp.astype(every[:, None] == (here + start)[None, :], a.dtype)  # (length, size)
+    placed = xp.matmul(is_here, xp.reshape(a, (math.prod(before), size, math.prod(after))))
+    return xp.reshape(placed, (*before, length, *after))

@@ -9,7 +9,7 @@ from attention_xp._checks.arrays import check_floating, shapes
 from attention_xp._checks.numbers import check_count, check_flag
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array, Namespace
-from attention_xp.biases._bias import Bias, check_heads, spread_over_heads
+from attention_xp.biases._bias import Bias, check_heads, spread_over_lead
 from attention_xp.masks._pairs import rule
 
 __all__ = ["RelativePositionBias"]
@@ -116,7 +116,7 @@ class RelativePositionBias(Bias):
         xp = region.xp
         sums = self._sums(region, grad_scores)  # (..., h, num_buckets)
         shape = tuple(self.table.shape)
-        spread = spread_over_heads(region, sums, shape[1:])  # (H, num_buckets)
+        spread = spread_over_lead(region, sums, shape[1:])  # (H, num_buckets)
         return (xp.reshape(spread if spread.ndim == 1 else xp.matrix_transpose(spread), shape),)
 
     def _bucket(self, xp: Namespace, relative: Array) -> Array:

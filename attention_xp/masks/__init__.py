@@ -20,6 +20,7 @@ array([[ True,  True, False, False],
 0.030765533447265625
 """
 
+from attention_xp._scores.region import Region, Span
 from attention_xp.masks._flag_rules import BlockMask, GlobalMask
 from attention_xp.masks._function_rule import FunctionMask
 from attention_xp.masks._length_rules import LengthMask, PrefixMask
@@ -37,7 +38,9 @@ __all__ = [
     "LengthMask",
     "Mask",
     "PrefixMask",
+    "Region",
     "SegmentMask",
+    "Span",
     "StridedMask",
     "WindowMask",
     "bigbird_mask",

@@ -1,12 +1,14 @@
-"""Masks outside of attention: as arrays, as a share of all pairs, as a picture."""
+"""Masks outside of attention: as arrays, as a share of all pairs, as a picture, and what they say of ranges."""
 
 import math
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from html import escape
+from numbers import Integral
 from typing import Any
 
+from attention_xp._backend.dtypes import dtype_name, is_integer
 from attention_xp._backend.libraries import (
     common_namespace,
     creation_namespace,
@@ -14,6 +16,7 @@ from attention_xp._backend.libraries import (
     is_numpy,
     library_name,
 )
+from attention_xp._backend.values import as_int32
 from attention_xp._checks.numbers import check_count, check_position
 from attention_xp._scores.frame import Frame, frame_of
 from attention_xp._scores.frozen import freeze, thaw
@@ -23,19 +26,24 @@ from attention_xp._typing import Array, Device, DType, Namespace
 from attention_xp.masks._arrays import _mask_of
 from attention_xp.masks._pairs import Pairs, parts_of
 
-__all__ = ["density", "drawn", "pictured", "to_array"]
+__all__ = ["any_allowed", "density", "drawn", "pictured", "to_array"]
 
 _SIDE = 32  # of a picture, in characters
 _BLOCK = 256  # positions in a block that is counted at once
 _PAIRS_AT_ONCE = 2**22
 
 
-def _frame(mask: Pairs, sizes: tuple[int, int], offset: int, xp: Namespace, device: Device | None) -> Frame:
+_Range = tuple[int, int]  # half open
+
+
+def _frame(
+    mask: Pairs, sizes: tuple[int, int], offsets: tuple[int, int], xp: Namespace, device: Device | None
+) -> Frame:
     """Return the frame of scores with the leading axes of a mask."""
     query = xp.empty((sizes[0], 0), dtype=xp.float32, device=device)
     lead = mask.lead
     frame = frame_of(xp, query, lead[:-1], lead[-1] if lead else None, sizes[1])
-    return replace(frame, query_offset=offset)
+    return replace(frame, query_offset=offsets[0], key_offset=offsets[1])
 
 
 def _sizes(Sq: Any, Sk: Any, query_offset: Any) -> tuple[int, int, int]:
@@ -56,7 +64,7 @@ def to_array(
     xp = library if xp is None else creation_namespace(xp)
     if device is None and own is not None and xp is library:
         device = device_of(own)
-    frame = _frame(mask, (Sq, Sk), query_offset, xp, device)
+    frame = _frame(mask, (Sq, Sk), (query_offset, 0), xp, device)
     mask.check(xp, frame.query, frame.batch, frame.heads)
     region = Region.whole(frame)
     shape = (1,) * (len(mask.lead) == 1) + region.sizes
@@ -75,23 +83,65 @@ def _arrays(mask: Pairs) -> Iterator[Array]:
 def density(mask: Pairs, Sq: int, Sk: int, query_offset: int) -> float:
     """Count block by block; see `Mask.density`."""
     Sq, Sk, query_offset = _sizes(Sq, Sk, query_offset)
-    allowed = sum(int(counts.sum()) for counts in _counted(mask, (Sq, Sk), query_offset, (_BLOCK, _BLOCK)))
+    counted = _counted(mask, (0, Sq), (0, Sk), (query_offset, 0), (_BLOCK, _BLOCK))
+    allowed = sum(int(counts.sum()) for counts in counted)
     pairs = math.prod(mask.lead) * Sq * Sk
     return allowed / pairs if pairs else 0.0
 
 
-def _counted(mask: Pairs, sizes: tuple[int, int], offset: int, block: tuple[int, int]) -> Iterator[Any]:
+def any_allowed(mask: Pairs, rows: Any, keys: Any, query_offset: Any, key_offset: Any) -> Any:
+    """Look into a rectangle block by block, or say what rules tell of it where its bounds are arrays; see `Mask.any_allowed`."""
+    rows, keys = _range("rows", rows), _range("keys", keys)
+    offsets = _bound("query_offset", query_offset), _bound("key_offset", key_offset)
+    arrays = [bound for bound in (*rows, *keys, *offsets) if not isinstance(bound, int)]
+    if arrays:
+        xp = common_namespace(**{f"bound {i}": array for i, array in enumerate(arrays)})
+        rows, keys, offsets = (_as_int32(xp, pair) for pair in (rows, keys, offsets))
+        possible = mask.reach(span_between(xp, rows, keys, offsets))[0]
+        return (rows[0] < rows[1]) & (keys[0] < keys[1]) & possible
+    if rows[0] >= rows[1] or keys[0] >= keys[1]:
+        return False
+    return any(counts.any() for counts in _counted(mask, rows, keys, offsets, (_BLOCK, _BLOCK)))
+
+
+def _as_int32(xp: Namespace, pair: tuple[Any, Any]) -> tuple[Any, Any]:
+    first, second = (x if isinstance(x, int) else as_int32(xp, x) for x in pair)
+    return first, second
+
+
+def _range(name: str, given: Any) -> tuple[Any, Any]:
+    """Return a pair of bounds, none below 0 as far as Python knows."""
+    if not isinstance(given, tuple | list):
+        raise TypeError(f"{name} must be a pair (start, stop), got {type(given).__name__}")
+    if len(given) != 2:
+        raise ValueError(f"{name} must be a pair (start, stop), got {len(given)} numbers")
+    start, stop = (_bound(name, bound, low=0) for bound in given)
+    return start, stop
+
+
+def _bound(name: str, given: Any, **limits: int) -> Any:
+    """Return an int, or an integer array as it is."""
+    if isinstance(given, Integral) or not hasattr(given, "dtype"):
+        return check_position(name, given, **limits)
+    if not is_integer(common_namespace(**{name: given}), given.dtype):
+        raise TypeError(f"{name} must be ints or integer arrays, got {dtype_name(given.dtype)}")
+    return given
+
+
+def _counted(
+    mask: Pairs, rows: _Range, keys: _Range, offsets: tuple[int, int], block: tuple[int, int]
+) -> Iterator[Any]:
     """Yield for each row of blocks the number of allowed pairs, (items, key blocks)."""
     import numpy as np  # noqa: PLC0415  # the import of the package loads no array library
 
     mask = _on_host(mask)
-    whole = Region.whole(_frame(mask, sizes, offset, creation_namespace(None), None))
-    (Sq, Sk), items = sizes, math.prod(mask.lead)
-    left = np.arange(0, Sk, block[1])
-    right = np.minimum(left + block[1], Sk)
-    for top in range(0, Sq, block[0]):
-        bottom = min(top + block[0], Sq)
-        span = span_between(np, (top, bottom), (left, right), (offset, 0))
+    whole = Region.whole(_frame(mask, (rows[1], keys[1]), offsets, creation_namespace(None), None))
+    items = math.prod(mask.lead)
+    left = np.arange(*keys, block[1])
+    right = np.minimum(left + block[1], keys[1])
+    for top in range(*rows, block[0]):
+        bottom = min(top + block[0], rows[1])
+        span = span_between(np, (top, bottom), (left, right), offsets)
         possible, certain = (np.broadcast_to(np.asarray(answer), left.shape) for answer in mask.reach(span))
         counts = np.tile(certain * (right - left) * (bottom - top), (items, 1))
         for j in np.flatnonzero(possible & ~certain):
@@ -164,7 +214,7 @@ def _shares(mask: Pairs, sizes: tuple[int, int], query_offset: int) -> Iterator[
     """Yield the share of allowed pairs in each block of a line of blocks, of the first batch item and head."""
     Sq, Sk, query_offset = _sizes(*sizes, query_offset)
     block = -(-Sq // _SIDE) or 1, -(-Sk // _SIDE) or 1
-    counted = _counted(mask, (Sq, Sk), query_offset, block)
+    counted = _counted(mask, (0, Sq), (0, Sk), (query_offset, 0), block)
     for counts, height in zip(counted, _lengths(Sq, block[0]), strict=True):
         yield [int(n) / (height * width) for n, width in zip(counts[0], _lengths(Sk, block[1]), strict=True)]
 

@@ -69,6 +69,9 @@ def items(region: Region, lead: tuple[int, ...]) -> int | Array:
     if math.prod(lead) == 1:
         return 0
     xp = region.xp
+    if region.frame.packing is not None and math.prod(lead[:-1]) > 1:  # of each row its own
+        item = within(xp, region.b, 0, math.prod(lead[:-1]) - 1)
+        return item if lead[-1] == 1 else item * lead[-1] + region.head
     numbers = xp.arange(math.prod(lead), dtype=xp.int32, device=device(region.frame.query))
     if region.frame.heads is None:
         lead = lead[:-1]

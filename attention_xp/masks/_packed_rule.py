@@ -1,14 +1,17 @@
-"""The rule of packed sequences whose bounds the device alone knows."""
+"""The rules of packed sequences: that they do not see each other, and what has one row for each of them."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 from attention_xp._backend.shapes import filled_up
+from attention_xp._scores.attributes import with_parts
 from attention_xp._scores.region import Region, Span
-from attention_xp._typing import Array
+from attention_xp._typing import Array, Namespace
 from attention_xp.masks._mask import Mask
+from attention_xp.masks._pairs import Reach, parts_of
 
-__all__ = ["PackedMask"]
+__all__ = ["PackedMask", "SequenceMask", "of_sequence"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,3 +36,49 @@ class PackedMask(Mask):
         k_lo, k_hi = self.k_item[span.col_lo], self.k_item[span.col_hi]
         k_hi = span.xp.where(k_hi < 0, self.k_item.shape[0], k_hi)  # behind the last sequence
         return (k_lo <= q_hi) & (q_lo <= k_hi), (q_lo == q_hi) & (k_lo == k_hi) & (q_lo == k_lo)
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceMask(Mask):
+    """What a rule for a batch of sequences says of one of them, or of those that are packed: of each row its own."""
+
+    inner: Mask
+    count: int
+    item: int | None  # None: packed
+
+    @property
+    def relative(self) -> bool:  # type: ignore[override]
+        """As the rule."""
+        return self.inner.relative
+
+    @property
+    def lead(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The heads that the rule depends on."""
+        return self.inner.lead[-1:]
+
+    def check(self, xp: Namespace, query: Array, batch: tuple[int, ...], heads: int | None) -> None:  # noqa: ARG002
+        """Check the rule as one for a batch of all sequences."""
+        self.inner.check(xp, query, (self.count,), heads)
+
+    def allowed(self, region: Region) -> Array:
+        """Ask about the scores of the sequence in a batch of all of them."""
+        frame = replace(region.frame, batch=(self.count,), first_item=0)
+        starts = region.starts if self.item is None else (self.item, *region.starts[1:])
+        return self.inner.pairs(region._replace(frame=frame, starts=starts))
+
+    def seams(self, q_stop: int, k_stop: int) -> tuple[list[int], list[int]]:
+        """As the rule."""
+        return self.inner.seams(q_stop, k_stop)
+
+    def reach(self, span: Span) -> Reach:
+        """Ask about the sequence; packed rows are of several."""
+        return (True, False) if self.item is None else self.inner.reach(span._replace(b=self.item))
+
+
+def of_sequence(mask: Mask, count: int, item: int | None = None) -> Mask:
+    """Return a mask of which the rules that tell sequences apart, as batch items, are asked about one or each row's own."""
+    if parts_of(mask) and mask._is_ours:
+        return with_parts(mask, lambda part: of_sequence(part, count, item) if isinstance(part, Mask) else part)  # type: ignore[no-any-return]
+    if math.prod(mask.lead[:-1]) == 1 and mask._is_ours:
+        return mask
+    return SequenceMask(mask, count, item)

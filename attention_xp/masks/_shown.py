@@ -1,7 +1,9 @@
-"""How masks are looked at: as an array, as a share of all pairs, as a picture."""
+"""How masks are looked at: as an array, as a share of all pairs, as a picture, by ranges."""
+
+from typing import Any, overload
 
 from attention_xp._typing import Array, Device, DType, Namespace
-from attention_xp.masks._drawing import density, drawn, pictured, to_array
+from attention_xp.masks._drawing import any_allowed, density, drawn, pictured, to_array
 from attention_xp.masks._pairs import Pairs
 
 __all__ = ["Shown"]
@@ -90,6 +92,49 @@ class Shown(Pairs):
         0.625
         """
         return density(self, Sq, Sk, query_offset)
+
+    @overload
+    def any_allowed(
+        self, rows: tuple[int, int], keys: tuple[int, int], *, query_offset: int = 0, key_offset: int = 0
+    ) -> bool: ...
+    @overload
+    def any_allowed(
+        self, rows: tuple[Any, Any], keys: tuple[Any, Any], *, query_offset: Any = 0, key_offset: Any = 0
+    ) -> Any: ...
+    def any_allowed(
+        self, rows: tuple[Any, Any], keys: tuple[Any, Any], *, query_offset: Any = 0, key_offset: Any = 0
+    ) -> Any:
+        """Return whether a pair of some rows and some keys is allowed, in any batch item and head.
+
+        Parameters
+        ----------
+        rows, keys : pair of int
+            ``(start, stop)``: the rows of the query and the keys, from the first to the one before `stop`.
+        query_offset, key_offset : int, default: 0
+            Positions of row 0 and of key 0.
+
+        Returns
+        -------
+        bool
+            Exact: where `reach` cannot decide a block, its pairs are looked at, on the host with NumPy. False for no
+            rows or no keys. Where a bound or an offset is an integer array, such as the number of a device inside
+            ``jax.shard_map``, a boolean array: what `reach` says, and True where a rule cannot tell.
+
+        Raises
+        ------
+        TypeError
+            If `rows` or `keys` is no pair, or a number no int.
+        ValueError
+            If a bound is negative, or a pair has another length than two.
+
+        Examples
+        --------
+        >>> from attention_xp.masks import CausalMask, WindowMask
+        >>> mask = CausalMask() & WindowMask(3, None)
+        >>> mask.any_allowed((8, 16), (0, 5)), mask.any_allowed((8, 16), (0, 6))
+        (False, True)
+        """
+        return any_allowed(self, rows, keys, query_offset, key_offset)
 
     def draw(self, Sq: int, Sk: int, query_offset: int = 0) -> str:
         """Return a picture of the mask in characters, of the first batch item and head.

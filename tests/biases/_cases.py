@@ -48,6 +48,7 @@ class Case(NamedTuple):
     build: Callable[[Callable[[Any], Any]], Bias]
     says: Callable[[int, int, int, int], float]
     heads: int = 1  # 1: any number of heads
+    items: int = 1  # likewise, of batch items
 
     def table(self, batch: int, heads: int, rows: range, columns: range) -> np.ndarray:
         """Ask about every pair: (batch, heads, rows, columns)."""
@@ -61,6 +62,17 @@ def alibi(slopes: np.ndarray) -> Case:
         lambda make: AlibiBias(make(slopes)),
         lambda b, h, q, k: -float(slopes[h % slopes.size]) * abs(q - k),
         slopes.size,
+    )
+
+
+def alibi_of_items(slopes: np.ndarray) -> Case:
+    """Linear biases with slopes for each batch item."""
+    items, heads = slopes.shape
+    return Case(
+        lambda make: AlibiBias(make(slopes)),
+        lambda b, h, q, k: -float(slopes[b % items, h % heads]) * abs(q - k),
+        heads,
+        items,
     )
 
 
@@ -99,6 +111,8 @@ TABLE, NARROW = (_RNG.standard_normal(shape).astype(np.float32) for shape in ((1
 CASES = {
     "alibi": alibi(SLOPES),
     "one slope": alibi(SLOPES[:1]),
+    "alibi of items": alibi_of_items(_RNG.random((2, 4)).astype(np.float32)),
+    "one slope for each item": alibi_of_items(_RNG.random((2, 1)).astype(np.float32)),
     "buckets": buckets(TABLE, 9),
     "buckets before": buckets(NARROW, 6, bidirectional=False),
     "of a user": gaussian(np.asarray([0.7, 1.5, 3.0, 10.0], np.float32)),

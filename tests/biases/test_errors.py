@@ -32,10 +32,13 @@ def wrong(bias, error, *words, axes=4):
 WRONG = {
     "a list": Wrong(lambda a: AlibiBias([0.5]), TypeError, ("slopes", "list")),
     "integer slopes": Wrong(lambda a: AlibiBias(a(4, dtype="int32")), TypeError, ("slopes", "int32")),
-    "slopes of two axes": Wrong(lambda a: AlibiBias(a(4, 1)), ValueError, ("slopes", "(H,)", "(4, 1)")),
-    "other heads": wrong(lambda a: AlibiBias(a(3)), ValueError, "slopes (H,) with H = 4", "slopes (3,)", "(2, 4, 5, 8)"),
+    "slopes of other items": wrong(
+        lambda a: AlibiBias(a(3, 4)), ValueError, "slopes (H,) or (B, H), up to (2, 4)", "slopes (3, 4)"
+    ),
+    "slopes of too many axes": wrong(lambda a: AlibiBias(a(1, 2, 4)), ValueError, "up to (2, 4)", "slopes (1, 2, 4)"),
+    "other heads": wrong(lambda a: AlibiBias(a(3)), ValueError, "slopes (H,) or (B, H), up to (2, 4)", "slopes (3,)", "(2, 4, 5, 8)"),
     "heads where there are none": wrong(
-        lambda a: AlibiBias(a(2)), ValueError, "slopes (H,) with no heads axis", "(2,)", axes=3
+        lambda a: AlibiBias(a(2)), ValueError, "slopes (B, 1) with no heads axis, up to (2, 1)", "(2,)", axes=3
     ),
     "another library": wrong(lambda a: AlibiBias(_other(a)(4)), TypeError, "slopes", "library of the query"),
     "a table of integers": Wrong(lambda a: RelativePositionBias(a(32, 4, dtype="int32")), TypeError, ("table", "int32")),

@@ -64,7 +64,7 @@ def _region(dtype, offset, make=np.asarray, starts=None, sizes=None, **options):
 
 
 @pytest.mark.backends("torch", "jax")
-@pytest.mark.parametrize("name", ["alibi", "buckets", "of a user"])
+@pytest.mark.parametrize("name", ["alibi", "alibi of items", "buckets", "of a user"])
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_second_derivatives(library, impl, name):
     if library.like("jax") and library.dtypes()[-1] != "float64":
@@ -74,12 +74,14 @@ def test_second_derivatives(library, impl, name):
     def attend(p, q, k, v):
         return flash_attention(q, k, v, bias=build(lambda _: p), impl=impl, query_offset=1, tile=(2, 3))
 
-    q, k, v = inputs((1, 4, 3, 2), (1, 4, 5, 2))
+    q, k, v = inputs((CASES[name].items, 4, 3, 2), (1, 4, 5, 2))
     check(library, attend, CASES[name].build(np.asarray).arrays[0].astype(float), q, k, v)
 
 
 @pytest.mark.parametrize("offset", [0, 3, "each"])
-@pytest.mark.parametrize("name", ["alibi", "one slope", "buckets", "buckets before"])
+@pytest.mark.parametrize(
+    "name", ["alibi", "one slope", "alibi of items", "one slope for each item", "buckets", "buckets before"]
+)
 def test_its_own_vector_jacobian_product(library, make, name, offset):
     """The parts of all tiles sum up to numeric differences: values are linear in the parameters."""
     bias = CASES[name].build(make)

@@ -68,12 +68,26 @@ def test_with_other_options(library, make, impl, name):
     assert_close(output, expected.output, library)
 
 
-@pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.heads == 1 and n != "with exclusions"])
+@pytest.mark.parametrize(
+    "name", [n for n, case in CASES.items() if case.heads == case.items == 1 and n != "with exclusions"]
+)
 @pytest.mark.parametrize("shape", [(6, 8), (2, 6, 8), (2, 3, 6, 8), (3, 2, 4, 6, 8)])
 def test_any_number_of_axes(library, make, impl, shape, name):
     q, k, v = inputs(shape)
     output = flash_attention(*map(make, (q, k, v)), bias=CASES[name].build(make), impl=impl, tile=(4, 3))
     expected = reference.attention(q, k, v, bias=table(name, 1, range(6), range(6), batch=1)[0, 0])
+    assert_close(output, expected.output, library)
+
+
+@pytest.mark.parametrize(
+    ("shape", "lead"), [((2, 6, 8), (2, 1)), ((3, 2, 4, 6, 8), (3, 1, 4)), ((3, 2, 4, 6, 8), (2, 1))]
+)
+def test_slopes_of_batch_items_of_any_number_of_axes(library, make, impl, shape, lead):
+    q, k, v = inputs(shape)
+    slopes = np.abs(normal(*lead)).astype("float32")
+    output = flash_attention(*map(make, (q, k, v)), bias=AlibiBias(make(slopes)), impl=impl, tile=(4, 3))
+    bias = -slopes[..., None, None] * abs(np.arange(6)[:, None] - np.arange(6))
+    expected = reference.attention(q, k, v, bias=bias[..., 0, :, :] if len(shape) == 3 else bias)
     assert_close(output, expected.output, library)
 
 

@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from attention_xp import (
     AttentionGradients,
+    attention_scores,
     attention_statistics,
     attention_vjp,
     explain,
@@ -22,7 +23,9 @@ def in_pieces(query: Doubles, key: Doubles, value: Doubles, size: int) -> Double
     lses: list[Doubles] = []
     for start in range(0, key.shape[-2], size):
         piece = (..., slice(start, start + size), slice(None))
-        output, lse = flash_attention(query, key[piece], value[piece], return_lse=True, impl="tiled", tile=(16, 16))
+        output, lse = flash_attention(
+            query, key[piece], value[piece], return_lse=True, output_dtype=query.dtype, impl="tiled"
+        )
         outputs.append(output)
         lses.append(lse)
     return merge_attention(outputs, lses)[0]
@@ -42,6 +45,8 @@ def main() -> None:
     found = gradients(query, key, value)
     assert found.key.shape == key.shape
     assert found.bias is None
+    scores: Doubles = attention_scores(query, key, scale=0.5, stage="product")
+    assert scores.shape == (2, 4, 32, 32)
     statistics = attention_statistics(query, key, scale=0.5, key_lengths=np.asarray([32, 7]))
     assert np.exp(statistics.entropy).max() <= 32.0
     assert np.isclose(softmax(rng.standard_normal(5)).sum(), 1.0)

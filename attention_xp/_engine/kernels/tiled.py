@@ -34,7 +34,7 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
         return attend_at_once(problem, wanted)  # there is nothing to materialise
     output, lse = walker_of(problem.xp).forward(problem.with_scaled_query(), lse=wanted.lse)
     return Attended(
-        problem.xp.astype(output, problem.query.dtype, copy=False),
+        problem.xp.astype(output, problem.result_dtype, copy=False),
         as_one_program(_weights, problem) if wanted.weights else None,
         lse if wanted.lse else None,
     )

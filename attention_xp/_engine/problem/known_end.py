@@ -8,7 +8,7 @@ from attention_xp._typing import Array, Namespace
 from attention_xp.masks import LengthMask, Mask
 from attention_xp.masks._call_rules import AlignedMask
 
-__all__ = ["known_end", "up_to", "with_zeros"]
+__all__ = ["filled_to", "known_end", "up_to", "with_zeros"]
 
 
 def known_end(xp: Namespace, rules: list[Mask], Sk: int, offset: int) -> tuple[int, list[Mask]]:
@@ -56,10 +56,15 @@ def up_to(end: int, Sk: int, array: Array, axis: int = -1) -> Array:
 
 def with_zeros(xp: Namespace, array: Array, Sk: int, axis: int = -1) -> Array:
     """Return the weights, or gradients, of the keys before the end with zeros for all others."""
+    return filled_to(xp, array, Sk, axis)
+
+
+def filled_to(xp: Namespace, array: Array, Sk: int, axis: int = -1, value: float = 0.0) -> Array:
+    """Return what is known of the keys before the end with one value for all others."""
     missing = Sk - array.shape[axis]
     if missing == 0:
         return array
     shape = list(array.shape)
     shape[axis] = missing
-    whole = xp.concat([array, xp.zeros(tuple(shape), dtype=array.dtype, device=device(array))], axis=axis)
+    whole = xp.concat([array, xp.full(tuple(shape), value, dtype=array.dtype, device=device(array))], axis=axis)
     return xp.astype(whole, array.dtype, copy=False)  # NumPy joins in the machine's byte order

@@ -10,25 +10,30 @@ from attention_xp._suggestions import no_such_argument
 from attention_xp._typing import ScoreMod, ScoreModAndDerivative
 from attention_xp.biases._bias import Bias
 
-__all__ = ["DEFAULTS", "AttentionOptions", "PackedOptions", "check_options", "complete", "with_options"]
+__all__ = ["DEFAULTS", "AttentionOptions", "PackedOptions", "ScoreOptions", "check_options", "complete", "with_options"]
 
 
-class PackedOptions(TypedDict, total=False):
-    """Keyword arguments that mean the same to packed sequences and to all others."""
+class _PackedScoreOptions(TypedDict, total=False):
+    """Keyword arguments that make scores, of packed sequences and of all others."""
 
     is_causal: bool
     window: int | tuple[int | None, int | None] | None
     scale: float | Array | None
     softcap: float | None
     score_mod: ScoreMod | ScoreModAndDerivative | None
+
+
+class PackedOptions(_PackedScoreOptions, total=False):
+    """Keyword arguments that mean the same to packed sequences and to all others."""
+
     sinks: Array | None
     rng: Any
     impl: Literal["auto", "dense", "tiled", "fused"]
     tile: tuple[int, int] | None
 
 
-class AttentionOptions(PackedOptions, total=False):
-    """Keyword arguments of every attention function."""
+class ScoreOptions(_PackedScoreOptions, total=False):
+    """Keyword arguments that make scores."""
 
     bias: Array | Bias | None
     query_offset: int | Array | None
@@ -38,6 +43,10 @@ class AttentionOptions(PackedOptions, total=False):
     head_ids: Array | None
     query_lengths: int | Array | None
     key_lengths: int | Array | None
+
+
+class AttentionOptions(PackedOptions, ScoreOptions, total=False):
+    """Keyword arguments of every attention function."""
 
 
 DEFAULTS: AttentionOptions = {
@@ -135,9 +144,11 @@ def _documentation(taken: Collection[str]) -> str:
     return "\n".join(text for text in paragraphs if set(text.partition(" :")[0].split(", ")) & set(taken))
 
 
-def check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Refuse an option that does not exist; say what the function takes, and what may have been meant."""
-    if not options.keys() <= DEFAULTS.keys():
+def check_options(
+    function: Callable[..., Any], options: Mapping[str, Any], known: Mapping[str, Any] = DEFAULTS
+) -> None:
+    """Refuse an option that is not known; say what the function takes, and what may have been meant."""
+    if not options.keys() <= known.keys():
         taken = inspect.signature(function).parameters
         raise TypeError(no_such_argument(function.__name__, options, taken))
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
+from attention_xp._backend.dtypes import floating_dtype
 from attention_xp._backend.libraries import common_namespace, is_cupy_namespace
 from attention_xp._checks.arrays import check_inputs
 from attention_xp._checks.numbers import check_impl, check_positive, check_score_mod, check_tile
@@ -25,7 +26,7 @@ from attention_xp._random.survivors import LARGEST_RATE
 from attention_xp._scores.alignment import aligned_ids, aligned_integers, aligned_sinks, checked_scale
 from attention_xp._scores.frame import Frame, frame_of
 from attention_xp._scores.packing import Packing
-from attention_xp._typing import Array, Namespace, ScoreMod
+from attention_xp._typing import Array, DType, Namespace, ScoreMod
 from attention_xp.biases._bias import Bias
 from attention_xp.masks import FunctionMask, Mask
 from attention_xp.masks._packed_rule import PackedMask
@@ -40,7 +41,8 @@ _T = TypeVar("_T")
 class Problem(Frame):
     """What is wanted, in the letters of the documentation; arrays are aligned with the scores.
 
-    The query is ``(*batch, H, Sq, D)``, or without H; the result has its dtype, whatever that of the computation is.
+    The query is ``(*batch, H, Sq, D)``, or without H; the result has its dtype unless another is wanted, whatever that of
+    the computation is.
     """
 
     key: Array  # (..., Hkv, Sk, D), up to the last key that may be attended, as far as Python knows
@@ -61,6 +63,7 @@ class Problem(Frame):
     seed: tuple[Any, Any] | None  # None: no dropout
     impl: str
     tile: tuple[int, int] | None
+    output_dtype: DType | None = None  # where it is not that of the query
     stack: tuple[int, ...] | None = None  # batch items and heads that share a tile of JAX's walker; None: chosen
 
     _numbers: ClassVar = (
@@ -148,6 +151,16 @@ class Problem(Frame):
     def of_arrays(self, query: Array, key: Array, value: Array) -> "Problem":
         """Return the same problem of other arrays, of the same shapes and dtypes."""
         return replace(self, query=_spread(self.xp, query, self.batch), key=key, value=value)
+
+    def with_output_dtype(self, given: DType | str) -> "Problem":
+        """Return the same problem with an output of a dtype, or of one of that name."""
+        dtype = floating_dtype(self.xp, given, "output_dtype")
+        return self if self.query.dtype == dtype else replace(self, output_dtype=dtype)
+
+    @property
+    def result_dtype(self) -> DType:
+        """The dtype of the output."""
+        return self.query.dtype if self.output_dtype is None else self.output_dtype
 
     @property
     def operands(self) -> tuple[Array, ...]:

@@ -45,7 +45,7 @@ def _attend(problem: Problem, *wants: bool) -> Attended:
         output = xp.where(is_silent, 0.0, output)
     lse = xp.squeeze(of_real_rows(problem, region, log_sum(total, shift, xp=xp)), axis=-1) if wanted.lse else None
     return Attended(
-        output=xp.astype(output, problem.query.dtype, copy=False),
+        output=xp.astype(output, problem.result_dtype, copy=False),
         weights=xp.astype(weights, problem.query.dtype, copy=False) if wanted.weights else None,
         lse=lse,
     )

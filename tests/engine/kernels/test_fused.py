@@ -314,9 +314,31 @@ def test_rows_that_a_kernel_averages_are_zero(library, monkeypatch, name):
         excluded = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask == -torch.inf
         return kernel(*arrays, attn_mask=torch.where(excluded, -65504.0, 1.0 * attn_mask), **options)
 
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", average)
+    monkeypatch.setattr(_torch, "_kernel", lambda: average)
     monkeypatch.setattr(_torch, "_gives_zeros", lambda query: False)
     fuse(library, CALLS[name])
+
+
+@pytest.mark.backends("torch")
+@pytest.mark.parametrize("impl", ["fused", "auto"])
+def test_the_name_of_the_kernel_may_lead_here(library, monkeypatch, impl):
+    torch = importlib.import_module("torch")
+    functional, calls = torch.nn.functional, []
+
+    def routed(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+        calls.append(len(calls))
+        assert len(calls) < 3, "called by what it calls"
+        return flash_attention(query, key, value, attn_mask, dropout_p, is_causal=is_causal, scale=scale, impl=impl)
+
+    query, key, value = (library.array(x) for x in inputs((1, 4, 256, 32)))
+    expected = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", routed)
+    output = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    assert len(calls) == 1
+    torch.testing.assert_close(output, expected)
+    compiled = torch.compile(lambda *xs: flash_attention(*xs, impl=impl), fullgraph=True, backend="eager")
+    assert len(calls) == 1
+    torch.testing.assert_close(compiled(query, key, value), flash_attention(query, key, value, impl="dense"))
 
 
 def test_cupy_without_a_torch_that_has_cuda(monkeypatch):

@@ -170,12 +170,22 @@ def _translated(problem: Problem, keywords: dict[str, Any]) -> tuple[Array, Arra
 
 def _called(query: Array, key: Array, value: Array, keywords: dict[str, Any]) -> Array:
     """Call the kernel and see to further derivatives."""
-    output = sys.modules["torch"].nn.functional.scaled_dot_product_attention(query, key, value, **keywords)
+    output = _kernel()(query, key, value, **keywords)
     if output.requires_grad and not is_traced() and not shares_keys():
         from attention_xp._engine.kernels.fused._torch_again import follow_gradients  # noqa: PLC0415  # imports torch
 
         follow_gradients(output)
     return output
+
+
+def _kernel() -> Any:
+    """Return torch's own kernel, and not what a program has put in the place of its name, which may call us.
+
+    Only ``context_parallel`` does so for the keys of other ranks.
+    """
+    torch = sys.modules["torch"]
+    own, named = torch._C._nn.scaled_dot_product_attention, torch.nn.functional.scaled_dot_product_attention
+    return own if named is own or not shares_keys() else named
 
 
 def _is_followed(problem: Problem) -> bool:

@@ -30,6 +30,8 @@ __all__ = [
 
 def unknown_option(problem: Problem, wanted: Wanted) -> str | None:
     """Return the name of an option that no library's kernel has a word for."""
+    if problem.output_dtype is not None:
+        return "output_dtype but that of the query"
     if problem.softcap is not None:
         return "softcap"
     if problem.score_mod is not None:
