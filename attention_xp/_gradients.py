@@ -97,9 +97,9 @@ def attention_gradients(
     ...     for i in (0, 2)
     ... ]
     >>> np.concatenate([piece.value for piece in pieces]).round(2)
-    array([[1.84, 1.84, 1.84, 1.84],
+    array([[1.87, 1.87, 1.87, 1.87],
            [1.11, 1.11, 1.11, 1.11],
-           [0.69, 0.69, 0.69, 0.69],
+           [0.67, 0.67, 0.67, 0.67],
            [0.35, 0.35, 0.35, 0.35]])
     """
     if options:
