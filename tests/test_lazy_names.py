@@ -57,9 +57,9 @@ def test_a_name_of_a_submodule_tells_where_it_is(name, home):
 
 def test_every_public_name_of_a_submodule_is_found():
     names = {home: getattr(attention_xp, home).__all__ for home in ("biases", "linear", "masks")}
-    for home in names:
-        for name in set(names[home]) - set(attention_xp.__all__):
-            first = next(other for other in names if name in names[other])  # `Region` is in two
+    for of_home in names.values():
+        for name in set(of_home) - set(attention_xp.__all__):
+            first = next(home for home, others in names.items() if name in others)  # `Region` is in two
             with pytest.raises(AttributeError, match=rf"it is in attention_xp\.{first}:"):
                 getattr(attention_xp, name)
 
