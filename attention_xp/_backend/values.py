@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from attention_xp._backend.dtypes import dtype_name
-from attention_xp._backend.libraries import is_jax_namespace, is_numpy_namespace, is_torch_namespace
+from attention_xp._backend.libraries import is_jax_namespace, is_numpy_namespace, is_tensor, is_torch_namespace
 from attention_xp._backend.modes import is_compiling, is_traced
 from attention_xp._backend.sharding import explicit_axes, spread_like
 from attention_xp._typing import Array, Namespace
@@ -18,6 +18,7 @@ __all__ = [
     "as_int32",
     "by_value",
     "flags_by_value",
+    "host_view",
     "on_host",
     "shows_nan",
     "values_on_host",
@@ -30,6 +31,17 @@ FAR = 2**30  # no two positions are further apart; int32 sums of it and a positi
 def on_host(xp: Namespace, array: Array) -> bool:
     """Whether the values of `array` can be read at once, by a caller who computes with NumPy."""
     return is_numpy_namespace(xp) and type(array).__module__ == "numpy"
+
+
+def host_view(array: Array) -> Array | None:
+    """Return an array as NumPy sees it in the memory of this process; ``None`` where it lies elsewhere or stands for others."""
+    if type(array).__module__ == "numpy":
+        return array
+    if not is_tensor(array) or is_traced():
+        return None
+    torch = sys.modules["torch"]
+    is_plain = type(array) is torch.Tensor and array.device.type == "cpu" and array.layout == torch.strided
+    return array.detach().numpy() if is_plain and dtype_name(array.dtype) != "bfloat16" else None
 
 
 def values_on_host(xp: Namespace, integers: Array) -> list[int] | None:

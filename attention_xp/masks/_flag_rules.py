@@ -74,10 +74,11 @@ class GlobalMask(Mask):
 
     def reach(self, span: Span) -> Reach:
         """Count the global positions among the rows and among the columns."""
-        xp = summable(span, self.is_global)
-        if xp is None or is_open(*self.is_global.shape):
+        found = summable(span, self.is_global)
+        if found is None or is_open(*self.is_global.shape):
             return True, False
-        counts = remembered(self, "counts", xp, lambda: Counts.of(xp, self.is_global[None, None, :]))
+        xp, flags = found
+        counts = remembered(self, "counts", xp, lambda: Counts.of(xp, flags[None, None, :]))
         q = counts.between(span, 0, (0, 0), (span.q_lo, span.q_hi))
         k = counts.between(span, 0, (0, 0), (span.k_lo, span.k_hi))
         return (q > 0) | (k > 0), (q == span.q_hi - span.q_lo + 1) | (k == span.k_hi - span.k_lo + 1)
@@ -163,21 +164,21 @@ class BlockMask(Mask):
 
     def reach(self, span: Span) -> Reach:
         """Count the blocks that the layout allows."""
-        xp = summable(span, self.layout)
-        if xp is None or 0 in self.layout.shape or is_open(*self.layout.shape):
+        found = summable(span, self.layout)
+        if found is None or 0 in self.layout.shape or is_open(*self.layout.shape):
             return True, False
         (n, m), item = self._steps, item_of(span, self.lead)
         rows, columns = (span.q_lo // n, span.q_hi // n), (span.k_lo // m, span.k_hi // m)
-        some, every = (self._counted(span, xp, which, item, rows, columns) for which in ("any", "all"))
+        some, every = (self._counted(span, *found, which, item, rows, columns) for which in ("any", "all"))
         return some > 0, every == (rows[1] - rows[0] + 1) * (columns[1] - columns[0] + 1)
 
     @property
     def _steps(self) -> tuple[int, int]:
         return min(self.block_size[0], FAR), min(self.block_size[1], FAR)
 
-    def _counted(self, span: Span, xp: Any, which: str, item: Any, rows: Any, columns: Any) -> Any:
+    def _counted(self, span: Span, xp: Any, layout: Array, which: str, item: Any, rows: Any, columns: Any) -> Any:
         """Count the blocks of one item, or those that any or all items allow."""
-        layout = xp.reshape(self.layout, (-1, *self.layout.shape[-2:]))
+        layout = xp.reshape(layout, (-1, *layout.shape[-2:]))
         if item is None:
             counts = remembered(
                 self, which, xp, lambda: Counts.of(xp, getattr(xp, which)(layout, axis=0, keepdims=True))

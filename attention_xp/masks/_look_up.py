@@ -7,10 +7,10 @@ from numbers import Integral
 from typing import Any
 
 from attention_xp._backend.dtypes import dtype_name, is_integer
-from attention_xp._backend.libraries import common_namespace, device, is_numpy, library_name
+from attention_xp._backend.libraries import common_namespace, device, is_numpy, is_tensor, library_name
 from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.sizes import as_number
-from attention_xp._backend.values import FAR, as_int32, within
+from attention_xp._backend.values import FAR, as_int32, host_view, within
 from attention_xp._checks.numbers import check_count
 from attention_xp._scores.attributes import KEPT
 from attention_xp._scores.region import Region, Span
@@ -94,16 +94,20 @@ def taken(xp: Namespace, flat: Array, index: Array) -> Array:
     return xp.reshape(xp.take(flat, xp.reshape(index, (-1,)), axis=0), index.shape)
 
 
-def summable(span: Span, array: Array) -> Namespace | None:
-    """Return the library in which an array can be summed up for rectangles, ``None`` where it cannot."""
-    if is_numpy(array):
-        # While torch compiles, also NumPy arrays are tensors without values.
-        torch = sys.modules.get("torch")
-        is_compiling = torch is not None and torch.compiler.is_compiling()
-        return None if is_compiling else common_namespace(array=array)
+def summable(span: Span, array: Array) -> tuple[Namespace, Array] | None:
+    """Return an array that can be summed up for rectangles, as NumPy sees it where that can be, and its library.
+
+    ``None`` where there is none: while torch compiles, also NumPy arrays are tensors without values.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.compiler.is_compiling() and (is_numpy(array) or is_tensor(array)):
+        return None
     owner = common_namespace(array=array)
     plain = all(isinstance(bound, int) for bound in span[1:7])
-    return owner if not plain and library_name(owner) == library_name(span.xp) else None
+    if not plain and library_name(owner) == library_name(span.xp):
+        return owner, array
+    seen = host_view(array)
+    return None if seen is None else (common_namespace(array=seen), seen)
 
 
 def kept_by(mask: Any) -> dict[str, Any]:
@@ -149,9 +153,10 @@ def item_of(span: Span, lead: tuple[int, ...]) -> Any:
 
 def least_and_most(span: Span, counts: Array, item: Any) -> tuple[Any, Any] | None:
     """Return the least and the greatest number that a span meets, ``None`` where they cannot be told."""
-    xp = summable(span, counts)
-    if xp is None or 0 in counts.shape:
+    found = summable(span, counts)
+    if found is None or 0 in counts.shape:
         return None
+    xp, counts = found
     flat = as_int32(xp, xp.reshape(counts, (-1,)))  # as the bounds of a span
     if item is not None:
         count = at(span, flat, item)

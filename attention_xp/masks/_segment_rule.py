@@ -95,12 +95,12 @@ class SegmentMask(Mask):
 
     def reach(self, span: Span) -> Reach:
         """Compare the ranges of the ids of queries and keys."""
-        xp = summable(span, self.query_ids)
+        q_ids, k_ids = summable(span, self.query_ids), summable(span, self._keys)
         shape = (*self.query_ids.shape, *self._keys.shape)
-        if xp is None or 0 in shape or is_open(*shape):
+        if q_ids is None or k_ids is None or 0 in shape or is_open(*shape):
             return True, False
-        q = remembered(self, "queries", xp, lambda: Extremes.of(xp, self.query_ids))
-        k = remembered(self, "summed_keys", xp, lambda: Extremes.of(xp, self._keys))
+        q = remembered(self, "queries", q_ids[0], lambda: Extremes.of(*q_ids))
+        k = remembered(self, "summed_keys", k_ids[0], lambda: Extremes.of(*k_ids))
         q_least, q_most, q_some, q_all = q.between(span, span.q_lo, span.q_hi)
         k_least, k_most, k_some, k_all = k.between(span, span.k_lo, span.k_hi)
         possible = (q_least <= k_most) & (k_least <= q_most) & q_some & k_some

@@ -154,3 +154,25 @@ def test_ranges_of_ids(ids, data):
     truth = [q is not None and q == k for q in q_ids for k in k_ids]
     assert possible or not any(truth)
     assert certain == all(truth)
+
+
+@pytest.mark.backends("torch")
+@pytest.mark.parametrize("kind", ["blocks", "segments", "global", "lengths"])
+def test_tensors_in_memory_are_planned_with_as_arrays_of_numpy_are(make, kind):
+    """What lies on the host is read there, also for numbers that NumPy does not compute with."""
+    problem_of = importlib.import_module("attention_xp._engine.problem.problem").Problem.of
+    tiles_of_rows = importlib.import_module("attention_xp._engine.walkers.portable.tiles").tiles_of_rows
+    x = make(np.ones((2, 1, 64, 8)), "bfloat16")
+
+    def visited(made):
+        mask = {
+            "blocks": lambda: BlockMask(made(np.eye(8, dtype=bool)), 8),
+            "segments": lambda: SegmentMask(made(np.arange(64) // 8)),
+            "global": lambda: GlobalMask(made(np.arange(64) == 20)),
+            "lengths": lambda: LengthMask(made(np.asarray([9, 17]))) | GlobalMask(made(np.arange(64) == 20)),
+        }[kind]()
+        problem = problem_of(x, x, x, mask, 0.0, {})
+        return [[tile.columns for tile in tiles_of_rows(problem, row, row + 16, 16)] for row in range(0, 64, 16)]
+
+    assert visited(make) == visited(np.asarray)
+    assert sum(map(len, visited(make))) < 4 * 4
