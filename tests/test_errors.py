@@ -178,7 +178,7 @@ OPTIONS = {
         lambda a: a.attend(function=sdpa, return_weights="no"), TypeError, ("return_weights", "bool", "str")
     ),
     "number as return_lse": Wrong(lambda a: a.attend(return_lse=1), TypeError, ("return_lse", "bool", "int")),
-    "unknown option": Wrong(lambda a: a.attend(windows=2), TypeError, ("flash_attention has no argument 'windows'", "'window'?", "takes query, key, value, mask,", "return_lse, bias", "tile")),
+    "unknown option": Wrong(lambda a: a.attend(windows=2), TypeError, ("flash_attention has no argument 'windows'", "'window'?", "takes query, key, value, mask,", "return_lse, output_dtype, bias", "tile")),
 }  # fmt: skip
 
 # What other libraries call an argument, and what an error answers.

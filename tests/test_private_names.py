@@ -94,6 +94,10 @@ def arguments_of_the_kernel(torch):
     return all(kept) and (node._saved_is_causal, node._saved_scale) == (True, 0.5) and nodes[0] is not None
 
 
+def kernel_itself(torch):
+    return torch._C._nn.scaled_dot_product_attention is torch.nn.functional.scaled_dot_product_attention
+
+
 def open_sizes(torch):
     known = importlib.import_module("torch.fx.experimental.symbolic_shapes").statically_known_true
     return known(2 % 2 == 0) is True and known(3 % 2 == 0) is False
@@ -119,6 +123,7 @@ TORCH = {
     "_C._vmapmode_decrement_nesting": (batches_of_gradients,),
     "_remove_batch_dim": (batches_of_gradients,),
     "_add_batch_dim": (batches_of_gradients,),
+    "_C._nn": (kernel_itself,),
     "_C._current_autograd_node": (arguments_of_the_kernel,),
     "fx.experimental.symbolic_shapes": (open_sizes,),
 }
