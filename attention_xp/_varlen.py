@@ -24,6 +24,8 @@ from attention_xp.masks._pairs import parts_of
 
 __all__ = ["varlen_attention"]
 
+_LENGTHS = ("query_lengths", "key_lengths")  # which the bounds say
+
 
 @overload
 def varlen_attention(
@@ -146,7 +148,7 @@ def varlen_attention(
     >>> np.exp(lse[:, 0] - 8.0).round()  # as many keys as a sequence has, all with the same score
     array([3., 3., 3., 6., 6., 6., 6., 6., 6., 0.])
     """
-    check_options(varlen_attention, options)
+    check_options(varlen_attention, options, dict.fromkeys((*PackedOptions.__annotations__, *_LENGTHS)))
     wanted = Wanted(lse=check_flag("return_lse", return_lse))
     cu_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
     xp = common_namespace(query=query, key=key, value=value, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_k)
@@ -264,7 +266,7 @@ def _check_rules(xp: Namespace, options: AttentionOptions, mask: Any, count: int
         raise TypeError(
             f"bias must be a rule from attention_xp.biases for packed sequences, got {type(options['bias']).__name__}"
         )
-    for name in ("query_lengths", "key_lengths"):
+    for name in _LENGTHS:
         if options.get(name) is not None:
             raise ValueError(f"{name} cannot be given for packed sequences: cu_seqlens_q and cu_seqlens_k say it")
     offset = options.get("query_offset")

@@ -96,10 +96,8 @@ def test_a_fused_kernel_is_not_asked_for_what_it_rounds(library):
     assert dtype_name(flash_attention(*arrays, output_dtype="float32").dtype) == "float32"
 
 
-@pytest.mark.parametrize(
-    ("given", "text"), [("int32", "output_dtype 'int32' cannot"), ("bool", "output_dtype must be floating")]
-)
-def test_wrong_dtypes(given, text):
+@pytest.mark.parametrize("given", ["int32", "bool"])
+def test_wrong_dtypes(given):
     x = np.ones((3, 4))
-    with pytest.raises(ValueError, match=text):
+    with pytest.raises(ValueError, match=f"output_dtype '{given}' cannot .* expected one of float16, float32, float64"):
         flash_attention(x, x, x, output_dtype=given)

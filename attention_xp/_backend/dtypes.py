@@ -28,26 +28,25 @@ def is_alike(dtype: DType, other: DType) -> bool:
     return bool(dtype == other) or dtype_name(dtype) == dtype_name(other)
 
 
-def named_dtype(xp: Namespace, dtype: DType | str | None, argument: str = "dtype") -> DType | None:
+def named_dtype(
+    xp: Namespace, dtype: DType | str | None, argument: str = "dtype", names: frozenset[str] = _FLOATING | {"bool"}
+) -> DType | None:
     """Return the dtype of `xp` that a name such as ``"float32"`` stands for; ``None`` is the default.
 
-    Only floating and boolean dtypes are let through.
+    Only dtypes of some names are let through: floating and boolean ones.
     """
     if dtype is None:
         return None
     name = dtype if isinstance(dtype, str) else dtype_name(dtype)
-    if name not in _FLOATING | {"bool"} or not hasattr(xp, name):
-        known = ", ".join(sorted(n for n in _FLOATING | {"bool"} if hasattr(xp, n)))
+    if name not in names or not hasattr(xp, name):
+        known = ", ".join(sorted(n for n in names if hasattr(xp, n)))
         raise ValueError(f"{argument} {name!r} cannot be used with {library_name(xp)}: expected one of {known}")
     return getattr(xp, name)
 
 
 def floating_dtype(xp: Namespace, dtype: DType | str | None, argument: str = "dtype") -> DType | None:
     """Like `named_dtype`, for floating dtypes alone."""
-    dtype = named_dtype(xp, dtype, argument)
-    if dtype is not None and not is_floating(xp, dtype):
-        raise ValueError(f"{argument} must be floating, got {dtype_name(dtype)}")
-    return dtype
+    return named_dtype(xp, dtype, argument, _FLOATING)
 
 
 def is_floating(xp: Namespace, dtype: DType) -> bool:
