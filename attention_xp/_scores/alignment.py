@@ -1,4 +1,4 @@
-"""What has to line up with the scores: checked, cast and shaped so that it broadcasts against them."""
+"""Arrays that belong to the scores: checked, cast and shaped so that they broadcast against them."""
 
 from numbers import Integral, Real
 from typing import Any
@@ -26,7 +26,7 @@ __all__ = [
 
 
 def aligned_mask(frame: Frame, mask: Array) -> Array:
-    """Line up a boolean mask, or a floating one in the computation dtype."""
+    """Align a boolean mask, or a floating one in the computation dtype."""
     if is_boolean(frame.xp, mask.dtype):
         return _fitted(frame, "mask", mask)
     if is_floating(frame.xp, mask.dtype):
@@ -38,7 +38,7 @@ def aligned_mask(frame: Frame, mask: Array) -> Array:
 
 
 def aligned_addend(frame: Frame, name: str, array: Array) -> Array:
-    """Line up an array that is added to the scores."""
+    """Align an array that is added to the scores."""
     if is_boolean(frame.xp, array.dtype):
         raise TypeError(f"{name} must be a floating array, got bool: what excludes pairs goes into mask")
     check_floating(frame.xp, **{name: array})
@@ -46,7 +46,7 @@ def aligned_addend(frame: Frame, name: str, array: Array) -> Array:
 
 
 def aligned_sinks(frame: Frame, sinks: Array) -> Array:
-    """Line up one logit per head: (..., H, 1, 1), or (..., 1, 1) without heads."""
+    """Align one logit per head: (..., H, 1, 1), or (..., 1, 1) without heads."""
     check_floating(frame.xp, sinks=sinks)
     check_placement(frame.xp, query=frame.query, sinks=sinks)
     expected = () if frame.heads is None else (frame.heads,)
@@ -86,7 +86,7 @@ def aligned_integers(frame: Frame, name: str, given: Any, *, low: int = -(2**29)
 
 
 def aligned_positions(frame: Frame, given: Any) -> Array:
-    """Line up the positions of the keys, (..., 1, 1, Sk) int32."""
+    """Align the positions of the keys, (..., 1, 1, Sk) int32."""
     _check_integer_array(frame, "key_positions", given)
     expected = (*frame.batch, frame.Sk)
     if given.ndim == 0 or given.shape[-1] != frame.Sk or not fits(tuple(given.shape), expected):
@@ -110,7 +110,7 @@ def _behind_batch(frame: Frame, numbers: Array) -> Array:
 
 
 def aligned_ids(frame: Frame, name: str, given: Any) -> Array | None:
-    """Line up the numbers of batch items, (..., 1, 1, 1), or of heads, (H, 1, 1), int32."""
+    """Align the numbers of batch items, (..., 1, 1, 1), or of heads, (H, 1, 1), int32."""
     if given is None:
         return None
     _check_integer_array(frame, name, given)

@@ -1,4 +1,4 @@
-"""Values that are made of attributes, which say everything: how these are found, and exchanged."""
+"""Values that are defined by their attributes: how these are read, and replaced."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -10,14 +10,14 @@ T = TypeVar("T")
 
 _COLLECTIONS = tuple, list, dict
 
-KEPT = "_kept"  # the attribute that holds what was found out about a rule, which is no part of what it says
+KEPT = "_kept"  # the attribute for what was computed from the others, such as summaries; it is not part of the value
 
 
 class Attributed:
-    """A value made of attributes: it is copied and pickled without what was found out about it."""
+    """A value that is defined by its attributes; it is copied and pickled without what was computed from them."""
 
     _slots: tuple[str, ...] = ()
-    _is_ours = True  # whether the class is one of the library, which looks at nothing but its attributes
+    _is_ours = True  # whether it is a class of the library, whose answers depend on its attributes alone
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -32,7 +32,7 @@ class Attributed:
 
 
 def _slots_of(kind: type) -> list[str]:
-    """Return the attributes that a class has slots for, as it names them itself."""
+    """Return the attributes that a class has slots for; private names as Python mangles them."""
     names = vars(kind).get("__slots__", ())
     names = (names,) if isinstance(names, str) else names
     private = f"_{kind.__name__.lstrip('_')}"
@@ -44,7 +44,7 @@ def _slots_of(kind: type) -> list[str]:
 
 
 def attributes(rule: Attributed) -> dict[str, Any]:
-    """Return what a rule says, by name."""
+    """Return the attributes of a rule by name, without what was computed from them."""
     given = {name: getattr(rule, name) for name in rule._slots if hasattr(rule, name)}
     given.update(vars(rule))
     given.pop(KEPT, None)
@@ -52,7 +52,7 @@ def attributes(rule: Attributed) -> dict[str, Any]:
 
 
 def leaves_of(rule: Attributed) -> list[tuple[str, Any]]:
-    """Return the attributes of a rule, and what is in those that are tuples, lists and dicts, by name."""
+    """Return the attributes of a rule by name; in place of tuples, lists and dicts the items in them."""
     found: list[tuple[str, Any]] = []
     for name, value in (attributes(rule) if rule._slots else vars(rule)).items():
         if name == KEPT:
@@ -65,7 +65,7 @@ def leaves_of(rule: Attributed) -> list[tuple[str, Any]]:
 
 
 def more_of(collection: Any) -> dict[str, Any]:
-    """Return what a tuple, list or dict of a class of its own says beside its items, by name."""
+    """Return the attributes of an instance of a subclass of tuple, list or dict, which it has beside its items."""
     if type(collection) in _COLLECTIONS:
         return {}
     more = dict(getattr(collection, "__dict__", ()))
@@ -73,7 +73,7 @@ def more_of(collection: Any) -> dict[str, Any]:
 
 
 def parts_of(rule: Attributed, kind: type[T]) -> list[T]:
-    """Return the rules of a kind that a rule is made of."""
+    """Return the rules of a kind among the attributes of a rule, and in its collections."""
     parts: list[T] = []
     for name, value in (attributes(rule) if rule._slots else vars(rule)).items():
         if isinstance(value, kind):
@@ -95,7 +95,7 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def with_parts(rule: Any, change: Callable[[Any], Any]) -> Any:
-    """Return a rule with other rules in the place of those that it is made of."""
+    """Return a rule in which the rules that it is made of are changed by a function."""
     new: Any = object.__new__(type(rule))
     for name, value in attributes(rule).items():
         object.__setattr__(new, name, _with_changed(value, change))

@@ -1,4 +1,4 @@
-"""What the scores of a call are counted by: everything about them but how they are computed."""
+"""Where the scores of a call lie: their library, axes and positions, without how they are computed."""
 
 from dataclasses import dataclass
 
@@ -11,21 +11,21 @@ __all__ = ["Frame", "frame_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """The scores ``(..., H, Sq, Sk)``: their library and axes, and the positions that rows and keys stand at."""
+    """The scores ``(..., H, Sq, Sk)``: their library and axes, and the positions of rows and keys."""
 
     xp: Namespace
-    query: Array  # tells the device and Sq
+    query: Array  # for the device and Sq
     dtype: DType  # of the computation
     batch: tuple[int, ...]
     heads: int | None
     Sk: int
     query_offset: int | Array | None = None
-    key_offset: int | Array | None = None  # an array, without axes, in a program of JAX alone
-    key_positions: Array | None = None  # (..., 1, 1, Sk) int32, where they do not count up from an offset
-    item_ids: Array | None = None  # (..., 1, 1, 1) int32, where batch items are not counted from 0
+    key_offset: int | Array | None = None  # an array (), only in a program of JAX
+    key_positions: Array | None = None  # (..., 1, 1, Sk) int32, where positions are not columns plus an offset
+    item_ids: Array | None = None  # (..., 1, 1, 1) int32, where batch items are not numbered from 0
     head_ids: Array | None = None  # (H, 1, 1) int32, likewise
     first_item: int = 0  # number of the first batch item, where a call is one of several
-    packing: Packing | None = None  # of sequences whose bounds only the device knows
+    packing: Packing | None = None  # for packed sequences whose bounds only the device knows
 
     @property
     def ndim(self) -> int:
@@ -39,7 +39,7 @@ class Frame:
 
     @property
     def keys_count_up(self) -> bool:
-        """Whether each key stands one position behind the one before it."""
+        """Whether the positions of the keys rise by one from column to column."""
         return self.key_positions is None and self.packing is None
 
     @property
@@ -49,5 +49,5 @@ class Frame:
 
 
 def frame_of(xp: Namespace, query: Array, batch: tuple[int, ...], heads: int | None, Sk: int) -> Frame:
-    """Return the frame of the scores of a query and so many keys, which begin at one position."""
+    """Return the frame of the scores of a query and so many keys, both from position 0 on."""
     return Frame(xp=xp, query=query, dtype=computation_dtype(xp, query.dtype), batch=batch, heads=heads, Sk=Sk)

@@ -22,15 +22,15 @@ _Numbers = Callable[[Any], Array]
 def freeze(thing: Any, dtype: DType | None = None) -> tuple[Any, list[Array]]:
     """Return a hashable template with a hole for each array, and the arrays.
 
-    With a dtype, the fields that a class names in `_numbers` are arrays too: floats of that dtype, and ints of int32.
-    What JAX has compiled then serves all numbers.
+    With a dtype, numbers in the fields that a class names in `_numbers` become arrays as well: floats of that dtype, and
+    ints of int32. One compiled program of JAX then serves all their values.
     """
     arrays: list[Array] = []
     return _freeze(thing, arrays, None if dtype is None else partial(_as_array, dtype)), arrays
 
 
 def _as_array(dtype: DType, number: Any) -> Any:
-    """Return a number as an array of no axes, likewise in a tuple; all else remains."""
+    """Return a number as an array (), also in a tuple; anything else as it is."""
     if isinstance(number, tuple):
         return tuple(_as_array(dtype, item) for item in number)
     if not isinstance(number, int | float):
@@ -62,14 +62,14 @@ def _is_array(thing: Any) -> bool:
 
 
 def _with_numbers(thing: Any, values: dict[str, Any], as_array: _Numbers | None) -> dict[str, Any]:
-    """Return values of which those that may be numbers are arrays."""
+    """Return values in which the numbers named in `_numbers` are arrays."""
     if as_array is None:
         return values
     return values | {name: as_array(values[name]) for name in getattr(type(thing), "_numbers", ()) if name in values}
 
 
 def _frozen_rule(rule: Attributed, arrays: list[Array], as_array: _Numbers | None) -> "_Shape":
-    """All arrays of a rule are attributes, also those of a class of the user, who may hold anything else beside them."""
+    """Freeze a rule: its arrays are attributes, or in collections; a class of the user may hold other things as well."""
     given = _with_numbers(rule, attributes(rule), as_array)
     items = tuple(_frozen_value(value, arrays, as_array) for value in given.values())
     return _Shape(type(rule), items, tuple(given), tuple(of_class(type(rule))))
@@ -98,12 +98,12 @@ class _Shape:
     items: tuple[Any, ...]
     names: tuple[
         str, ...
-    ] = ()  # of the items; those of a collection have none, but for what it says beside them, which comes last
-    of_class: tuple[Any, ...] = ()  # what the class itself says, where it may be changed
+    ] = ()  # of the items; a collection has names only for the attributes that it may have, which come last
+    of_class: tuple[Any, ...] = ()  # the attributes of the class itself, which a user may change
 
 
 class _Value:
-    """What a rule says without an array: told from others as rules are."""
+    """An attribute that holds no array, compared by its identity (see `identity`)."""
 
     __slots__ = ("_identity", "value")
 
@@ -112,17 +112,17 @@ class _Value:
         self._identity: Any = None
 
     @property
-    def told(self) -> Any:
-        """What it is, found out when it is first asked for: torch's compiler never asks."""
+    def compared(self) -> Any:
+        """The identity, computed when it is first needed: torch's compiler never does."""
         if self._identity is None:
             self._identity = (identity(self.value),)
         return self._identity
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Value) and self.told == other.told
+        return isinstance(other, _Value) and self.compared == other.compared
 
     def __hash__(self) -> int:
-        return hash(self.told)
+        return hash(self.compared)
 
 
 def part(template: Any, name: str) -> Any:
@@ -138,7 +138,7 @@ def holes(template: Any) -> list[int]:
 
 
 def thaw(template: Any, arrays: list[Array]) -> Any:
-    """Fill the holes; nothing is checked a second time."""
+    """Return what a template was made of, with these arrays in the holes; nothing is checked again."""
     if isinstance(template, _Hole):
         return arrays[template.index]
     if not isinstance(template, _Shape):
@@ -154,7 +154,7 @@ def thaw(template: Any, arrays: list[Array]) -> Any:
 
 
 def _collected(kind: Any, items: list[Any], more: dict[str, Any]) -> Any:
-    """Return a collection of a kind, whose constructor may want other things than the items."""
+    """Return a collection of a kind, whose constructor may take other arguments than the items."""
     if kind in (tuple, list, dict):
         return kind(items)
     if hasattr(kind, "_make"):

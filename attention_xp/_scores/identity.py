@@ -1,7 +1,7 @@
-"""What makes a rule the rule that it is: names, types and values, so that nothing kept for one serves another.
+"""The identity of a rule, by which plans and programs are kept: the names, types and values of its attributes.
 
-The equality of Python is of no use for that: it takes ``1``, ``True`` and ``1.0`` for one, and classes of the user may
-compare as they like.
+The equality of Python does not do: ``1``, ``True`` and ``1.0`` are equal, and classes of the user may define it as they
+like.
 """
 
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ __all__ = ["Same", "identity", "is_hashable", "of_class"]
 
 
 def identity(thing: Any) -> Any:
-    """Return something hashable that is equal for what is the same, and for nothing else.
+    """Return a hashable value that is equal for equal things only.
 
-    Numbers, text, collections and rules go by what they are, arrays and objects that say nothing of equality by being
-    the same object; what else there is goes by its type and by its own equality.
+    Numbers, text, collections and rules are compared by type and value; arrays, and objects that are not hashable, are
+    equal to themselves alone; other objects are compared by type and by their own equality.
     """
     kind = type(thing)
     if thing is None or kind is int or kind is str:
@@ -24,7 +24,7 @@ def identity(thing: Any) -> Any:
     if kind is bool:
         return kind, thing
     if kind is float:
-        return kind, thing.hex()  # tells the zeros apart, and NaN from nothing
+        return kind, thing.hex()  # 0.0 and -0.0 differ, and NaN equals itself
     if isinstance(thing, Attributed):
         return _of_rule(thing)
     if isinstance(thing, tuple | list):
@@ -33,22 +33,22 @@ def identity(thing: Any) -> Any:
 
 
 def _more(collection: Any, kind: type) -> Iterator[Any]:
-    """Yield what a collection of a class of its own says beside its items."""
+    """Yield the identities of the attributes of an instance of a subclass of a collection."""
     yield from () if kind in (tuple, list, dict) else map(identity, more_of(collection).items())
 
 
 def _of_rule(rule: Attributed) -> tuple[Any, ...]:
     kind = type(rule)
     given = attributes(rule) if rule._slots else vars(rule)
-    told: list[Any] = [kind]
+    parts: list[Any] = [kind]
     for name in sorted(given) if len(given) > 1 else given:
         if name != KEPT:
-            told += name, identity(given[name])
-    return tuple(told) if rule._is_ours else (*told, *of_class(kind))
+            parts += name, identity(given[name])
+    return tuple(parts) if rule._is_ours else (*parts, *of_class(kind))
 
 
 def of_class(kind: type[Attributed]) -> Iterator[Any]:
-    """Yield what classes of the user hold, which may be changed: what those of the library hold never is."""
+    """Yield the attributes of a class of the user and its bases, which may be changed; those of our classes never are."""
     for base in () if kind._is_ours else kind.__mro__:
         if not getattr(base, "_is_ours", base is object):
             yield from (
@@ -57,7 +57,7 @@ def of_class(kind: type[Attributed]) -> Iterator[Any]:
 
 
 def _held_by_class(value: Any) -> Any:
-    """Return what tells a value of a class; a rule there may hold the class in turn."""
+    """Return the identity of an attribute of a class; a rule is compared as an object, for it may refer to the class."""
     if isinstance(value, Attributed):
         return Same(value)
     if isinstance(value, tuple | list):
@@ -83,7 +83,7 @@ def _of_object(thing: Any, kind: type) -> Any:
 
 
 def is_hashable(thing: Any) -> bool:
-    """Whether something can be a key, with all that it holds."""
+    """Whether something can be a key of a dict."""
     try:
         hash(thing)
     except TypeError:

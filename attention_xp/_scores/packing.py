@@ -1,4 +1,4 @@
-"""Packed sequences whose bounds are known to the device alone: which sequence a row or a key is of."""
+"""Packed sequences whose bounds only the device knows: which sequence each row and key belongs to."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +18,11 @@ class Packing:
     k_item: Array
     q_position: Array
     k_position: Array
-    same: bool  # whether rows and keys are packed alike, so that row - key is the difference of positions
+    same: bool  # whether rows and keys have the same bounds, so that row - key is the difference of positions
 
 
 def pack(xp: Namespace, rows: int, keys: int, cu_q: Array, cu_k: Array, offset: Any, *, same: bool) -> Packing:
-    """Return where each row and key belongs; what comes after the last sequence belongs nowhere."""
+    """Return the packing of rows and keys; those after the last sequence belong to none."""
     q_item, q_position = _places(xp, rows, cu_q)
     k_item, k_position = _places(xp, keys, cu_k)
     if not isinstance(offset, int):

@@ -1,4 +1,4 @@
-"""Where a tile of the scores lies: its index arrays, and the matching piece of other arrays."""
+"""Rectangles of the scores: their index arrays, the matching pieces of other arrays, and their bounds."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self
@@ -16,9 +16,9 @@ __all__ = ["Region", "Span", "cut", "own_array", "span_between"]
 class Span(NamedTuple):
     """The bounds of a rectangle of (query, key) pairs, both ends included.
 
-    All fields but `xp` are plain ints, or arrays of `xp` that broadcast against each other when many
-    rectangles are asked about at once. A position of a query is its row plus the query offset, that of a key its
-    column plus the key offset, or any other: between `k_lo` and `k_hi` then lie those of all keys, and perhaps of others.
+    All fields but `xp` are plain ints; for many rectangles at a time, they are arrays of `xp` that broadcast against each
+    other. The position of a query is its row plus the query offset, that of a key its column plus the key offset, or what
+    `key_positions` says: the positions of all keys then lie between `k_lo` and `k_hi`, and perhaps those of others.
     """
 
     xp: Namespace
@@ -42,7 +42,7 @@ def span_between(
     b: Any = None,
     h: Any = None,
 ) -> Span:
-    """Return the span of half-open bounds, or of many that broadcast; offsets lead from rows and columns to positions."""
+    """Return the span of half-open bounds, or of arrays of them; offsets are added to rows and columns for positions."""
     (row, row_hi), (col, col_hi) = ((start, stop - 1) for start, stop in (rows, columns))
     q, k = offsets
     return Span(xp, row, row_hi, row + q, row_hi + q, col + k, col_hi + k, b, h, col, col_hi)
@@ -52,7 +52,7 @@ def own_array(xp: Namespace, array: Array, query: Array) -> Array:
     """Return an array of NumPy in the library and on the device of a query, and any other as it is."""
     if type(array).__module__ != "numpy" or library_name(xp) == "numpy":
         return array
-    return xp.asarray(array.copy(), device=device(query))  # torch wants memory that it may write to
+    return xp.asarray(array.copy(), device=device(query))  # torch asks for memory that is writable
 
 
 def cut(array: Array, starts: list[Any], sizes: list[int]) -> Array:
@@ -61,7 +61,7 @@ def cut(array: Array, starts: list[Any], sizes: list[int]) -> Array:
 
 
 class Region(NamedTuple):
-    """A rectangle of the scores ``(..., H, Sq, Sk)``, seen through arrays that broadcast against it.
+    """A rectangle of the scores ``(..., H, Sq, Sk)``, with index arrays that broadcast against it.
 
     Index arrays are int32 on every backend and have all the axes of the scores, so that they mix with each other under
     the strictest promotion rules and feed the counter-based random numbers directly. `starts` may be traced.
@@ -114,7 +114,7 @@ class Region(NamedTuple):
 
     @property
     def kv_idx(self) -> Array:
-        """Key positions: columns plus the key offset, or what the call says, ``(..., 1, 1, Sk)``."""
+        """Key positions: columns plus the key offset, or the `key_positions` of the call, ``(..., 1, 1, Sk)``."""
         frame = self.frame
         if frame.packing is not None:
             return self._packed(frame.packing.k_position, 0)
@@ -124,18 +124,18 @@ class Region(NamedTuple):
 
     @property
     def h(self) -> Array:
-        """Head indices, or what the call says in their place: ``(..., H, 1, 1)``, zero without a heads axis."""
+        """Head indices, or the `head_ids` of the call: ``(..., H, 1, 1)``, zero without a heads axis."""
         frame = self.frame
         return self.head if frame.head_ids is None else self.look_up(filled_up(self.xp, frame.head_ids, frame.ndim))
 
     @property
     def head(self) -> Array:
-        """Heads, counted from 0 whatever they are called: ``(..., H, 1, 1)``, or zero without a heads axis."""
+        """Heads, counted from 0 also where there are `head_ids`: ``(..., H, 1, 1)``, or zero without a heads axis."""
         return self._zero() if self.frame.heads is None else self._count(-3)
 
     @property
     def b(self) -> Array:
-        """Flat index over the leading axes, or what the call says, ``(..., 1, 1, 1)``; packed, the sequence of a row."""
+        """Flat index over the batch axes, or the `item_ids` of the call, ``(..., 1, 1, 1)``; packed, a row's sequence."""
         if self.frame.packing is not None:
             return self._packed(self.frame.packing.q_item, 1)
         if self.frame.item_ids is not None:
@@ -144,14 +144,14 @@ class Region(NamedTuple):
 
     @property
     def item(self) -> Array:
-        """Batch items, counted from 0 over the leading axes whatever they are called: ``(..., 1, 1, 1)``."""
+        """Batch items, counted from 0 over the batch axes also where there are `item_ids`: ``(..., 1, 1, 1)``."""
         flat = self._zero()
         for axis, length in enumerate(self.frame.batch):
             flat = flat * as_number(self.xp, length) + self._count(axis - self.frame.ndim)
         return flat
 
     def per_batch(self, values: int | Array) -> int | Array:
-        """Line one value per batch item up with the scores; a plain int passes through."""
+        """Align one value per batch item with the scores; a plain int is returned as it is."""
         if isinstance(values, int):
             return values
         ndim = self.frame.ndim
@@ -161,7 +161,7 @@ class Region(NamedTuple):
         return self.look_up(filled_up(self.xp, values, ndim, behind=ndim - len(self.frame.batch)))
 
     def per_head(self, values: Array) -> Array:
-        """Line numbers ``(H,)`` or ``(B, H)`` up with the scores, in their dtype; an axis of length 1 is for all.
+        """Align numbers ``(H,)`` or ``(B, H)`` with the scores, in their dtype; an axis of length 1 is for all.
 
         Where there are no heads, the last axis has that length.
         """
@@ -198,5 +198,5 @@ class Region(NamedTuple):
         return frame.xp.zeros((1,) * frame.ndim, dtype=frame.xp.int32, device=device(frame.query))
 
     def _packed(self, numbers: Array, behind: int) -> Array:
-        """Line numbers of packed rows or keys, ``(T,)``, up with the scores."""
+        """Align numbers of packed rows or keys, ``(T,)``, with the scores."""
         return self.look_up(filled_up(self.xp, numbers, self.frame.ndim, behind=behind))

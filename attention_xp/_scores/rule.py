@@ -16,14 +16,14 @@ __all__ = ["Rule", "arrays_of", "check_library_and_place", "short"]
 
 
 class Rule(Attributed):
-    """A value that pairs of query and key are asked of: a pytree of JAX, equal to others where all attributes are."""
+    """A mask or a bias as a value: a pytree of JAX, equal to another one where all attributes are."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         register(cls, _split, _joined)
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
-        """Make a rule that JAX knows."""
+        """Make an instance, and register its class with JAX."""
         tell(cls)
         return super().__new__(cls)
 
@@ -52,7 +52,7 @@ class Rule(Attributed):
 
 
 def _split(rule: Rule) -> tuple[list[Any], Any]:
-    """Return the arrays of a rule and the rest, as JAX wants them."""
+    """Return the arrays of a rule and the rest, as JAX's pytrees want them."""
     template, arrays = freeze(rule)
     return arrays, template
 

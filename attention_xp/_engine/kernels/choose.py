@@ -1,4 +1,4 @@
-"""Ask the kernels in order; the first that can compute a problem, and is worth its while, does."""
+"""The choice of a kernel: the first, in order, that can compute a problem and is a good choice for it."""
 
 from attention_xp._backend.autocast import sheltered
 from attention_xp._backend.modes import refuse_shards
@@ -37,7 +37,8 @@ def choose(problem: Problem, wanted: Wanted) -> str:
 def attend(problem: Problem, wanted: Wanted, chosen: str | None = None) -> Attended:
     """Compute a problem with the kernel that was chosen, or else with the one asked for, or the best that can.
 
-    Under torch's autocast a guest does as it is used to; the other kernels have chosen the dtype of their products.
+    Under torch's autocast, a kernel of torch narrows its products as it always does. Our own kernels switch autocast off:
+    the problem says in which dtype they compute.
     """
     name = problem.once(choose, wanted) if chosen is None else chosen
     if name == "fused":

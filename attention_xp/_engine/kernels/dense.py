@@ -1,4 +1,4 @@
-"""The formula as it stands in the books: it materialises the scores and gives the weights."""
+"""The plain formula: all scores are materialised, and the weights can be returned."""
 
 from attention_xp._backend.modes import is_left_open
 from attention_xp._engine.kernels.meshes import refused_mesh

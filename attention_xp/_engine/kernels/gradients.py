@@ -1,4 +1,4 @@
-"""The gradients of attention, from what a forward pass leaves: the one way to them on every library."""
+"""The gradients of attention from the output and the log-sum-exp of a forward pass, for every library."""
 
 import dataclasses
 
@@ -38,7 +38,7 @@ def backward(
     wanted: tuple[bool, ...] | None = None,
     whole: bool = False,
 ) -> Gradients:
-    """Return the gradients, in memory linear in the lengths, or with one tile for all scores where `whole`.
+    """Return the gradients, in memory linear in the lengths; with `whole`, a single tile holds all scores.
 
     `output` is (..., H, Sq, Dv), `lse` is (..., H, Sq); `wanted` says of which addends there is to be a gradient.
     """

@@ -1,4 +1,4 @@
-"""Arrays that JAX shares out among devices by their type, over an explicit mesh: which kernels can compute with them."""
+"""Arrays of JAX that are sharded over an explicit mesh, by their type: which kernels can compute with them."""
 
 from collections.abc import Container
 
@@ -12,7 +12,7 @@ _AXES = {-1: "the width", -2: "the sequence", -3: "the heads"}
 
 
 def refused_mesh(problem: Problem, treated: Container[int]) -> str | None:
-    """Return why a kernel cannot compute with arrays that are shared out along other axes than it knows to treat."""
+    """Return why a kernel cannot compute a problem: an array is sharded along an axis that it does not handle."""
     if library_name(problem.xp) != "jax":
         return None
     for name, array in (("query", problem.query), ("key", problem.key), ("value", problem.value)):

@@ -1,4 +1,4 @@
-"""What a kernel answers, and what a guest does: one that a library brings."""
+"""The interfaces of kernels: of our own, and of guests, which are kernels that other libraries bring."""
 
 from typing import Protocol
 
@@ -9,7 +9,7 @@ __all__ = ["Candidate", "Guest", "Kernel"]
 
 
 class Candidate(Protocol):
-    """What the choice asks of a kernel."""
+    """What a kernel is asked before it is chosen."""
 
     def refusal(self, problem: Problem, wanted: Wanted) -> str | None:
         """Return why it cannot compute the problem; ``None`` where it can."""

@@ -1,4 +1,4 @@
-"""What the weights are like, in memory linear in the lengths."""
+"""Statistics of the weights, in memory linear in the lengths."""
 
 from attention_xp._backend.sizes import is_open
 from attention_xp._engine.plan.borders import formula_is_faster
@@ -19,7 +19,7 @@ def statistics(problem: Problem) -> Statistics:
 
 
 def _found(problem: Problem) -> Statistics:
-    """Ask in one go, or let a walker visit blocks of rows."""
+    """Compute all rows at once, or let a walker visit blocks of rows."""
     is_at_once = problem.impl == "dense" or (problem.impl == "auto" and formula_is_faster(problem))
     if is_at_once or problem.is_empty or is_open(problem.query.shape[-2], problem.key.shape[-2]):
         return of_region(problem, Region.whole(problem), problem.query, problem.key)

@@ -17,14 +17,14 @@ __all__ = ["attend", "is_worthwhile", "refusal"]
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:  # noqa: ARG001
-    """Return why this kernel cannot compute the problem: sharded arrays, or as many tiles as open lengths say."""
+    """Return why this kernel cannot compute the problem: sharded arrays, or lengths that leave the number of tiles open."""
     if is_left_open(problem.xp, problem.query.shape[-2], problem.key.shape[-2]):
         return "an exported program has a fixed number of tiles, and lengths are left open"
     return refused_mesh(problem, ())
 
 
 def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:
-    """Return whether tiles pay: not for few scores, nor where the weights are materialised anyway."""
+    """Return whether tiles are a good choice: not for few scores, nor where the weights are materialised anyway."""
     return not wanted.weights and refusal(problem, wanted) is None and not formula_is_faster(problem)
 
 
@@ -43,7 +43,7 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
 def _weights(problem: Problem) -> Array:
     rows, Sq = tile_sizes(problem)[0], problem.query.shape[-2]
     if is_open(Sq):
-        return weights_of_rows(problem, 0, Sq)  # of how many blocks they are is not known
+        return weights_of_rows(problem, 0, Sq)  # the number of blocks is not known
     blocks = [weights_of_rows(problem, *block) for block in bounds(0, Sq, rows)]
     weights = problem.xp.concat(blocks, axis=-2)
     return problem.xp.astype(weights, problem.query.dtype, copy=False)  # NumPy joins in the machine's byte order

@@ -1,4 +1,4 @@
-"""What rules answer about many chunks of rows and strips of keys at once, on NumPy."""
+"""The answers of rules about many rectangles, chunks of rows by strips of keys, in arrays of NumPy."""
 
 import itertools
 from typing import Any, NamedTuple
@@ -15,11 +15,11 @@ from attention_xp.masks import Mask
 
 __all__ = ["Answers", "Grid", "Item", "answers_about", "asked", "span_of"]
 
-_SEAMS = 16  # positions for each seam, at least: more seams would cost more than they bring
+_SEAMS = 16  # positions for each seam, at least: cutting at more of them costs more than it saves
 
 
 class Item(NamedTuple):
-    """A batch item and a head, whose scores are masked alike; ``None`` for all of them."""
+    """A batch item and a head; ``None`` where all of them have the same mask."""
 
     offset: int  # from rows to positions
     b: int | None
@@ -33,33 +33,33 @@ class Item(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """How finely rows and keys are cut."""
+    """The sizes of the pieces that rows and keys are cut into."""
 
-    keys: int
+    keys: int  # of the call
     rows: int  # of a block
-    part: int  # rows of a block that are planned as one
+    part: int  # rows of a block that are planned together
     step: int  # rows of a step of a band; 0 where there are no bands
     width: int  # keys of a step, at most, and of any tile of all rows of a block
     chunk: int  # rows of a chunk of a part
-    columns: int  # keys of a tile
-    widest: int  # likewise, of few rows
-    may_skip: bool  # whether full tiles are joined over gaps
+    columns: int  # keys of a tile, at most
+    widest: int  # likewise, where it has few rows
+    may_skip: bool  # whether full tiles may be joined over gaps between their keys
 
     @property
     def strip(self) -> int:
-        """Keys of a strip: as fine as the chunks, unless these are that small for want of rows."""
+        """Keys of a strip: as many as rows of a chunk, unless chunks are small because there are few rows."""
         return min(STRIP, self.columns, self.chunk if self.chunk >= FEWEST_ROWS else STRIP)
 
 
 class _Cuts(NamedTuple):
-    """Where rows and keys are cut, wherever that is."""
+    """The rows and the keys before which chunks and strips are cut."""
 
     chunks: list[int]
     strips: list[int]
 
 
 class Answers(NamedTuple):
-    """What rules answered about the chunks of some blocks, under all strips."""
+    """The answers of rules about all chunks of some blocks and all strips."""
 
     parts: list[Bounds]  # of all blocks
     chunks: list[list[Bounds]]  # of each part
@@ -85,7 +85,7 @@ def span_of(rows: tuple[Any, Any], columns: tuple[Any, Any], item: Item) -> Span
 
 
 def answers_about(rules: tuple[Mask, ...], grid: Grid, item: Item, blocks: list[Bounds]) -> Answers:
-    """Ask rules about some blocks, cut where a rule has a seam."""
+    """Ask rules about some blocks of rows; chunks and strips are cut at the seams of the rules."""
     cuts = _seams(rules, blocks[-1][1], grid.keys, item)
     parts = [part for rows in blocks for part in bounds(*rows, grid.part)]
     chunks = [_cut(bounds(*part, grid.chunk), cuts.chunks) for part in parts]
@@ -98,7 +98,7 @@ def answers_about(rules: tuple[Mask, ...], grid: Grid, item: Item, blocks: list[
 
 
 def _seams(rules: tuple[Mask, ...], rows: int, keys: int, item: Item) -> _Cuts:
-    """Return the seams of all rules, in rows and in keys; those of keys that do not count up are nowhere."""
+    """Return the seams of all rules as rows and as columns; none for keys that are in another order than their columns."""
     chunks, strips = set[int](), set[int]()
     for rule in rules:
         queries, columns = rule.seams(rows + item.offset, keys + item.key_offset)
@@ -109,7 +109,7 @@ def _seams(rules: tuple[Mask, ...], rows: int, keys: int, item: Item) -> _Cuts:
 
 
 def _cut(pieces: list[Bounds], cuts: list[int]) -> list[Bounds]:
-    """Cut pieces that follow each other once more."""
+    """Cut adjacent pieces at some more places."""
     if not pieces or not cuts:
         return pieces
     first, last = pieces[0][0], pieces[-1][1]

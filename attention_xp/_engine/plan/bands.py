@@ -1,7 +1,8 @@
-"""Bands along the diagonal: rows whose steps see the same keys, each as much further on as its own rows are.
+"""Bands along the diagonal, for windows: rows in steps, whose keys move along with them.
 
-Steps are stacked like heads, so that each of them visits little more keys than a window is wide, and beside these the
-keys that all rows see.
+The step that begins at row r visits the keys from r + a to r + b, with the same a and b for all steps. Steps are stacked
+like heads, so that each of them visits few more keys than the window is wide. The keys that all rows attend, such as the
+global ones of Longformer, are further columns of the band.
 """
 
 from typing import NamedTuple
@@ -20,15 +21,15 @@ _SEARCHED = 2**12  # keys to either side of a row, among which the ends of a win
 
 
 class Band(NamedTuple):
-    """What all steps of some rows see alike."""
+    """The keys of the steps of some rows."""
 
-    near: Bounds  # keys, counted from the position of the first row of a step
-    far: tuple[Bounds, ...]  # keys that all rows see, wherever they are
-    rules: tuple[Mask, ...]  # decide about the keys that are near
+    near: Bounds  # keys along the diagonal, counted from the position of the first row of a step
+    far: tuple[Bounds, ...]  # the other keys, which all rows attend
+    rules: tuple[Mask, ...]  # decide about the pairs along the diagonal
 
 
 def band_of(rules: tuple[Mask, ...], grid: Grid, item: Item, answers: Answers, rows: Bounds) -> Band | None:
-    """Return the band that some rows are a part of, ``None`` where they are of none."""
+    """Return the band that some rows belong to, or ``None``."""
     if grid.step == 0 or (rows[1] - rows[0]) % grid.step or not isinstance(item.keys, int):
         return None
     _, possible, certain = answers.about(rows)
@@ -57,7 +58,7 @@ _MOST_WINDOWS = 256
 
 
 def _window(rules: tuple[Mask, ...], rows: int) -> Bounds | None:
-    """Return which keys so many rows may attend, counted from the first of these rows; ``None`` if some are not near."""
+    """Return the keys that so many rows may attend, counted from the first row; ``None`` if they are too far apart."""
     name = identity(rules), rows
     if name in _WINDOWS:
         return _WINDOWS[name]
@@ -67,7 +68,7 @@ def _window(rules: tuple[Mask, ...], rows: int) -> Bounds | None:
 
 
 def _searched(rules: tuple[Mask, ...], rows: int) -> Bounds | None:
-    """Ask rules that hang on the distance of query and key alone: they answer the same wherever they are asked."""
+    """Ask rules about keys to either side; they depend on the distance of query and key alone, and not on the position."""
     keys = np.arange(2 * _SEARCHED)
     span = span_between(np, (_SEARCHED, _SEARCHED + rows), (keys, keys + 1), (0, 0))
     possible = [np.broadcast_to(rule.reach(span)[0], keys.shape) for rule in rules]

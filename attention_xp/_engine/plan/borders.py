@@ -1,7 +1,7 @@
-"""Where one kernel becomes faster than another: measured, and kept in this one table.
+"""The sizes from which one kernel is faster than another, as they were measured.
 
-The figures come from ``python -m benchmarks borders_numpy borders_torch borders_jax``, which prints who
-is the fastest on a ladder of sizes beside what was chosen. Run it again when a kernel changes.
+The figures come from ``python -m benchmarks borders_numpy borders_torch borders_jax``, which prints the fastest kernel for
+a series of sizes beside the one that was chosen. Run it again when a kernel changes.
 """
 
 import math
@@ -16,11 +16,11 @@ __all__ = ["formula_is_faster", "sdpa_is_faster"]
 
 
 class _Border(NamedTuple):
-    """Below which sizes the formula is faster than tiles; one of the three suffices."""
+    """The formula is faster than tiles if one of three sizes is below these."""
 
     of_a_job: int  # scores of one head, or of the heads that share one product
-    in_all: int  # scores of all heads, unless few queries share a key/value head: then its keys are what takes time
-    rows: int = 0  # of a product, inclusive: so few scores are no larger than the keys
+    in_all: int  # scores of all heads; does not count where few queries share keys, for reading the keys takes the time
+    rows: int = 0  # of a product, inclusive: with so few rows, scores take no more memory than keys
 
 
 _BORDERS = {
@@ -33,7 +33,7 @@ _UNEQUAL_WIDTHS = 2**14  # scores from which torch's own way for Dv != D is slow
 
 
 def formula_is_faster(problem: Problem) -> bool:
-    """Return whether the formula beats tiles, with memory that stays in proportion to the inputs."""
+    """Return whether the formula is faster than tiles, and its memory stays in proportion to that of the inputs."""
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
     if is_open(Sq, Sk, *problem.lead):
         return False  # whatever the sizes turn out to be, tiles keep the memory in proportion
@@ -45,7 +45,7 @@ def formula_is_faster(problem: Problem) -> bool:
 
 
 def sdpa_is_faster(problem: Problem) -> bool:
-    """Return whether torch's kernel beats ours: where ``Dv != D``, it is the plain formula."""
+    """Return whether torch's kernel is faster than ours: where ``Dv != D``, torch computes the plain formula."""
     return bool(problem.query.shape[-1] == problem.value.shape[-1]) or _scores(problem) < _UNEQUAL_WIDTHS
 
 

@@ -1,6 +1,6 @@
-"""How fine the pattern of a mask is: what tiles have to be as small as, to leave out what it excludes.
+"""How fine the pattern of a mask is: tiles have to be as small to leave out what it excludes.
 
-Where torch compiles it follows these questions, and knows no `min` with a default.
+torch compiles these functions, too, and its compiler does not support `min` with a default.
 """
 
 import sys
@@ -16,18 +16,18 @@ Rules = tuple[Mask, ...]
 
 
 def grain(rules: Rules) -> int:
-    """Return up to how many rows of a tile rules leave out much of it."""
+    """Return the largest number of rows for which tiles leave out much of what rules exclude."""
     of_blocks = (max(rows, FEWEST_ROWS) for rows, _ in blocks(rules))
     return min([sys.maxsize, *of_blocks, *(max(left, _WINDOW_ROWS) for left, _ in _windows(rules))])
 
 
 def narrowest(rules: Rules) -> int:
-    """Return how many keys the narrowest window has that rules are made of."""
+    """Return the number of keys of the narrowest window among the rules."""
     return min([sys.maxsize, *(left + (right or 0) + 1 for left, right in _windows(rules))])
 
 
 def blocks(rules: Rules) -> list[tuple[int, int]]:
-    """Return the sizes of the blocks that rules are made of."""
+    """Return the block sizes, (rows, keys), of the rules that consist of blocks."""
     return [block for rule in rules for block in rule._blocks]
 
 

@@ -1,4 +1,4 @@
-"""Which tiles a block of query rows has to visit, and which rules it must evaluate on each."""
+"""The tiles that a block of query rows visits, and the rules to be evaluated on each."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -13,16 +13,17 @@ Verdict = tuple[tuple[bool, ...], tuple[bool, ...]]  # possible and certain, by 
 
 
 class Tile(NamedTuple):
-    """A rectangle of scores, by half-open bounds, and what is undecided inside.
+    """A rectangle of scores, by half-open bounds, and the rules that are undecided inside.
 
-    Or a band: as many such as it has steps, each as far below and to the right of the one before as it has rows. The
-    first stretch and the mixed rows are then those of the first step; the other stretches are the same for all steps.
+    Or a band of several steps: each step is such a rectangle, moved along the diagonal by as many rows and keys as it has
+    rows. The first stretch of keys and the mixed rows are then those of the first step, and move with the steps; the other
+    stretches are the same for all steps.
     """
 
     rows: Bounds  # of all steps
-    columns: tuple[Bounds, ...]  # one stretch of keys, or several that are visited as one
-    mixed: Bounds  # rows on which some rule is undecided, among the first stretch of keys
-    rules: tuple[Mask, ...]  # these rules
+    columns: tuple[Bounds, ...]  # one stretch of keys, or several side by side
+    mixed: Bounds  # the rows on which some rule is undecided, over the first stretch of keys
+    rules: tuple[Mask, ...]  # the undecided rules
     steps: int = 1
 
     @property
@@ -32,7 +33,7 @@ class Tile(NamedTuple):
 
     @property
     def stretches(self) -> tuple[Bounds, ...]:
-        """The keys that one step or another visits."""
+        """The keys that the steps visit together."""
         (start, end), *others = self.columns
         return ((start, end + (self.steps - 1) * self.step), *others)
 
@@ -40,7 +41,7 @@ class Tile(NamedTuple):
 def bounds(start: int, stop: int, size: int) -> list[Bounds]:
     """Cut a range into pieces of one size; the last may be shorter.
 
-    Only the number of pieces is made sure of: where torch traces sizes, one graph serves all lengths with that.
+    Where torch traces sizes, a graph depends on the number of pieces alone, and serves all lengths with that number.
     """
     if start < stop <= start + size:
         return [(start, stop)]
@@ -49,7 +50,7 @@ def bounds(start: int, stop: int, size: int) -> list[Bounds]:
 
 
 def side_by_side(lengths: Iterable[int]) -> Iterator[slice]:
-    """Yield where things of these lengths lie, one beside the other."""
+    """Yield the slices of pieces of these lengths, laid side by side."""
     done = 0
     for length in lengths:
         yield slice(done, done + length)
@@ -57,7 +58,7 @@ def side_by_side(lengths: Iterable[int]) -> Iterator[slice]:
 
 
 def touching(stretches: Iterable[Bounds]) -> list[Bounds]:
-    """Return stretches in order, those that follow each other as one."""
+    """Return stretches in order; adjacent ones are joined."""
     joined: list[Bounds] = []
     for start, end in sorted(stretches):
         if joined and joined[-1][1] == start:
@@ -76,11 +77,11 @@ def plan(
     may_skip: bool = False,
     widest: int = 0,
 ) -> list[Tile]:
-    """Return the tiles that are not empty, joined to at most `columns` keys where they are alike.
+    """Return the tiles that are not empty; those with the same rows and rules are joined, up to `columns` keys.
 
-    `answers` holds for each rule whether it possibly, and whether it certainly, allows the pairs of
-    each chunk of rows and each strip of keys. With `may_skip`, full tiles are joined over gaps. A tile
-    of few of the rows may have more keys, up to `widest`, as long as it has no more scores.
+    `answers` holds for each rule whether it possibly, and whether it certainly, allows the pairs of each chunk of rows and
+    each strip of keys. With `may_skip`, full tiles are joined over gaps between their keys. A tile of fewer rows may have
+    more keys, up to `widest`, as long as it does not have more scores.
     """
     height = chunks[-1][1] - chunks[0][0]
     rules = [rule for rule, _, _ in answers]
@@ -104,7 +105,7 @@ def plan(
 
 
 class _Kind(NamedTuple):
-    """Tiles that differ in their columns alone; rules by number, for they need not be hashable."""
+    """What tiles have in common that may be joined; rules are given by number, because they need not be hashable."""
 
     rows: Bounds
     mixed: Bounds
@@ -127,7 +128,7 @@ def _kinds(chunks: Sequence[Bounds], verdicts: tuple[Verdict, ...]) -> Iterator[
 
 
 def _join(tiles: list[list[Bounds]], strip: Bounds, columns: int, *, may_skip: bool) -> None:
-    """Append a strip to the last tile where it fits, else begin a new one."""
+    """Append a strip to the last tile if it fits there, otherwise begin a new tile."""
     last = tiles[-1] if tiles else []
     follows = bool(last) and last[-1][1] == strip[0]
     if sum(end - start for start, end in [*last, strip]) > columns or not (follows or (last and may_skip)):

@@ -1,4 +1,4 @@
-"""The tiles that each block of rows visits on NumPy, planned for some blocks at once and kept."""
+"""The tiles that each block of rows visits on NumPy: rules are asked about many blocks together, and plans are kept."""
 
 import itertools
 from collections.abc import Iterator
@@ -15,20 +15,20 @@ from attention_xp.masks._pairs import parts_of
 
 __all__ = ["Plans"]
 
-_ASKED = 2**18  # rectangles that rules are asked about at once
-_FIXED = BlockMask, GlobalMask, SegmentMask  # rules that sum their arrays up but once
-_KEPT_BY_A_MASK = 4  # plans for other sizes
-_MOST_PLANS = 64  # for rules of positions, which any call may have
+_ASKED = 2**18  # rectangles that rules are asked about together
+_FIXED = BlockMask, GlobalMask, SegmentMask  # rules with arrays whose summaries are made once and kept
+_KEPT_BY_A_MASK = 4  # plans, one for each size
+_MOST_PLANS = 64  # for rules without arrays, which many calls share
 _MOST_OFFSETS = 256  # of the queries, which grow from call to call while tokens are generated
 
-_PLANS: dict[object, "Plans"] = {}  # by what rules say, and not by the equality that they may have of their own
+_PLANS: dict[object, "Plans"] = {}  # by the identity of the rules, whose own equality may be coarser
 
 
 class Plans:
     """The tiles of all blocks of rows of one call, planned when they are first asked for.
 
-    Where positions alone decide, plans serve other calls as well. A mask that holds arrays keeps the plans made for it,
-    as it keeps what it counted in these arrays.
+    Where rules depend on the difference of positions alone, plans serve other calls as well. The plans of a mask that holds
+    arrays are kept with that mask, as are the summaries of its arrays.
     """
 
     @classmethod
@@ -69,7 +69,7 @@ class Plans:
         return known
 
     def _make_room(self, item: Item) -> None:
-        """Forget what is known of so many other offsets; whoever reads it at the moment finds it out anew."""
+        """Forget the plans of other offsets where there are too many; a thread that looks for one makes it anew."""
         if item.offset not in self._offsets:
             if len(self._offsets) >= _MOST_OFFSETS:
                 for known in (self._offsets, self._tiles, self._answers, self._order):
@@ -85,11 +85,11 @@ class Plans:
         return _planned(self.rules, self.grid, item, self._answers_about(item, rows), rows)
 
     def latest_first(self) -> list[Bounds]:
-        """Return the blocks of rows, last ones first: under a causal mask they visit the most."""
+        """Return the blocks of rows, last ones first: under a causal mask these have the most work."""
         return self._blocks[::-1]
 
     def longest_first(self, item: Item) -> list[Bounds]:
-        """Return the blocks of rows, those that visit much before the others."""
+        """Return the blocks of rows, those with the most work first."""
         if self._is_of_positions or len(self._blocks) > self._at_once():
             return self.latest_first()
         known = self._order.get(item)
@@ -100,7 +100,7 @@ class Plans:
         return known
 
     def _areas(self, item: Item) -> dict[Bounds, int]:
-        """Return how many pairs each block of rows visits, about."""
+        """Return the approximate number of pairs that each block of rows visits."""
         answers = self._answers_about(item, self._blocks[0])
         visited = np.all(answers.possible, axis=0) @ np.asarray([end - start for start, end in answers.strips])
         ends = np.cumsum([len(chunks) for chunks in answers.chunks])
@@ -109,7 +109,7 @@ class Plans:
 
     def _answers_about(self, item: Item, rows: Bounds) -> Answers:
         """Return the answers about a block and its neighbours."""
-        if self._is_of_positions:  # cut for each block alone, strips have their corners on the diagonal
+        if self._is_of_positions:  # asked for each block alone, whose strips then have their corners on the diagonal
             return answers_about(self.rules, self.grid, item, [rows])
         size = self._at_once()
         batch = rows[0] // self.grid.rows // size
@@ -120,7 +120,7 @@ class Plans:
         return known
 
     def _at_once(self) -> int:
-        """Return about how many blocks rules are asked at once."""
+        """Return the number of blocks that rules are asked about together."""
         grid = self.grid
         strips, chunks = -(-grid.keys // grid.strip), -(-grid.rows // grid.chunk)
         return max(1, _ASKED // max(1, strips * chunks))
@@ -136,7 +136,7 @@ def _leaves(rule: Mask) -> Iterator[Mask]:
 
 
 def _planned(rules: tuple[Mask, ...], grid: Grid, item: Item, answers: Answers, rows: Bounds) -> list[Tile]:
-    """Return the tiles of one block: bands, and those of the parts that are of none."""
+    """Return the tiles of one block: its bands, and the tiles of the parts that belong to no band."""
     tiles: list[Tile] = []
     parts = bounds(*rows, grid.part)
     for band, some in itertools.groupby(parts, lambda part: band_of(rules, grid, item, answers, part)):
@@ -149,7 +149,7 @@ def _planned(rules: tuple[Mask, ...], grid: Grid, item: Item, answers: Answers, 
 
 
 def _of_band(band: Band, grid: Grid, item: Item, rows: Bounds) -> list[Tile]:
-    """Return a band as one tile, together with what its rows see elsewhere where that is little."""
+    """Return a band as one tile, with the keys that all rows attend as further columns where these are few."""
     (row, stop), (first, last) = rows, band.near
     at, step = row + item.offset - item.key_offset, (row, row + grid.step)
     near = Tile(rows, ((at + first, at + last),), step, band.rules, (stop - row) // grid.step)
@@ -160,19 +160,19 @@ def _of_band(band: Band, grid: Grid, item: Item, rows: Bounds) -> list[Tile]:
 
 
 def _of_part(rules: tuple[Mask, ...], grid: Grid, item: Item, answers: Answers, rows: Bounds) -> list[Tile]:
-    """Return the tiles of some rows; strips that are empty for all of them are not looked at."""
+    """Return the tiles of some rows; strips that are empty for all of them are left out first."""
     chunks, possible, certain = answers.about(rows)
     visited = np.flatnonzero(np.any(np.all(possible, axis=0), axis=0))
-    told = zip(rules, possible[..., visited].tolist(), certain[..., visited].tolist(), strict=True)
+    about = zip(rules, possible[..., visited].tolist(), certain[..., visited].tolist(), strict=True)
     strips = [answers.strips[j] for j in visited.tolist()]
-    tiles = plan(chunks, strips, list(told), grid.columns, may_skip=grid.may_skip, widest=grid.widest)
+    tiles = plan(chunks, strips, list(about), grid.columns, may_skip=grid.may_skip, widest=grid.widest)
     tiles = [_simplified(tile, item) for tile in tiles]
     one = _as_one(tiles, grid, item, rows)
     return tiles if one is None else [one]
 
 
 def _simplified(tile: Tile, item: Item) -> Tile:
-    """Leave the parts of rules aside that have nothing to say about a tile."""
+    """Drop the parts of rules that do not decide about the pairs of a tile."""
     if not tile.rules:
         return tile
     span = span_of(tile.mixed, (tile.columns[0][0], tile.columns[-1][1]), item)
@@ -180,10 +180,11 @@ def _simplified(tile: Tile, item: Item) -> Tile:
 
 
 def _as_one(tiles: list[Tile], grid: Grid, item: Item, rows: Bounds) -> Tile | None:
-    """Return the tiles of a block as a single one where they are small, and rules of positions draw all edges.
+    """Return the tiles of a block joined into one, where they are small and their rules depend on distances alone.
 
-    Inside of a window only the strips along its edges are mixed. What such rules exclude is known once and for all,
-    so that to meet them on the strips between costs nothing, and one large operation is faster than some small ones.
+    Inside a window only the strips along its two edges are mixed. The flags of such rules are the same in every call and
+    kept, so that applying them to the full strips in between costs little, and one large operation is faster than a few
+    small ones.
     """
     rules = tuple({id(rule): rule for tile in tiles for rule in tile.rules}.values())
     keys = sum(end - start for tile in tiles for start, end in tile.columns)

@@ -1,4 +1,4 @@
-"""Positions of keys that do not count up, as plans look at them: on NumPy, the bounds of stretches of them."""
+"""Positions of keys in any order, for plans on NumPy: the least and the greatest position among some columns."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ __all__ = ["Positions"]
 
 
 class Positions:
-    """The positions of the keys of one batch item; negative ones are of empty slots, which say nothing."""
+    """The positions of the keys of one batch item; negative ones mark empty slots, which are passed over."""
 
     def __init__(self, positions: Array) -> None:
         self._filled = np.flatnonzero(positions >= 0)

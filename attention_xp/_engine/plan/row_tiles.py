@@ -22,8 +22,8 @@ def strips_of(problem: Problem, columns: int) -> list[Bounds]:
 def tiles_of_rows(problem: Problem, row: int, stop: int, columns: int) -> list[Tile]:
     """Return the tiles that a block of rows of all heads visits."""
     strips = strips_of(problem, columns)
-    # A block that sees nothing visits one tile all the same: its result must hang on the inputs for autograd.
-    # All rows count as one chunk: their bounds, which a trace may not know, would make no keys.
+    # A block without any allowed pair visits one tile nevertheless: for autograd its result must depend on the inputs.
+    # All rows count as the one chunk (0, 1): in a trace their bounds may be symbols, which cannot be keys of a dict.
     return plan([(0, 1)], strips, _answers(problem, (row, stop), strips), columns, may_skip=problem.may_gather) or [
         Tile((0, 1), (strips[0],), (0, 1), problem.rules)
     ]
@@ -32,18 +32,18 @@ def tiles_of_rows(problem: Problem, row: int, stop: int, columns: int) -> list[T
 def _answers(problem: Problem, rows: Bounds, strips: list[Bounds]) -> list[_Answer]:
     """Return for each rule whether it possibly, and whether it certainly, allows some rows each strip."""
     offset = problem.query_offset or 0 if isinstance(problem.query_offset, int | None) else None
-    # A trace with sizes that change takes one graph for all that fit into one tile, and export has no ints at all.
-    is_vague = is_compiling(problem.xp) and (len(strips) == 1 or not isinstance(strips[0][1], int))
-    if offset is None or not problem.keys_count_up or is_vague:  # what is not known may be anything
+    # With dynamic shapes one graph should serve all lengths that fit into one tile, and in an export sizes are symbols.
+    is_open = is_compiling(problem.xp) and (len(strips) == 1 or not isinstance(strips[0][1], int))
+    if offset is None or not problem.keys_count_up or is_open:  # nothing is known, and every rule is evaluated
         return [(rule, [[True] * len(strips)], [[False] * len(strips)]) for rule in problem.rules]
     if is_compiling(problem.xp):
         return [_one_by_one(rule, rows, strips, (offset, problem.key_offset or 0)) for rule in problem.rules]
     from attention_xp._engine.plan.answers import Item, asked  # noqa: PLC0415  # imports NumPy
 
-    told = asked(problem.rules, [rows], strips, Item(offset, None, None, problem.key_offset or 0))
-    return [(rule, *both.tolist()) for rule, both in zip(problem.rules, told, strict=True)]
+    answers = asked(problem.rules, [rows], strips, Item(offset, None, None, problem.key_offset or 0))
+    return [(rule, *both.tolist()) for rule, both in zip(problem.rules, answers, strict=True)]
 
 
 def _one_by_one(rule: Mask, rows: Bounds, strips: list[Bounds], offsets: tuple[int, int]) -> _Answer:
-    told = [rule.reach(span_between(None, rows, strip, offsets)) for strip in strips]
-    return rule, [[bool(possible) for possible, _ in told]], [[bool(certain) for _, certain in told]]
+    answers = [rule.reach(span_between(None, rows, strip, offsets)) for strip in strips]
+    return rule, [[bool(possible) for possible, _ in answers]], [[bool(certain) for _, certain in answers]]

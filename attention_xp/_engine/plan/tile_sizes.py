@@ -1,6 +1,6 @@
-"""How large a tile is: chosen from the problem and the library, here alone.
+"""How large a tile is: chosen here from the problem and the library, and nowhere else.
 
-The figures are those of ``python -m benchmarks tiles``.
+The figures were measured with ``python -m benchmarks tiles``.
 """
 
 import math
@@ -27,35 +27,35 @@ __all__ = [
 ]
 
 FOLD = 64  # rows up to which the query heads of a group share one product: NumPy and JAX
-STRIP = 128  # keys of a strip along an edge of the allowed area; rows of a chunk: NumPy
+STRIP = 128  # keys of a strip and rows of a chunk, of which rules are asked: NumPy
 _SIZES = {"numpy": (704, 512), "jax": (512, 512), "torch": (128, 512), "cupy": (512, 1024), "strict": (64, 64)}
-_WHOLE = {"numpy": (704, 1024), "jax": (1024, 1024)}  # where no rule leaves anything out: fewer and larger operations
+_WHOLE = {"numpy": (704, 1024), "jax": (1024, 1024)}  # without rules: fewer and larger operations
 _BACKWARD = {"numpy": (704, 512), "jax": (512, 256)}
 _TALLEST_BACKWARD = 1024, 4096  # rows of all heads of a job, and of those where rules cut tiles into strips: NumPy
 _WINDOW_TILE = 128, 128  # under a narrow window, where a tile has one stretch of keys: JAX
 _SMALLEST_BLOCK = 32  # rows or keys of a block that is visited by itself
-_NARROW = 1024  # keys of a window along whose edges fewer rows leave out more than they cost
-SMALL_PRODUCT = 10**6  # multiplications of a product that BLAS computes where the factors lie: NumPy
+_NARROW = 1024  # keys of a window, up to which tiles of fewer rows save more than they cost
+SMALL_PRODUCT = 10**6  # multiplications up to which BLAS does not copy the factors of a product first: NumPy
 _STEP = 16  # rows of a step of a band: NumPy
 _SCORES_OF_BAND = 2**19  # about
 _MOST_KEYS = 8192
 _TALLEST = 1024  # rows of all heads of a tile: NumPy
-_STACKED = 256  # rows of a head where rules leave something out: fewer rows leave out more
+_STACKED = 256  # rows of a head under rules: with fewer rows, tiles leave out more of what is excluded
 _SPARSE_BACKWARD = 4, 128, 1024  # heads, rows and keys of a tile where rules leave out much: NumPy
 _LARGEST = 3 * 2**18  # scores of a tile
-_LARGEST_ON_CUDA = 2**24  # scores of a tile of several heads: JAX; a guess, which no GPU has seen
-CROWDED = 512  # lines so many numbers apart compete for the same places in a cache
-_JOBS, _JOBS_BACKWARD = 3, 2  # for each thread, at least; backward the last ones are cut
+_LARGEST_ON_CUDA = 2**24  # scores of a tile of several heads: JAX; a guess, not measured on a GPU
+CROWDED = 512  # lines whose starts are a multiple of so many numbers apart compete for the same cache sets
+_JOBS, _JOBS_BACKWARD = 3, 2  # for each thread, at least; backward the last ones are cut further
 
 
 class TileShape(NamedTuple):
-    """What one tile of NumPy's walker covers."""
+    """The size of a tile of NumPy's walker."""
 
     heads: int
     rows: int  # of each head
     columns: int
-    folded: bool  # the rows of the heads, which share a key/value head, are those of one product
-    part: int = 0  # rows that are planned as one, and have the columns; 0: all
+    folded: bool  # whether the heads, which share a key/value head, have their rows joined in one product
+    part: int = 0  # rows that are planned together, and to which `columns` applies; 0: all
     step: int = 0  # rows of a step of a band; 0: no bands
     width: int = 0  # columns of a tile of all rows, where these are several parts
 
@@ -66,7 +66,7 @@ class TileShape(NamedTuple):
 
 
 def tile_shape(problem: Problem, threads: int) -> TileShape:
-    """Return the shape of a tile for NumPy: short heads together, so that it is about as large for all problems."""
+    """Return the shape of a tile for NumPy: heads with few rows are stacked, so that tiles are about equally large."""
     rows, columns = tile_sizes(problem)
     Sq = problem.query.shape[-2]
     if problem.group > 1 and Sq <= FOLD:
@@ -82,7 +82,7 @@ def tile_shape(problem: Problem, threads: int) -> TileShape:
     rows = _uncrowded(_equal_parts(Sq, rows), Sq)
     if not is_narrow:
         return TileShape(heads, rows, min(columns, max(_LARGEST // (heads * rows), STRIP)), folded=False)
-    columns = _equal_parts(problem.key.shape[-2], _MOST_KEYS)  # all that such rows visit may be one tile
+    columns = _equal_parts(problem.key.shape[-2], _MOST_KEYS)  # all keys that such rows visit may be one tile
     columns = min(columns, max(_LARGEST // (heads * rows), STRIP))
     if rows % _STEP or not _has_bands(problem):
         return TileShape(heads, rows, columns, folded=False)
@@ -92,13 +92,13 @@ def tile_shape(problem: Problem, threads: int) -> TileShape:
 
 
 def _has_bands(problem: Problem) -> bool:
-    """Whether rows along a window may be met in steps: that is a product each that BLAS computes where the factors lie."""
+    """Whether bands are faster: the product of a step is then so small that BLAS does not copy its factors."""
     widest = max(problem.query.shape[-1], problem.value.shape[-1])
     return problem.may_gather and bool(_STEP * _width_of_step(problem) * widest <= SMALL_PRODUCT)
 
 
 def _parts(problem: Problem, height: int, threads: int) -> int:
-    """Return how many parts a block of rows has, which are `height` rows of all heads each: bands are better long."""
+    """Return the number of parts of a block, of `height` rows of all heads each: long bands are faster."""
     width, Sq = _width_of_step(problem), int(problem.query.shape[-2])
     of_a_job = math.prod(problem.lead) * Sq / (_JOBS * threads)
     parts = math.ceil(min(max(_TALLEST, _SCORES_OF_BAND // width), of_a_job) / height)
@@ -106,12 +106,12 @@ def _parts(problem: Problem, height: int, threads: int) -> int:
 
 
 def _width_of_step(problem: Problem) -> int:
-    """Return how many keys the rows of a step see."""
+    """Return the number of keys that the rows of a step attend."""
     return narrowest(problem.rules) + _STEP - 1
 
 
 def _is_uniform_along_heads(problem: Problem) -> bool:
-    """Whether the heads, or without such the batch items, are masked alike."""
+    """Whether all heads, or batch items where there are no heads, have the same mask."""
     if problem.heads is None:
         return problem.is_masked_alike
     return all(rule.lead[-1:] in ((), (1,)) for rule in problem.rules)
@@ -127,7 +127,7 @@ def tile_sizes(problem: Problem) -> tuple[int, int]:
     if library == "jax":
         return _squares(problem, (rows, columns))
     finest = min(rows, max(Sq, 1), grain(problem.rules))
-    if finest < rows:  # fewer rows and more keys: what a rule leaves out shows, and a tile stays as large
+    if finest < rows:  # fewer rows and more keys: tiles leave out more, and have as many scores
         rows, columns = finest, min(columns * (rows // finest), _MOST_KEYS)
     return _equal_parts(Sq, rows), _equal_parts(Sk, columns)
 
@@ -159,10 +159,10 @@ def _no_more(size: int, length: int) -> int:
 
 
 def stack(problem: Problem) -> tuple[int, ...]:
-    """Return how many batch items and heads share a tile of JAX's walker.
+    """Return the number of batch items and heads that share a tile of JAX's walker, along each leading axis.
 
-    Few rows share the product of their group. A CUDA device is idle under one head alone: there all go together that are
-    masked alike, as far as memory goes.
+    With few rows, the query heads of a group share one product. One head alone does not fill a CUDA device: there, all
+    batch items and heads with the same mask share a tile, up to a size that memory allows.
     """
     if problem.stack is not None:
         return problem.stack
@@ -188,14 +188,14 @@ def _largest_part(length: int, most: int) -> int:
 
 
 def strip_size(problem: Problem, columns: int) -> int:
-    """Return of how many keys rules are asked at once, where a tile may be made of several strips."""
+    """Return the number of keys of a strip; a tile may consist of several."""
     if problem.tile is not None or len(problem.rules) == 0:
         return columns
     return min([columns, STRIP, *(_about(size, STRIP) for _, size in blocks(problem.rules))])
 
 
 def _about(size: int, most: int) -> int:
-    """Return a size that blocks divide, or that divides them: not small, and not above what is fast."""
+    """Return a multiple or a fraction of a block's size: at most `most`, and not too small to be fast."""
     if size < _SMALLEST_BLOCK:
         return size * -(-_SMALLEST_BLOCK // size)
     return -(-size // -(-size // most))
@@ -212,12 +212,12 @@ def _equal_parts(length: int, size: int) -> int:
 
 
 def _uncrowded(rows: int, Sq: int) -> int:
-    """Return a few rows more where they are as long as a cache is wide, unless they are all the rows."""
+    """Return a few rows more where lines of that length would compete for a cache, unless these are all rows."""
     return rows + 16 if rows % CROWDED == 0 and rows < Sq else rows
 
 
 def backward_tile_sizes(problem: Problem) -> tuple[int, int]:
-    """Return query rows and key columns of a tile of a backward walker, which holds two tiles at once."""
+    """Return query rows and key columns of a tile backward, where scores and their gradients are in memory together."""
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
     library = library_name(problem.xp)
     if problem.tile is not None or library not in _BACKWARD:
@@ -230,7 +230,7 @@ def backward_tile_sizes(problem: Problem) -> tuple[int, int]:
 
 
 def backward_tile_shape(problem: Problem, threads: int, *, alone: bool) -> TileShape:
-    """Return the shape of a tile backward for NumPy: heads together, unless each has to be `alone`."""
+    """Return the shape of a tile backward for NumPy: heads are stacked, unless each has to be `alone`."""
     rows, columns = backward_tile_sizes(problem)
     if problem.tile is not None or alone or not _is_uniform_along_heads(problem):
         return TileShape(1, rows, columns, folded=False)
@@ -247,7 +247,7 @@ def backward_tile_shape(problem: Problem, threads: int, *, alone: bool) -> TileS
 
 
 def _stacked(problem: Problem, most: int) -> int:
-    """Return how many query heads a tile can have, whole groups or a part of one."""
+    """Return the largest number of query heads, up to `most`, that are whole groups or an equal part of one."""
     group, axis = problem.group, problem.lead[-1] if problem.lead else 1
     some = range(1, max(min(most, axis), 1) + 1)
     return max(n for n in some if group % n == 0 or (n % group == 0 and axis % n == 0))

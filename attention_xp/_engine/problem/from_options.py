@@ -69,7 +69,7 @@ def _refuse_other(name: str, given: Any) -> None:
 
 
 def _told(name: str, given: Any) -> str:
-    """Return what was given, and what to do with it."""
+    """Return how an error names what was given, and what it suggests."""
     kind = type(given).__name__
     if isinstance(given, type):
         return f"the class {given.__name__}: pass an object of it, {given.__name__}(...)"
@@ -120,7 +120,7 @@ def _aligned(frame: Frame, array: Array) -> AlignedMask:
 
 
 def lined_up(frame: Frame, mask: Mask) -> Mask:
-    """Return a mask whose arrays of pairs are lined up with the scores."""
+    """Return a mask whose arrays are aligned with the scores."""
     if isinstance(mask, ArrayMask):
         return _aligned(frame, aligned_mask(frame, own_array(frame.xp, mask.array, frame.query)))
     if not _holds_array(mask):
@@ -138,7 +138,7 @@ def _holds_array(mask: Mask) -> bool:
 
 
 class KeyPlaces(NamedTuple):
-    """Where keys stand: from an offset on, or at positions (..., 1, 1, Sk), some of which may be empty."""
+    """The positions of the keys: an offset, or an array (..., 1, 1, Sk), with rules that exclude empty slots."""
 
     offset: int | None
     positions: Array | None
@@ -147,7 +147,7 @@ class KeyPlaces(NamedTuple):
 
 
 def key_places(frame: Frame, o: AttentionOptions) -> KeyPlaces:
-    """Return where the keys of a call stand."""
+    """Return the positions of the keys of a call."""
     offset, positions = o["key_offset"], o["key_positions"]
     if positions is not None:
         if offset is not None:
@@ -163,7 +163,7 @@ def key_places(frame: Frame, o: AttentionOptions) -> KeyPlaces:
 
 
 def refuse_to_guess(rules: list[Mask], query: Array, key: Array, *, is_moved: bool) -> None:
-    """Refuse rules that compare positions where nobody says those of the rows."""
+    """Refuse rules that compare positions where those of the rows are not given and not obvious."""
     if not any(rule.relative for rule in rules):
         return
     if is_moved:

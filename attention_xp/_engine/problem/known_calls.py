@@ -1,4 +1,4 @@
-"""Calls without options that are arrays, as most are: found right once, they are not checked again.
+"""Known calls: a call without options that are arrays, as most are, is checked once for all calls of the same kind.
 
 On small arrays the checks would take longer than attention itself.
 """
@@ -14,9 +14,9 @@ __all__ = ["known_call", "remember"]
 
 _Fields = dict[str, Any]
 
-_KNOWN: dict[Any, tuple[Any, _Fields | None]] = {}  # the layout and the fields of plain calls that were found right
+_KNOWN: dict[Any, tuple[Any, _Fields | None]] = {}  # the layout and the fields of plain calls that passed the checks
 _UNKNOWN: tuple[Any, _Fields | None] = (None, None)
-_PLAIN = frozenset({"is_causal", "scale", "softcap", "impl"})  # options that are plain values, and alike in most calls
+_PLAIN = frozenset({"is_causal", "scale", "softcap", "impl"})  # options that are plain values, and seldom change
 _MOST = 512
 
 
@@ -25,7 +25,7 @@ def known_call(
 ) -> tuple[tuple[Any, ...] | None, _Fields | None]:
     """Return the name of a plain call, which holds all that its fields depend on, and the fields where they are known.
 
-    ``None`` for a call with more arrays, or within a trace: what is found there hangs on more than the call.
+    ``None`` for a call with more arrays, or within a trace, where the fields depend on more than the arguments.
     """
     if mask is not None or type(dropout_rate) is not float or dropout_rate or not options.keys() <= _PLAIN:
         return None, None
@@ -44,7 +44,7 @@ def known_call(
         if layout is None or (query.layout is layout and key.layout is layout and value.layout is layout):
             return name, fields
         return None, None
-    # No array, one that JAX traces, a size that cannot be told from another, or a nested tensor, which has none.
+    # Not an array, an array that JAX traces, a symbolic size, which cannot be compared, or a nested tensor, without sizes.
     except (AttributeError, TypeError, RuntimeError):
         return None, None
 

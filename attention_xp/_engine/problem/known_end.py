@@ -1,4 +1,4 @@
-"""The keys that nobody may attend because they lie behind an end that Python knows: they are cut off, and never read."""
+"""Keys behind an end that is known on the host, such as an int `key_lengths`: they are cut off, and never read."""
 
 from dataclasses import replace
 
@@ -12,9 +12,9 @@ __all__ = ["filled_to", "known_end", "up_to", "with_zeros"]
 
 
 def known_end(xp: Namespace, rules: list[Mask], Sk: int, offset: int) -> tuple[int, list[Mask]]:
-    """Return how many keys, from a position on, can be attended, and the rules that decide about these.
+    """Return how many keys, which begin at position `offset`, may be attended, and the rules that are left for these.
 
-    JAX keeps all keys: it would compile every size anew, and lengths that are values only once.
+    JAX keeps all keys: it would compile a program for each size, and needs one for all lengths that are values.
     """
     if is_jax_namespace(xp):
         return Sk, rules
@@ -26,12 +26,12 @@ def known_end(xp: Namespace, rules: list[Mask], Sk: int, offset: int) -> tuple[i
 
 
 def _of_keys(end: int, Sk: int, rule: Mask) -> Mask:
-    """Return what a rule says of the keys before the end."""
+    """Return a rule for the keys before the end."""
     return replace(rule, array=up_to(end, Sk, rule.array)) if isinstance(rule, AlignedMask) else rule
 
 
 def _least_and_most(xp: Namespace, rule: Mask, Sk: int, offset: int) -> tuple[int, int]:
-    """Return how many of the first keys a rule allows at least, and behind which it allows none."""
+    """Return two counts: so many of the first keys a rule allows in every row, and behind so many it allows none."""
     if type(rule) is not LengthMask:
         return -1, Sk
     lengths = rule.lengths
@@ -47,9 +47,9 @@ def _within(bound: int, Sk: int) -> int:
 
 
 def up_to(end: int, Sk: int, array: Array, axis: int = -1) -> Array:
-    """Return what an array holds for the keys before the end; along an axis of length 1 all keys are alike."""
-    is_alike = axis == -1 and (array.ndim == 0 or array.shape[-1] == 1)  # also where there is but one key
-    if end == Sk or is_alike:
+    """Return the part of an array for the keys before the end; an axis of length 1 is broadcast over the keys."""
+    is_broadcast = axis == -1 and (array.ndim == 0 or array.shape[-1] == 1)  # also where there is only one key
+    if end == Sk or is_broadcast:
         return array
     return array[(..., slice(end), *(slice(None),) * (-axis - 1))]
 
@@ -60,7 +60,7 @@ def with_zeros(xp: Namespace, array: Array, Sk: int, axis: int = -1) -> Array:
 
 
 def filled_to(xp: Namespace, array: Array, Sk: int, axis: int = -1, value: float = 0.0) -> Array:
-    """Return what is known of the keys before the end with one value for all others."""
+    """Return an array for the keys before the end, filled up with one value for all others."""
     missing = Sk - array.shape[axis]
     if missing == 0:
         return array

@@ -1,4 +1,4 @@
-"""Calls that JAX is to see as one operation."""
+"""Functions of a problem that JAX runs as one compiled program."""
 
 import sys
 from collections.abc import Callable
@@ -18,10 +18,10 @@ _T = TypeVar("_T")
 
 
 def as_one_program(function: Callable[..., _T], problem: Problem, *more: Any) -> _T:
-    """Call a function of a problem; where JAX would run one operation after the other, compiled and kept.
+    """Call a function of a problem; where JAX would run its operations one by one, compile it and keep the program.
 
-    Where JAX looks for infinities, it then looks at the results alone: what is excluded is minus infinity on the way to
-    them. Functions of the user may compute something else in the next call, so that nothing of theirs is kept.
+    Under ``jax_debug_infs`` JAX then checks the results alone, and not the scores, where excluded pairs are minus infinity.
+    Functions of the user may compute something else in the next call, so that no program with one of them is kept.
     """
     if not is_jax_namespace(problem.xp):
         return function(problem, *more)
@@ -32,7 +32,7 @@ def as_one_program(function: Callable[..., _T], problem: Problem, *more: Any) ->
     if not jax.config.jax_debug_infs:
         return function(problem, *more)
     template, arrays = freeze((problem, *more))
-    # With a checkpoint, nothing but the arrays is handed on to the gradients.
+    # With a checkpoint, nothing but the arrays is saved for the gradients.
     program = jax.checkpoint(lambda arrays: function(*thaw(template, arrays)))
     return jax.jit(program)(arrays)  # type: ignore[no-any-return]
 

@@ -14,7 +14,7 @@ __all__ = ["DEFAULTS", "AttentionOptions", "PackedOptions", "ScoreOptions", "che
 
 
 class _PackedScoreOptions(TypedDict, total=False):
-    """Keyword arguments that make scores, of packed sequences and of all others."""
+    """Keyword arguments that the scores depend on, for packed sequences and for all others."""
 
     is_causal: bool
     window: int | tuple[int | None, int | None] | None
@@ -33,7 +33,7 @@ class PackedOptions(_PackedScoreOptions, total=False):
 
 
 class ScoreOptions(_PackedScoreOptions, total=False):
-    """Keyword arguments that make scores."""
+    """Keyword arguments that the scores depend on."""
 
     bias: Array | Bias | None
     query_offset: int | Array | None
@@ -139,7 +139,7 @@ def with_options(function: _F) -> _F:
 
 
 def _documentation(taken: Collection[str]) -> str:
-    """Return the paragraphs about some options; one is about two of them."""
+    """Return the paragraphs about some options; a paragraph may be about two options."""
     paragraphs = re.split(r"\n(?=\w)", _DOCUMENTATION)
     return "\n".join(text for text in paragraphs if set(text.partition(" :")[0].split(", ")) & set(taken))
 
@@ -147,14 +147,14 @@ def _documentation(taken: Collection[str]) -> str:
 def check_options(
     function: Callable[..., Any], options: Mapping[str, Any], known: Mapping[str, Any] = DEFAULTS
 ) -> None:
-    """Refuse an option that is not known; say what the function takes, and what may have been meant."""
+    """Refuse an unknown option; the error lists what the function takes, and what may have been meant."""
     if not options.keys() <= known.keys():
         taken = inspect.signature(function).parameters
         raise TypeError(no_such_argument(function.__name__, options, taken))
 
 
 def complete(options: AttentionOptions) -> AttentionOptions:
-    """Fill in the defaults; a public function has refused what does not exist, and could name its own arguments."""
+    """Fill in the defaults. Public functions refuse unknown options earlier, with an error about their own arguments."""
     if not options.keys() <= DEFAULTS.keys():
         raise TypeError(no_such_argument("attention", options, DEFAULTS))
     return {**DEFAULTS, **options}

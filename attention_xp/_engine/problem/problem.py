@@ -1,4 +1,4 @@
-"""One attention call, whole and checked: after `Problem.of` nobody checks again."""
+"""One attention call with all its options, checked: nothing is checked again after `Problem.of`."""
 
 import math
 from collections.abc import Callable
@@ -39,15 +39,15 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, kw_only=True)
 class Problem(Frame):
-    """What is wanted, in the letters of the documentation; arrays are aligned with the scores.
+    """The arguments of a call, in the letters of the documentation; arrays are aligned with the scores.
 
-    The query is ``(*batch, H, Sq, D)``, or without H; the result has its dtype unless another is wanted, whatever that of
-    the computation is.
+    The query is ``(*batch, H, Sq, D)``, or without H. The result has its dtype, or `output_dtype`, whatever dtype the
+    computation has.
     """
 
-    key: Array  # (..., Hkv, Sk, D), up to the last key that may be attended, as far as Python knows
+    key: Array  # (..., Hkv, Sk, D), without the keys behind an end that is known without reading a device
     value: Array  # (..., Hkv, Sk, Dv), likewise
-    given_keys: int  # Sk as it came
+    given_keys: int  # the number of keys of the call, before any were cut off
     group: int  # query heads per key/value head
     is_empty: bool  # whether an axis of the inputs has length 0
     scale: float | Array  # an array has no axes
@@ -64,7 +64,7 @@ class Problem(Frame):
     impl: str
     tile: tuple[int, int] | None
     output_dtype: DType | None = None  # where it is not that of the query
-    stack: tuple[int, ...] | None = None  # batch items and heads that share a tile of JAX's walker; None: chosen
+    stack: tuple[int, ...] | None = None  # batch items and heads in a tile of JAX's walker; None: chosen by `stack`
 
     _numbers: ClassVar = (
         "scale",
@@ -73,8 +73,8 @@ class Problem(Frame):
         "key_offset",
         "query_lengths",
         "seed",
-    )  # which may be arrays; see `freeze`
-    answers: ClassVar[dict[Any, Any] | None] = None  # of a known call, which has its own; see `once`
+    )  # fields that hold a number or an array; see `freeze`
+    answers: ClassVar[dict[Any, Any] | None] = None  # a known call has a dict of its own; see `once`
 
     def has_foreign_code(self) -> bool:
         """Whether the call brings functions of its own, or rules of its own classes."""
@@ -87,7 +87,7 @@ class Problem(Frame):
 
     @property
     def may_gather(self) -> bool:
-        """Whether only rules ask where a key is, so that keys from anywhere may share a tile where none is undecided."""
+        """Whether only rules depend on the place of a key: where they allow all pairs, scattered keys may share a tile."""
         return self.score_mod is None and len(self.addends) == 0 and self.seed is None
 
     @property
@@ -102,13 +102,13 @@ class Problem(Frame):
 
     @property
     def has_one_offset(self) -> bool:
-        """Whether the rows of all batch items begin at one position."""
+        """Whether the first rows of all batch items have the same position."""
         offset = self.query_offset
         return offset is None or isinstance(offset, int) or bool(offset.ndim == 0)
 
     @property
     def is_masked_alike(self) -> bool:
-        """Whether all batch items and heads are masked alike."""
+        """Whether all batch items and heads have the same mask."""
         stand_alike = self.key_positions is None or math.prod(self.key_positions.shape[:-1]) == 1
         return self.has_one_offset and stand_alike and all(math.prod(rule.lead) == 1 for rule in self.rules)
 
@@ -118,7 +118,7 @@ class Problem(Frame):
 
     @property
     def never_empty(self) -> bool:
-        """Whether every row is sure to attend something, so that its weights have a positive sum."""
+        """Whether every row certainly attends a key, so that its weights have a positive sum."""
         return self.key.shape[-2] > 0 and len(self.rules) == len(self.addends) == 0 and self.score_mod is None
 
     @classmethod
@@ -134,17 +134,17 @@ class Problem(Frame):
         first_item: int = 0,
         packing: Packing | None = None,
     ) -> "Problem":
-        """Check a call and line everything up with the scores."""
+        """Check a call and align its arrays with the scores."""
         is_whole = packing is None and first_item == 0
         name, known = known_call(query, key, value, mask, dropout_rate, options) if is_whole else (None, None)
         if known is not None:
-            problem = object.__new__(cls)  # to set the fields one by one takes as long as attention on small arrays
+            problem = object.__new__(cls)  # setting the fields one by one takes as long as attention on small arrays
             vars(problem).update(known, query=query, key=key, value=value)
             return problem
         problem = cls._checked(query, key, value, mask, dropout_rate, options, first_item, packing)
         is_plain = isinstance(problem.scale, float) and query.dtype == key.dtype == value.dtype  # autocast mixes dtypes
         if name is not None and problem.query is query and is_plain:
-            # Of arrays of CuPy, kernels judge the layout too, which is no part of the name.
+            # For arrays of CuPy the kernels depend on the layout as well, which is not part of the name.
             remember(name, {**vars(problem), "answers": None if is_cupy_namespace(problem.xp) else {}})
         return problem
 
@@ -169,17 +169,17 @@ class Problem(Frame):
         return inputs if isinstance(self.scale, float) else (*inputs, self.scale)
 
     def with_scaled_query(self) -> "Problem":
-        """Return the same problem with a scale that is a plain float: an array, and what follows it, goes into the query."""
+        """Return the same problem with a plain float as scale: one that is an array is multiplied into the query."""
         if isinstance(self.scale, float):
             return self
         wide = self.xp.astype(self.query, self.dtype, copy=False)
         return replace(self, query=wide * self.scale, scale=1.0)
 
     def once(self, question: Callable[..., _T], *more: Any) -> _T:
-        """Ask a function about the problem once for all calls that are known to be alike.
+        """Return ``question(self, *more)``; for a known call, the answer is kept for later calls of the same kind.
 
-        The answer may hang on types, sizes, dtypes, devices and options, and on nothing else: no number, no stride, not
-        on whether there are to be gradients.
+        The answer may depend on types, sizes, dtypes, devices and options, and on nothing else: on no number in an array,
+        no stride, and not on whether gradients are recorded.
         """
         if self.answers is None:
             return question(self, *more)
@@ -269,7 +269,7 @@ class Problem(Frame):
 
 
 def is_foreign(rule: Mask, *, alone: bool = False) -> bool:
-    """Whether a rule, or unless `alone` one that it is made of, is a function or of a class that is not ours."""
+    """Whether a rule is a function, or of a class that is not ours; unless `alone`, also one of the rules it is made of."""
     if isinstance(rule, FunctionMask) or not rule._is_ours:
         return True
     return not alone and any(map(is_foreign, parts_of(rule)))

@@ -1,4 +1,4 @@
-"""The primitives that the tile step asks its walker for, functional and right on every library."""
+"""The primitives of the tile steps as functions of the array API standard, for every library."""
 
 import math
 from functools import reduce
@@ -21,7 +21,7 @@ __all__ = ["Arithmetic", "Followed", "allowed_pairs", "summed_to"]
 
 
 def allowed_pairs(rules: tuple[Mask, ...], region: Region) -> Array | None:
-    """Return where all rules agree, as small as they broadcast; ``None`` is everywhere."""
+    """Return which pairs all rules allow, not broadcast further than need be; ``None`` is all pairs."""
     if len(rules) == 0:
         return None
     return reduce(and_, (rule.pairs(region) for rule in rules))
@@ -56,7 +56,7 @@ class Arithmetic:
         return x / y
 
     def in_base(self, scores: Array) -> Array:
-        """Return natural scores in the base; a mask may have made them the smallest number, which must not overflow."""
+        """Return scores in the base, from natural ones; a mask may have added the smallest number, which must not overflow."""
         log_e = self.base.log_e
         if log_e == 1.0 or len(self.problem.addends) == 0:
             return scores if log_e == 1.0 else scores * log_e
@@ -72,7 +72,7 @@ class Arithmetic:
         return new
 
     def shielded(self, products: Array, query: Array, key: Array, allowed: Array) -> Array:  # noqa: ARG002
-        """Return the products for a function whose derivative they are not to spoil where they are excluded."""
+        """Return the products for a function of them, whose derivative must not be NaN where pairs are excluded."""
         return products
 
     def query_key(self, query: Array, key: Array, *, exclusive: bool) -> Array:
@@ -98,7 +98,7 @@ class Arithmetic:
         return sums if total is None else self.add(total, sums)
 
     def allowed(self, rules: tuple[Mask, ...], region: Region) -> Array | None:
-        """Return where all rules agree."""
+        """Return which pairs all rules allow."""
         return allowed_pairs(rules, region)
 
     def exclude(self, scores: Array, allowed: Array, mixed: Bounds) -> Array:  # noqa: ARG002
@@ -118,7 +118,8 @@ class Arithmetic:
         problem = self.problem
         key = head_key(problem.seed, b=region.b, h=region.h)  # type: ignore[arg-type]
         offsets = [0 if n is None else n for n in (problem.query_offset, problem.key_offset)]
-        # Draws come in squares of four, and where these begin is known here, or where a walker cuts anywhere.
+        # Draws come in squares of 2 x 2 pairs, so that it must be known whether the first row and key are even or odd, or
+        # the walker must be able to cut the draws at a place that only the program knows.
         is_known = all(isinstance(offset, int) for offset in offsets)
         is_cut = is_known or (problem.has_one_offset and region.cut is not cut)
         if not problem.keys_count_up or not is_cut:
@@ -163,11 +164,11 @@ class Arithmetic:
 
 
 class Followed(Arithmetic):
-    """Primitives that the library itself may differentiate: what is excluded has no derivative that is NaN."""
+    """Primitives that the library may differentiate by itself: derivatives are not NaN where pairs are excluded."""
 
     @classmethod
     def of(cls, problem: Problem) -> Arithmetic:
-        """Return these, or the plain ones of a library that differentiates nothing."""
+        """Return these primitives, or the plain ones for a library without derivatives."""
         return cls(problem) if can_differentiate(problem.xp) else Arithmetic(problem)
 
     def query_key(self, query: Array, key: Array, *, exclusive: bool) -> Array:
@@ -175,11 +176,11 @@ class Followed(Arithmetic):
         return query_key(self.problem, query, key, exclusive=exclusive, is_followed=True)
 
     def peak(self, so_far: Array, scores: Array) -> Array:
-        """Return the largest score of each row as a constant: nothing that is made of the sums depends on it."""
+        """Return the largest score of each row as a constant: the results do not depend on it."""
         return constant(self.xp, super().peak(so_far, scores))
 
     def shielded(self, products: Array, query: Array, key: Array, allowed: Array) -> Array:
-        """Return the products with 0 for what is excluded, where that may not be finite."""
+        """Return the products with 0 for excluded pairs, unless all of query and key is finite."""
         xp = self.xp
         return by_value(
             xp, lambda: are_finite(query, key), lambda x, _: x, lambda x, a: xp.where(a, x, 0.0), products, allowed

@@ -1,7 +1,7 @@
 """One tile of attention, backward: what it adds to every gradient, written once for all libraries and walkers.
 
-With ``p`` the weights before dropout, ``z`` what dropout multiplies them by, ``g`` the gradient of the
-output and ``h`` that of the log-sum-exp (the factor in ``z`` of what survives comes with ``g``)::
+With ``p`` the weights before dropout, ``z`` the dropout factors, ``g`` the gradient of the output and ``h`` that of the
+log-sum-exp (the factor ``1 / (1 - rate)`` of ``z`` is multiplied into ``g``)::
 
     dvalue = (z p)^T g        delta = rowsum(output * g) - h
     dscore = p (z (g value^T) - delta)
@@ -40,7 +40,7 @@ __all__ = [
 
 
 class Known(NamedTuple):
-    """What a forward pass leaves, and the gradients that come back."""
+    """The results of a forward pass, and their gradients."""
 
     output: Array  # (..., H, Sq, Dv)
     lse: Array  # (..., H, Sq)
@@ -48,7 +48,7 @@ class Known(NamedTuple):
     grad_lse: Array | None  # (..., H, Sq)
 
     def at(self, index: Any) -> "Known":
-        """Return what is known of some rows."""
+        """Return the same for some rows."""
         return Known(*(None if a is None else a[index] for a in self))
 
     def delta(self, problem: Problem) -> Array:
@@ -58,43 +58,45 @@ class Known(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """A block of rows: what the step needs to know of them."""
+    """The arrays of a block of rows that the step needs."""
 
     query: Array  # (..., m, D), with its factor
-    gradient: Array  # (..., m, Dv), of the output, with the factor of what survives dropout
-    shift: Array | None  # (..., m, 1): the log-sum-exp in the base; None where gradient and delta make up for it
-    delta: Array | None  # (..., m, 1); None where it is in the gradient already
-    kept_query: Array  # as gradients of keys meet it: 0 where it is not finite, which those of scores tell if it is attended with
-    kept_gradient: Array  # as gradients of values meet it
+    gradient: Array  # (..., m, Dv), of the output, with the factor of dropout
+    shift: Array | None  # (..., m, 1): the log-sum-exp in the base; None where its factor is in gradient and delta
+    delta: Array | None  # (..., m, 1); None where it is a further column of the gradient
+    kept_query: (
+        Array  # the factor in gradients of keys: 0 where not finite; rows that attend have NaN scores there anyway
+    )
+    kept_gradient: Array  # the factor in gradients of values
 
 
 class Gradients(NamedTuple):
-    """Gradients of a problem's arrays, in their shapes and the dtype of the computation, or what a tile adds to these.
+    """Gradients of a problem's arrays, in their shapes and the dtype of the computation, or what one tile adds to them.
 
-    Those of query and key that a tile adds lack a factor, see `query_factor` and `key_factor`.
+    In what a tile adds, the gradients of query and key lack a factor: see `query_factor` and `key_factor`.
     """
 
     query: Array  # (..., H, Sq, D); (..., m, D) of a tile
     key: Array  # (..., Hkv, Sk, D)
     value: Array  # (..., Hkv, Sk, Dv)
     addends: tuple[Any, ...]  # arrays, of a Bias a tuple of those of its arrays; None for what is not wanted
-    captured: tuple[Array, ...] = ()  # by `score_mod`, where that is known
-    sinks: Array | None = None  # to which no tile adds
+    captured: tuple[Array, ...] = ()  # of the arrays that `score_mod` captured, where these are known
+    sinks: Array | None = None  # not from tiles: see `sink_gradients`
 
 
 def key_factor(problem: Problem) -> float:
-    """Return the factor that gradients of keys lack: the query had that of the scores, and that of the base."""
+    """Return the factor that gradients of keys lack: the query is multiplied by the scale, but also by that of the base."""
     return 1.0 / factor_of_base(problem)
 
 
 def shift_of(problem: Problem, lse: Array) -> Array:
-    """Return what is taken off the scores in the base, (..., m, 1), from the log-sum-exp (..., m)."""
+    """Return the shift of the scores in the base, (..., m, 1), from the log-sum-exp (..., m)."""
     xp = problem.xp
     return xp.expand_dims(xp.where(xp.isfinite(lse), lse, 0.0) * base_of(xp).log_e, axis=-1)
 
 
 def surviving(problem: Problem, gradient: Array) -> Array:
-    """Return the gradient of the output with the factor of what survives dropout."""
+    """Return the gradient of the output with the factor of dropout."""
     return gradient if problem.seed is None else gradient * survival_factor(problem)
 
 
@@ -114,7 +116,7 @@ def contribute(
     products = ops.query_key(rows.query, key, exclusive=exclusive)  # (..., m, D) @ (..., D, n) -> (..., m, n)
     allowed = ops.allowed(rules, region.of_rows(*mixed))
     if allowed is not None and isinstance(problem.score_mod, Captured):
-        products = ops.silence(products, allowed, mixed)  # its derivative there times 0 is to be no NaN
+        products = ops.silence(products, allowed, mixed)  # its derivative there, times 0, must not be NaN
     scores, pull = _modified_with_pull(problem, ops, region, products)
     if not problem.is_product:
         scores = ops.in_base(scores)
@@ -168,7 +170,7 @@ Pull = Callable[[Array], tuple[Array, ...]]  # gradients of the scores -> of the
 def _modified_with_pull(
     problem: Problem, ops: ScorePrimitives, region: Region, scores: Array
 ) -> tuple[Array, Pull | None]:
-    """Return the scores after every option that touches them, and how gradients come back through those."""
+    """Return the scores after all options that change them, and the pullback through those options."""
     steepness: Array | None = None
     pull: Pull | None = None
     if problem.softcap is not None:
@@ -221,7 +223,7 @@ def sink_gradients(problem: Problem, known: Known) -> Array | None:
     if problem.sinks is None:
         return None
     xp = problem.xp
-    # What comes back to an output of 0 counts for nothing here, whatever it is: a row may attend nothing but the sink.
+    # Where the output is 0, its gradient does not count, even if it is NaN: a row may attend nothing but the sink.
     known = known._replace(gradient=xp.where(known.output == 0.0, 0.0, known.gradient))
     grad_scores = -xp.sum(_sink_weights(problem, known.lse) * known.delta(problem), axis=-1)  # (..., H)
     if problem.batch:

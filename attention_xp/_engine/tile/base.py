@@ -1,4 +1,4 @@
-"""The base of the powers that the softmax is made of: any number does, and libraries differ in which they raise fast."""
+"""The base of the softmax, 2 or e: the result is the same, and libraries differ in which powers are fast."""
 
 import math
 from collections.abc import Callable
@@ -17,11 +17,11 @@ class Base(NamedTuple):
     power: Callable[..., Array]
     log: Callable[..., Array]
     log_e: float  # the factor from natural scores to those in this base
-    log_2: float  # the difference of scores of which one weighs twice the other
+    log_2: float  # the logarithm of 2: a score that is larger by so much has twice the weight
 
 
 def base_of(xp: Namespace) -> Base:
-    """Return the base in which a library computes: 2, unless that is the slower one or the library lacks it."""
+    """Return the base for a library: 2, unless e is faster or the library has no `exp2`."""
     exp2 = getattr(xp, "exp2", None)  # not in the standard, but everywhere except in its strict reading
     if exp2 is None or (is_numpy_namespace(xp) and not _has_vector_exp2()):
         return Base(xp.exp, xp.log, 1.0, _LOG_2)
@@ -33,7 +33,7 @@ _LOG_2, _LOG2_E = math.log(2.0), math.log2(math.e)
 
 @cache
 def _has_vector_exp2() -> bool:
-    """Whether NumPy raises 2 by vector instructions: on Linux with AVX-512; e it raises by older ones as well."""
+    """Whether NumPy's `exp2` has vector instructions, as on Linux with AVX-512; `exp` has them with AVX2 as well."""
     from numpy.lib.introspect import opt_func_info  # noqa: PLC0415  # NumPy alone is asked
 
     loops = opt_func_info(func_name="^exp2$", signature="float32").get("exp2", {})

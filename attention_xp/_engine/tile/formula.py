@@ -1,4 +1,4 @@
-"""The formula as it stands in the books: all scores of a region at once, and what becomes of them."""
+"""The plain formula: all scores of a region in memory, their softmax, and its product with the values."""
 
 import math
 
@@ -33,7 +33,7 @@ def _attend(problem: Problem, *wants: bool) -> Attended:
     xp, region = problem.xp, Region.whole(problem)
     value = xp.astype(problem.value, problem.dtype, copy=False)
     weights, total, shift = _exponentials(problem, region, problem.query)
-    is_silent = _is_silent(problem, weights, total)
+    is_empty = _is_empty(problem, weights, total)
     divisor = total if problem.never_empty else nonzero(total, xp=xp)
     if wanted.weights:
         weights = weights / divisor
@@ -41,8 +41,8 @@ def _attend(problem: Problem, *wants: bool) -> Attended:
     output = weights_value(problem, weights, value, exclusive=len(problem.rules) > 0)  # (..., H, Sq, Dv)
     if not wanted.weights:
         output = output / divisor
-    if is_silent is not None:
-        output = xp.where(is_silent, 0.0, output)
+    if is_empty is not None:
+        output = xp.where(is_empty, 0.0, output)
     lse = xp.squeeze(of_real_rows(problem, region, log_sum(total, shift, xp=xp)), axis=-1) if wanted.lse else None
     return Attended(
         output=xp.astype(output, problem.result_dtype, copy=False),
@@ -59,8 +59,8 @@ def weights_of_rows(problem: Problem, row: int, stop: int) -> Array:
     return problem.xp.astype(weights, problem.query.dtype, copy=False)
 
 
-def _is_silent(problem: Problem, weights: Array, total: Array) -> Array | None:
-    """Return which rows (..., H, Sq, 1) attend nothing, where the library may differentiate and it matters."""
+def _is_empty(problem: Problem, weights: Array, total: Array) -> Array | None:
+    """Return which rows (..., H, Sq, 1) attend nothing, for their gradients; ``None`` where there are none."""
     if problem.never_empty or not can_differentiate(problem.xp):
         return None
     return (total if problem.sinks is None else problem.xp.sum(weights, axis=-1, keepdims=True)) == 0.0

@@ -1,6 +1,6 @@
-"""What the steps from tile to tile ask of their walker: the operations whose arrays it may lay out, and overwrite, as it likes.
+"""The primitives that the tile steps ask of their walker, which lays out arrays as it likes, and may overwrite them.
 
-A walker has its own kinds of answers about which pairs are allowed, of keys and of values, and gets them back as it gave them.
+A walker has types of its own for keys, for values and for which pairs are allowed: the step passes them on as they came.
 """
 
 from collections.abc import Sized
@@ -54,7 +54,7 @@ class ScorePrimitives(Protocol):
 
 
 class Primitives(ScorePrimitives, Protocol[AllowedT]):
-    """What both ways over the tiles have in common: the weights of a tile."""
+    """What the forward and the backward step both need for the weights of a tile."""
 
     xp: Namespace
     base: Base
@@ -63,7 +63,7 @@ class Primitives(ScorePrimitives, Protocol[AllowedT]):
         """Return natural scores in the base."""
 
     def allowed(self, rules: tuple[Mask, ...], region: Region) -> AllowedT | None:
-        """Return where all rules agree; ``None`` is everywhere."""
+        """Return which pairs all rules allow; ``None`` is all pairs."""
 
     def exclude(self, scores: Array, allowed: AllowedT, mixed: Bounds) -> Array:
         """Return the scores with -inf where they are not allowed; `allowed` covers the `mixed` rows."""
@@ -73,13 +73,13 @@ class Primitives(ScorePrimitives, Protocol[AllowedT]):
 
 
 class ForwardPrimitives(Primitives[AllowedT], Protocol[AllowedT, KeyT_contra, ValueT_contra]):
-    """What the step forward asks for."""
+    """The primitives of the forward step."""
 
     def query_key(self, query: Array, key: KeyT_contra, *, exclusive: bool) -> Array:
         """(..., H, m, D) @ (..., Hkv, n, D)^T -> (..., H, m, n)."""
 
     def shielded(self, products: Array, query: Array, key: KeyT_contra, allowed: AllowedT) -> Array:
-        """Return the products for a function whose derivative they are not to spoil where they are excluded."""
+        """Return the products for a function of them, whose derivative must not be NaN where pairs are excluded."""
 
     def peak(self, so_far: Array, scores: Array) -> Array:
         """Return the largest score of each row, (..., m, 1)."""
@@ -97,7 +97,7 @@ class ForwardPrimitives(Primitives[AllowedT], Protocol[AllowedT, KeyT_contra, Va
 
 
 class BackwardPrimitives(Primitives[AllowedT], Protocol[AllowedT]):
-    """What the step backward asks for."""
+    """The primitives of the backward step."""
 
     def query_key(self, query: Array, key: Array, *, exclusive: bool) -> Array:
         """(..., H, m, D) @ (..., Hkv, n, D)^T -> (..., H, m, n)."""

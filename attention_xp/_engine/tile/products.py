@@ -1,4 +1,4 @@
-"""The two products of attention, grouped-query heads folded, and safe from what a mask excludes.
+"""The two products of attention, with grouped-query heads folded, and without NaN from excluded keys and values.
 
 Query head ``h`` uses key/value head ``h // G`` with ``G = H // Hkv``. The group is folded into the
 rows, ``(..., Hkv, G * Sq, D)``, so keys and values are never repeated.
@@ -37,10 +37,9 @@ def query_key(
 ) -> Array:
     """Return ``query @ key^T``: (..., H, Sq, D) @ (..., Hkv, D, Sk) -> (..., H, Sq, Sk).
 
-    With `exclusive`, some pairs are about to be excluded: a key that is not finite then answers NaN
-    instead of touching the product, so that neither its values nor its gradients leak. So does a query where the
-    library follows the product, to differentiate it by itself. A walker may know a better `product` of (..., m, D)
-    and (..., n, D) than the standard has.
+    With `exclusive`, some pairs will be excluded. A key that is not finite is then taken out of the product, and its scores
+    are NaN, so that neither its values nor its gradients reach other pairs. The same is done with a query where the
+    library differentiates the product by itself. A walker may bring a faster `product` of (..., m, D) and (..., n, D).
     """
     folded = _fold(problem, query)
     if not exclusive:
@@ -77,8 +76,8 @@ def weights_value(problem: Problem, weights: Array, value: Array, *, exclusive: 
 def query_rows(problem: Problem, grad_scores: Array, key: Array, *, exclusive: bool) -> Array:
     """Return ``grad_scores @ key``: (..., H, Sq, Sk) @ (..., Hkv, Sk, D) -> (..., H, Sq, D).
 
-    With `exclusive`, some gradients of scores are exactly 0 by exclusion, and no key may make a NaN of that. Rows that
-    may attend a key that is not finite have gradients that are NaN already.
+    With `exclusive`, some gradients of scores are exactly 0 by exclusion, and must not become NaN in the product with a
+    key that is not finite. Rows that may attend such a key have gradients that are NaN already.
     """
     folded = _fold(problem, grad_scores)
     if not exclusive:
@@ -112,14 +111,14 @@ def value_rows(problem: Problem, weights: Array, rows: Array, *, exclusive: bool
 
 
 def silenced_rows(columns: Array, rows: Array, xp: Namespace) -> Array:
-    """Return ``columns @ rows`` where a weight of 0 silences a row that is not finite; others make NaN of all."""
+    """Return ``columns @ rows``, where a row that is not finite counts as 0 under a weight of 0, and as NaN otherwise."""
     is_bad = xp.any(~xp.isfinite(rows), axis=-1, keepdims=True)
     reached = _outputs(columns, xp.astype(is_bad, rows.dtype), xp) > 0.0
     return xp.where(reached, nan, _outputs(columns, clean(rows), xp))
 
 
 def clean(key: Array) -> Array:
-    """Return the keys with 0 for what is not finite."""
+    """Return the keys with 0 for numbers that are not finite."""
     xp = array_namespace(key)
     return xp.where(xp.isfinite(key), key, 0.0)
 
@@ -148,13 +147,14 @@ def _quarantined_scores(query: Array, key: Array, xp: Namespace) -> Array:
 
 
 def _quarantined_both(query: Array, key: Array, xp: Namespace) -> Array:
-    # 0 or NaN, and a gradient of NaN comes back to all of the row. XLA would sum up anew for each of the scores.
+    # 0, or NaN for a row that is not finite, whose gradient is then NaN too. As a product, because XLA would compute a sum
+    # once more for each score.
     poison = xp.matmul(0.0 * query, xp.ones((query.shape[-1], 1), dtype=query.dtype, device=device(query)))
     return _quarantined_scores(clean(query), key, xp) + poison
 
 
 def quarantined_key(key: Array) -> tuple[Array, Array]:
-    """Return the keys (..., n, D) with 0 for what is not finite, and NaN for the keys (..., n) that had such."""
+    """Return the keys (..., n, D) with 0 for numbers that are not finite, and (..., n): NaN for keys with such, else 0."""
     xp = array_namespace(key)
     zero = xp.zeros((), dtype=key.dtype, device=device(key))
     return clean(key), xp.where(xp.all(xp.isfinite(key), axis=-1), zero, nan)
@@ -165,7 +165,7 @@ def _outputs(weights: Array, value: Array, xp: Namespace) -> Array:
 
 
 def _reached(weights: Array, value: Array) -> tuple[Array, Array]:
-    """Return which outputs a value raises to infinity, and which one lowers to minus infinity."""
+    """Return which outputs become infinity, and which become minus infinity, by a value with a positive weight."""
     xp = array_namespace(weights, value)
     undefined = xp.isnan(value)  # both infinities at once, as inf - inf
     sources = (undefined | (value == inf), undefined | (value == -inf))
@@ -174,10 +174,10 @@ def _reached(weights: Array, value: Array) -> tuple[Array, Array]:
 
 
 def quarantined_outputs(weights: Array, value: Array, xp: Namespace) -> Array:
-    """Return ``weights @ value`` where a weight of 0 silences what is not finite."""
+    """Return ``weights @ value``, where values that are not finite count as 0 under a weight of 0."""
     rises, falls = flags_by_value(xp, lambda: xp.all(xp.isfinite(value)), _reached, weights, value)
     output = _outputs(weights, xp.where(xp.isfinite(value), value, 0.0), xp)
     output = xp.where(rises, inf, output)
-    # One after the other: an array of NaN alone, though nothing of it is taken, is more than JAX may be told to bear.
+    # One after the other: `jax_debug_nans` refuses an array of NaN, even if no entry of it is taken.
     output = xp.where(falls, -inf, output)
     return xp.where(rises & falls, nan, output)

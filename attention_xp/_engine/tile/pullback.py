@@ -1,4 +1,4 @@
-"""The way back from a forward pass: what every walker's backward pass begins and ends with."""
+"""Gradients by the backward pass of a walker: what comes before and after it, the same for all walkers."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from attention_xp._typing import Array
 __all__ = ["Backward", "pulled_back"]
 
 Backward = Callable[[Problem, Known, tuple[bool, ...]], Gradients]
-"""A walker's: the gradients of query, key, value, of the addends that are wanted, and of what functions captured."""
+"""The backward pass of a walker: gradients of query, key, value, the wanted addends, and arrays that functions captured."""
 
 
 def pulled_back(
@@ -45,23 +45,23 @@ def _pulled_back(
 ) -> Gradients:
     problem, context = sheltered(problem)
     output, gradient = (problem.xp.astype(a, problem.dtype, copy=False) for a in (output, grad_output))
-    known = _audible(problem, Known(output, lse, gradient, grad_lse))
+    known = _without_empty_rows(problem, Known(output, lse, gradient, grad_lse))
     with context:
         return backward(problem, known, wanted)._replace(sinks=sink_gradients(problem, known))
 
 
-def _audible(problem: Problem, known: Known) -> Known:
-    """Return what is known with gradients of 0 for the rows that attend nothing, whatever they were."""
+def _without_empty_rows(problem: Problem, known: Known) -> Known:
+    """Return the same with gradients of 0 for rows that attend nothing, whatever they were."""
     if problem.never_empty:
         return known
     xp, lse = problem.xp, known.lse
 
-    def silenced(gradient: Array, grad_lse: Array | None) -> tuple[Array, Array | None]:
+    def zeroed(gradient: Array, grad_lse: Array | None) -> tuple[Array, Array | None]:
         attends = lse != -math.inf
         kept = xp.where(xp.expand_dims(attends, axis=-1), gradient, 0.0)
         return kept, None if grad_lse is None else xp.where(attends, grad_lse, 0.0)
 
     gradient, grad_lse = by_value(
-        xp, lambda: xp.all(lse != -math.inf), lambda *same: same, silenced, known.gradient, known.grad_lse
+        xp, lambda: xp.all(lse != -math.inf), lambda *same: same, zeroed, known.gradient, known.grad_lse
     )
     return known._replace(gradient=gradient, grad_lse=grad_lse)

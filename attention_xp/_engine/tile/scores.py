@@ -1,4 +1,4 @@
-"""The scores of a region: product, soft cap, score_mod, additions, exclusions, in that order."""
+"""The options that change the scores of a region: soft cap, score_mod, addends, in that order."""
 
 import math
 
@@ -24,17 +24,17 @@ __all__ = [
 
 
 def query_factor(problem: Problem) -> float | Array:
-    """Return the factor of the query: the scale, and the division that comes first under a soft cap."""
+    """Return the factor of the query: the scale, divided by the soft cap where there is one."""
     return problem.scale if problem.softcap is None else problem.scale / problem.softcap
 
 
 def is_bent(problem: Problem) -> bool:
-    """Whether a function is applied to the products, whose derivative has a say."""
+    """Whether the scores are a function of the products, whose derivative may be NaN where pairs are excluded."""
     return problem.softcap is not None or problem.score_mod is not None
 
 
 def modified(problem: Problem, ops: ScorePrimitives, region: Region, scores: Array) -> Array:
-    """Return the products, whose query had the factor in it, after every option that touches them."""
+    """Return the scores: products, of a query with its factor, after all options that change them."""
     if problem.softcap is not None:
         scores = ops.multiply(ops.tanh(scores), problem.softcap)
     if problem.score_mod is not None:
@@ -43,12 +43,12 @@ def modified(problem: Problem, ops: ScorePrimitives, region: Region, scores: Arr
 
 
 def changed(problem: Problem, region: Region, scores: Array) -> Array:
-    """Return what `score_mod` makes of the scores, in their shape and dtype."""
+    """Return the scores after `score_mod`, in their shape and dtype."""
     return as_scores(problem, problem.score_mod, region, scores)
 
 
 def as_scores(problem: Problem, function: ScoreMod | None, region: Region, scores: Array) -> Array:
-    """Return what a function of the user makes of the scores, in their shape and dtype."""
+    """Return the result of a function of the user, such as `score_mod`, in the shape and dtype of the scores."""
     if function is None:
         return scores
     result = function(scores, region.b, region.h, region.q_idx, region.kv_idx)
@@ -65,17 +65,17 @@ def added(problem: Problem, ops: ScorePrimitives, region: Region, scores: Array)
 
 
 def addition(region: Region, addend: Array | Bias) -> Array:
-    """Return what is added to the scores of a region, as small as it broadcasts."""
+    """Return what is added to the scores of a region; it broadcasts against them."""
     return evaluated(addend, region) if isinstance(addend, Bias) else region.look_up(addend)
 
 
 def survival_factor(problem: Problem) -> float:
-    """Return what makes up for the weights that are dropped, on average."""
+    """Return the factor of dropout, ``1 / (1 - rate)``, which keeps the mean of the weights."""
     return 1.0 / (1.0 - problem.dropout_rate)
 
 
 def dropped(ops: ScorePrimitives, region: Region, weights: Array) -> Array:
-    """Return the weights after dropout, but for the `survival_factor`."""
+    """Return the weights after dropout, without the `survival_factor`."""
     return weights if ops.problem.seed is None else ops.thin(weights, ops.survivors(region))
 
 

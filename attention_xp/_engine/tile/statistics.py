@@ -1,7 +1,6 @@
-"""Sums over rows and columns of the weights of a block of rows, which meets all its keys at once.
+"""Sums over rows and columns of the weights of a block of rows, whose scores are all in memory.
 
-Its softmax is that of the formula; the keys are those between the first that it may attend and the last, where the rules
-tell these.
+Its softmax is that of the formula, over the keys from the first to the last tile that the rules leave to the block.
 """
 
 from typing import NamedTuple
@@ -22,7 +21,7 @@ PAIRS_AT_ONCE = 2**21  # of all heads
 
 
 class Statistics(NamedTuple):
-    """What a block of rows, or all of them, tell of their weights."""
+    """Statistics of the weights of a block of rows, or of all rows."""
 
     lse: Array  # (..., H, m)
     max_score: Array  # (..., H, m)
@@ -31,7 +30,7 @@ class Statistics(NamedTuple):
 
 
 def rows_at_once(problem: Problem, pairs: int) -> int:
-    """Return how many rows are met at once, for at most so many pairs of each head; one row in any case."""
+    """Return the number of rows in a block: at least one, and at most so many pairs of each head."""
     rows, _ = tile_sizes(problem)
     if problem.tile is not None:
         return rows
@@ -53,7 +52,7 @@ def of_region(problem: Problem, region: Region, query: Array, key: Array) -> Sta
         scores, sinks=None if problem.sinks is None else region.look_up(problem.sinks), xp=xp
     )
     divisor = nonzero(total, xp=xp)
-    # -sum w log(w) with w = e / total: a pass for each factor of e, and none to divide all of them.
+    # -sum w log(w) with w = e / total, without dividing each exponential e by the total.
     lowest = -1000.0  # below the logarithm of every number, and finite: times its exponential it is 0
     heights = xp.sum(weights * xp.clip(scores - shift, lowest, None), axis=-1, keepdims=True)
     own = total if problem.sinks is None else xp.sum(weights, axis=-1, keepdims=True)

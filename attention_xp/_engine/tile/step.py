@@ -1,7 +1,7 @@
 """One tile of attention, forward: the online softmax, written once for every library and walker.
 
-Scores are in the base that the library raises fast: the factor rides in the scale of the query where
-nothing but the product makes the score. See Milakov and Gimelshein, "Online normalizer calculation for softmax",
+Scores are in a base whose powers are fast; where the score is the scaled product alone, the factor of the base is
+multiplied into the scale of the query. See Milakov and Gimelshein, "Online normalizer calculation for softmax",
 2018, and Dao, "FlashAttention-2", 2023.
 """
 
@@ -32,11 +32,11 @@ __all__ = [
 
 
 class Running(NamedTuple):
-    """What is known of a block of rows: the largest score so far, and sums relative to it."""
+    """The state of a block of rows between two tiles: the largest score so far, and sums relative to it."""
 
-    peak: Array | None  # (..., m, 1) in the base; None where scores are small enough to need none
-    total: Array  # (..., m, 1); None is as good as zeros, and spares writing and adding them
-    output: Array  # (..., m, Dv); likewise
+    peak: Array | None  # (..., m, 1) in the base; None where the shift is fixed
+    total: Array  # (..., m, 1), the sum of weights; None stands for zeros
+    output: Array  # (..., m, Dv), the sum of weighted values; likewise
 
 
 def scale_in_base(problem: Problem) -> float | Array:
@@ -45,14 +45,14 @@ def scale_in_base(problem: Problem) -> float | Array:
 
 
 def factor_of_base(problem: Problem) -> float:
-    """Return what the factor of the query holds of the base."""
+    """Return the factor of the base in that of the query: 1 where it is applied to the scores instead."""
     return base_of(problem.xp).log_e if problem.is_product else 1.0
 
 
 def start(problem: Problem, region: Region, empty: Array, *, shift: Array | float | None) -> Running:
-    """Return the state before the first tile; the sinks are in it. `empty` is (..., m, Dv) of zeros.
+    """Return the state before the first tile, with the sinks. `empty` is (..., m, Dv) of zeros.
 
-    `shift` is what the scores are taken relative to, in the base; ``None`` is the largest so far.
+    `shift` is subtracted from all scores, in the base; ``None`` stands for the largest score so far.
     """
     xp, base = problem.xp, base_of(problem.xp)
     total = xp.zeros_like(empty[..., :1]) if empty.shape[-1] else xp.sum(empty, axis=-1, keepdims=True)

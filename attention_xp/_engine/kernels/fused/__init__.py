@@ -13,7 +13,7 @@ _GUESTS: dict[str, tuple[Guest, ...]] = {"torch": (_torch,), "jax": (_jax,), "cu
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:
-    """Return why no guest can compute the problem: what each of them says."""
+    """Return why no guest can compute the problem: the reasons of all of them."""
     library = library_name(problem.xp)
     if library not in _GUESTS:
         return f"there is no fused kernel for {library} arrays"
@@ -29,19 +29,19 @@ def refusal(problem: Problem, wanted: Wanted) -> str | None:
 
 
 def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:
-    """Return whether a guest is the best choice where it can."""
+    """Return whether a guest is the best choice where it can compute the problem."""
     if wanted.weights or library_name(problem.xp) not in _GUESTS:
         return False
     return _taken(problem, wanted).is_worthwhile(problem)
 
 
 def attend(problem: Problem, wanted: Wanted) -> Attended | None:
-    """Hand the problem to the guest; ``None`` where its result is not to be trusted and another kernel may compute."""
+    """Let a guest compute; ``None`` where its result is not to be trusted and another kernel may compute."""
     return problem.once(_taken, wanted).attend(problem.with_scaled_query(), wanted)
 
 
 def _taken(problem: Problem, wanted: Wanted) -> Guest:
-    """Return the guest that computes the problem, if one can; the last of them is not asked."""
+    """Return the first guest that can compute the problem, or else the last one, which is not asked."""
     *others, last = _GUESTS[library_name(problem.xp)]
     for guest in others:
         if guest.refusal(problem, wanted) is None:

@@ -1,7 +1,7 @@
 """cuDNN's attention for CuPy arrays of 16 bits, through its front end (``nvidia-cudnn-frontend``).
 
-A graph describes what is computed; it is built once for all calls that are alike. What the kernels of this
-cuDNN can do on this GPU, the front end answers when it builds: no table of that is kept here.
+A graph describes the computation; it is built once for all calls of the same shapes, dtypes and options. Which graphs this
+version of cuDNN supports on this GPU, the front end says when it builds one: no table of that is kept here.
 """
 
 import math
@@ -33,11 +33,11 @@ __all__ = ["attend", "is_worthwhile", "refusal"]
 
 _DTYPES = frozenset({"float16", "bfloat16"})
 _OLDEST = 91002  # cuDNN 9.10.2: minus infinity in a bias excludes, and a window goes together with a bias
-_SILENT = {"output": 0.0, "stats": -math.inf}  # of rows that are padding, or may attend nothing
+_OF_EMPTY_ROWS = {"output": 0.0, "stats": -math.inf}  # of rows that are padding, or may attend nothing
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:
-    """Return what cuDNN's kernels have no word for, or what keeps them from running."""
+    """Return why cuDNN's kernels cannot compute the problem, or cannot run here."""
     unknown = unknown_option(problem, wanted._replace(lse=False))
     if unknown is not None:
         return f"cuDNN's attention knows no {unknown}"
@@ -55,14 +55,14 @@ def _refused_mask(problem: Problem) -> str | None:
     (left, right), has_lengths = _limits(problem), _has_lengths(problem)
     if left is not None and has_lengths:
         return "cuDNN's attention takes lengths with a window that is open to the left only: window=(None, right)"
-    # With lengths, it would count from the end of what is no padding.
+    # With lengths, it would align the ends without the padding.
     if (left, right) != (None, None) and not (starts_at_0(problem) or (_ends_at_end(problem) and not has_lengths)):
         return "cuDNN's attention knows query_offset=0 and, without lengths, query_offset=Sk - Sq only"
     return refused_rule(column_rules(problem))
 
 
 def _limits(problem: Problem) -> tuple[int | None, int | None]:
-    """Return how far a query sees to the left and right, where that keeps it from any key."""
+    """Return how many keys to its left and right a query may attend; ``None`` where that excludes no key."""
     left, right = band(column_rules(problem))
     offset = 0 if problem.query_offset is None else problem.query_offset
     if isinstance(offset, int):
@@ -81,7 +81,7 @@ def _has_key_lengths(problem: Problem) -> bool:
 
 
 def _ends_at_end(problem: Problem) -> bool:
-    """Whether the last query of every batch item stands beside the last key."""
+    """Whether the last query of every batch item has the position of the last key."""
     surplus = problem.key.shape[-2] - problem.query.shape[-2]
     return isinstance(problem.query_offset, int) and bool(problem.query_offset == surplus >= 0)
 
@@ -98,7 +98,7 @@ def _refused_installation() -> str | None:
 
 
 def is_worthwhile(problem: Problem) -> bool:
-    """Return whether the kernel is faster than tiles: unless scores are so few that a new graph takes longer."""
+    """Return whether the kernel is a good choice: not for so few scores that building a graph takes longer."""
     return not formula_is_faster(problem)
 
 
@@ -107,19 +107,21 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
     spec = _spec(problem, wanted)
     arrays = inputs(problem, spec) | outputs(problem, spec)
     with _device(problem.query):
-        _execute(cast("_Plan", _plan(spec)), arrays)  # it can be built, or this were refused
-    found = {name: _with_silent_rows(problem, arrays[name], _SILENT[name]) for name in _SILENT if name in arrays}
+        _execute(cast("_Plan", _plan(spec)), arrays)  # it can be built: otherwise `refusal` had said so
+    found = {
+        name: _with_empty_rows(problem, arrays[name], value) for name, value in _OF_EMPTY_ROWS.items() if name in arrays
+    }
     return Attended(found["output"], None, found["stats"][..., 0] if wanted.lse else None)
 
 
-def _with_silent_rows(problem: Problem, rows: Array, silent: float) -> Array:
+def _with_empty_rows(problem: Problem, rows: Array, value: float) -> Array:
     """Return a result (B, H, Sq, n) with all leading axes, and with one value where nothing is attended."""
     rows = problem.xp.reshape(rows, (*problem.lead, *rows.shape[-2:]))
-    return fill_padding(problem, fill_empty_rows(problem, column_rules(problem), rows, silent), silent)
+    return fill_padding(problem, fill_empty_rows(problem, column_rules(problem), rows, value), value)
 
 
 def _spec(problem: Problem, wanted: Wanted) -> Spec:
-    """Describe a problem."""
+    """Return all that the graph of a problem depends on."""
     limits, is_padded = _limits(problem), _has_key_lengths(problem)
     return Spec(
         device=_device(problem.query).id,
@@ -165,7 +167,7 @@ def _handle(device: int, thread: int) -> Any:  # noqa: ARG001  # a handle belong
 
 
 def _execute(plan: _Plan, arrays: dict[str, Array]) -> None:
-    """Run the graph where and when CuPy would run a kernel of its own."""
+    """Run the graph on the device and the current stream of CuPy."""
     cudnn: Any = sys.modules["cudnn"]
     cuda: Any = sys.modules["cupy"].cuda
     handle = _handle(_device(arrays["query"]).id, threading.get_ident())

@@ -1,4 +1,4 @@
-"""The arrays that cuDNN reads and writes: which they are, and how they have to lie in memory."""
+"""The arrays that cuDNN reads and writes, and their layouts in memory."""
 
 import math
 
@@ -22,7 +22,7 @@ _WORD = 16  # bytes that a kernel loads at once
 
 
 def inputs(problem: Problem, spec: Spec) -> dict[str, Array]:
-    """Return the arrays that the graph reads, each in the layout that the graph was told."""
+    """Return the arrays that the graph reads, each in the layout that the graph was built for."""
     rules = column_rules(problem)
     padded = {"query": problem.query}
     padded |= {name: with_zero_keys(problem, rules, getattr(problem, name)) for name in ("key", "value")}
@@ -75,17 +75,17 @@ def _bias(problem: Problem, rules: tuple[Mask, ...], shape: tuple[int, ...]) -> 
 
 
 def layout(a: Array, *, is_new: bool = False) -> Layout:
-    """Return how an array (B, H, S, D) lies in memory, or will lie once it has been copied."""
+    """Return the layout of an array (B, H, S, D), or of its copy where one will be made."""
     own = Layout(tuple(a.shape), tuple(stride // a.itemsize for stride in a.strides))
     return own.normal if _is_readable(a) and not is_new else own.dense
 
 
-def _laid_out(a: Array, told: Layout) -> Array:
-    return a if _is_readable(a) and layout(a) == told else a.copy()
+def _laid_out(a: Array, expected: Layout) -> Array:
+    return a if _is_readable(a) and layout(a) == expected else a.copy()
 
 
 def _is_readable(a: Array) -> bool:
-    """Whether the kernels can load words along the last axis; none of them promises to repeat an item for free."""
+    """Whether the kernels can load whole words along the last axis, and no axis is broadcast by a stride of 0."""
     outer = [stride for n, stride in zip(a.shape[:-1], a.strides[:-1], strict=True) if n > 1]
     return a.strides[-1] == a.itemsize and all(n > 0 and n % _WORD == 0 for n in [*outer, address(a)])
 
@@ -95,5 +95,5 @@ def _dense(a: Array) -> Array:
 
 
 def address(a: Array) -> int:
-    """Return where an array begins in the memory of its GPU."""
+    """Return the address of an array in the memory of its GPU."""
     return int(a.data.ptr)

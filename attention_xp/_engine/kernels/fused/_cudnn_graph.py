@@ -1,4 +1,4 @@
-"""Attention in the words of cuDNN's front end: which tensors there are, how they lie, and what is done to them."""
+"""Attention as a graph of cuDNN's front end: its tensors, their layouts, and the operation."""
 
 import math
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ class Layout(NamedTuple):
 
     @property
     def normal(self) -> "Layout":
-        """The same layout, with strides along axes of length 1, which mean nothing, that cuDNN does not stumble over."""
+        """The same layout; along axes of length 1, where strides mean nothing, with those of a copy, which cuDNN takes."""
         pairs = zip(self.shape, self.strides, self.dense.strides, strict=True)
         return Layout(self.shape, tuple(dense if n == 1 else own for n, own, dense in pairs))
 
@@ -41,8 +41,8 @@ class Spec(NamedTuple):
     key: Layout
     value: Layout
     bias: tuple[int, int, int, int] | None  # (B or 1, H or 1, Sq, Sk)
-    limits: tuple[int | None, int | None]  # how far a query sees to the left and right
-    ends_at_end: bool  # whether the last query stands beside the last key; else the first beside the first
+    limits: tuple[int | None, int | None]  # how many keys to its left and right a query may attend
+    ends_at_end: bool  # whether the diagonal is aligned bottom-right; else top-left
     has_lengths: bool
     has_stats: bool
 
@@ -88,7 +88,7 @@ def build(cudnn: Any, spec: Spec, handle: Any) -> tuple[Any, dict[str, Any]]:
         seq_len_q=tensors.get("query_lengths"),
         seq_len_kv=tensors.get("key_lengths"),
         diagonal_alignment=ends.BOTTOM_RIGHT if spec.ends_at_end else ends.TOP_LEFT,
-        diagonal_band_left_bound=None if left is None else left + 1,  # the first key that is out of sight
+        diagonal_band_left_bound=None if left is None else left + 1,  # the distance of the first excluded key
         diagonal_band_right_bound=right,
         generate_stats=spec.has_stats,
     )

@@ -25,14 +25,14 @@ __all__ = ["attend", "is_worthwhile", "refusal"]
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:
-    """Return what torch's kernel has no word for, or that there is no torch."""
+    """Return why torch's kernel cannot compute the problem, or that there is no torch."""
     if not _has_torch():
         return "CuPy arrays are handed to PyTorch's kernel, and no PyTorch with CUDA is installed"
     return _torch.refusal(problem, wanted)
 
 
 def is_worthwhile(problem: Problem) -> bool:
-    """Return whether the kernel is faster than tiles: as for tensors, and the first question imports torch."""
+    """Return whether the kernel is faster than tiles, as for tensors; the first call imports torch."""
     return sdpa_is_faster(problem) and _has_torch()
 
 
@@ -43,7 +43,7 @@ def _has_torch() -> bool:
 
 
 def attend(problem: Problem, wanted: Wanted) -> Attended:  # noqa: ARG001
-    """Let torch attend on the current stream, at the precision of the arrays; its result comes back as it went."""
+    """Let torch compute on the current stream, without autocast, and return its output as a CuPy array."""
     with _current_stream(problem.query):
         converted = _for_torch(problem)
         with outside_autocast(converted.xp, converted.query):
@@ -52,10 +52,10 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:  # noqa: ARG001
 
 
 def _current_stream(query: Array) -> AbstractContextManager[Any]:
-    """Make CuPy's current stream that of torch, so that neither has to wait for the other."""
+    """Make CuPy's current stream the one of torch, so that no synchronisation is needed."""
     torch, number = sys.modules["torch"], query.device.id
     pointer = sys.modules["cupy"].cuda.get_current_stream(number).ptr
-    # Made from 0, which is the default stream, a stream of torch is one of its own that waits for nobody.
+    # From pointer 0, the default stream, torch would make another stream, which is not synchronised with it.
     default, external = torch.cuda.default_stream, torch.cuda.ExternalStream
     stream = external(pointer, device=number) if pointer else default(number)
     current: AbstractContextManager[Any] = torch.cuda.stream(stream)
@@ -73,7 +73,7 @@ def _for_torch(problem: Problem) -> Problem:
 
 
 def _tensor(xp: Any, array: Array) -> Array:
-    """Return a tensor on the memory of an array; booleans travel as bytes, which every version exchanges."""
+    """Return a tensor on the memory of an array; booleans are exchanged as bytes, which every version supports."""
     if dtype_name(array.dtype) == "bool":
         return xp.from_dlpack(array.view("uint8")).view(xp.bool)
     return xp.from_dlpack(array)

@@ -39,12 +39,12 @@ _STEP = 8  # every head dimension is a multiple of it
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:
-    """Return what cuDNN's kernel has no word for."""
+    """Return why cuDNN's kernel cannot compute the problem."""
     return _refused_device(problem) or _refused_option(problem, wanted) or _refused_mask(problem)
 
 
 def _refused_device(problem: Problem) -> str | None:
-    """Return what is wrong with device, dtype or widths."""
+    """Return why the kernel does not take device, dtype or widths."""
     D, Dv = problem.query.shape[-1], problem.value.shape[-1]
     if Dv != D:
         return f"JAX's dot_product_attention needs values as wide as the keys: D is {D} but Dv is {Dv}"
@@ -97,7 +97,7 @@ def _refused_window(problem: Problem, rules: tuple[Mask, ...]) -> str | None:
 
 
 def is_worthwhile(problem: Problem) -> bool:
-    """Return whether the kernel is faster than tiles: on a GPU. Its rule for `vmap` maps all arrays or none."""
+    """Return whether the kernel is faster than tiles: on a GPU, outside of `vmap`, which it can only map over all arrays."""
     mapped = is_mapped(*problem.operands)
     return not mapped and cuda_device(problem.query) is not None
 
@@ -127,7 +127,7 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:  # noqa: ARG001
 
 
 def _bias_and_mask(problem: Problem, rules: tuple[Mask, ...]) -> tuple[Array | None, Array | None]:
-    """Return additions and exclusions, each (B or 1, H or 1, Sq, Sk): what adds minus infinity excludes."""
+    """Return what is added and what is allowed, each (B or 1, H or 1, Sq, Sk); adding minus infinity excludes."""
     xp = problem.xp
     keep = allowed(problem, tuple(rule for rule in rules if rule._as_array is not None))
     total = added(problem)

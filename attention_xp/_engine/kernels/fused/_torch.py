@@ -35,11 +35,11 @@ from attention_xp.masks import Mask
 
 __all__ = ["attend", "computed", "is_worthwhile", "refusal"]
 
-_FEW = 2**15  # numbers that are as quickly looked at as some of them
+_FEW = 2**15  # up to so many numbers, looking at all of them takes no longer than at some
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:
-    """Return what torch's kernel has no word for."""
+    """Return why torch's kernel cannot compute the problem."""
     unknown = unknown_option(problem, wanted)
     if unknown is None and differentiates_again():
         unknown = "derivatives of derivatives inside torch.func"
@@ -70,14 +70,15 @@ def is_worthwhile(problem: Problem) -> bool:
 
 
 def attend(problem: Problem, wanted: Wanted) -> Attended | None:  # noqa: ARG001
-    """Call the kernel; ``None`` where `auto` had better not have.
+    """Call the kernel; ``None`` where `auto` has to choose another one.
 
-    The kernel multiplies weights of 0 by what is excluded: a NaN tells that something may have come through. In causal
-    order the last row, which attends all keys, tells of each of them. Rows that are filled afterwards tell as well: the
-    way back goes through what the kernel had there.
+    The kernel multiplies what is excluded by weights of 0, which makes NaN of values that are not finite. A NaN in its
+    output therefore means that an excluded value may have reached a row. In causal order the last row attends all keys,
+    and it suffices to look there. Rows that are filled with zeros afterwards count as well, for gradients go back through
+    what the kernel computed there.
     """
     try:
-        (told, output), rules = _told_and_computed(problem), column_rules(problem)
+        (raw, output), rules = _raw_and_output(problem), column_rules(problem)
     except NotImplementedError as error:
         if not in_forward_mode():
             raise
@@ -86,42 +87,42 @@ def attend(problem: Problem, wanted: Wanted) -> Attended | None:  # noqa: ARG001
         ) from error
     may_exclude = len(rules) > 0 or problem.query_lengths is not None
     if may_exclude and problem.impl == "auto" and not is_compiling(problem.xp):
-        is_long = told.numel() > _FEW and _is_causal(rules)
-        if shows_nan(problem.xp, told.select(-2, -1) if is_long else told):
+        is_long = raw.numel() > _FEW and _is_causal(rules)
+        if shows_nan(problem.xp, raw.select(-2, -1) if is_long else raw):
             return None
     return Attended(output, None, None)
 
 
 def computed(problem: Problem) -> Array:
     """Return the output of the kernel, in the shape and dtype of the query."""
-    return _told_and_computed(problem)[1]
+    return _raw_and_output(problem)[1]
 
 
-def _told_and_computed(problem: Problem) -> tuple[Array, Array]:
-    """Return what the kernel gave for all rows, and the output of these."""
+def _raw_and_output(problem: Problem) -> tuple[Array, Array]:
+    """Return the output of the kernel as it came, and the output of the problem, with zeros where it has them."""
     keywords = problem.once(_keywords)
     if problem.once(_is_taken_as_it_is):
-        told = output = _called(problem.query, problem.key, problem.value, keywords)
+        raw = output = _called(problem.query, problem.key, problem.value, keywords)
     else:
-        told, output = _translated(problem, keywords)
+        raw, output = _translated(problem, keywords)
     if output.dtype != problem.query.dtype:  # under autocast
         output = output.to(problem.query.dtype)
-    return told, output
+    return raw, output
 
 
 def _keywords(problem: Problem) -> dict[str, Any]:
-    """Return what the kernel is told in plain values."""
-    grouped = {"enable_gqa": True} if problem.group > 1 else {}  # asked with `if`: a traced size answers with no bool
+    """Return the arguments of the kernel that are plain values."""
+    grouped = {"enable_gqa": True} if problem.group > 1 else {}  # by `if`: comparing a traced size gives no bool
     return {"is_causal": _is_causal(column_rules(problem)), "scale": problem.scale, **grouped}
 
 
 def _is_causal(rules: tuple[Mask, ...]) -> bool:
-    """Whether causal order is among some rules, which it then is alone."""
+    """Whether causal order is one of the rules; the kernel takes it without any other."""
     return any(rule._as_band == (None, 0) for rule in rules)
 
 
 def _is_taken_as_it_is(problem: Problem) -> bool:
-    """Whether the kernel takes all arrays as they are and gives what is wanted, as in most calls."""
+    """Whether the kernel takes all arrays, and its output is taken, without a change, as in most calls."""
     is_causal = _is_causal(problem.rules)
     if len(problem.rules) > int(is_causal) or len(problem.addends) > 0 or problem.ndim != 4 or _has_end(problem):
         return False
@@ -130,7 +131,7 @@ def _is_taken_as_it_is(problem: Problem) -> bool:
 
 
 def _has_unseen_keys(problem: Problem) -> bool:
-    """Whether there are keys that nobody sees in causal order; sizes that torch leaves open are not compared."""
+    """Whether there are keys that no query attends in causal order; sizes that torch leaves open are not compared."""
     return not is_compiling(problem.xp) and bool(problem.key.shape[-2] > problem.query.shape[-2])
 
 
@@ -148,14 +149,14 @@ def _translated(problem: Problem, keywords: dict[str, Any]) -> tuple[Array, Arra
     is_causal = _is_causal(rules)
     mask = None if is_causal else _mask(problem, rules)
     key, value = problem.key, problem.value
-    if is_causal and _has_unseen_keys(problem):  # nor is what is NaN there to be seen
+    if is_causal and _has_unseen_keys(problem):  # a NaN there must not reach any row
         Sq = problem.query.shape[-2]
         key, value = key[..., :Sq, :], value[..., :Sq, :]
-    # A gradient of 0 would not silence what is NaN in the query of a row that attends nothing, nor what comes back to it.
+    # In a row that attends nothing, a query or a gradient may be NaN, and 0 times that is NaN as well.
     query, is_followed = fill_padding(problem, problem.query), mask is not None and _is_followed(problem)
     if is_followed:
         query = fill_empty_rows(problem, rules, query)
-    told = output = _called(
+    raw = output = _called(
         operand(problem, query),
         operand(problem, with_zero_keys(problem, rules, key)),
         operand(problem, with_zero_keys(problem, rules, value)),
@@ -165,11 +166,11 @@ def _translated(problem: Problem, keywords: dict[str, Any]) -> tuple[Array, Arra
         output = output.reshape(*problem.lead, *output.shape[-2:])
     if mask is not None and (is_followed or not _gives_zeros(problem.query)):
         output = fill_empty_rows(problem, rules, output)
-    return told, fill_padding(problem, output)
+    return raw, fill_padding(problem, output)
 
 
 def _called(query: Array, key: Array, value: Array, keywords: dict[str, Any]) -> Array:
-    """Call the kernel and see to further derivatives."""
+    """Call the kernel, and give its gradients derivatives of their own."""
     output = _kernel()(query, key, value, **keywords)
     if output.requires_grad and not is_traced() and not shares_keys():
         from attention_xp._engine.kernels.fused._torch_again import follow_gradients  # noqa: PLC0415  # imports torch
@@ -179,9 +180,9 @@ def _called(query: Array, key: Array, value: Array, keywords: dict[str, Any]) ->
 
 
 def _kernel() -> Any:
-    """Return torch's own kernel, and not what a program has put in the place of its name, which may call us.
+    """Return torch's own kernel, also where a program has replaced the public function, for instance by one that calls us.
 
-    Only ``context_parallel`` does so for the keys of other ranks.
+    The replacement that ``context_parallel`` makes is taken: it adds the keys of other ranks.
     """
     torch = sys.modules["torch"]
     own, named = torch._C._nn.scaled_dot_product_attention, torch.nn.functional.scaled_dot_product_attention
@@ -189,19 +190,19 @@ def _kernel() -> Any:
 
 
 def _is_followed(problem: Problem) -> bool:
-    """Whether there are to be gradients."""
+    """Whether gradients may be asked for."""
     torch: Any = sys.modules["torch"]
     arrays = (problem.query, problem.key, problem.value, *problem.addends)
     return torch.is_grad_enabled() and any(a.requires_grad for a in arrays)
 
 
 def _gives_zeros(query: Array) -> bool:
-    """Whether the kernel has zeros for a row that may attend nothing; on a GPU, one of them averages all keys."""
+    """Whether the kernel gives zeros for a row that may attend nothing; on a GPU, one of them averages all keys."""
     return bool(query.device.type == "cpu")
 
 
 def _mask(problem: Problem, rules: tuple[Mask, ...]) -> Array | None:
-    """Return one mask for all rules and additions: boolean, or floating in the dtype of the query."""
+    """Return one mask for all rules and addends: boolean, or floating in the dtype of the query."""
     keep, total = allowed(problem, rules), added(problem)
     if total is None:
         return keep

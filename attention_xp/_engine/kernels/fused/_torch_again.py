@@ -1,4 +1,4 @@
-"""Derivatives of derivatives through torch's kernels, which have the first alone: the others are those of the formula."""
+"""Second derivatives through torch's kernels, which have first derivatives only: these come from the formula."""
 
 import dataclasses
 from typing import Any
@@ -20,15 +20,15 @@ _Gradients = tuple[Array | None, ...]
 
 
 def follow_gradients(output: Array) -> None:
-    """Let the gradients of what a kernel of torch has given be differentiated themselves.
+    """Make the gradients of a kernel's output differentiable.
 
-    The hook is one function for all calls and holds nothing: what it needs is kept by the node of the kernel, and for
-    as long as that wants it. A function of our own around the kernel would take four times as long.
+    The hook is the same function for all calls and keeps no arrays: the autograd node of the kernel keeps what is needed,
+    for as long as it needs it itself. An autograd function of our own around the kernel would take four times as long.
     """
     node = output.grad_fn
-    if not _is_kernel(node):  # its output may be a part of what it computed, of wider heads
+    if not _is_kernel(node):  # the output may be a slice of what the kernel computed, with padded heads
         node = node.next_functions[0][0]
-    if _is_kernel(node):  # or else it is the formula, of which there are all derivatives
+    if _is_kernel(node):  # otherwise torch computed the formula, which has all derivatives
         node.register_hook(_followed)
 
 
@@ -37,7 +37,7 @@ def _is_kernel(node: Any) -> bool:
 
 
 def _followed(found: _Gradients, given: _Gradients) -> _Gradients | None:
-    """Return the gradients that were found once more where the library follows how they come about, as under ``create_graph=True``."""
+    """Compute the gradients once more, recorded by autograd, where these are to be differentiated (``create_graph=True``)."""
     gradient = given[0]
     if gradient is None or not torch.is_grad_enabled():
         return None
@@ -59,7 +59,7 @@ def _followed(found: _Gradients, given: _Gradients) -> _Gradients | None:
 
 
 def _call(node: Any) -> tuple[list[Array], Problem]:
-    """Return what a kernel was given, and the same as a problem for the formula."""
+    """Return the arguments of a kernel, and the problem that they state."""
     kinds = ("query", "key", "value", "attn_mask", "attn_bias")
     try:
         arrays = [getattr(node, f"_saved_{kind}") for kind in kinds if hasattr(type(node), f"_saved_{kind}")]

@@ -1,4 +1,4 @@
-"""What the kernels of all libraries need: rules and additions in their words, and padding made harmless."""
+"""What all guests need: rules and addends translated to their arguments, and padding made harmless."""
 
 import math
 
@@ -29,7 +29,7 @@ __all__ = [
 
 
 def unknown_option(problem: Problem, wanted: Wanted) -> str | None:
-    """Return the name of an option that no library's kernel has a word for."""
+    """Return the name of an option that no library's kernel takes."""
     if problem.output_dtype is not None:
         return "output_dtype but that of the query"
     if problem.softcap is not None:
@@ -56,18 +56,18 @@ def unknown_option(problem: Problem, wanted: Wanted) -> str | None:
 
 
 def _fit(problem: Problem) -> bool:
-    """Whether the additions can be made in the dtype of the query without rounding them."""
+    """Whether what is added to the scores can be given in the dtype of the query without rounding."""
     is_wide = problem.query.dtype == problem.dtype
     return is_wide or len(problem.addends) == 0 or (len(problem.addends) == 1 and problem.narrow_addends)
 
 
 def column_rules(problem: Problem) -> tuple[Mask, ...]:
-    """Return the rules but those on rows, which are zeroed afterwards."""
+    """Return the rules without those on rows alone: their rows are set to zero afterwards."""
     return tuple(rule for rule in problem.rules if not rule._is_of_rows) if problem.rules else ()
 
 
 def refused_rule(rules: tuple[Mask, ...]) -> str | None:
-    """Return what keeps cuDNN from a mask: it draws a band and counts lengths, and takes the rest as an array."""
+    """Return why cuDNN cannot take a mask: it takes bands and lengths as numbers, and any other mask as an array."""
     if all(rule._as_array is not None or rule._as_band is not None or rule._as_lengths is not None for rule in rules):
         return None
     return "cuDNN's attention would need this mask as an array of (Sq, Sk)"
@@ -79,7 +79,7 @@ def has_array(problem: Problem, rules: tuple[Mask, ...]) -> bool:
 
 
 def band(rules: tuple[Mask, ...]) -> tuple[int | None, int | None]:
-    """Return how far a query sees to the left and to the right, ``None`` without a limit."""
+    """Return how many keys to its left and right a query may attend, ``None`` without a limit."""
     bands = [rule._as_band for rule in rules if rule._as_band is not None]
     lefts, rights = (
         [side for side in sides if side is not None] for sides in (zip(*bands, strict=True) if bands else ((), ()))
@@ -88,7 +88,7 @@ def band(rules: tuple[Mask, ...]) -> tuple[int | None, int | None]:
 
 
 def valid_lengths(problem: Problem, rules: tuple[Mask, ...]) -> tuple[Array | None, Array | None]:
-    """Return how many rows and how many keys of each batch item are no padding, (B,) int32."""
+    """Return the number of rows and of keys of each batch item that are no padding, (B,) int32."""
     xp = problem.xp
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
     rows = None if problem.query_lengths is None else _per_item(problem, problem.query_lengths, Sq)
@@ -103,12 +103,12 @@ def _per_item(problem: Problem, lengths: int | Array, most: int) -> Array:
 
 
 def starts_at_0(problem: Problem) -> bool:
-    """Whether the first query of every batch item stands beside the first key."""
+    """Whether the first query of every batch item has the position of the first key."""
     return problem.query_offset is None or (isinstance(problem.query_offset, int) and problem.query_offset == 0)
 
 
 def allowed(problem: Problem, rules: tuple[Mask, ...]) -> Array | None:
-    """Return where all rules agree, as an array that broadcasts to the scores."""
+    """Return which pairs all rules allow, as an array that broadcasts to the scores."""
     return allowed_pairs(rules, Region.whole(problem)) if rules else None
 
 
@@ -137,7 +137,7 @@ def operand(problem: Problem, a: Array) -> Array:
 
 
 def with_zero_keys(problem: Problem, rules: tuple[Mask, ...], a: Array) -> Array:
-    """Return keys or values with zeros for the padding, whose NaN a weight of 0 would not silence."""
+    """Return keys or values with zeros for the padding: where it is NaN, so is its product with a weight of 0."""
     for rule in rules:
         if rule._as_lengths is not None:
             real = rule.allowed(Region.whole(problem))[..., 0, :]  # (..., 1, Sk)
@@ -154,9 +154,9 @@ def fill_padding(problem: Problem, rows: Array, value: float = 0.0) -> Array:
 
 
 def fill_empty_rows(problem: Problem, rules: tuple[Mask, ...], rows: Array, value: float = 0.0) -> Array:
-    """Return rows (..., Sq, n) of the output, with one value where a row may attend nothing: kernels average there."""
+    """Return rows (..., Sq, n) of the output, with one value where a row may attend nothing: guests average keys there."""
     xp, total = problem.xp, added(problem)
-    if not has_array(problem, rules):  # the others leave key 0, or nothing
+    if not has_array(problem, rules):  # without arrays, only lengths are taken to leave a row empty
         rules = tuple(rule for rule in rules if rule._as_lengths is not None)
     keep = allowed(problem, rules)
     if total is not None:
