@@ -94,8 +94,10 @@ def arguments_of_the_kernel(torch):
     return all(kept) and (node._saved_is_causal, node._saved_scale) == (True, 0.5) and nodes[0] is not None
 
 
-def kernel_itself(torch):
-    return torch._C._nn.scaled_dot_product_attention is torch.nn.functional.scaled_dot_product_attention
+def the_kernel_itself(torch):
+    x = torch.arange(8.0).reshape(1, 1, 2, 4)
+    own, public = torch._C._nn.scaled_dot_product_attention, torch.nn.functional.scaled_dot_product_attention
+    return torch.equal(own(x, x, x, is_causal=True, scale=0.5), public(x, x, x, is_causal=True, scale=0.5))
 
 
 def open_sizes(torch):
@@ -123,8 +125,8 @@ TORCH = {
     "_C._vmapmode_decrement_nesting": (batches_of_gradients,),
     "_remove_batch_dim": (batches_of_gradients,),
     "_add_batch_dim": (batches_of_gradients,),
-    "_C._nn": (kernel_itself,),
     "_C._current_autograd_node": (arguments_of_the_kernel,),
+    "_C._nn": (the_kernel_itself,),
     "fx.experimental.symbolic_shapes": (open_sizes,),
 }
 OF_NODES = {"_saved_is_causal", "_saved_scale"}

@@ -1,1 +1,1 @@
-"""The one door to questions about array libraries that the array API standard does not answer."""
+"""Questions about array libraries that the array API standard does not answer; no other package asks them."""

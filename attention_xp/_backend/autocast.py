@@ -1,4 +1,4 @@
-"""torch's autocast, which narrows products by itself: where it is at work, and how it is kept out."""
+"""torch's autocast, which narrows products to 16 bits: whether it is active, and how it is switched off."""
 
 import dataclasses
 import sys
@@ -12,7 +12,7 @@ from attention_xp._typing import Array, Namespace
 
 __all__ = ["NOTHING", "may_differ", "outside_autocast", "sheltered", "unnarrowed"]
 
-_SHELTERED: ContextVar[bool] = ContextVar("sheltered", default=False)  # by one of our own contexts
+_SHELTERED: ContextVar[bool] = ContextVar("sheltered", default=False)  # whether one of our contexts has switched it off
 NOTHING: AbstractContextManager[Any] = nullcontext()
 
 
@@ -37,9 +37,9 @@ def may_differ(xp: Namespace, a: Array, b: Array) -> bool:
 
 
 def sheltered(problem: Any) -> tuple[Any, AbstractContextManager[Any]]:
-    """Return a context in which torch narrows no product of a problem, and the problem in the terms for it.
+    """Return a context without autocast, and the problem with the namespace for it.
 
-    ``backward()`` may be called while torch narrows, too, when the products for the gradients come to be.
+    ``backward()`` may be called under autocast as well, and would narrow the products of the gradients.
     """
     xp, context = unnarrowed(problem.xp, problem.query)
     return problem if xp is problem.xp else dataclasses.replace(problem, xp=xp), context
@@ -57,7 +57,7 @@ def unnarrowed(xp: Namespace, array: Array) -> tuple[Namespace, AbstractContextM
 
 
 class _Shelter:
-    """A context without autocast, in which is known that there is autocast around it."""
+    """A context without autocast, inside which it is known that there is autocast around it."""
 
     def __init__(self, kind: str) -> None:
         self._inner = sys.modules["torch"].autocast(kind, enabled=False)

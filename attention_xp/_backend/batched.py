@@ -1,4 +1,4 @@
-"""Gradients and tangents that torch hands over in batches, as under ``is_grads_batched=True``."""
+"""Gradients and tangents that torch passes in batches, as under ``is_grads_batched=True``."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -11,10 +11,10 @@ __all__ = ["mapped_over_batches"]
 
 
 def mapped_over_batches(function: Callable[..., Sequence[Array | None]], *given: Array | None) -> list[Array | None]:
-    """Return what a function makes of gradients, each of which may be a batch of them in disguise.
+    """Return a function of gradients, each of which may be one of autograd's batched tensors.
 
-    Autograd batches in a way of its own that knows few operations. Here its batches are taken out of it, and mapped by
-    ``torch.func.vmap``, which knows all.
+    Autograd's own batching supports few operations. Here the batches are unwrapped, and mapped by ``torch.func.vmap``,
+    which supports all.
     """
     level = _level()
     if level == 0:
@@ -35,7 +35,7 @@ def mapped_over_batches(function: Callable[..., Sequence[Array | None]], *given:
 
 
 def _level() -> int:
-    """Return how deep autograd's batches are nested, of which there is no question but by going deeper."""
+    """Return how deep autograd's batches are nested, which can only be found by entering one more level."""
     if is_traced():
         return 0
     torch = sys.modules["torch"]

@@ -1,4 +1,4 @@
-"""Where a new array belongs: to the library that is named, or beside an array that is shown."""
+"""Library, dtype and device of a new array: as they are named, or those of a given array."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,7 +11,7 @@ __all__ = ["Place", "place_of"]
 
 
 class Place(NamedTuple):
-    """Library, dtype and device of an array that is to be made; ``None`` is the library's default."""
+    """Library, dtype and device of a new array; ``None`` is the library's default."""
 
     xp: Namespace
     dtype: DType | None
@@ -25,7 +25,7 @@ def place_of(
     like: Array | None,
     known: Callable[[Namespace, DType | str | None], DType | None] = floating_dtype,
 ) -> Place:
-    """Return where to make an array; `known` says which dtypes there are."""
+    """Return library, dtype and device of a new array; `known` checks the dtype."""
     if like is None:
         xp = creation_namespace(xp)
         return Place(xp, known(xp, dtype), device)
@@ -39,6 +39,6 @@ def place_of(
 
 
 def _device(xp: Namespace, like: Array) -> Device | None:
-    """Return the one device of an array; JAX places what belongs to several, or to a trace."""
+    """Return the device of an array; ``None`` where JAX has it on several devices, or in a trace."""
     device = device_of(like)
     return device if not is_jax_namespace(xp) or hasattr(device, "platform") else None

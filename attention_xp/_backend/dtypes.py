@@ -1,4 +1,4 @@
-"""What kind a dtype is, whatever library spells it."""
+"""Names and kinds of dtypes, for all libraries."""
 
 from attention_xp._backend.libraries import library_name
 from attention_xp._typing import DType, Namespace
@@ -24,7 +24,7 @@ def dtype_name(dtype: DType) -> str:
 
 
 def is_alike(dtype: DType, other: DType) -> bool:
-    """Whether two dtypes of one library hold the same numbers; NumPy has two byte orders of each."""
+    """Whether two dtypes of one library are equal, apart from NumPy's byte order."""
     return bool(dtype == other) or dtype_name(dtype) == dtype_name(other)
 
 
@@ -67,4 +67,4 @@ def is_boolean(xp: Namespace, dtype: DType) -> bool:
 
 def computation_dtype(xp: Namespace, dtype: DType) -> DType:
     """Return float64 for float64, float32 for everything narrower."""
-    return xp.float64 if dtype_name(dtype) == "float64" else xp.float32  # by name, which every byte order has
+    return xp.float64 if dtype_name(dtype) == "float64" else xp.float32  # by name, which is that of both byte orders

@@ -1,4 +1,4 @@
-"""Functions that JAX has compiled, as many as there is room for."""
+"""Functions compiled by JAX, of which a limited number is kept."""
 
 import sys
 from collections.abc import Callable
@@ -12,9 +12,9 @@ _MOST = 128  # kinds of calls: each takes megabytes
 
 @lru_cache(_MOST)
 def jitted(function: Callable[..., Any], *fixed: Any) -> Callable[..., Any]:
-    """Return a function of a module with its first arguments fixed, compiled by JAX once for equal ones.
+    """Return a function of a module with its first arguments fixed, compiled by JAX once for equal arguments.
 
-    What has not been called for long is let go, unlike what `jax.jit` keeps.
+    Programs that have not been called for long are dropped, which `jax.jit` alone does not do.
     """
     compiled: Callable[..., Any] = sys.modules["jax"].jit(partial(function, *fixed))
     return compiled

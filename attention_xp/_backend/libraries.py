@@ -1,4 +1,4 @@
-"""Which array library some arrays belong to, and where they live."""
+"""The library and the device of arrays."""
 
 import sys
 from typing import Any
@@ -43,8 +43,8 @@ def library_name(xp: Namespace) -> str:
     return _LIBRARIES.get(name, name)
 
 
-# What array_api_compat answers from caches is answered here without, as far as torch's tensors may come by: when torch
-# compiles, it warns the user of every cache that it meets.
+# array_api_compat answers some questions from caches, of which torch's compiler warns the user. For tensors of torch these
+# are therefore answered here, without a cache.
 
 
 def is_tensor(thing: Any) -> bool:
@@ -54,7 +54,7 @@ def is_tensor(thing: Any) -> bool:
 
 
 def is_array(thing: Any) -> bool:
-    """Whether something is an array of a library that has arrays of a class that is known."""
+    """Whether something is an array of NumPy, torch, JAX or CuPy."""
     return is_tensor(thing) or compat.is_numpy_array(thing) or compat.is_jax_array(thing) or compat.is_cupy_array(thing)
 
 
@@ -88,7 +88,7 @@ def array_namespace(*arrays: Array) -> Namespace:
 
 
 def device(array: Array) -> Device:
-    """Return where an array lives; JAX says ``None`` of what it traces."""
+    """Return the device of an array; ``None`` for one that JAX traces."""
     return array.device if is_tensor(array) else compat.device(array)
 
 
@@ -105,7 +105,7 @@ def padded(xp: Namespace, array: Array, widths: list[tuple[int, int]]) -> Array:
 def cumulative_sum(
     xp: Namespace, array: Array, *, axis: int, dtype: DType | None = None, include_initial: bool = False
 ) -> Array:
-    """Return the sums of an array up to each place along an axis, with a 0 before all of them on request."""
+    """Return cumulative sums along an axis, with `include_initial` after a first 0."""
     if not is_torch_namespace(xp):
         return xp.cumulative_sum(array, axis=axis, dtype=dtype, include_initial=include_initial)
     sums = sys.modules["torch"].cumsum(array, axis, dtype=dtype)
@@ -117,12 +117,12 @@ def cumulative_sum(
 
 def common_namespace(**arrays: Array) -> Namespace:
     """Return the one namespace of all given arrays."""
-    for name, a in arrays.items():  # the standard's own question passes over None and plain numbers
+    for name, a in arrays.items():  # the standard's own question ignores None and plain numbers
         if not hasattr(a, "dtype"):
             raise TypeError(f"{name} must be an array, got {_kind(a)}")
     first, *others = arrays.values()
     try:
-        # Arrays of one type are of one library: each that is asked costs a microsecond.
+        # Arrays of one type belong to one library; asking for each takes a microsecond.
         xp = array_namespace(first, *[a for a in others if type(a) is not type(first)])
     except TypeError:
         kinds = ", ".join(f"{name} {_kind(a)}" for name, a in arrays.items())
@@ -139,7 +139,7 @@ def _kind(a: Any) -> str:
 
 
 def _reject_numpy_subclasses(arrays: dict[str, Array]) -> None:
-    # Masked arrays would lose their mask without a word and matrices mean something else by `*`.
+    # Masked arrays would silently lose their mask, and `*` of matrices is another product.
     np = sys.modules["numpy"]
     for name, a in arrays.items():
         if type(a) is not np.ndarray and isinstance(a, np.ma.MaskedArray | np.matrix):
@@ -178,12 +178,12 @@ def is_numpy(array: Array) -> bool:
 
 
 def same_device(xp: Namespace, a: Array, b: Array) -> bool:
-    """Whether two arrays of `xp` live together; JAX places its arrays itself."""
+    """Whether two arrays of `xp` are on one device; JAX places its arrays itself."""
     return is_numpy_namespace(xp) or is_jax_namespace(xp) or bool(a.device == b.device)
 
 
 def described(name: str, given: Any) -> str:
-    """Return how a complaint calls what was given for a plain Python value: by its type, and the way out of a trace."""
+    """Return how an error names what was given in place of a plain Python value: its type, or the remedy inside a trace."""
     jax = sys.modules.get("jax")
     if jax is not None and isinstance(given, jax.core.Tracer):
         return f"a value that JAX traces: give it to jax.jit as static, static_argnames={name!r}"

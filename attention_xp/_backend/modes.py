@@ -1,4 +1,4 @@
-"""Which mode or transformation of torch and JAX a call is made inside."""
+"""The modes and transformations of torch and JAX that a call is made in."""
 
 import sys
 from typing import Any
@@ -25,7 +25,7 @@ __all__ = [
 
 
 def shares_keys() -> bool:
-    """Whether torch's ``context_parallel`` is at work, which puts a kernel of its own in the place of torch's."""
+    """Whether torch's ``context_parallel`` is active, which replaces torch's kernel by one of its own."""
     kernel = sys.modules["torch"].nn.functional.scaled_dot_product_attention
     return str(getattr(kernel, "__module__", None)).startswith("torch.distributed.tensor.experimental")
 
@@ -40,7 +40,7 @@ def refuse_shards(xp: Namespace) -> None:
 
 
 def is_compiling(xp: Namespace) -> bool:
-    """Whether torch compiles or exports, so that sizes may be none."""
+    """Whether torch compiles or exports, so that sizes may be symbols."""
     return is_torch_namespace(xp) and bool(sys.modules["torch"].compiler.is_compiling())
 
 
@@ -50,24 +50,24 @@ def is_left_open(xp: Namespace, *sizes: int) -> bool:
         return False
     from torch.fx.experimental.symbolic_shapes import statically_known_true as is_sure  # noqa: PLC0415
 
-    # What is written into the graph as a number is even or odd; of others this may not be asked, or no others will do.
+    # A fixed size is known to be even or odd; a plain comparison would fix a symbolic one.
     return any(not is_sure(n % 2 == 0) and not is_sure(n % 2 == 1) for n in sizes)
 
 
 def in_forward_mode() -> bool:
-    """Whether torch may be computing tangents, of which there is no public question for a function at large."""
+    """Whether torch may be in forward mode, for which there is no public question."""
     torch = sys.modules["torch"]
     return not torch.compiler.is_compiling() and bool(torch.autograd.forward_ad._current_level >= 0)
 
 
 def is_transformed() -> bool:
-    """Whether one of the transformations of ``torch.func`` is at work."""
+    """Whether one of the transformations of ``torch.func`` is active."""
     torch = sys.modules.get("torch")
     return torch is not None and not torch.compiler.is_compiling() and _has_levels(torch)
 
 
 def _has_levels(torch: Any) -> bool:
-    """Whether transformations are at work; no question while torch compiles."""
+    """Whether transformations are active; not to be called while torch compiles."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
@@ -84,14 +84,14 @@ def differentiates_again(*arrays: Array) -> bool:
 
 
 def _innermost(functorch: Any, a: Array) -> Array:
-    """Return what a tensor was before it was transformed."""
+    """Return the tensor inside all wrappers of ``torch.func``."""
     while functorch.is_functorch_wrapped_tensor(a):
         a = functorch.get_unwrapped(a)
     return a
 
 
 def is_traced() -> bool:
-    """Whether torch is compiling, tracing, mapping or differentiating: sizes may be none, a tensor may stand for others."""
+    """Whether torch compiles, traces, or is inside a transformation: sizes may be symbols, and a tensor may be a wrapper."""
     torch = sys.modules.get("torch")
     if torch is None or torch.compiler.is_compiling():
         return torch is not None
@@ -99,33 +99,30 @@ def is_traced() -> bool:
 
 
 def is_plain() -> bool:
-    """Whether torch has no mode in which a call is more than it seems; JAX shows its own in the arrays."""
+    """Whether torch is in no special mode, so that a call depends on its arguments alone; JAX's modes show in arrays."""
     return not is_traced() and ("torch" not in sys.modules or not in_forward_mode())
 
 
 def is_jit_tracing() -> bool:
-    """Whether ``torch.jit`` follows the call, which it cannot into functions with a derivative of their own."""
+    """Whether ``torch.jit`` traces the call; it does not support autograd functions."""
     torch = sys.modules["torch"]
     return not torch.compiler.is_compiling() and bool(torch.jit.is_tracing())
 
 
 def is_recorded() -> bool:
-    """Whether what torch computes is traced or written down, so that its operations are to be seen."""
+    """Whether torch traces the call, or a dispatch mode observes its operations."""
     return is_traced() or bool(sys.modules["torch"]._C._len_torch_dispatch_stack() > 0)
 
 
 def is_followed(xp: Namespace, result: Array) -> bool:
-    """Whether torch follows what becomes of a result, so that it must not be written into another array.
-
-    So does a subclass of its tensors, in a way of its own.
-    """
+    """Whether torch, or a subclass of its tensors, records what is done with a result: it must not be written in place."""
     if not is_torch_namespace(xp):
         return False
     return type(result) is not sys.modules["torch"].Tensor or bool(result.requires_grad) or is_traced()
 
 
 def is_traced_by_jax() -> bool:
-    """Whether JAX traces, differentiates or maps the code at hand, whatever the arrays; there is no public question."""
+    """Whether JAX is tracing, whatever the arrays, also for `grad` and `vmap`; there is no public question."""
     return not sys.modules["jax"]._src.core.trace_state_clean()
 
 

@@ -1,4 +1,4 @@
-"""Classes as pytrees of JAX, whether it is imported before them, after them or never."""
+"""Classes as pytrees of JAX, whether JAX is imported before them, after them or never."""
 
 import sys
 from collections.abc import Callable
@@ -16,14 +16,14 @@ _WAITING: WeakKeyDictionary[type, _Pair] = WeakKeyDictionary()
 
 
 def register(kind: type, split: Callable[[Any], tuple[Any, Any]], join: Callable[[Any, Any], Any]) -> None:
-    """Tell JAX how a class is split into arrays and a rest, and joined: when it is imported, or see `tell` if it is."""
+    """Register a class with JAX as soon as JAX is imported; if it is already, `tell` does so."""
     _WAITING[kind] = split, join
     if "jax" not in sys.modules and _Arrival not in sys.meta_path:
         sys.meta_path.insert(0, _Arrival)
 
 
 def tell(kind: type) -> None:
-    """Tell JAX of a class, if it is there, before the first instance: until then users may do so in their own way."""
+    """Register a class with JAX, if that is imported, before the first instance; until then users may register it."""
     if kind in _WAITING and "jax" in sys.modules:
         from jax.tree_util import register_pytree_node  # noqa: PLC0415  # imported already
 
@@ -33,11 +33,11 @@ def tell(kind: type) -> None:
 
 
 class _Arrival:
-    """Sees JAX being imported by others, and finds nothing itself."""
+    """A finder that notices the import of JAX; it finds no module itself."""
 
     @classmethod
     def find_spec(cls, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Return what the other finders say of JAX, with a loader that tells when it is there."""
+        """Return JAX's spec from the other finders, with a loader that registers the waiting classes."""
         if name != "jax":
             return None
         others = (finder for finder in sys.meta_path if finder is not cls)

@@ -1,4 +1,4 @@
-"""Shapes of arrays that are combined: with as many axes each, for JAX may be told to refuse others."""
+"""Arrays with as many axes as those they are combined with, as JAX's strict rank promotion asks for."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ __all__ = ["filled_up"]
 
 
 def filled_up(xp: Namespace, array: Array, ndim: int, behind: int = 0) -> Array:
-    """Return an array with `ndim` axes: `behind` of length 1 are new at its end, and the rest of them in front.
+    """Return an array with `ndim` axes: `behind` new ones of length 1 at its end, and the others in front.
 
-    What broadcasts does so without, but under ``jax_numpy_rank_promotion="raise"`` JAX wants it said.
+    Under ``jax_numpy_rank_promotion="raise"``, JAX broadcasts no array to more axes by itself.
     """
     shape: tuple[Any, ...] = (*array.shape, *(1,) * behind)
     shape = (1,) * (ndim - len(shape)) + shape

@@ -1,4 +1,4 @@
-"""Arrays of JAX that are shared out among devices: by their type, or inside `jax.shard_map`."""
+"""Arrays of JAX that are sharded over devices: by their type, or inside `jax.shard_map`."""
 
 import sys
 from typing import Any
@@ -14,9 +14,9 @@ __all__ = [
 
 
 def explicit_axes(array: Array) -> tuple[int, ...]:
-    """Return the axes of an array of JAX, counted from behind, that its type shares out over an explicit mesh.
+    """Return the axes of an array of JAX, counted from the end, that are sharded over an explicit mesh by its type.
 
-    JAX then asks every operation how its result is shared out, and some do not know.
+    JAX then needs a sharding rule for each operation, and some have none.
     """
     jax: Any = sys.modules["jax"]
     if not hasattr(jax, "typeof"):
@@ -26,7 +26,7 @@ def explicit_axes(array: Array) -> tuple[int, ...]:
 
 
 def varying_axes(arrays: Any) -> frozenset[str]:
-    """Return the axes of a mesh along which arrays of JAX differ: none, but inside `jax.shard_map`."""
+    """Return the axes of a mesh along which arrays of JAX vary; there are none outside of `jax.shard_map`."""
     jax: Any = sys.modules["jax"]
     if not hasattr(jax, "typeof"):
         return frozenset()
@@ -36,15 +36,15 @@ def varying_axes(arrays: Any) -> frozenset[str]:
 
 
 def spread_like(arrays: Any, like: Any) -> Any:
-    """Return arrays of JAX, nested in any way, that differ between devices wherever one of `like` does.
+    """Return arrays of JAX, in any pytree, with a type that varies over devices as soon as one of `like` does.
 
-    Inside `jax.shard_map`, a loop may not make something of that kind out of zeros that are the same on all devices.
+    Inside `jax.shard_map`, the state of a loop must vary from the beginning, and zeros do not.
     """
     return spread_over(arrays, varying_axes(like))
 
 
 def spread_over(arrays: Any, axes: frozenset[str]) -> Any:
-    """Return arrays of JAX that differ between devices along some axes of a mesh."""
+    """Return arrays of JAX with a type that varies along some axes of a mesh."""
     jax: Any = sys.modules["jax"]
 
     def spread(array: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Sizes that JAX's exporter leaves open: symbols, which can be computed with, and of which little can be asked."""
+"""Sizes that are symbols, in an export by JAX: arithmetic works, and comparisons mostly do not."""
 
 import sys
 from typing import Any
@@ -16,7 +16,7 @@ def is_open(*sizes: Any) -> bool:
 
 
 def smaller(size: Any, other: int) -> Any:
-    """Return the smaller one of a size, which may be open, and a number."""
+    """Return the smaller one of a size, which may be a symbol, and a number."""
     return sys.modules["jax"].core.min_dim(size, other) if is_open(size) else min(size, other)
 
 
@@ -26,5 +26,5 @@ def ceil_div(size: Any, part: Any) -> Any:
 
 
 def as_number(xp: Namespace, size: Any) -> Array | Any:
-    """Return a size to be combined with int32 arrays: an open one as such an array."""
+    """Return a size that can be combined with int32 arrays: a symbol as such an array."""
     return sys.modules["jax"].numpy.asarray(size, dtype=xp.int32) if is_open(size) else size

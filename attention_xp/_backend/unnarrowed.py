@@ -1,4 +1,4 @@
-"""torch's namespace as autocast cannot narrow it: neither on the way forward nor on any way back."""
+"""torch's namespace with a product that autocast does not narrow, neither forward nor in any derivative."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ __all__ = ["NAMESPACE"]
 
 
 class _Product(torch.autograd.Function):  # type: ignore[misc]
-    """``a @ b``: products are all that autocast narrows of what is computed here."""
+    """``a @ b``: products are the only operations used here that autocast narrows."""
 
     generate_vmap_rule = True
 
@@ -33,16 +33,16 @@ class _Product(torch.autograd.Function):  # type: ignore[misc]
         """Return the gradients of the factors, by products of the same kind."""
         a, b = ctx.saved_tensors
 
-        def slopes(gradient: Array) -> tuple[Array | None, Array | None]:
+        def gradients(gradient: Array) -> tuple[Array | None, Array | None]:
             of_a = _Product.apply(gradient, b.mT).sum_to_size(a.shape) if ctx.needs_input_grad[0] else None
             of_b = _Product.apply(a.mT, gradient).sum_to_size(b.shape) if ctx.needs_input_grad[1] else None
             return of_a, of_b
 
-        return tuple(mapped_over_batches(slopes, gradient))
+        return tuple(mapped_over_batches(gradients, gradient))
 
     @staticmethod
     def jvp(ctx: Any, by_a: Array | None, by_b: Array | None) -> Array:
-        """Return the change of the product."""
+        """Return the tangent of the product."""
         a, b = ctx.saved_tensors
         parts = [
             *([] if by_a is None else [_Product.apply(by_a, b)]),

@@ -1,4 +1,4 @@
-"""Values of arrays, for Python to read where that costs and breaks nothing."""
+"""Reading the values of arrays in Python, where that neither waits for a device nor breaks a trace."""
 
 import math
 import sys
@@ -29,12 +29,12 @@ FAR = 2**30  # no two positions are further apart; int32 sums of it and a positi
 
 
 def on_host(xp: Namespace, array: Array) -> bool:
-    """Whether the values of `array` can be read at once, by a caller who computes with NumPy."""
+    """Whether `array` is one of NumPy, in a call with NumPy's namespace, so that its values can be read."""
     return is_numpy_namespace(xp) and type(array).__module__ == "numpy"
 
 
 def host_view(array: Array) -> Array | None:
-    """Return an array as NumPy sees it in the memory of this process; ``None`` where it lies elsewhere or stands for others."""
+    """Return an array as a view of NumPy; ``None`` where it is not in host memory, or a wrapper of a transformation."""
     if type(array).__module__ == "numpy":
         return array
     if not is_tensor(array) or is_traced():
@@ -45,10 +45,9 @@ def host_view(array: Array) -> Array | None:
 
 
 def values_on_host(xp: Namespace, integers: Array) -> list[int] | None:
-    """Return the values of a small integer array, or ``None`` where a trace hides them.
+    """Return the values of a small integer array, or ``None`` in a trace.
 
-    On a GPU this waits for them. JAX always says ``None``: what depends on values would be compiled
-    anew for each.
+    On a GPU this waits for them. For JAX it is always ``None``: what depends on values would be compiled anew for each.
     """
     if is_jax_namespace(xp) or is_compiling(xp):
         return None
@@ -59,16 +58,16 @@ def values_on_host(xp: Namespace, integers: Array) -> list[int] | None:
 
 
 def within(xp: Namespace, numbers: Array, low: int, high: int) -> Array:
-    """Return numbers not below and not above two bounds, which may be sizes that a trace does not know.
+    """Return numbers clipped to two bounds, which may be symbolic sizes.
 
-    ``clip`` asks its bounds whether they are NaN, which such a size cannot tell.
+    ``clip`` checks whether its bounds are NaN, which fails for such a size.
     """
     numbers = xp.where(numbers < low, low, numbers)
     return xp.where(numbers > high, high, numbers)
 
 
 def as_int32(xp: Namespace, integers: Array) -> Array:
-    """Return integers as int32; what is too large for a position, as "no limit" is often written, stays too large."""
+    """Return integers as int32; those of wider types beyond all positions, such as "no limit", become ``FAR`` or ``-FAR``."""
     wide = dtype_name(integers.dtype)
     if wide == "int64":
         integers = within(xp, integers, -FAR, FAR)
@@ -77,8 +76,8 @@ def as_int32(xp: Namespace, integers: Array) -> Array:
 
 
 def all_above(xp: Namespace, array: Array, bound: float) -> bool:
-    """Whether it can be seen at once that all numbers of an array are above a bound, and none is NaN."""
-    if is_traced():  # `torch.jit` would write the answer down
+    """Whether all numbers of an array are known to be above a bound, and none is NaN; False where they are not on the host."""
+    if is_traced():  # `torch.jit` would make the answer a constant
         return False
     return 0 in array.shape or _known_on_host(xp, lambda: xp.min(array) > bound, array)
 
@@ -92,9 +91,9 @@ def by_value(
 ) -> Any:
     """Return ``quick(*operands)`` where the values allow it, else ``careful(*operands)``.
 
-    This is the one place where array values steer the work: a host `if` on NumPy and on torch's CPU.
-    Elsewhere asking would stall a GPU or break a graph, so the careful way is always taken; also on
-    JAX, whose `cond` cannot be differentiated and mapped at once.
+    This is the one place where array values decide what is computed: by an `if` for NumPy and for torch on the CPU.
+    Elsewhere a look at the values would stall a GPU or break a graph, so that `careful` is always called; also on JAX,
+    whose `cond` cannot be differentiated and mapped together.
     """
     return (quick if _known_on_host(xp, quick_is_right, operands[0]) else careful)(*operands)
 
@@ -106,7 +105,9 @@ def flags_by_value(
 
     Booleans have no derivative, and so a `cond` may choose them. JAX compiles it once for a function of a module.
     """
-    if not is_jax_namespace(xp) or any(map(explicit_axes, operands)):  # a `cond` takes no two ways of sharing out
+    if not is_jax_namespace(xp) or any(
+        map(explicit_axes, operands)
+    ):  # the branches of a `cond` would differ in sharding
         return flags(*operands)
     jax: Any = sys.modules["jax"]
     operands = tuple(map(jax.lax.stop_gradient, operands))
@@ -115,7 +116,7 @@ def flags_by_value(
 
 @cache
 def _none_of(flags: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, ...]]:
-    """Return the function that gives False for all that `flags` gives."""
+    """Return a function with the same results as `flags`, all of them False."""
     jax: Any = sys.modules["jax"]
 
     def none(*operands: Array) -> tuple[Array, ...]:
@@ -126,12 +127,12 @@ def _none_of(flags: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Arr
 
 
 def shows_nan(xp: Namespace, array: Array) -> bool:
-    """Whether a NaN, or infinities of both signs, can be seen at once in an array: one pass, nothing kept."""
+    """Whether an array is known to hold a NaN, or infinities of both signs: one pass, by its sum."""
     return _known_on_host(xp, lambda: math.isnan(array.sum().item()), array)
 
 
 def _known_on_host(xp: Namespace, condition: Callable[[], Array], operand: Array) -> bool:
-    """Whether a condition holds and can be read without a detour."""
+    """Whether a condition holds; False where its value is not on the host."""
     if is_numpy_namespace(xp):
         return bool(condition())
     if not is_torch_namespace(xp) or operand.device.type != "cpu" or is_compiling(xp):

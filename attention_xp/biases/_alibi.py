@@ -80,9 +80,9 @@ class AlibiBias(Bias):
     def vjp(self, region: Region, grad_scores: Array) -> tuple[Array, ...]:
         """Sum up the gradient times the distances, for each head, and each batch item where slopes tell them apart."""
         xp = region.xp
-        slopes = -xp.sum(grad_scores * _distance(region), axis=(-2, -1))  # (..., h)
+        gradients = -xp.sum(grad_scores * _distance(region), axis=(-2, -1))  # (..., h)
         shape = tuple(self.slopes.shape)
-        return (xp.reshape(spread_over_lead(region, xp.expand_dims(slopes, axis=-1), shape), shape),)
+        return (xp.reshape(spread_over_lead(region, xp.expand_dims(gradients, axis=-1), shape), shape),)
 
 
 def _distance(region: Region) -> Array:

@@ -1,4 +1,4 @@
-"""What every bias that is a rule can do: tell its values for a tile of the scores, and take gradients back."""
+"""Biases as rules: their values for a tile of the scores, and their gradients."""
 
 import math
 from typing import Any
@@ -16,19 +16,19 @@ __all__ = ["Bias", "check_heads", "evaluated", "spread_over_lead"]
 
 
 class Bias(Rule):
-    """A rule that tells what is added to the scores, tile by tile, so that ``(Sq, Sk)`` is never materialised.
+    """A rule for what is added to the scores, evaluated tile by tile, so that ``(Sq, Sk)`` is never materialised.
 
     To write one, subclass and define `values`. The arrays that it depends on are attributes: NumPy arrays, which
     serve attention on every library, or arrays of the library of the query. torch and JAX differentiate in the
-    latter; for NumPy and CuPy, `vjp` tells the gradients. JAX compiles a class once for attributes that are the same but
-    for arrays: a bias is a value, and what else `values` looks at must not change.
+    latter; for NumPy and CuPy, `vjp` returns the gradients. JAX compiles a bias once for all that differ in their arrays
+    alone: a bias is a value, and anything else that `values` depends on must not change.
 
     Where a bias adds minus infinity, the pair is excluded, as by a mask.
 
     Attributes
     ----------
     may_exclude : bool
-        Whether minus infinity may be among the values. A class without such says False, and is spared the question.
+        Whether minus infinity may be among the values. A class that never gives it sets False, which saves time.
 
     Examples
     --------
@@ -59,7 +59,7 @@ class Bias(Rule):
         region : Region
             A rectangle of the scores: integer index arrays ``b``, ``h``, ``q_idx`` and ``kv_idx``, which broadcast
             against its scores; ``region.floating(x)``, any numbers in the dtype of the scores;
-            ``region.per_head(x)``, numbers ``(H,)`` or ``(B, H)`` lined up with the scores; and the array library ``xp``.
+            ``region.per_head(x)``, numbers ``(H,)`` or ``(B, H)`` aligned with the scores; and the array library ``xp``.
 
         Returns
         -------
@@ -69,10 +69,9 @@ class Bias(Rule):
         raise NotImplementedError(f"{type(self).__name__} must define values(region)")
 
     def bound(self, region: Region) -> float:  # noqa: ARG002
-        """Return a number that no magnitude in a region exceeds, where it is known without looking at all pairs.
+        """Return a bound on the magnitudes of the values in a region, where one is known without evaluating all pairs.
 
-        It is asked for on NumPy alone, where small scores are computed faster. Infinity, which says nothing, is
-        always right.
+        It is used on NumPy alone, where small scores are computed faster. Infinity, "not known", is always right.
         """
         return math.inf
 
@@ -107,7 +106,7 @@ class Bias(Rule):
         xp : module
             The array library of the query.
         query : array
-            Tells the device.
+            For the device.
         batch : tuple of int
             The batch shape of the scores.
         heads : int or None
@@ -145,25 +144,25 @@ def check_heads(name: str, letters: str, array: Array, axis: int, query: Array, 
         )
 
 
-def spread_over_lead(region: Region, slopes: Array, lead: tuple[int, ...]) -> Array:
-    """Return what a region contributes, (..., h, W), as the share of each of all batch items and heads, (*lead, W).
+def spread_over_lead(region: Region, gradients: Array, lead: tuple[int, ...]) -> Array:
+    """Return the gradients of a region, (..., h, W), in an array for all batch items and heads, (*lead, W), 0 elsewhere.
 
-    Axes that `lead` has not, or has with length 1, are summed.
+    Axes that `lead` lacks, or has with length 1, are summed.
     """
-    xp, width = region.xp, slopes.shape[-1]
+    xp, width = region.xp, gradients.shape[-1]
     if region.frame.heads is None:
-        slopes = xp.expand_dims(slopes, axis=-2)
-    wanted = (1,) * (slopes.ndim - 1 - len(lead)) + lead
+        gradients = xp.expand_dims(gradients, axis=-2)
+    wanted = (1,) * (gradients.ndim - 1 - len(lead)) + lead
     for axis, length in enumerate(wanted):
         if length == 1:
-            slopes = xp.sum(slopes, axis=axis, keepdims=True)
-        elif slopes.shape[axis] != length:
-            slopes = _placed(xp, slopes, axis, length, region.starts[axis])
-    return xp.reshape(slopes, (*lead, width))
+            gradients = xp.sum(gradients, axis=axis, keepdims=True)
+        elif gradients.shape[axis] != length:
+            gradients = _placed(xp, gradients, axis, length, region.starts[axis])
+    return xp.reshape(gradients, (*lead, width))
 
 
 def _placed(xp: Namespace, a: Array, axis: int, length: int, start: Any) -> Array:
-    """Return an array with zeros before and behind it along an axis, whose length it then has; `start` may be traced."""
+    """Return an array padded with zeros along an axis to a length, with its entries from `start` on, which may be traced."""
     before, size, after = a.shape[:axis], a.shape[axis], a.shape[axis + 1 :]
     every, here = (xp.arange(n, dtype=xp.int32, device=device(a)) for n in (length, size))
     is_here = xp.astype(every[:, None] == (here + start)[None, :], a.dtype)  # (length, size)

@@ -89,7 +89,7 @@ class RelativePositionBias(Bias):
         check_heads("table", "(num_buckets, H)", self.table, 1, query, heads)
 
     def values(self, region: Region) -> Array:
-        """Look up the bucket of every diagonal, and spread it out; of every pair where there is no other way."""
+        """Look up the bucket of each diagonal, and copy it along the diagonal; of each pair where positions jump."""
         if not _has_diagonals(region):
             return self._looked_up(region, region.kv_idx - region.q_idx, region.head)
         line = self._looked_up(region, _diagonals(region), region.head[..., 0])
@@ -104,7 +104,7 @@ class RelativePositionBias(Bias):
 
     @property
     def may_exclude(self) -> bool:  # type: ignore[override]
-        """Return whether a number of the table may be minus infinity, as far as can be seen at once."""
+        """Return whether a number of the table may be minus infinity; True where its values are not on the host."""
         return not all_above(common_namespace(table=self.table), self.table, -math.inf)
 
     def bound(self, region: Region) -> float:
@@ -175,7 +175,8 @@ def _diagonals(region: Region) -> Array:
 def _spread_out(xp: Namespace, line: Array, m: int, n: int) -> Array:
     """Return (..., m, n) with one number of a line (..., m + n - 1) along each diagonal.
 
-    In memory, rows of one column more begin one place earlier each: no number is looked up twice.
+    The line is repeated with one column more than it has, and read as rows without that column: each row begins one place
+    earlier than the one before.
     """
     *lead, length = line.shape
     longer = xp.concat([line, line[..., :1]], axis=-1)

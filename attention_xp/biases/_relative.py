@@ -1,4 +1,4 @@
-"""Scores of queries with embeddings of the distance to the key (Shaw), and their alignment (Transformer-XL)."""
+"""Scores of queries with embeddings of the distance to the key (Shaw), and the shift that aligns them (Transformer-XL)."""
 
 import math
 

@@ -94,7 +94,7 @@ def linear_attention(
         o_t &= \mathrm{scale} \cdot M^T q_t \;\big/\; q_t \cdot \textstyle\sum_{s \le t} k_s
             && \text{the divisor with normalize}
 
-    Without causal order, every query sees the memory and the sum of all keys.
+    Without causal order, every query uses the memory and the sum of all keys.
 
     Parameters
     ----------
@@ -113,10 +113,10 @@ def linear_attention(
         Whether to divide by the product of query and sum of keys so far. Where that is 0, so is the
         output. Default: whether there is a feature map.
     is_causal : bool, default: False
-        A query at position ``p`` sees keys at positions ``<= p`` only, and ``Sq = Sk``. Rules other than
+        A query at position ``p`` attends keys at positions ``<= p`` only, and ``Sq = Sk``. Rules other than
         "linear", and a `state`, imply it.
     update_rule : {"linear", "gated", "delta", "gated_delta"}, default: "linear"
-        How memory changes: it may fade ("gated"), and replace what a key stood for ("delta").
+        How memory changes: it may decay ("gated"), and the value stored under a key may be replaced ("delta").
     decay : array, optional
         Log-decay for "gated" and "gated_delta", ``(..., Hkv, S, 1)`` or ``(..., Hkv, S, D)``, usually not
         positive. Leading axes and S may be 1.
@@ -125,11 +125,11 @@ def linear_attention(
     scale : float, optional
         Factor of the output. Default: 1 with a feature map and ``1 / sqrt(D)`` without.
     state : LinearState, optional
-        What an earlier call remembered: two calls in a row equal one call.
+        The state that an earlier call returned: two calls in a row equal one call.
     return_state : bool, default: False
         Whether to return the state after the last key as well.
     chunk_size : int, default: 64
-        How many positions are computed at once, by matrix products. Changes speed and memory, never the
+        Number of positions that are computed together, by matrix products. Changes speed and memory, never the
         result beyond rounding.
     impl : {"auto", "recurrent", "chunked"}, default: "auto"
         "recurrent" goes position by position.

@@ -1,4 +1,4 @@
-"""Complaints about calls of linear attention, raised before any arithmetic."""
+"""Checks of calls of linear attention, before any arithmetic."""
 
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ _IMPLEMENTATIONS = ("auto", "recurrent", "chunked")
 
 
 def check_rule(update_rule: Any, decay: Any, beta: Any) -> None:
-    """Check that there is such a rule, and that it gets what it needs and nothing else."""
+    """Check that the rule exists, and that decay and beta are given exactly where it takes them."""
     if not isinstance(update_rule, str):
         raise TypeError(f"update_rule must be a str, got {type(update_rule).__name__}")
     if update_rule not in _RULES:
@@ -33,7 +33,7 @@ def check_rule(update_rule: Any, decay: Any, beta: Any) -> None:
 
 
 def check_size(impl: Any, chunk_size: Any) -> int:
-    """Return how many positions are computed at once."""
+    """Return the number of positions of a chunk."""
     if not isinstance(impl, str):
         raise TypeError(f"impl must be a str, got {type(impl).__name__}")
     if impl not in _IMPLEMENTATIONS:
@@ -58,7 +58,7 @@ def check_lengths(query: Array, key: Array) -> None:
 
 
 def row_map(feature_map: Any) -> RowMap | None:
-    """Return a map of our own; ``None`` for none, and for one of the caller's."""
+    """Return a feature map of our own; ``None`` for none, and for one of the caller's."""
     if isinstance(feature_map, str):
         if feature_map not in NAMED:
             raise ValueError(f"feature_map must be one of {', '.join(NAMED)}, None or a callable, got {feature_map!r}")
@@ -69,7 +69,7 @@ def row_map(feature_map: Any) -> RowMap | None:
 
 
 def check_features(query: Array, key: Array, mapped_query: Array, mapped_key: Array) -> None:
-    """Check what a feature map of the caller's own has made."""
+    """Check the features that a map of the caller's has returned."""
     for name, x, features in (("query", query, mapped_query), ("key", key, mapped_key)):
         made = {f"feature_map({name})": features}
         check_floating(common_namespace(**{name: x}, **made), **made)
@@ -86,7 +86,7 @@ def check_features(query: Array, key: Array, mapped_query: Array, mapped_key: Ar
 
 
 class Companions(NamedTuple):
-    """The sizes of a call, as far as decays, betas and states must fit them."""
+    """The sizes of a call that decays, betas and states must fit."""
 
     key: Array
     value: Array

@@ -1,7 +1,7 @@
-r"""One chunk of the sequence: products of matrices for what it says, writes and, in reverse, is answerable for.
+r"""One chunk of the sequence by products of matrices: its output, the memory after it, and the gradients of both.
 
-With log-decays summed up to each row, :math:`G_t`, memory :math:`M` as the chunk finds it, and the masked products
-:math:`P = \mathrm{tril}(Q K^T)` and :math:`N = \mathrm{tril}_{-1}(K K^T)`, faded in between:
+With log-decays summed up to each row, :math:`G_t`, memory :math:`M` before the chunk, and the masked products
+:math:`P = \mathrm{tril}(Q K^T)` and :math:`N = \mathrm{tril}_{-1}(K K^T)`, times the decay between their rows:
 
 .. math::
 
@@ -29,14 +29,14 @@ __all__ = ["Carry", "Chunk", "Setting", "answer", "answer_vjp", "reduced", "weig
 
 
 class Carry(NamedTuple):
-    """What passes from chunk to chunk."""
+    """The state that passes from chunk to chunk."""
 
     memory: Array  # (..., D, Dv)
-    key_sum: Any  # (..., 1, D), or None where nobody asks for it
+    key_sum: Any  # (..., 1, D), or None where it is not needed
 
 
 class Setting(NamedTuple):
-    """What is the same for every chunk of a call."""
+    """The parameters that all chunks of a call share."""
 
     xp: Namespace
     dtype: DType
@@ -57,7 +57,7 @@ class Chunk:
         self.query, self.key, self.value, self.beta = self._features(query), self._features(key), value, beta
         parts = self.parts = setting.triangle_of(key.shape[-2])
         self.decay = decay_of(g, parts, xp)
-        self.written = value  # (..., C, Dv): what the keys are told to remember
+        self.written = value  # (..., C, Dv): the values that are stored in memory, U in the formulas
         if beta is not None:
             self.overlap = xp.tril(self.decay.scores(self.key, self.key), k=-1)  # (..., C, C)
             self.inverse = unit_lower_inverse(beta * self.overlap, parts, xp=xp)
@@ -73,40 +73,40 @@ class Chunk:
         return x if self.setting.feature_map is None else self.setting.feature_map(x)
 
     def _answer(self) -> tuple[Array, Array | None, Array, Array]:
-        """Return the output before it is scaled, the divisor, and the products it takes."""
+        """Return the output before scale and division, the divisor, and two intermediate products."""
         xp = self.xp
         faded_query = self.decay.from_start(self.query)
         scores = self.decay.scores(self.query, self.key)
-        said = xp.matmul(faded_query, self.found.memory) + xp.matmul(scores, self.written)
-        return said, self._divisor(), faded_query, scores
+        sums = xp.matmul(faded_query, self.found.memory) + xp.matmul(scores, self.written)
+        return sums, self._divisor(), faded_query, scores
 
     def _divisor(self) -> Array | None:
         return weights_sum(self.query, self.key_sums, self.xp) if self.setting.normalize else None
 
     def output(self) -> Array:
         """Return the output, (..., C, Dv)."""
-        said, divisor, *_ = self._answer()
-        return answer(said, divisor, self.setting.scale, self.xp)
+        sums, divisor, *_ = self._answer()
+        return answer(sums, divisor, self.setting.scale, self.xp)
 
     def carry(self) -> Carry:
-        """Return what the chunk leaves behind."""
+        """Return the state after the chunk."""
         xp = self.xp
         memory = self.decay.whole(self.found.memory) + xp.matmul(xp.matrix_transpose(self.last_key), self.written)
         return Carry(memory, None if self.key_sums is None else self.key_sums[..., -1:, :])
 
     def reverse(self, grad: Array, left: Carry) -> tuple[Carry, Rows]:
-        """Return the gradients of what the chunk found, and of its rows.
+        """Return the gradients of the state before the chunk, and of its rows.
 
-        `grad` is the gradient of the output and `left` that of what the chunk leaves behind.
+        `grad` is the gradient of the output and `left` that of the state after the chunk.
         """
         xp, decay, T = self.xp, self.decay, self.xp.matrix_transpose
-        said, divisor, faded_query, scores = self._answer()
-        grad, of_divisor = answer_vjp(said, divisor, grad, self.setting.scale, xp)
+        output, divisor, faded_query, scores = self._answer()
+        grad, of_divisor = answer_vjp(output, divisor, grad, self.setting.scale, xp)
         of_query, log_1 = decay.from_start_vjp(self.query, xp.matmul(grad, T(self.found.memory)))
         of_row, of_column, log_2 = decay.scores_vjp(self.query, self.key, xp.matmul(grad, T(self.written)))
         of_memory, log_3 = decay.whole_vjp(self.found.memory, left.memory)
         of_last, log_4 = decay.to_end_vjp(self.key, xp.matmul(self.written, T(left.memory)))
-        # All queries that share a value first: a sum over those must not count what follows more than once.
+        # Summed first over the queries that share a value, so that the term below is added once for all of them.
         of_written = reduced(xp, xp.matmul(T(scores), grad), (*self.found.memory.shape[:-2], *self.value.shape[-2:]))
         of_written = of_written + xp.matmul(self.last_key, left.memory)
         sums = _Sums(xp, self.rows, self.found)
@@ -151,11 +151,11 @@ def weights_sum(query: Array, key_sums: Array, xp: Namespace) -> Array:
     return xp.matmul(products, ones)  # faster than a sum, and mapped by torch, which `vecdot` is not
 
 
-def answer(said: Array, divisor: Array | None, scale: float | Array, xp: Namespace) -> Array:
-    """Return ``scale * said / divisor``; where the divisor is 0, nothing was said."""
+def answer(sums: Array, divisor: Array | None, scale: float | Array, xp: Namespace) -> Array:
+    """Return ``scale * sums / divisor``; a divisor of 0 counts as 1."""
     if divisor is not None:
-        said = said / nonzero(divisor, xp=xp)
-    return _scaled(said, scale)
+        sums = sums / nonzero(divisor, xp=xp)
+    return _scaled(sums, scale)
 
 
 def _scaled(x: Array, scale: float | Array) -> Array:
@@ -163,20 +163,20 @@ def _scaled(x: Array, scale: float | Array) -> Array:
 
 
 def answer_vjp(
-    said: Array, divisor: Array | None, grad: Array, scale: float | Array, xp: Namespace
+    sums: Array, divisor: Array | None, grad: Array, scale: float | Array, xp: Namespace
 ) -> tuple[Array, Array | None]:
-    """Return the gradients of `said` and of the divisor."""
+    """Return the gradients of the sums and of the divisor."""
     grad = _scaled(grad, scale)
     if divisor is None:
         return grad, None
     divide = nonzero(divisor, xp=xp)
     grad = grad / divide
-    slope = -xp.sum(grad * said, axis=-1, keepdims=True) / divide
-    return grad, xp.where(divisor == 0.0, 0.0, slope)
+    of_divisor = -xp.sum(grad * sums, axis=-1, keepdims=True) / divide
+    return grad, xp.where(divisor == 0.0, 0.0, of_divisor)
 
 
 class _Sums:
-    """Gradients as they come together, each in the shape of its array."""
+    """Sums of gradients, each in the shape of its array."""
 
     def __init__(self, xp: Namespace, rows: Rows, found: Carry) -> None:
         self.xp, self.of = xp, dict(zip(("query", "key", "value", "decay", "beta"), rows, strict=True))
@@ -193,7 +193,7 @@ class _Sums:
                     self.sums[name] = added if name not in self.sums else self.sums[name] + added
 
     def carry(self) -> Carry:
-        """Return the gradients of what the chunk found."""
+        """Return the gradients of the state before the chunk."""
         return Carry(*(None if self.of[name] is None else self._like(name) for name in ("memory", "key_sum")))
 
     def rows(self, pull: Any) -> Rows:

@@ -1,4 +1,4 @@
-"""Forward and in reverse over the chunks of a call, on every backend."""
+"""Forward and backward over the chunks of a call, on every backend."""
 
 from collections.abc import Callable
 from functools import partial
@@ -39,7 +39,7 @@ def _setting(problem: LinearProblem) -> Setting:
     ndim, where = problem.query.ndim, device(problem.query)
     make = partial(triangle, ndim=ndim, split=split, xp=xp, dtype=problem.dtype, device=where)
     setting = partial(Setting, xp, problem.dtype, problem.feature_map, problem.scale, problem.normalize)
-    if is_compiling(xp):  # a length that is left open names no entry: one triangle serves shorter chunks too
+    if is_compiling(xp):  # a symbolic length cannot be a key: one triangle serves shorter chunks too
         one = make(1 if S == 1 else size)
         return setting(lambda _: one)
     lengths = {min(size, S), S % size} - {0} if problem.causal else set()
@@ -47,7 +47,7 @@ def _setting(problem: LinearProblem) -> Setting:
 
 
 def _start(problem: LinearProblem) -> Carry:
-    """Return what is remembered at first, in the shape that it keeps."""
+    """Return the state before the first chunk, in the shape of all later ones."""
     xp, dtype, where = problem.xp, problem.dtype, device(problem.query)
     D, Dv = problem.features, problem.value.shape[-1]
 
@@ -66,12 +66,12 @@ def _rows(problem: LinearProblem) -> Rows:
 
 
 def forward(problem: LinearProblem) -> tuple[Array, Carry]:
-    """Return the output, and what is remembered in the end."""
+    """Return the output and the state after the last chunk."""
     return _forward(problem, keep=False)[:2]
 
 
 def forward_keeping(problem: LinearProblem) -> tuple[Array, Carry, Rows]:
-    """Return what `forward` does, and what each chunk found, for the way back."""
+    """Return the results of `forward`, and the state before each chunk, for the gradients."""
     return _forward(problem, keep=True)
 
 
@@ -98,13 +98,13 @@ def _joint_lead(problem: LinearProblem) -> tuple[int, ...]:
 
 
 def _flat(carry: Carry, problem: LinearProblem) -> Rows:
-    """Return what is remembered as one row for each array."""
+    """Return the arrays of a state, each flattened to one row."""
     lead = problem.lead
     return tuple(None if a is None else problem.xp.reshape(a, (*lead, 1, a.shape[-2] * a.shape[-1])) for a in carry)
 
 
 def backward(problem: LinearProblem, kept: Rows, grad: Array, left: Carry) -> tuple[Carry, Rows]:
-    """Return the gradients of what was remembered at first, and of query, key, value, decay and beta."""
+    """Return the gradients of the state before the first chunk, and of query, key, value, decay and beta."""
     if not problem.causal:
         return _backward_at_once(problem, grad, left)
     xp, setting = problem.xp, _setting(problem)
@@ -134,24 +134,24 @@ def _at_once(problem: LinearProblem) -> tuple[Array, Array, Array, Carry]:
     return query, key, rows[2], Carry(xp.matmul(xp.matrix_transpose(key), rows[2]), key_sum)
 
 
-def _said_at_once(problem: LinearProblem, query: Array, carry: Carry) -> tuple[Array, Array | None]:
+def _sums_at_once(problem: LinearProblem, query: Array, carry: Carry) -> tuple[Array, Array | None]:
     divisor = weights_sum(query, carry.key_sum, problem.xp) if problem.normalize else None
     return problem.xp.matmul(query, carry.memory), divisor
 
 
 def _forward_at_once(problem: LinearProblem) -> tuple[Array, Carry, Rows]:
-    """Let every query see all keys."""
+    """Attend without causal order: every query uses the memory of all keys."""
     query, _, _, carry = _at_once(problem)
-    output = answer(*_said_at_once(problem, query, carry), problem.scale, problem.xp)
+    output = answer(*_sums_at_once(problem, query, carry), problem.scale, problem.xp)
     return problem.xp.astype(output, problem.value.dtype, copy=False), carry, ()
 
 
 def _backward_at_once(problem: LinearProblem, grad: Array, left: Carry) -> tuple[Carry, Rows]:
     xp, T = problem.xp, problem.xp.matrix_transpose
     query, key, value, carry = _at_once(problem)
-    said, divisor = _said_at_once(problem, query, carry)
+    sums, divisor = _sums_at_once(problem, query, carry)
     grad = xp.astype(grad, problem.dtype, copy=False)
-    grad, of_divisor = answer_vjp(said, divisor, grad, problem.scale, xp)
+    grad, of_divisor = answer_vjp(sums, divisor, grad, problem.scale, xp)
     of_memory = reduced(xp, xp.matmul(T(query), grad), tuple(carry.memory.shape)) + left.memory
     of_query = xp.matmul(grad, T(carry.memory))
     of_key = reduced(xp, xp.matmul(value, T(of_memory)), tuple(key.shape))

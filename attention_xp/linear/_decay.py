@@ -1,8 +1,8 @@
-r"""How memory fades within a chunk, and the products of rows that fade in between.
+r"""The decay of memory within a chunk, and products of rows times the decay between them.
 
-With log-decays :math:`g_t`, what was written at row s has by row t faded by :math:`e^{g_{s+1}} \cdots e^{g_t}`.
-Only products of that kind are taken, by halves, and never a quotient of two products from the start: where
-nothing grows no factor exceeds 1, nothing overflows, and a strong decay costs the rows after it no digits.
+With log-decays :math:`g_t`, what is written at row s has by row t decayed by :math:`e^{g_{s+1}} \cdots e^{g_t}`.
+These products are computed directly, by halves of the chunk, and never as a quotient of two products from its start: if no
+decay exceeds 1, neither does any factor, nothing overflows, and rows after a strong decay lose no digits.
 """
 
 from collections.abc import Callable
@@ -31,19 +31,19 @@ class NoDecay:
         self.parts, self.xp = parts, xp
 
     def from_start(self, x: Array) -> Array:
-        """Return each row faded by what happens from the start of the chunk up to it."""
+        """Return each row times the decay from the start of the chunk up to it."""
         return x
 
     def to_end(self, x: Array) -> Array:
-        """Return each row faded by what happens after it."""
+        """Return each row times the decay after it, to the end of the chunk."""
         return x
 
     def whole(self, memory: Array) -> Array:
-        """Return memory faded by the whole chunk."""
+        """Return memory times the decay of the whole chunk."""
         return memory
 
     def scores(self, x: Array, y: Array) -> Array:
-        """Return the products of row t of x and row s of y, faded from s to t; 0 where s > t."""
+        """Return the products of row t of x and row s of y, times the decay from s to t; 0 where s > t."""
         return self.xp.matmul(x, self.xp.matrix_transpose(y)) * self.parts.whole(x.shape[-2])
 
     def from_start_vjp(self, x: Array, grad: Array) -> tuple[Array, Array | None]:  # noqa: ARG002  # of no decay
@@ -66,10 +66,10 @@ class NoDecay:
 
 
 class _Fading(NoDecay):
-    """What decays of both widths share; g is (..., C, 1) or (..., C, D).
+    """The common part of decays of both widths; g is (..., C, 1) or (..., C, D).
 
-    In each square of the triangle there is a border, where its columns end and its rows begin: what is
-    written fades on to the border, and from there on to where it is read.
+    Each square of the triangle has a border, where its columns end and its rows begin. The decay from a column to a row is
+    that from the column to the border, times that from the border to the row.
     """
 
     def __init__(self, g: Array, parts: Triangle, xp: Namespace) -> None:
@@ -84,7 +84,7 @@ class _Fading(NoDecay):
         self._start, self._end = to_row[..., :C, :], to_border[..., :C, :]
 
     def _padded(self, x: Array) -> Array:
-        """Append rows of zeros up to a power of two, so that blocks of all scales fit."""
+        """Append rows of zeros up to a power of two, so that blocks of all sizes fit."""
         missing = self.parts.diagonal.shape[-1] - x.shape[-2]
         return x if missing == 0 else padded(self.xp, x, [(0, 0)] * (x.ndim - 2) + [(0, missing), (0, 0)])
 
@@ -107,16 +107,16 @@ class _Fading(NoDecay):
 
     def whole_vjp(self, memory: Array, grad: Array) -> tuple[Array, Array | None]:
         grad = self.whole(grad)
-        slope = self.xp.sum(grad * memory, axis=-1, keepdims=True)  # (..., D, 1)
-        return grad, self._of_logs(self.xp.matrix_transpose(slope))  # the same for every row
+        gradient = self.xp.sum(grad * memory, axis=-1, keepdims=True)  # (..., D, 1)
+        return grad, self._of_logs(self.xp.matrix_transpose(gradient))  # the same for every row
 
-    def _of_logs(self, slope: Array) -> Array:
+    def _of_logs(self, gradient: Array) -> Array:
         """Sum over the channels that share a decay."""
-        return self.xp.sum(slope, axis=-1, keepdims=True) if self._is_shared else slope
+        return self.xp.sum(gradient, axis=-1, keepdims=True) if self._is_shared else gradient
 
 
 class HeadDecay(_Fading):
-    """One decay for all channels of a head, g (..., C, 1): the products fade as a whole."""
+    """One decay for all channels of a head, g (..., C, 1): a factor of each product."""
 
     def __init__(self, g: Array, parts: Triangle, xp: Namespace) -> None:
         super().__init__(g, parts, xp)
@@ -126,23 +126,23 @@ class HeadDecay(_Fading):
         self._fading = fading[..., :C, :C]
 
     def scores(self, x: Array, y: Array) -> Array:
-        """Return the products of row t of x and row s of y, faded from s to t; 0 where s > t."""
+        """Return the products of row t of x and row s of y, times the decay from s to t; 0 where s > t."""
         return self.xp.matmul(x, self.xp.matrix_transpose(y)) * self._fading
 
     def scores_vjp(self, x: Array, y: Array, grad: Array) -> tuple[Array, Array, Array | None]:
         """Return the gradients of x, of y and of the log-decays."""
         xp = self.xp
         grad = grad * self._fading
-        slope = xp.tril(grad * xp.matmul(x, xp.matrix_transpose(y)), k=-1)  # of the sum from s to t
-        of_logs = xp.sum(xp.tril(sum_ahead(slope, xp), k=-1), axis=-1, keepdims=True)
+        gradient = xp.tril(grad * xp.matmul(x, xp.matrix_transpose(y)), k=-1)  # of the sum from s to t
+        of_logs = xp.sum(xp.tril(sum_ahead(gradient, xp), k=-1), axis=-1, keepdims=True)
         return xp.matmul(grad, y), xp.matmul(xp.matrix_transpose(grad), x), of_logs
 
 
 class ChannelDecay(_Fading):
-    """A decay for each channel, g (..., C, D): each square of the triangle is a product of faded rows."""
+    """A decay for each channel, g (..., C, D): each square of the triangle is a product of rows times their decays."""
 
     def scores(self, x: Array, y: Array) -> Array:
-        """Return the products of row t of x and row s of y, faded from s to t; 0 where s > t."""
+        """Return the products of row t of x and row s of y, times the decay from s to t; 0 where s > t."""
         xp, C = self.xp, x.shape[-2]
         x, y = self._padded(x), self._padded(y)
         total = xp.sum(x * y, axis=-1, keepdims=True) * self.parts.diagonal

@@ -1,4 +1,4 @@
-"""Feature maps: what queries and keys become before they meet."""
+"""Feature maps, which are applied to queries and keys before their product."""
 
 import sys
 from collections.abc import Callable
@@ -37,7 +37,7 @@ class _Elu:
     def __call__(self, x: Array) -> Array:
         xp = array_namespace(x)
         above = _positive(x, xp)
-        return xp.exp(x - above) + above  # whatever the slope of `above` is called at 0, this has slope 1
+        return xp.exp(x - above) + above  # the derivative is 1 at 0, whatever a library takes for that of `above`
 
     def width(self, D: int) -> int:
         return D

@@ -34,8 +34,8 @@ def linear_attention_vjp(
 ) -> tuple[Any, Callable[..., LinearGradients]]:
     """Return the output of linear attention, and the function from its gradient to those of the inputs.
 
-    The derivative is a formula, evaluated chunk by chunk from the end, with what each chunk found
-    in memory kept from the way forward.
+    The gradients are computed by formula, chunk by chunk from the end; the state before each chunk is kept from the
+    forward pass.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def _check_like(name: str, expected: Array, of_gradient: str, grad: Array) -> No
 
 
 def _end(problem: LinearProblem, carry: Carry, grad: LinearState | None) -> Carry:
-    """Return the gradient of what is remembered in the end."""
+    """Return the gradient of the state after the last chunk."""
     xp = problem.xp
     zeros = Carry(*(None if a is None else xp.zeros_like(a) for a in carry))
     if grad is None:

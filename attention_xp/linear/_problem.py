@@ -1,4 +1,4 @@
-"""A call of linear attention, checked and aligned: after this nobody checks again."""
+"""A call of linear attention, checked and aligned: nothing is checked again afterwards."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ __all__ = ["Grouping", "LinearProblem", "LinearState"]
 
 
 class LinearState(NamedTuple, Generic[HeldT]):
-    """What linear attention remembers of the past; being a named tuple, it is a pytree to JAX.
+    """The state of linear attention after some positions; as a named tuple, it is a pytree of JAX.
 
     `memory` is ``(..., Hkv, D, Dv)`` and `normalizer`, the sum of the keys, ``(..., Hkv, D)``, or ``None``
     where no output is divided by it. With a feature map, ``D`` is the number of features.
@@ -30,7 +30,7 @@ class LinearState(NamedTuple, Generic[HeldT]):
 
 
 class Grouping(NamedTuple):
-    """Gives queries that share keys an axis of their own, along which keys and values broadcast."""
+    """Gives the query heads that share a key/value head an axis of their own, along which keys and values broadcast."""
 
     xp: Namespace
     ndim: int
@@ -64,11 +64,11 @@ class Grouping(NamedTuple):
 
 @dataclass(frozen=True)
 class LinearProblem:
-    """What a call asks for; arrays as `Grouping` lays them out."""
+    """The arguments of a call; arrays have the axes that `Grouping` gives them."""
 
     xp: Namespace
     query: Array  # (..., [Hkv, G,] Sq, D)
-    key: Array  # (..., [Hkv, 1,] Sk, D), and alike in what follows
+    key: Array  # (..., [Hkv, 1,] Sk, D), and likewise below
     value: Array
     decay: Array | None
     beta: Array | None
@@ -88,7 +88,7 @@ class LinearProblem:
 
     @property
     def lead(self) -> tuple[int, ...]:
-        """The leading axes of what is remembered."""
+        """The leading axes of the state."""
         given = [self.key, self.value, self.decay, self.beta, self.memory, self.key_sum]
         leads = [tuple(a.shape[:-2]) for a in given if a is not None]
         return tuple(next((n for n in sizes if n != 1), 1) for sizes in zip(*leads, strict=True))
@@ -100,7 +100,7 @@ class LinearProblem:
         return D if self.feature_map is None else self.feature_map.width(D)
 
     def state(self, carry: Carry) -> LinearState:
-        """Return what is remembered, for all of the batch."""
+        """Return the state for all of the batch."""
         xp = self.xp
         memory, key_sum = (a if a is None or self.grouping.group == 1 else xp.squeeze(a, axis=-3) for a in carry)
         lead = self.batch if self.kv_heads is None else (*self.batch, self.kv_heads)
@@ -128,7 +128,7 @@ class LinearProblem:
         impl: str = "auto",
         apply: Callable[[FeatureMap, Array], Array] = lambda feature_map, x: feature_map(x),
     ) -> "LinearProblem":
-        """Check a call and line everything up; `apply` maps queries and keys by a map of the caller's own."""
+        """Check a call and align its arrays; `apply` maps queries and keys by a feature map of the caller's."""
         check_rule(update_rule, decay, beta)
         given = _companions(decay, beta, state)
         xp = common_namespace(query=query, key=key, value=value, **given)

@@ -1,4 +1,4 @@
-"""Walk along the sequence in chunks, carrying a state: the one loop of linear attention."""
+"""A scan over the sequence in chunks, with a state: the one loop of linear attention."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ def scan(
     """Fold `step` over chunks of `size` rows and join what it returns for each.
 
     `rows` are arrays (..., S, width), cut along the axis of S; the last chunk may be shorter. `marks` are
-    arrays (..., chunks, width) with one row for each chunk. Entries of ``None`` are handed through.
+    arrays (..., chunks, width) with one row for each chunk. Entries of ``None`` stay ``None``.
     """
     S = next(a.shape[-2] for a in rows if a is not None)
     if is_jax_namespace(xp) and 2 * size <= S:

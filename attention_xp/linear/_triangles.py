@@ -1,4 +1,4 @@
-"""Triangles by halves: the part of a square below its diagonal, split into the rectangles of each scale.
+"""Lower triangles by halves: the part of a square below its diagonal, split into squares of each scale.
 
 The lower triangle of n rows is the lower triangles of its two halves and the square between them; and so
 on within each half. At scale h that gives, in every block of 2 h rows, the square of the second h rows and

@@ -1,7 +1,7 @@
 """Masks as rules that are never materialised: which query may attend which key.
 
-A rule answers from positions alone, tile by tile, and tells beforehand which tiles it leaves empty or
-full, so that the cost of attention follows the allowed area. Rules combine with ``&``, ``|`` and ``~``, with each
+A rule is evaluated tile by tile, from positions, and says beforehand which tiles are empty or full, so that the
+cost of attention follows the allowed area. Rules combine with ``&``, ``|`` and ``~``, with each
 other and with boolean arrays. They are pytrees of JAX, whose leaves are their arrays.
 
 Arrays that a rule holds are NumPy arrays, which serve attention on every library, or arrays of the

@@ -61,7 +61,7 @@ def create_padding_mask(seq: Array, pad_token: int = 0, *, dtype: DType | str | 
 
 
 def _differs(xp: Namespace, seq: Any, token: int) -> Any:
-    """Compare, also with what the dtype cannot hold: some libraries would make another number of it."""
+    """Compare, also with a token outside the range of the dtype, which some libraries would wrap around."""
     if is_integer(xp, seq.dtype) and not xp.iinfo(seq.dtype).min <= token <= xp.iinfo(seq.dtype).max:
         return xp.ones(seq.shape, dtype=xp.bool, device=device_of(seq))
     return seq != token

@@ -1,4 +1,4 @@
-"""The mask rules that only the engine makes: what a call says with arrays, lengths and biases."""
+"""The mask rules that only the engine makes, of arrays, lengths and biases of a call."""
 
 import math
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class AlignedMask(Mask):
         return region.look_up(self.array)
 
     def reach(self, span: Span) -> Reach:
-        """Look at the values where they lie in the memory of this process, else say nothing."""
+        """Look at the values where they are in host memory; otherwise nothing is known."""
         if span.b is None or span.h is None or not on_host(span.xp, self.array) or isinstance(span.col_lo, int):
             return True, False
         return _reduced(self._matrix(span.b, span.h), span)
@@ -58,12 +58,12 @@ class AlignedMask(Mask):
 
 @dataclass(frozen=True, eq=False)
 class UnseenMask(AlignedMask):
-    """The same where nobody looks at the values: rectangles, batch items and heads are not told apart."""
+    """The same without a look at the values: nothing is known of rectangles, and batch items and heads count as one."""
 
     lead = ()
 
     def reach(self, span: Span) -> Reach:  # noqa: ARG002
-        """Say nothing."""
+        """Return that nothing is known."""
         return True, False
 
 
@@ -95,7 +95,7 @@ class BiasMask(Mask):
 
 @dataclass(frozen=True, eq=False)
 class RowMask(Mask):
-    """Query rows before ``lengths[b]``, counted from the first row whatever its position."""
+    """Query rows before ``lengths[b]``, counted from row 0, whatever the positions."""
 
     lengths: int | Array
     _numbers = ("lengths",)

@@ -1,4 +1,4 @@
-"""Masks outside of attention: as arrays, as a share of all pairs, as a picture, and what they say of ranges."""
+"""Masks outside of attention: as arrays, their density, pictures, and whether they allow a pair of some ranges."""
 
 import math
 import sys
@@ -29,7 +29,7 @@ from attention_xp.masks._pairs import Pairs, parts_of
 __all__ = ["any_allowed", "density", "drawn", "pictured", "to_array"]
 
 _SIDE = 32  # of a picture, in characters
-_BLOCK = 256  # positions in a block that is counted at once
+_BLOCK = 256  # rows and keys of a block whose pairs are counted together
 _PAIRS_AT_ONCE = 2**22
 
 
@@ -69,7 +69,7 @@ def to_array(
     region = Region.whole(frame)
     shape = (1,) * (len(mask.lead) == 1) + region.sizes
     keep = xp.broadcast_to(mask.pairs(region), shape)
-    keep = xp.asarray(keep, device=device_of(frame.query), copy=True)  # every pair has memory of its own
+    keep = xp.asarray(keep, device=device_of(frame.query), copy=True)  # not a broadcast view: it may be written to
     return _mask_of(xp, keep, dtype)
 
 
@@ -90,7 +90,7 @@ def density(mask: Pairs, Sq: int, Sk: int, query_offset: int) -> float:
 
 
 def any_allowed(mask: Pairs, rows: Any, keys: Any, query_offset: Any, key_offset: Any) -> Any:
-    """Look into a rectangle block by block, or say what rules tell of it where its bounds are arrays; see `Mask.any_allowed`."""
+    """Look into a rectangle block by block, or ask `reach` where its bounds are arrays; see `Mask.any_allowed`."""
     rows, keys = _range("rows", rows), _range("keys", keys)
     offsets = _bound("query_offset", query_offset), _bound("key_offset", key_offset)
     arrays = [bound for bound in (*rows, *keys, *offsets) if not isinstance(bound, int)]
@@ -110,7 +110,7 @@ def _as_int32(xp: Namespace, pair: tuple[Any, Any]) -> tuple[Any, Any]:
 
 
 def _range(name: str, given: Any) -> tuple[Any, Any]:
-    """Return a pair of bounds, none below 0 as far as Python knows."""
+    """Return a pair of bounds; ints are not below 0."""
     if not isinstance(given, tuple | list):
         raise TypeError(f"{name} must be a pair (start, stop), got {type(given).__name__}")
     if len(given) != 2:
@@ -150,7 +150,7 @@ def _counted(
 
 
 def _evaluated(mask: Pairs, whole: Region, rows: tuple[int, int], columns: tuple[int, int]) -> Any:
-    """Count the allowed pairs of a rectangle by looking at each, (items,)."""
+    """Count the allowed pairs of a rectangle by evaluating the mask, (items,)."""
     import numpy as np  # noqa: PLC0415
 
     items, total = math.prod(mask.lead), 0
@@ -225,7 +225,7 @@ def _title(mask: Pairs, sizes: tuple[int, int]) -> str:
 
 
 def _can_show(text: str) -> bool:
-    """Whether the standard output has all characters of a text; one without an encoding has."""
+    """Whether the standard output can print all characters of a text; one without an encoding can."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
         text.encode(encoding)

@@ -1,4 +1,4 @@
-"""Rules that are told by flags: of global positions, of blocks."""
+"""Rules given by arrays of flags: of global positions, and of blocks."""
 
 from typing import Any
 

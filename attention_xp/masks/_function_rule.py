@@ -1,4 +1,4 @@
-"""The rule that is a function of the user."""
+"""Masks given by a function of the user."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -73,7 +73,7 @@ class FunctionMask(Mask):
         return () if self.batch == self.heads == 1 else (self.batch, self.heads)
 
     def allowed(self, region: Region) -> Array:
-        """Return what the function says."""
+        """Return the flags that the function returns."""
         return self.mask_mod(region.b, region.h, region.q_idx, region.kv_idx)
 
     @property

@@ -1,4 +1,4 @@
-"""Rules that end the keys: a prefix, or sequences of different lengths."""
+"""Rules that allow the keys before a length: a prefix, or sequences of different lengths."""
 
 from typing import Any
 
@@ -122,12 +122,12 @@ class LengthMask(Mask):
 
 
 def batch_and_head(values: int | Array) -> tuple[int, ...]:
-    """Return the leading axes of one value, or of one for each batch item."""
+    """Return the leading axes that a rule depends on with one value, or with one for each batch item."""
     return () if isinstance(values, int) or values.ndim == 0 else (*values.shape, 1)
 
 
 def before(span: Span, ends: tuple[Any, Any], lengths: int | Array) -> Reach:
-    """Tell whether the first, and whether the last, of some rows or keys lies before the length."""
+    """Return whether the first, and whether the last, of some rows or keys lies before the length."""
     first, last = ends
     if isinstance(lengths, int):
         return first < min(lengths, FAR), last < min(lengths, FAR)

@@ -1,4 +1,4 @@
-"""Looking up the arrays of masks, for a region of the scores and for bounds of rectangles."""
+"""Look-ups in the arrays of masks, for regions of the scores and for bounds of rectangles."""
 
 import math
 import sys
@@ -44,7 +44,7 @@ def check_counts(name: str, given: Any) -> int | Array:
 
 
 def changes(values: Array) -> list[int]:
-    """Return before which entries of a line another value begins; none where the values are not on the host."""
+    """Return the indices before which the value in a 1-D array changes; none where the values are not on the host."""
     if not is_numpy(values):
         return []
     import numpy as np  # noqa: PLC0415
@@ -58,18 +58,18 @@ def fetched(region: Region, array: Array) -> Array:
 
 
 def line_up(region: Region, counts: int | Array) -> int | Array:
-    """Return one number per batch item, lined up with the scores."""
+    """Return one number per batch item, aligned with the scores."""
     if isinstance(counts, int):
         return min(counts, FAR)
     return region.per_batch(as_int32(region.xp, fetched(region, counts)))
 
 
 def items(region: Region, lead: tuple[int, ...]) -> int | Array:
-    """Return the flat index into the leading axes ``(..., H)`` of an array, lined up with the scores."""
+    """Return the flat index into the leading axes ``(..., H)`` of an array, aligned with the scores."""
     if math.prod(lead) == 1:
         return 0
     xp = region.xp
-    if region.frame.packing is not None and math.prod(lead[:-1]) > 1:  # of each row its own
+    if region.frame.packing is not None and math.prod(lead[:-1]) > 1:  # each row has that of its sequence
         item = within(xp, region.b, 0, math.prod(lead[:-1]) - 1)
         return item if lead[-1] == 1 else item * lead[-1] + region.head
     numbers = xp.arange(math.prod(lead), dtype=xp.int32, device=device(region.frame.query))
@@ -95,9 +95,9 @@ def taken(xp: Namespace, flat: Array, index: Array) -> Array:
 
 
 def summable(span: Span, array: Array) -> tuple[Namespace, Array] | None:
-    """Return an array that can be summed up for rectangles, as NumPy sees it where that can be, and its library.
+    """Return an array whose values can be summarised for rectangles, and its library: NumPy where it can be read in place.
 
-    ``None`` where there is none: while torch compiles, also NumPy arrays are tensors without values.
+    ``None`` where its values cannot be read: while torch compiles, NumPy arrays, too, are tensors without values.
     """
     torch = sys.modules.get("torch")
     if torch is not None and torch.compiler.is_compiling() and (is_numpy(array) or is_tensor(array)):
@@ -111,13 +111,13 @@ def summable(span: Span, array: Array) -> tuple[Namespace, Array] | None:
 
 
 def kept_by(mask: Any) -> dict[str, Any]:
-    """Return what was found out about the arrays of a mask, which is no part of what the mask says."""
+    """Return what is kept with a mask, such as summaries of its arrays; it is not part of the mask's value."""
     kept: dict[str, Any] = vars(mask).setdefault(KEPT, {})
     return kept
 
 
 def remembered(mask: Any, name: str, xp: Namespace, make: Callable[[], Any]) -> Any:
-    """Make a summary once for arrays of NumPy; those of other libraries may belong to one trace only."""
+    """Make a summary, once for arrays of NumPy, and each time for those of other libraries, which may belong to a trace."""
     if library_name(xp) != "numpy":
         return make()
     kept = kept_by(mask)
@@ -127,7 +127,7 @@ def remembered(mask: Any, name: str, xp: Namespace, make: Callable[[], Any]) -> 
 
 
 def at(span: Span, table: Array, index: Any) -> Any:
-    """Return the entries of a flat summary: a plain int for an int on the host, else an array of the span."""
+    """Return entries of a flat summary: a plain int for an int index into NumPy's, else an array of the span's library."""
     on_host = is_numpy(table)
     if not hasattr(index, "shape"):
         return int(table[index]) if on_host else table[index]
@@ -146,13 +146,13 @@ def item_of(span: Span, lead: tuple[int, ...]) -> Any:
         batch = batch[1:]
     items_of_batch = math.prod(batch)
     h = 0 if heads == 1 else span.h
-    # An axis of length 1 behind others hides how the flat index of the batch counts.
+    # Behind other axes, one of length 1 may be broadcast, and the flat batch index does not fit then.
     b = 0 if items_of_batch == 1 else None if 1 in batch or span.b is None else span.b % items_of_batch
     return None if b is None or h is None else b * heads + h
 
 
 def least_and_most(span: Span, counts: Array, item: Any) -> tuple[Any, Any] | None:
-    """Return the least and the greatest number that a span meets, ``None`` where they cannot be told."""
+    """Return the least and the greatest number among the batch items of a span, ``None`` where they are not known."""
     found = summable(span, counts)
     if found is None or 0 in counts.shape:
         return None

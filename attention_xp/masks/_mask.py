@@ -1,4 +1,4 @@
-"""Masks, and what they combine to: both, either, not, and with boolean arrays."""
+"""Masks as rules, and their combinations by ``&``, ``|`` and ``~``, also with boolean arrays."""
 
 from typing import Any
 
@@ -17,10 +17,10 @@ __all__ = ["ArrayMask", "Both", "Either", "Mask", "Not", "conjuncts"]
 class Mask(Shown):
     """A rule that allows or forbids (query, key) pairs; combine rules with ``&``, ``|`` and ``~``.
 
-    To write one, subclass and define `allowed`; define `reach` as well where whole rectangles can be told to be
-    empty or full, so that attention skips them. A mask is a value: what it says must not change once it is made, for what
-    has been found out about it is kept. Two masks are equal where their numbers are equal and their arrays are the same
-    objects; a dataclass keeps that with ``eq=False``.
+    To write one, subclass and define `allowed`. Define `reach` as well where it can be known that a whole rectangle is empty
+    or full, so that attention skips it, or does not evaluate the mask there. A mask is a value: its answers must not change
+    once it is made, because plans and summaries of it are kept. Two masks are equal where their numbers are equal and their
+    arrays are the same objects; a dataclass keeps that with ``eq=False``.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class Mask(Shown):
            [ True, False,  True]])
     """
 
-    # Arrays leave what they are combined with to the mask.
+    # NumPy's operators return NotImplemented for a mask, so that those of the mask are called.
     __array_ufunc__ = None
     __array_priority__ = 1000
 
@@ -74,7 +74,7 @@ class Mask(Shown):
 
 @rule
 class _Pair(Mask):
-    """Two masks as one; what one of them depends on, both do."""
+    """Two masks combined; the pair depends on all that one of them depends on."""
 
     left: Mask
     right: Mask
@@ -117,7 +117,7 @@ class _Pair(Mask):
 
 
 def _combined(kind: type[_Pair], left: Any, right: Any) -> Mask:
-    """Return two masks as one of a kind, also where one of them is an array; what is neither Python refuses."""
+    """Return the combination of two masks, of which one may be an array; for anything else Python raises an error."""
     one, other = _as_mask(left), _as_mask(right)
     return NotImplemented if one is None or other is None else kind(one, other)
 
@@ -142,7 +142,7 @@ class Both(_Pair):
 
 
 def conjuncts(mask: Mask) -> list[Mask]:
-    """Return the masks that all have to allow a pair: each can be asked for itself."""
+    """Return the masks of which all have to allow a pair, so that each can be planned for itself."""
     return [*conjuncts(mask.left), *conjuncts(mask.right)] if isinstance(mask, Both) else [mask]
 
 
@@ -171,7 +171,7 @@ class Not(Mask):
 
     inner: Mask
 
-    # Of what it leaves out, its opposite tells nothing.
+    # The opposite of a window, or of a pattern of blocks, is none.
     _windows = ()  # type: ignore[assignment]
     _blocks = ()  # type: ignore[assignment]
 
@@ -275,7 +275,7 @@ class ArrayMask(Mask):
         return any(n != 1 for n in self.array.shape[-2:])
 
     def check(self, xp: Namespace, query: Array, batch: tuple[int, ...], heads: int | None) -> None:  # noqa: ARG002
-        """Check library and device; shapes are checked where the array is lined up with the scores."""
+        """Check library and device; shapes are checked where the array is aligned with the scores."""
         check_library_and_place(xp, query, "array", self.array)
 
     def allowed(self, region: Region) -> Array:

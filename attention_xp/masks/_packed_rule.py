@@ -1,4 +1,4 @@
-"""The rules of packed sequences: that they do not see each other, and what has one row for each of them."""
+"""The rules of packed sequences: sequences do not attend each other, and rules with an item for each sequence."""
 
 import math
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ class PackedMask(Mask):
         return region.look_up(rows) == region.look_up(keys)
 
     def reach(self, span: Span) -> tuple[Any, Any]:
-        """Compare first and last: the numbers do not decrease."""
+        """Compare first and last numbers, which do not decrease."""
         if span.xp is None or isinstance(span.row_lo, int):
             return True, False
         q_lo, q_hi = self.q_item[span.row_lo], self.q_item[span.row_hi]
@@ -40,7 +40,7 @@ class PackedMask(Mask):
 
 @dataclass(frozen=True, eq=False)
 class SequenceMask(Mask):
-    """What a rule for a batch of sequences says of one of them, or of those that are packed: of each row its own."""
+    """A rule for a batch of sequences, applied to one of them, or to packed ones: each row by its own sequence."""
 
     inner: Mask
     count: int
@@ -48,7 +48,7 @@ class SequenceMask(Mask):
 
     @property
     def relative(self) -> bool:  # type: ignore[override]
-        """As the rule."""
+        """Whether the inner rule is relative."""
         return self.inner.relative
 
     @property
@@ -61,22 +61,22 @@ class SequenceMask(Mask):
         self.inner.check(xp, query, (self.count,), heads)
 
     def allowed(self, region: Region) -> Array:
-        """Ask about the scores of the sequence in a batch of all of them."""
+        """Evaluate the inner rule on the scores of the sequence, as an item of a batch of all sequences."""
         frame = replace(region.frame, batch=(self.count,), first_item=0)
         starts = region.starts if self.item is None else (self.item, *region.starts[1:])
         return self.inner.pairs(region._replace(frame=frame, starts=starts))
 
     def seams(self, q_stop: int, k_stop: int) -> tuple[list[int], list[int]]:
-        """As the rule."""
+        """Return the seams of the inner rule."""
         return self.inner.seams(q_stop, k_stop)
 
     def reach(self, span: Span) -> Reach:
-        """Ask about the sequence; packed rows are of several."""
+        """Ask the inner rule about the sequence; of packed rows, which belong to several, nothing is known."""
         return (True, False) if self.item is None else self.inner.reach(span._replace(b=self.item))
 
 
 def of_sequence(mask: Mask, count: int, item: int | None = None) -> Mask:
-    """Return a mask of which the rules that tell sequences apart, as batch items, are asked about one or each row's own."""
+    """Return a mask in which rules that differ between batch items are applied to one sequence, or to each row's own."""
     if parts_of(mask) and mask._is_ours:
         return with_parts(mask, lambda part: of_sequence(part, count, item) if isinstance(part, Mask) else part)  # type: ignore[no-any-return]
     if math.prod(mask.lead[:-1]) == 1 and mask._is_ours:

@@ -1,4 +1,4 @@
-"""What every mask says of pairs of query and key, and of whole rectangles of them."""
+"""The answers of every mask: about pairs of query and key, and about whole rectangles of pairs."""
 
 import re
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from attention_xp._typing import Array, Namespace
 __all__ = ["Pairs", "Reach", "parts_of", "rule"]
 
 Reach = tuple[Any, Any]
-"""Whether a rectangle possibly, and whether it certainly, allows pairs: bools, or boolean arrays."""
+"""Whether a rule possibly allows a pair of a rectangle, and whether it certainly allows all: bools, or boolean arrays."""
 
 
-# The fields of a rule are those of a dataclass; its constructor checks them.
+# A rule is a dataclass with a constructor of its own, which checks the fields.
 rule = dataclass(init=False, repr=False, eq=False)
 
-# What libraries complain about when Python asks whether an array is true.
+# The errors of libraries where Python's `and`, `or`, `not` or `if` ask for the truth of an array.
 _TRUTH = re.compile(
     "truth value of an array|Boolean value of Tensor|boolean conversion of traced|bool is only allowed|data-dependent control",
     re.IGNORECASE,
@@ -30,21 +30,21 @@ _REQUIRED = object()  # a field without a default
 
 
 class Pairs(Rule):
-    """What a rule on (query, key) pairs says of them; `Mask` tells how to write one."""
+    """A rule on (query, key) pairs; see `Mask` for how to write one."""
 
     relative: bool = False
     shift_invariant: bool = False
     lead: tuple[int, ...] = ()
     extent: tuple[int, int] = (32, 32)
-    is_sized: bool = False  # whether nothing is said beyond the extent
+    is_sized: bool = False  # whether the rule is defined up to the extent only
     _numbers: ClassVar[tuple[str, ...]] = ()  # the fields that may be a number or an array; see `freeze`
 
-    # What rules of the library say of themselves, so that nobody asks of which class they are.
+    # What planner and fused kernels ask of rules, in place of testing their classes.
     _as_band: tuple[int | None, int | None] | None = None  # (left, right): it allows the keys in [q - left, q + right]
     _as_lengths: int | Array | None = None  # it allows the keys before these positions
-    _as_array: Array | None = None  # it allows what an array says, which is aligned with the scores
-    _is_of_rows: bool = False  # it looks at nothing but rows
-    _is_of_places: bool = False  # it looks at rows and columns, whatever positions these stand at
+    _as_array: Array | None = None  # it allows the pairs for which this array, aligned with the scores, is True
+    _is_of_rows: bool = False  # it depends on rows alone
+    _is_of_places: bool = False  # it depends on rows and columns, and not on positions
 
     @property
     def _windows(self) -> list[tuple[int, int | None]]:
@@ -73,7 +73,7 @@ class Pairs(Rule):
         raise NotImplementedError(f"{type(self).__name__} must define allowed(region)")
 
     def pairs(self, region: Region) -> Array:
-        """Return what `allowed` says of a region, checked.
+        """Return `allowed` for a region, checked.
 
         Parameters
         ----------
@@ -106,11 +106,11 @@ class Pairs(Rule):
 
     @property
     def _author(self) -> str:
-        """What to name in a complaint about an answer."""
+        """The name of what has returned a wrong answer, in errors."""
         return f"{type(self).__name__}.allowed"
 
     def reach(self, span: Span) -> Reach:  # noqa: ARG002
-        """Tell whether rectangles are empty, full or mixed, without looking at their pairs.
+        """Return whether rectangles are empty, full or mixed, without evaluating their pairs.
 
         Parameters
         ----------
@@ -122,12 +122,12 @@ class Pairs(Rule):
         possible : bool or array
             False where a rectangle is certainly empty.
         certain : bool or array
-            True where a rectangle is certainly full. ``(True, False)``, which says nothing, is always right.
+            True where a rectangle is certainly full. ``(True, False)``, "not known", is always right.
         """
         return True, False
 
     def seams(self, q_stop: int, k_stop: int) -> tuple[list[int], list[int]]:  # noqa: ARG002
-        """Tell at which positions the mask changes for many pairs at once, so that tiles are cut there.
+        """Return the positions at which the mask changes for many pairs, so that tiles are cut there.
 
         Parameters
         ----------
@@ -143,7 +143,7 @@ class Pairs(Rule):
 
     @property
     def tells(self) -> bool:
-        """Whether `reach` says anything, here and in all rules that this one is made of."""
+        """Whether `reach` is defined, here and in all rules that this one is made of."""
         parts = parts_of(self)
         return all(part.tells for part in parts) if parts else type(self).reach is not Pairs.reach
 
@@ -155,7 +155,7 @@ class Pairs(Rule):
         xp : module
             The array library of the query.
         query : array
-            Tells the device.
+            For the device.
         batch : tuple of int
             The batch shape of the scores.
         heads : int or None

@@ -201,6 +201,6 @@ class LastOfChunk(Mask):
 
 
 def _multiple_between(least: Any, most: Any, step: int) -> Reach:
-    """Tell whether some number, and whether every number, in a range is a multiple of a step."""
+    """Return whether some number, and whether every number, in a range is a multiple of a step."""
     possible = most // step * step >= least
     return possible, possible & ((least == most) | (step == 1))

@@ -20,7 +20,7 @@ def longformer_mask(window: int | tuple[int | None, int | None], is_global: Arra
     Parameters
     ----------
     window : int or (left, right)
-        How far a query sees to either side, as the option ``window`` of attention has it: ``w`` is ``(w, w)``.
+        How many keys to either side a query attends, as in the option ``window`` of attention: ``w`` is ``(w, w)``.
         The window size of the paper is ``2 * w + 1`` keys.
     is_global : array, optional
         ``(S,)``, boolean: positions that attend everything and are attended by everything.

@@ -1,4 +1,4 @@
-"""The rule that parts positions into segments."""
+"""The rule that positions attend their own segment."""
 
 from attention_xp._backend.dtypes import dtype_name, is_alike, is_integer
 from attention_xp._backend.libraries import common_namespace

@@ -1,4 +1,4 @@
-"""How masks are looked at: as an array, as a share of all pairs, as a picture, by ranges."""
+"""The methods of masks outside of attention: arrays, density, pictures, and questions about ranges."""
 
 from typing import Any, overload
 
@@ -10,7 +10,7 @@ __all__ = ["Shown"]
 
 
 class Shown(Pairs):
-    """What a mask shows of itself outside of attention."""
+    """A mask with the methods that show it outside of attention."""
 
     def to_array(
         self,
@@ -118,7 +118,7 @@ class Shown(Pairs):
         bool
             Exact: where `reach` cannot decide a block, its pairs are looked at, on the host with NumPy. False for no
             rows or no keys. Where a bound or an offset is an integer array, such as the number of a device inside
-            ``jax.shard_map``, a boolean array: what `reach` says, and True where a rule cannot tell.
+            ``jax.shard_map``, a boolean array: the answer of `reach`, which is True where nothing is known.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Summaries of arrays that answer for any range at once: how many are true, the least and the greatest."""
+"""Summaries of arrays, from which counts and extremes of any range follow in constant time."""
 
 import math
 from typing import Any, NamedTuple, Self
@@ -40,7 +40,7 @@ class Counts(NamedTuple):
 class Extremes(NamedTuple):
     """The least and the greatest of every stretch whose length is a power of two: a sparse table.
 
-    Behind the batch items stands one more, with the extremes over all of them.
+    After the batch items there is one more, with the extremes over all of them.
     """
 
     least: Array  # (levels * (items + 1) * length,)
@@ -76,7 +76,7 @@ def _doubled(xp: Namespace, values: Array, op: Any) -> Array:
     levels, width = [values], 1
     while 2 * width <= values.shape[-1]:
         last = levels[-1]
-        # Stretches that run over the end are never asked for.
+        # Stretches beyond the end are never read.
         levels.append(xp.concat([op(last[:, :-width], last[:, width:]), last[:, -width:]], axis=-1))
         width *= 2
     return xp.reshape(xp.stack(levels), (-1,))

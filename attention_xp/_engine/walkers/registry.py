@@ -1,4 +1,4 @@
-"""The walkers, one for each library that has one of its own: how tiles are visited, forward, backward and for statistics."""
+"""The walkers, by library: they visit the tiles of a problem, forward, backward and for statistics."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -14,13 +14,13 @@ __all__ = ["Walker", "walker_of"]
 
 
 class Walker(Protocol):
-    """What visits the tiles of a problem, none of whose axes has length 0, and whose scale is a plain float."""
+    """Visits the tiles of a problem without empty axes, whose scale is a plain float."""
 
     def forward(self, problem: Problem, *, lse: bool) -> tuple[Array, Array | None]:
-        """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq), the latter where it is wanted, or costs nothing."""
+        """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq), which may be ``None`` where it is not wanted."""
 
     def backward(self, problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Gradients:
-        """Return the gradients, but for those of the sinks, of the addends those that are wanted."""
+        """Return the gradients without those of the sinks, and with those of the addends that are wanted."""
 
     def statistics(self, problem: Problem) -> Statistics:
         """Return the statistics of all rows."""

@@ -1,1 +1,1 @@
-"""JAX's walker: loops inside the compiled program, and its door to derivatives."""
+"""JAX's walker: loops inside the compiled program, and rules for its derivatives."""

@@ -1,4 +1,4 @@
-"""JAX's backward pass: the jobs and tiles of the forward one, which add to gradients that the loops carry."""
+"""JAX's backward pass: the loops of the forward one, whose state are the gradients."""
 
 import math
 from functools import partial
@@ -36,7 +36,7 @@ __all__ = ["BackwardWalk"]
 
 
 class _GuardedBackward(Guarded):
-    """Primitives that take the careful way inside the program, and only where a tile is not finite."""
+    """Primitives that guard against NaN by a condition inside the program, where a tile is not finite."""
 
     def gradient_value(self, gradient: Array, value: Array, *, exclusive: bool) -> Array:
         """(..., H, m, Dv) @ (..., Hkv, n, Dv)^T -> (..., H, m, n)."""
@@ -105,7 +105,7 @@ class BackwardWalk(Loops):
         return (_added(sums[0], query, [*region.starts[:-1], 0]), *others)
 
     def _rows(self, region: Region, block: Array) -> Rows:
-        """Return a block of rows; those that the block before it has had, where lengths are ragged, add nothing."""
+        """Return a block of rows; where lengths are ragged, those that the block before contains as well add nothing."""
         at, sizes = list(region.starts[:-1]), list(region.sizes[:-1])
         known = Known(
             *(
@@ -134,12 +134,12 @@ class BackwardWalk(Loops):
 
 
 def _operands(bias: Bias) -> tuple[Array, ...]:
-    """Return the arrays of a bias that there are derivatives by."""
+    """Return the arrays of a bias that it is differentiated by."""
     return tuple(filter(is_moving, freeze(bias)[1]))
 
 
 def _nothing(problem: Problem, thing: Any) -> Any:
-    """Return the gradient of an array, or those of what holds arrays, before anything was added."""
+    """Return zeros for the gradient of an array, or of all arrays of a bias or function."""
     if isinstance(thing, Bias):
         return tuple(_nothing(problem, a) for a in _operands(thing))
     if isinstance(thing, Captured):
@@ -148,7 +148,7 @@ def _nothing(problem: Problem, thing: Any) -> Any:
 
 
 def _grown(whole: Any, piece: Any, part: Region) -> Any:
-    """Return the gradient of an addend with what a tile adds to it; ``None`` for one that is not wanted."""
+    """Return the gradient of an addend after a tile has been added; ``None`` for one that is not wanted."""
     if isinstance(whole, tuple):
         return _summed(whole, piece)
     return None if whole is None else _added(whole, piece, _starts_in(whole, part))
@@ -165,6 +165,6 @@ def _starts_in(whole: Array, part: Region) -> list[Any]:
 
 
 def _added(whole: Array, piece: Array, at: list[Any]) -> Array:
-    """Add a piece to an array, at a place that is known inside the program."""
+    """Add a piece to an array at indices that the program computes."""
     there = dynamic_cut(whole, at, list(piece.shape))
     return jax.lax.dynamic_update_slice(whole, there + piece, [jnp.int32(i) for i in at])

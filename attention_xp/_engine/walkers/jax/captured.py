@@ -1,7 +1,7 @@
-"""Make what functions and rules of the user capture from a trace of JAX visible: as arrays of the problem.
+"""Closure conversion: arrays that functions and rules of the user close over become arrays of the problem.
 
-A function is written down for the two shapes that it is asked about, that of a tile and that of all scores. What
-it has captured is then an operand like others: it is mapped and differentiated along with them.
+A function is traced for the two shapes that it will be called with, that of a tile and that of all scores. The arrays
+that it has captured are then operands like others, which JAX maps and differentiates.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from attention_xp._engine.plan.tile_sizes import stack, tile_sizes
 from attention_xp._engine.problem.problem import Problem, is_foreign
 from attention_xp._engine.tile.captured import Captured, Programs
 from attention_xp._engine.walkers.jax.loops import Loops, dynamic_cut, is_moving
-from attention_xp._engine.walkers.jax.programs import told
+from attention_xp._engine.walkers.jax.programs import described
 from attention_xp._scores.attributes import with_parts
 from attention_xp._scores.frozen import freeze, thaw
 from attention_xp._scores.region import Region, Span
@@ -33,16 +33,16 @@ _Functions = Mapping[tuple[int, ...], Callable[..., Array]]  # one for each shap
 
 
 def with_captured(problem: Problem, regions: Sequence[Region] = ()) -> Problem:
-    """Return the problem with the arrays that its functions have captured as values of it.
+    """Return the problem with the arrays that its functions have captured as operands.
 
-    Functions are written down for regions of such sizes, or for the tiles of a walk and for all scores.
+    Functions are traced for regions of these sizes; by default for the tiles of the walker and for all scores.
     """
     if not problem.has_foreign_code() and not any(map(_may_capture, problem.addends)):
         return problem
     given = problem
-    template, arrays = freeze(problem, problem.dtype)  # what its numbers are, functions are not to know either
+    template, arrays = freeze(problem, problem.dtype)  # numbers are arrays for the functions, too
     problem = thaw(template, spread_like(arrays, arrays))
-    # One tile for both ways, with whatever rules, and wherever a trace believes to be: functions are written down for no other.
+    # One tile size for forward and backward, whatever the rules and the device: functions are traced for no other.
     problem = dataclasses.replace(problem, tile=tile_sizes(problem), stack=stack(problem))
     loops = Loops(dataclasses.replace(problem, rules=()), tile_sizes(problem))
     if not regions:
@@ -62,7 +62,7 @@ def with_captured(problem: Problem, regions: Sequence[Region] = ()) -> Problem:
 
 
 def _like(problem: Problem, region: Region, places: Callable[[Region], Any], *, scores: bool = False) -> Any:
-    """Return what looks like the arguments of a function that is asked about a region; there are no scores yet."""
+    """Return shapes and dtypes of the arguments of a function for a region."""
 
     def arguments(query: Array) -> Any:
         first = [jnp.zeros(region.sizes, problem.dtype)] if scores else []
@@ -72,12 +72,12 @@ def _like(problem: Problem, region: Region, places: Callable[[Region], Any], *, 
 
 
 def _may_capture(addend: Any) -> bool:
-    """Whether something that is added to the scores looks at more than its attributes, while there is a trace."""
+    """Whether an addend may depend on more than its attributes: a bias of the user, inside a trace."""
     return isinstance(addend, Bias) and not addend._is_ours and is_traced_by_jax()
 
 
 def _addend(problem: Problem, addend: Any, regions: Sequence[Region]) -> Any:
-    """Return a bias of the user with what it captures from a trace, where it does; anything else as it is."""
+    """Return a bias of the user with the arrays that it captures from a trace as operands; anything else as it is."""
     if not _may_capture(addend):
         return addend
     template, own = freeze(addend)
@@ -98,7 +98,7 @@ def _addend(problem: Problem, addend: Any, regions: Sequence[Region]) -> Any:
 
 
 def _of_biases(rules: tuple[Mask, ...], addends: tuple[Any, ...]) -> Iterator[Mask]:
-    """Yield rules, those of biases anew."""
+    """Yield rules, with the new biases in those that belong to a bias."""
     biases = (addend for addend in addends if isinstance(addend, Bias))
     for rule in rules:
         yield BiasMask(next(biases)) if isinstance(rule, BiasMask) else rule
@@ -106,7 +106,7 @@ def _of_biases(rules: tuple[Mask, ...], addends: tuple[Any, ...]) -> Iterator[Ma
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _CapturedBias(Bias):
-    """What a bias adds to a tile and to all scores."""
+    """A bias of the user as a traced function."""
 
     own: tuple[Array, ...]
     function: Captured
@@ -116,7 +116,7 @@ class _CapturedBias(Bias):
 
 
 def _written_down(problem: Problem, rule: Mask, regions: Sequence[Region], span: Span) -> Mask:
-    """Return a rule with the functions in it, and what is of a class that is not ours, written down."""
+    """Return a rule in which functions, and rules of classes of the user, are replaced by traced functions."""
     if not is_foreign(rule):
         return rule
     if is_foreign(rule, alone=True):
@@ -148,7 +148,7 @@ def _starts(region: Region) -> list[Array]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _CapturedRule(Mask):
-    """What a rule says of a tile and of all scores, and what it said of the rectangles."""
+    """A mask of the user as a traced function, with its answer about all tiles."""
 
     function: Captured
     answer: tuple[Any, Any]
@@ -166,12 +166,12 @@ class _CapturedRule(Mask):
 def _captured(
     author: Any, functions: _Functions, arguments: Mapping[tuple[int, ...], Any], axes: frozenset[str]
 ) -> Captured:
-    """Write functions down, one for each shape; what they have captured, all of them hold."""
+    """Trace functions, one for each shape; they share the arrays that they have captured."""
     places: dict[int, int] = {}
     arrays: list[Array] = []
-    programs, stories = {}, []
+    programs, descriptions = {}, []
     for shape, function in functions.items():
-        # A function of its own each time: JAX keeps what it has traced, but what was captured may have changed.
+        # A new function each time: JAX keeps traces by function, but what it captures may have changed.
         program = jax.make_jaxpr(lambda *x, function=function: function(*x))(*arguments[shape])
         for const in program.consts:
             if isinstance(const, jax.core.Tracer) and id(const) not in places:
@@ -181,9 +181,9 @@ def _captured(
                 arrays.append(const)
         at = [places[id(const)] for const in program.consts]
         programs[shape] = _program(program.jaxpr, at, axes)
-        stories.append((shape, tuple(at), told(program.jaxpr, author)))
+        descriptions.append((shape, tuple(at), described(program.jaxpr, author)))
     moving = tuple(isinstance(a, jax.core.Tracer) and is_moving(a) for a in arrays)
-    return Captured(Programs(programs, tuple(stories)), tuple(arrays), moving)
+    return Captured(Programs(programs, tuple(descriptions)), tuple(arrays), moving)
 
 
 def _check_axes(captured: Array, axes: frozenset[str]) -> None:
@@ -196,7 +196,7 @@ def _check_axes(captured: Array, axes: frozenset[str]) -> None:
 
 
 def _program(program: Jaxpr, places: list[int], axes: frozenset[str]) -> Callable[..., Array]:
-    """Return a program, which keeps nothing that was captured, as a function of the arrays that were captured, and of its arguments."""
+    """Return a program as a function of the captured arrays, of which it keeps none itself, and of its arguments."""
 
     def run(arrays: tuple[Array, ...], *arguments: Any) -> Array:
         consts = [arrays[i] for i in places]

@@ -1,7 +1,7 @@
-"""JAX's door to the tiles: a derivative that is carried forward by the formula, and backward by tiles.
+"""JAX's forward and backward pass with rules for derivatives: reverse mode by tiles, forward mode by the formula.
 
-The rule of the forward pass hands the changes to a primitive of our own, which is linear in them. Reverse mode transposes
-it, and the transpose is the analytic backward pass. Derivatives of that, and forward mode, are those of the dense
+The JVP rule of the forward pass binds a primitive of our own, which is linear in the tangents. Reverse mode transposes
+it, and the transpose is the analytic backward pass. Second derivatives, and forward mode, are those of the dense
 kernel, and take its memory.
 """
 
@@ -41,13 +41,13 @@ def forward(problem: Problem, *, lse: bool = True) -> tuple[Array, Array]:  # no
 
 
 def backward(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Gradients:
-    """Return the gradients of query, key, value, of the addends that are wanted, and of what functions captured."""
+    """Return the gradients of query, key, value, of the addends that are wanted, and of arrays that functions captured."""
     template, arrays = _frozen((with_captured(problem), known), problem.dtype)
     return jitted(_way_back, template, wanted)(arrays)  # type: ignore[no-any-return]
 
 
 def _frozen(thing: Any, dtype: DType) -> tuple[Any, list[Array]]:
-    """Return template and arrays, numbers among them, which all differ between the devices of a mesh where one of them does."""
+    """Return template and arrays, numbers among them; inside `shard_map` all vary over devices if one of them does."""
     template, arrays = freeze(thing, dtype)
     return template, spread_like(arrays, arrays)
 
@@ -59,7 +59,7 @@ def _attend(template: Any, arrays: list[Array]) -> tuple[Array, Array]:
 
 @_attend.defjvp  # type: ignore[untyped-decorator]
 def _attend_jvp(template: Any, primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
-    """Leave the changes to the primitive, which can be transposed."""
+    """Give the tangents to the primitive, which can be transposed."""
     (arrays,), (changes,) = primals, tangents
     output, lse = jitted(_attend, template)(arrays)
     moving = tuple(map(is_moving, arrays))
@@ -79,7 +79,7 @@ def _way_back(template: Any, wanted: tuple[bool, ...], arrays: list[Array]) -> G
 def _way_back_jvp(
     template: Any, wanted: tuple[bool, ...], primals: tuple[Any], tangents: tuple[Any]
 ) -> tuple[Any, Any]:
-    """Differentiate the transpose of the dense kernel's derivative."""
+    """Differentiate the gradients of the dense kernel."""
     of_problem, _ = template.items
     arrays = primals[0]
     inside = set(holes(of_problem))
@@ -109,7 +109,7 @@ def _dense(problem: Problem) -> tuple[Array, Array]:
 
 
 _change_p = Primitive("attention_change")
-"""Arrays, output, lse and the changes of the floating arrays -> the changes of output and lse.
+"""Arrays, output, lse and the tangents of the floating arrays -> the tangents of output and lse.
 
 `maps` holds for each level of `jax.vmap` the axis, 0 or None, that is mapped of each operand.
 """
@@ -129,7 +129,7 @@ def _chosen(arrays: Sequence[Any], chosen: Sequence[bool]) -> list[Any]:
 
 
 def _change(template: Any, moving: tuple[bool, ...]) -> _Flat:
-    """Return the changes of output and lse as a function of the operands."""
+    """Return the tangents of output and lse as a function of the operands."""
 
     def change(*operands: Array) -> list[Array]:
         arrays, changes = operands[: len(moving)], operands[len(moving) + 2 :]
@@ -144,7 +144,7 @@ def _change(template: Any, moving: tuple[bool, ...]) -> _Flat:
 
 def _numbered(template: Any, moving: tuple[bool, ...], wanted: tuple[bool, ...], *, captured: bool = True) -> Gradients:
     """Return the numbers of the arrays that a problem is differentiated by, in the order of their gradients."""
-    names = thaw(template, list(range(len(moving))))  # the problem with the number of each array in its place
+    names = thaw(template, list(range(len(moving))))  # the problem with numbers in place of its arrays
 
     def inside(thing: Any) -> tuple[int, ...]:
         return tuple(i for i in holes(thing) if moving[i])
@@ -167,7 +167,7 @@ def _gradients(template: Any, moving: tuple[bool, ...], wanted: tuple[bool, ...]
     sinks = holes(part(template, "sinks"))
 
     def gradients(*operands: Array) -> list[Array]:
-        *arrays, output, lse, grad_output, grad_lse = map(jnp.asarray, operands)  # JAX hands plain numbers on as such
+        *arrays, output, lse, grad_output, grad_lse = map(jnp.asarray, operands)  # some may be plain numbers
         problem = thaw(template, arrays)
         if isinstance(problem.score_mod, Captured) and not captured:
             problem = dataclasses.replace(problem, score_mod=problem.score_mod.as_constant())
@@ -218,7 +218,7 @@ def _transpose(cotangents: Any, *operands: Any, template: Any, moving: tuple[boo
 
 
 def _batch(operands: Any, axes: Any, *, template: Any, moving: tuple[bool, ...], maps: Any) -> tuple[Any, list[int]]:
-    """Map once more: the arrays may stay as they are, results and changes are made to have the axis."""
+    """Map over one more axis: arrays may lack it, results and tangents are broadcast to have it."""
     size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
     moved: list[Array] = []
     at: list[int | None] = []

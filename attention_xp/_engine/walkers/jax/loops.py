@@ -31,17 +31,17 @@ def fold(first: Any, last: Any, step: Callable[[Array, Any], Any], state: Any) -
 
 
 def dynamic_cut(array: Array, starts: list[Any], sizes: list[int]) -> Array:
-    """Return a piece of an array whose place is known inside the program."""
+    """Return a piece of an array at indices that the program computes."""
     return jax.lax.dynamic_slice(array, [jnp.int32(start) for start in starts], sizes)
 
 
 def zeros(problem: Problem, shape: tuple[int, ...], dtype: DType) -> Array:
-    """Return where a loop begins to sum up."""
+    """Return zeros, as the initial state of a loop."""
     return spread_like(jnp.zeros(shape, dtype), problem.query)
 
 
 def is_moving(array: Array) -> bool:
-    """Whether JAX differentiates by an array: integers and booleans do not change."""
+    """Whether JAX differentiates by an array: not by integers and booleans."""
     return bool(jnp.issubdtype(array.dtype, jnp.inexact))
 
 
@@ -52,7 +52,7 @@ def gradient_dtype(problem: Problem, array: Array) -> DType:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _FreshKeys(Mask):
-    """The last tile of ragged lengths begins early: leave out the keys that the one before it had."""
+    """Where the last tile begins early to have full size, excludes the keys that the tile before it contains."""
 
     first: Array
 
@@ -61,7 +61,7 @@ class _FreshKeys(Mask):
 
 
 class Guarded(Arithmetic):
-    """Primitives that take the careful way inside the program, and only where a tile is not finite.
+    """Primitives that guard against NaN by a condition inside the program, where a tile is not finite.
 
     They are never differentiated: the derivative of a loop is another loop.
     """
@@ -76,12 +76,12 @@ class Guarded(Arithmetic):
 
 
 def _inner_products(query: Array, key: Array) -> Array:
-    """(..., m, D) x (..., n, D) -> (..., m, n): told as one contraction, XLA copies no transposed keys."""
+    """(..., m, D) x (..., n, D) -> (..., m, n): as one contraction, for which XLA copies no transposed keys."""
     return jnp.einsum("...md,...nd->...mn", query, key)
 
 
 def guarded(product: Callable[..., Array], rows: Array, tile: Array, *, exclusive: bool) -> Array:
-    """Return a product, taken carefully where the tile is not finite."""
+    """Return a product, with the exclusive version where the tile is not finite."""
     if not exclusive:
         return product(rows, tile, exclusive=False)
     is_finite = jnp.all(jnp.isfinite(tile))
@@ -95,9 +95,12 @@ class Loops:
 
     def __init__(self, problem: Problem, sizes: tuple[int, int]) -> None:
         self.m, self.n = sizes
-        self.Sq, self.Sk = problem.query.shape[-2], problem.key.shape[-2]  # they and the sizes of a tile may be open
+        self.Sq, self.Sk = (
+            problem.query.shape[-2],
+            problem.key.shape[-2],
+        )  # these and the sizes of a tile may be symbols
         self.stack = stack(problem)
-        self.group = problem.group  # query heads of a key/value head, of which a tile may have but some
+        self.group = problem.group  # query heads of a key/value head; a tile may have only some of them
         heads = 1 if problem.heads is None else self.stack[-1]
         self.problem = dataclasses.replace(problem, group=min(heads, self.group))
         self.ops = Guarded(self.problem)
@@ -125,7 +128,7 @@ class Loops:
 
     @staticmethod
     def _first(number: Array, size: int, length: int) -> Array:
-        """Return where a block or tile begins: the last one early enough to be as large as the others."""
+        """Return where a block or tile begins; the last one begins early, so that all have the same size."""
         return jnp.minimum(number * as_number(jnp, size), as_number(jnp, length - size))
 
     def scaled_query(self, region: Region) -> Array:
@@ -171,7 +174,7 @@ class Loops:
         return dynamic_cut(array, [*lead, column, 0], [*sizes, self.n, array.shape[-1]])
 
     def _kv_stack(self) -> list[int]:
-        """Return of how many batch items and key/value heads a tile is."""
+        """Return the numbers of batch items and key/value heads of a tile."""
         sizes = list(self.stack)
         if self.problem.heads is not None:
             sizes[-1] = max(sizes[-1] // self.group, 1)
@@ -185,9 +188,9 @@ class Loops:
         return lead
 
     def _schedule(self) -> tuple[Array, Array, Array]:
-        """Return the tiles of each block of rows, full ones first, and where full and where all end."""
+        """Return the order of tiles for each block of rows, full ones first, and the counts of full and of visited ones."""
         problem, span = self.problem, self.span()
-        answers = [rule.reach(span) for rule in problem.rules if _speaks_of_rows(rule, problem)]
+        answers = [rule.reach(span) for rule in problem.rules if _has_reach(rule, problem)]
         certainly_unknown = len(answers) < len(problem.rules)
         possible = _all([a for a, _ in answers])
         certain = _all([c for _, c in answers]) & (not certainly_unknown)
@@ -234,8 +237,8 @@ class Loops:
         return table[(*(0 if n == 1 else i for i, n in zip(starts, lead, strict=True)), block)]
 
 
-def _speaks_of_rows(rule: Mask, problem: Problem) -> bool:
-    """Whether a rule can judge rectangles of rows and keys: where sequences are packed, few rules can."""
+def _has_reach(rule: Mask, problem: Problem) -> bool:
+    """Whether a rule can be asked about rectangles: where sequences are packed, positions jump, and few rules can."""
     packing = problem.packing
     return packing is None or rule._is_of_places or (packing.same and rule.shift_invariant)
 

@@ -1,4 +1,4 @@
-"""Tell programs of JAX apart by what they compute, so that what was compiled for one serves those that are equal to it."""
+"""Descriptions of traced programs of JAX that can be compared, so that equal ones share a compiled program."""
 
 import weakref
 from collections.abc import Callable, Hashable
@@ -8,20 +8,20 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from attention_xp._scores.identity import Same, is_hashable
 
-__all__ = ["told"]
+__all__ = ["described"]
 
 
-def told(program: Jaxpr, author: Callable[..., Any]) -> Hashable:
-    """Return a description of a program that equals that of another one only where both compute the same.
+def described(program: Jaxpr, author: Callable[..., Any]) -> Hashable:
+    """Return a description of a program, which equals that of another program only where both compute the same.
 
-    Functions that a program holds, such as a derivative of its own, are made anew in each trace. Their place takes the
-    one who has written the program.
+    Functions that a program holds, such as a custom derivative, are new objects in each trace. They are compared by
+    `author`, the function or class that was traced.
     """
-    return _Story(author).of_program(program)
+    return _Description(author).of_program(program)
 
 
-class _Story:
-    """A description in the making: the variables of a program by the order in which they appear."""
+class _Description:
+    """Describes a program, with its variables numbered in the order in which they appear."""
 
     def __init__(self, author: Callable[..., Any]) -> None:
         self._author = author
@@ -54,7 +54,7 @@ class _Story:
 
     def _of_param(self, param: Any, name: str = "") -> Hashable:
         if isinstance(param, Jaxpr):
-            return _Story(self._author).of_program(param)
+            return _Description(self._author).of_program(param)
         if isinstance(param, ClosedJaxpr):
             return self._of_param(param.jaxpr), tuple(map(Same, param.consts))
         if isinstance(param, tuple | list):
@@ -69,7 +69,7 @@ class _Story:
 
 
 def _named(author: Callable[..., Any]) -> Hashable:
-    """Return a name of a function that does not keep it, and that no later one has."""
+    """Return a weak reference to a function, or, where there is none, the function itself, compared as an object."""
     try:
         name = weakref.ref(author)
         hash(name)

@@ -27,7 +27,7 @@ __all__ = ["BackwardWalk", "backward"]
 
 _PIECES = 4  # of each of the last jobs for each thread, so that all threads end together
 _MOST_COPIES = 2**25  # bytes of further gradients of keys and values, where rows are parted
-_RUN = 2048  # rows of all heads that are made ready at once
+_RUN = 2048  # rows of all heads that are prepared together
 
 
 def backward(problem: Problem, known: Known, wanted: tuple[bool, ...], *, threads: int | None = None) -> Gradients:
@@ -78,7 +78,7 @@ class BackwardWalk:
         self._keys: dict[Place, KeysOf] = {}
 
     def gradients(self) -> Gradients:
-        """Return the gradients that the jobs have gathered."""
+        """Return the gradients that the jobs have summed up."""
         for whole, part in itertools.chain.from_iterable(self.later):  # in the order of the jobs, not of the threads
             np.add(whole, part, out=whole)
         problem = self.problem
@@ -88,7 +88,7 @@ class BackwardWalk:
         return Gradients(self.query, key, value, tuple(self.addends))
 
     def _groups(self) -> list[list[Place]]:
-        """Return heads in groups that share no entry of a matrix that is added, nor a key/value head."""
+        """Return heads in groups, so that no two groups add to the same addend (Sq, Sk) or key/value head."""
         groups: dict[tuple[int, ...], list[Place]] = {}
         shared = self._shared()
         for place in Place.every(self.problem.lead, max(self.shape.heads, self.problem.group)):
@@ -97,7 +97,7 @@ class BackwardWalk:
         return list(groups.values())
 
     def _shared(self) -> list[bool]:
-        """Return for each leading axis whether all along it add to the same matrix."""
+        """Return for each leading axis whether an addend (Sq, Sk) is broadcast along it."""
         lead = self.problem.lead
         shared = [False] * len(lead)
         for addend, is_wanted in zip(self.problem.addends, self.wanted, strict=True):
@@ -107,10 +107,10 @@ class BackwardWalk:
         return shared
 
     def _jobs(self, groups: list[list[Place]], threads: int) -> list[_Job]:
-        """Return a job for each group; the last ones are cut into parts of their rows, or, if short, into fewer heads."""
+        """Return a job for each group; the last ones are cut by rows, or by heads if they have few rows."""
         problem, shape, wanted = self.problem, self.shape, _PIECES * threads
         blocks = sorted(self.route.blocks()) if groups else []
-        if shape.heads > problem.group and len(blocks) < _PIECES:  # then no heads have anything in common
+        if shape.heads > problem.group and len(blocks) < _PIECES:  # heads are stacked, and add to no common array
             size = problem.group * -(-shape.heads // (problem.group * _PIECES))
             last = [piece for (place,) in groups[-threads:] for piece in place.cut(size)]
             groups = groups[:-threads] + [[place] for place in last]
@@ -124,7 +124,7 @@ class BackwardWalk:
         return [*(_Job(places, blocks) for places in whole), *reversed(pieces)]
 
     def keys_of(self, place: Place) -> KeysOf:
-        """Return the keys and values of some heads; threads that come to them at once look twice."""
+        """Return the keys and values of some heads; two threads may both prepare them, with the same result."""
         known = self._keys.get(place)
         if known is None:
             known = self._keys[place] = KeysOf(self.problem, place)
@@ -142,7 +142,7 @@ class BackwardWalk:
         return KeySums(first, *copies, self.key_factor)
 
     def _reach(self, place: Place, blocks: list[Bounds]) -> Bounds:
-        """Return the first key that some rows visit, and where the last one ends."""
+        """Return the bounds of the keys that some rows visit."""
         stretches = [
             stretch
             for some in place.cut(self.shape.heads)
@@ -159,7 +159,7 @@ class _Worker:
     @classmethod
     @contextmanager
     def at_work(cls, walk: BackwardWalk) -> Iterator[Callable[[int], None]]:
-        """Lend memory to a worker, and yield what does a job."""
+        """Lend memory to a worker, and yield the function that does a job."""
         problem, shape = walk.problem, walk.shape
         blocks = max(1, _RUN // (shape.heads * shape.rows))  # of a run
         of_keys = KeysOf.lengths(problem, shape.heads, shape.columns)
@@ -186,7 +186,7 @@ class _Worker:
         walk.later[job] += lines.values()
 
     def _run(self, place: Place, blocks: list[Bounds], sums: KeySums, lines: _Lines) -> None:
-        """Visit the tiles of rows that are made ready together."""
+        """Visit the tiles of rows that are prepared together."""
         walk = self.walk
         keys = walk.keys_of(place)
         run = Run(walk.common, place, (blocks[0][0], blocks[-1][1]), keys, self._of_rows, by_keys=self.ops.by_keys)
@@ -206,7 +206,7 @@ class _Worker:
                         self._add(n, addend, place.starts, tile, lines)
 
     def _add_query(self, target: Array, piece: Array, *, is_first: bool) -> None:
-        """Add to the gradient of some rows, which only this job has."""
+        """Add to the gradient of some rows, which belong to this job alone."""
         piece = piece.reshape(target.shape)
         np.multiply(piece, self.walk.query_factor, out=target if is_first else piece)
         if not is_first:
@@ -225,7 +225,7 @@ class _Worker:
         )
 
     def _add(self, i: int, piece: Array, at: tuple[int, ...], tile: Tile, lines: _Lines) -> None:
-        """Add to the gradient of an addend: to a matrix at once, which is this job's own, to a line later."""
+        """Add to the gradient of an addend: at once if it is (Sq, Sk), for this job alone adds there; otherwise later."""
         whole: Array = self.walk.addends[i]
         surplus = len(at) + 2 - whole.ndim
         index = tuple(0 if n == 1 else j for j, n in zip(at[max(surplus, 0) :], whole.shape[:-2], strict=True))

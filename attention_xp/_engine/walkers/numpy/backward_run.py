@@ -1,6 +1,8 @@
-"""Rows of some query heads on their way backward through NumPy's tiles, and the keys that they meet.
+"""The rows of some query heads, and their keys, as the backward step on NumPy wants them.
 
-The arrays have the axes (K, G, ...): K key/value heads, and the G query heads of each.
+The arrays have the axes (K, G, ...): K key/value heads, and the G query heads of each. Where there is no dropout, the
+gradient has ``-delta`` as a further column and the values a column of ones, so that one product gives
+``gradient @ value^T - delta``.
 """
 
 import math
@@ -23,19 +25,19 @@ from attention_xp._typing import Array
 
 __all__ = ["Common", "KeysOf", "Run"]
 
-_CALM = -20.0, 40.0  # powers of two of a sum of weights, between which neither these nor the gradients lose digits
+_CALM = -20.0, 40.0  # powers of two: for sums of weights between them, neither weights nor gradients lose digits
 
 
-def _rides(problem: Problem) -> int:
-    """Return how many columns ride in the product of gradients and values: a number that meets ones, and spares a pass.
+def _more_columns(problem: Problem) -> int:
+    """Return the number of further columns in gradients and values: one for ``-delta``, unless there is dropout.
 
-    Dropout comes between the two, and leaves none.
+    Dropout applies to the product before ``delta`` is subtracted.
     """
     return int(problem.seed is None)
 
 
 class Common:
-    """What the rows of all heads have in common, looked at once: many small operations would take longer."""
+    """What depends on the rows of all heads, computed once per call: many small operations would take longer."""
 
     def __init__(self, problem: Problem, known: Known) -> None:
         self.problem, self.known = problem, known
@@ -45,24 +47,24 @@ class Common:
         self._bounds = float(np.min(shift, initial=0.0)), float(np.max(shift, initial=0.0))
         lowest, highest = (bound / self._base.log_2 for bound in self._bounds)
         is_calm = _CALM[0] < lowest and highest < _CALM[1]
-        # The powers of all scores that count are then far from the largest number with no shift, and weights may lack
-        # a factor of each row, which gradients make up for.
+        # Without a shift the powers of the scores are then far from the largest number. The weights lack the factor
+        # exp(-lse) of each row, which is multiplied into gradient and delta instead.
         self.shift: Array | None = None if is_calm else shift
         self.share: Array | float = self._base.power(-shift) if is_calm else 1.0
-        # Without rules nothing is excluded, no pair has to be kept from leaking, and a sample is as good as all rows.
+        # Without rules no excluded pair can make NaN of others, so that bounds from a sample suffice.
         self._likely = None if self.exclusive else self._magnitudes(*self._sample(), has_finite_values=True)
 
     def _sample(self) -> tuple[float, float]:
-        """Return how long queries, with their factor, and keys probably are."""
+        """Return the largest lengths of queries, with their factor, and of keys in a sample."""
         query, key = longest_of_sample(self.problem)
         return abs(scale_in_base(self.problem)) * query, key
 
     def magnitudes(self, query: float, keys: "KeysOf") -> Magnitudes:
-        """Return what the size of scores allows, for queries with their factor and keys of which the longest is known."""
+        """Return what the size of scores allows, from the largest lengths of queries, with their factor, and keys."""
         return self._likely or self._magnitudes(query, keys.norm, has_finite_values=keys.has_finite_values)
 
     def _magnitudes(self, query: float, key: float, *, has_finite_values: bool) -> Magnitudes:
-        """Those scores that count are calm, or shifted."""
+        """Scores of allowed pairs are small, or shifted by the log-sum-exp, so that their powers are bounded."""
         problem = self.problem
         limit = self._ceiling(
             query * key * (1.0 if problem.is_product else self._base.log_e * (problem.softcap or 1.0))
@@ -83,7 +85,7 @@ class KeysOf:
         pairs = [place.shared(problem, a).reshape(-1, *a.shape[-2:]) for a in (problem.key, problem.value)]
         key, value = (a.astype(problem.dtype, copy=False) for a in pairs)
         self._pairs = [self._by_head(a) for a in (key, value)]
-        self._ones = 0, _rides(problem)
+        self._ones = 0, _more_columns(problem)
         exclusive = len(problem.rules) > 0
         self.norm = longest(problem, key) if exclusive else math.nan
         self.has_finite_values = not exclusive or is_finite(value)
@@ -95,10 +97,11 @@ class KeysOf:
     @staticmethod
     def lengths(problem: Problem, heads: int, n: int) -> list[int]:
         """Return how many numbers the buffers hold, for tiles of so many keys."""
-        return [heads * n * (a.shape[-1] + ones) for a, ones in ((problem.key, 0), (problem.value, _rides(problem)))]
+        pairs = (problem.key, 0), (problem.value, _more_columns(problem))
+        return [heads * n * (a.shape[-1] + ones) for a, ones in pairs]
 
     def of_tile(self, tile: Tile, buffers: list[Array]) -> list[Array]:
-        """Return the keys and the values of a tile, (K, 1, n, W), with ones for what rides."""
+        """Return the keys and the values of a tile, (K, 1, n, W), the latter with the column of ones."""
         return [
             joined([a[:, slice(*stretch)] for stretch in tile.columns], ones, buffer)[:, None]
             for a, ones, buffer in zip(self._pairs, self._ones, buffers, strict=True)
@@ -106,12 +109,12 @@ class KeysOf:
 
 
 class Run:
-    """Rows that follow each other, with what rides in their products."""
+    """Adjacent rows, prepared together."""
 
     @staticmethod
     def lengths(problem: Problem, heads: int, m: int) -> list[int]:
-        """Return how many numbers the buffers hold, for so many rows: as they come, and beside each other."""
-        widths = problem.query.shape[-1], problem.value.shape[-1] + _rides(problem)
+        """Return how many numbers the buffers hold, for so many rows: in row order, and in column order."""
+        widths = problem.query.shape[-1], problem.value.shape[-1] + _more_columns(problem)
         return [*(heads * m * width for width in widths), *(length_beside(heads, m, width) for width in widths)]
 
     def __init__(
@@ -123,8 +126,8 @@ class Run:
         delta, factor = _delta(problem, known)[..., None], survival_factor(problem)
         share = common.share if isinstance(common.share, float) else common.share[at]
         delta = delta * share
-        rider = -delta if _rides(problem) else None
-        gradient = _scaled(shape, known.gradient, share * factor, rider, buffers[1])
+        column = -delta if _more_columns(problem) else None
+        gradient = _scaled(shape, known.gradient, share * factor, column, buffers[1])
         norm = longest(problem, query) if common.exclusive else math.nan
         self.is_finite = not common.exclusive or (
             math.isfinite(norm)
@@ -137,8 +140,8 @@ class Run:
         kept = clean(query) if common.exclusive and not math.isfinite(norm) else query
         shift = None if common.shift is None else common.shift[at]
         self._first = rows[0]
-        met = (turned(query, buffers[2]), turned(gradient, buffers[3])) if by_keys else (query, gradient)
-        self._rows = Rows(*met, shift, delta if rider is None else None, kept, gradient)
+        factors = (turned(query, buffers[2]), turned(gradient, buffers[3])) if by_keys else (query, gradient)
+        self._rows = Rows(*factors, shift, delta if column is None else None, kept, gradient)
 
     def rows(self, row: int, stop: int) -> Rows:
         """Return some rows as the step wants them."""
@@ -147,17 +150,17 @@ class Run:
 
 
 def _scaled(
-    shape: tuple[int, int, int], array: Array, factor: float | Array, rider: Array | None, buffer: Array
+    shape: tuple[int, int, int], array: Array, factor: float | Array, column: Array | None, buffer: Array
 ) -> Array:
-    """(..., W) -> (K, G, r, W) or (K, G, r, W + 1): an array times a factor, and behind it the column that rides."""
+    """(..., W) -> (K, G, r, W) or (K, G, r, W + 1): an array times a factor, and behind it the further column."""
     width = array.shape[-1]
-    room = width if rider is None else width + 1
+    room = width if column is None else width + 1
     out = buffer[: math.prod(shape) * room].reshape(*shape, room)
     if not isinstance(factor, float):
         factor = factor.reshape(*shape, 1)
     np.multiply(array.reshape(*shape, width), factor, out=out[..., :width], dtype=out.dtype)
-    if rider is not None:
-        out[..., width:] = rider.reshape(*shape, 1)
+    if column is not None:
+        out[..., width:] = column.reshape(*shape, 1)
     return out
 
 

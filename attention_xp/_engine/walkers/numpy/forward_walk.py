@@ -1,4 +1,4 @@
-"""What a forward pass on NumPy is made of: jobs of some heads and one block of rows."""
+"""The jobs of a forward pass on NumPy, each of some heads and one block of rows, and what they share."""
 
 import itertools
 
@@ -32,27 +32,27 @@ class ForwardWalk:
         self.ceiling = ceiling(problem)
         self.likely = likely(problem, self.ceiling)
         self.heads: dict[Place, Heads] = {}
-        self.examined: dict[Place, Heads] = {}  # the same, looked at wholly
+        self.examined: dict[Place, Heads] = {}  # the same, with bounds from all queries and keys
 
     def _jobs(self, threads: int) -> list[tuple[Place, Bounds]]:
         """Return the heads and rows of all jobs; the last ones are small, so that all threads end together."""
         places = list(Place.every(self.problem.lead, self.shape.heads))
         jobs = list(itertools.product(places, self.route.blocks())) if places else []
-        if self.problem.rules or self.shape.folded:  # plans are of whole blocks there, or these have few rows
+        if self.problem.rules or self.shape.folded:  # plans are made for whole blocks, and folded blocks have few rows
             return jobs
         size = max(_SHORTEST, 16 * -(-self.shape.rows // (16 * _PIECES)))
         pieces = [(place, piece) for place, rows in jobs[-threads:] for piece in bounds(*rows, size)]
         return [*jobs[:-threads], *pieces]
 
     def gathered(self) -> int:
-        """Return how many numbers the keys, or the values, of a tile are that come from several stretches."""
+        """Return the size of the buffer for keys, or values, that are gathered from several stretches."""
         if not self.problem.rules:
             return 0
         keys: int = max(self.shape.heads // self.problem.group, 1) * max(self.shape.columns, self.shape.width, _WIDEST)
         return keys * int(max(self.problem.key.shape[-1], self.problem.value.shape[-1]))
 
     def heads_at(self, place: Place) -> Heads:
-        """Return the heads of a job; threads that come to them at once look twice."""
+        """Return the heads of a job; two threads may both prepare them, with the same result."""
         known = self.heads.get(place)
         if known is None:
             known = Heads.of(self.problem, self.likely, place)
@@ -62,7 +62,10 @@ class ForwardWalk:
         return known
 
     def surely(self, heads: Heads) -> Heads:
-        """Look at the heads of a job wholly. Other jobs need not know: what they find must not hang on the threads."""
+        """Return the heads of a job with bounds from all queries and keys.
+
+        Other jobs do not use them: their results must not depend on the order in which threads do the jobs.
+        """
         known = self.examined.get(heads.place)
         if known is None:
             known = self.examined[heads.place] = heads.surely(self.problem, self.ceiling)

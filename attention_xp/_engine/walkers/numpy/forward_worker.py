@@ -21,9 +21,9 @@ from attention_xp._typing import Array
 
 __all__ = ["ForwardWorker"]
 
-_MANY = 200  # keys that make up for what it takes to turn rows
-_PROBE = 128  # keys that tell about how large the scores of a row are
-_HEADROOM = 60.0  # powers of two: by so much more may they be larger elsewhere
+_MANY = 200  # keys from which copying the rows in column order pays
+_PROBE = 128  # first keys, from which the largest score of a row is estimated
+_HEADROOM = 60.0  # powers of two by which scores of other keys may be larger
 _LARGEST_SUM, _SMALLEST_SUM = 2.0**120, 2.0**-60  # of weights, in float32
 
 
@@ -41,7 +41,7 @@ class ForwardWorker:
     @classmethod
     @contextmanager
     def at_work(cls, walk: ForwardWalk) -> Iterator[Callable[[int], None]]:
-        """Lend memory to a worker, and yield what does a job."""
+        """Lend memory to a worker, and yield the function that does a job."""
         problem, shape = walk.problem, walk.shape
         rows = length_beside(shape.heads, shape.rows, problem.query.shape[-1] + 1)
         with lent([*InPlaceForward.lengths(problem, shape), rows, walk.gathered()], problem.dtype) as buffers:
@@ -84,7 +84,7 @@ class ForwardWorker:
             return self._fold(block, tiles, self._scaled(block.query, tiles), 0.0 if allows.bounded else None)
 
     def _scaled(self, rows: Array, tiles: list[Tile], room: int = 0) -> Array:
-        """Return a block of the query, scaled once, with room behind it.
+        """Return a block of the query times its factor, with room for further columns.
 
         (..., G, m, D) -> (G, m, D + room), or (1, G * m, D + room) where rows are folded.
         """
@@ -99,7 +99,7 @@ class ForwardWorker:
         return target
 
     def _start(self, block: _Block, tiles: list[Tile], shift: Array | float | None) -> Running:
-        has_whole = len(tiles) > 0 and _is_whole(tiles[0], block.region)  # it needs no zeros to be added to
+        has_whole = len(tiles) > 0 and _is_whole(tiles[0], block.region)  # then it is written, not added to zeros
         if has_whole and shift is not None and self.problem.sinks is None:
             return Running(None, None, None)
         sums = self.ops.sums(block.region.sizes[-2])
@@ -124,15 +124,15 @@ class ForwardWorker:
         return running
 
     def _may_guess(self, tiles: list[Tile]) -> bool:
-        """Whether scores are large, finite and the product alone, and there is enough to gain."""
+        """Whether the shift may be estimated: scores are large, finite products, and there are many keys."""
         allows = self.ops.magnitudes
         return allows.clip and not allows.bounded and self.problem.is_product and _reach(tiles) > 2 * _PROBE
 
     def _fold_large(self, block: _Block, tiles: list[Tile]) -> Running | None:
-        """Visit all tiles with the shift that the first keys ask for, ``None`` where that proves too small.
+        """Visit all tiles with a shift that is estimated from the first keys; ``None`` where that proves too small.
 
-        A shift need not be the largest score: within about 100 powers of two the digits are the
-        same. Known beforehand it costs nothing: it rides in the product, ``[key, 1] @ [query; -shift]``.
+        A shift need not be the largest score: within about 100 powers of two no digits are lost. One that is known
+        beforehand is subtracted by the product itself, ``[key, 1] @ [query; -shift]``.
         """
         query = self._scaled(block.query, tiles, room=1)
         peak = self._peak_of_first(block, query[..., :-1], tiles[0])
@@ -152,7 +152,7 @@ class ForwardWorker:
         if not _is_whole(tile, block.region):
             return None
         start, end = tile.columns[0]
-        some = min(_PROBE, block.region.sizes[-1] // 8)  # among few keys none is much larger than the others
+        some = min(_PROBE, block.region.sizes[-1] // 8)  # a small part of the keys, also where there are few
         first = tile._replace(columns=((start, min(end, start + some)),))
         key = self._gather(block.heads.key, first)
         region, mixed = self._region(block, first)
@@ -160,7 +160,7 @@ class ForwardWorker:
         return _as_rows(np.max(scores, axis=-1, keepdims=True), tile)
 
     def _part(self, block: _Block, query: Array, running: Running, tile: Tile) -> tuple[Array, Running]:
-        """Return the rows of a tile that has but some of a block: of each head those, which may lie one head behind the other."""
+        """Return the rows of a tile that covers only some of a block: those of each head, also where heads are folded."""
         first, m, width = block.region.starts[-2], block.region.sizes[-2], query.shape[-1]
         part = slice(tile.rows[0] - first, tile.rows[1] - first)
         some = _each(running, lambda rows: rows[..., part, :])
@@ -206,6 +206,6 @@ def _is_whole(tile: Tile, region: Region) -> bool:
 
 
 def _is_sound(running: Running) -> bool:
-    """Whether sums of powers without a shift kept all digits, which larger scores than expected would cost."""
+    """Whether sums of powers without a shift lost no digits, as they would if scores were larger than the sample said."""
     least, most = (extreme.reduce(running.total, axis=None) for extreme in (np.minimum, np.maximum))
     return bool(least > _SMALLEST_SUM and most < _LARGEST_SUM and is_finite(running.output))

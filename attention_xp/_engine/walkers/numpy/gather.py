@@ -1,4 +1,4 @@
-"""The keys or values of a tile: where they lie, or, where they are scattered, in a buffer."""
+"""The keys or values of a tile: views of the whole, or copies in a buffer where they are scattered."""
 
 import functools
 import itertools
@@ -11,20 +11,20 @@ from attention_xp._typing import Array
 
 __all__ = ["Gather", "joined"]
 
-_LONG = 512  # keys of a stretch that is met where it lies: a copy would cost more than further operations
-_GRAIN = 16  # keys of which stretches must be made, at least, to be gathered as pieces of one size
+_LONG = 512  # keys of a stretch from which a product of its own is faster than a copy
+_GRAIN = 16  # keys of a piece, at least, where stretches are gathered as pieces of equal size
 
 
 class Gather:
-    """A buffer for the stretches of keys, and later of values, that a tile visits as one."""
+    """Gathers the stretches of keys, and later of values, of a tile in a buffer."""
 
     def __init__(self, buffer: Array) -> None:
         self._buffer = buffer
 
     def __call__(self, x: Array, tile: Tile) -> list[Array]:
-        """(K, Sk, D) -> one or more (K, n, D), side by side: long stretches as they lie, copies of the others.
+        """(K, Sk, D) -> one or more (K, n, D), side by side: views of long stretches, copies of the others.
 
-        The window of a band is met where it lies: its steps see it through a view.
+        The keys along a band are not copied: its steps read them through a strided view.
         """
         visited = tile.stretches
         if len(visited) == 1:
@@ -45,13 +45,13 @@ class Gather:
         return x[:, slice(*stretch)].astype(self._buffer.dtype, copy=False)
 
     def _copied(self, x: Array, stretches: tuple[Bounds, ...], used: int) -> Array:
-        """Return stretches as one, in the buffer behind what is used of it."""
+        """Return a copy of stretches side by side, in the part of the buffer that is not used yet."""
         shape = len(x), sum(end - start for start, end in stretches), x.shape[-1]
         target = self._buffer[used : used + math.prod(shape)].reshape(shape)
         grain, at = _cut(stretches)
         if grain < _GRAIN or x.shape[1] % grain or not x.flags.c_contiguous or x.dtype != target.dtype:
             return np.concat([x[:, start:end] for start, end in stretches], axis=1, out=target)
-        # One operation of NumPy: each stretch on its own would hand the interpreter over and wait for it.
+        # One operation of NumPy: after each operation a thread may have to wait for the interpreter lock.
         pieces = x.reshape(len(x), -1, grain * x.shape[-1]), target.reshape(len(x), -1, grain * x.shape[-1])
         np.take(pieces[0], at, axis=1, out=pieces[1], mode="clip")  # "raise" would write to another array first
         return target
@@ -71,7 +71,7 @@ def joined(pieces: list[Array], ones: int, buffer: Array) -> Array:
 
 @functools.lru_cache(maxsize=1024)
 def _cut(stretches: tuple[Bounds, ...]) -> tuple[int, Array]:
-    """Return the size of the largest pieces that stretches are made of, and the numbers of these pieces."""
+    """Return the size of the largest equal pieces that stretches consist of, and the numbers of these pieces."""
     grain = math.gcd(*itertools.chain.from_iterable(stretches))
     cuts = stretches if grain >= _GRAIN else ()
     return grain, np.asarray([i for start, end in cuts for i in range(start // grain, end // grain)], np.intp)

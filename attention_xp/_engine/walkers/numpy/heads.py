@@ -1,4 +1,4 @@
-"""What NumPy's walker knows of the heads of a job before it visits a tile: their arrays, and how large scores can be."""
+"""The heads of a job on NumPy: their arrays, and bounds on their scores."""
 
 import math
 from typing import Any, NamedTuple
@@ -19,34 +19,34 @@ _SAMPLE, _FEWEST = 128, 2  # vectors of all heads, and of each
 
 
 class Ceiling(NamedTuple):
-    """How large scores can be, in the base of the powers, where the products are not larger than some number."""
+    """A bound on the scores, in the base of the powers, as a function of a bound on the products."""
 
-    extra: float  # is added at most
+    extra: float  # the most that is added
     sink: float
     cap: float  # of the products
-    infinite: bool  # minus infinity is among the numbers that are added
+    infinite: bool  # whether minus infinity may be added
 
     def __call__(self, product: float) -> float:
-        """Return a bound on the scores; NaN and infinity are handed on."""
+        """Return a bound on the scores, from one on the products, which may be NaN or infinity."""
         capped = min(product, self.cap) if math.isfinite(product) else product
         return max(capped + self.extra, self.sink)
 
 
 class Magnitudes(NamedTuple):
-    """What the size of keys, values and scores allows."""
+    """What the sizes of keys, values and scores allow."""
 
-    bounded: bool  # scores are small: they need no shift, and no exclusion before the powers
-    clip: bool  # they may leave the range of fast powers
-    tame: bool  # none is near the largest number: a subtraction excludes as well as an assignment
-    keys: bool  # are finite
-    values: bool  # are finite
-    sure: bool = True  # not from a sample
+    bounded: bool  # scores are small: their powers need no shift, and pairs can be excluded after the powers
+    clip: bool  # scores may be so far from 0 that powers are slow, and are clipped
+    tame: bool  # scores are far from the largest number, so that subtracting a large one excludes a pair
+    keys: bool  # whether keys are finite
+    values: bool  # whether values are finite
+    sure: bool = True  # whether this is known from all numbers, and not from a sample
 
     @classmethod
     def of(
         cls, problem: Problem, *, limit: float, keys: bool, value: float, infinite: bool, sure: bool
     ) -> "Magnitudes":
-        """Judge scores that do not exceed a limit, and values of at most some magnitude."""
+        """Return what scores up to a limit, and values up to a magnitude, allow."""
         largest = float(np.finfo(problem.dtype).max)
         bounded = limit < _SMALL * base_of(problem.xp).log_2 and value * problem.key.shape[-2] < largest / 2.0**_SMALL
         clip = math.isfinite(limit) and (not bounded or infinite)
@@ -68,17 +68,17 @@ class Heads(NamedTuple):
 
     @classmethod
     def of(cls, problem: Problem, likely: Magnitudes, place: Place) -> "Heads":
-        """Gather the arrays of some heads."""
+        """Return some heads with what a sample says of their scores."""
         key, value = (
             place.shared(problem, a).reshape(-1, *a.shape[-2:]) for a in (problem.key, problem.value)
         )  # (K, Sk, D)
         return cls(place, problem.query[place.at], key, value, likely)
 
     def surely(self, problem: Problem, ceiling: Ceiling) -> "Heads":
-        """Look at all keys, queries and values."""
+        """Return the same heads with bounds from all keys, queries and values."""
         norm, values = longest(problem, self.key), self.value.astype(problem.dtype, copy=False)
         limit = ceiling(_product(problem, longest(problem, self.query), norm))
-        value = math.sqrt(np.vdot(values, values))  # as one vector, which no single one exceeds
+        value = math.sqrt(np.vdot(values, values))  # the norm of all values together bounds each of them
         keys = math.isfinite(norm)
         return self._replace(
             magnitudes=Magnitudes.of(problem, limit=limit, keys=keys, value=value, infinite=ceiling.infinite, sure=True)
@@ -86,7 +86,7 @@ class Heads(NamedTuple):
 
 
 def likely(problem: Problem, ceiling: Ceiling) -> Magnitudes:
-    """Judge all heads by a sample; small scores spare a closer look, as long as the sums bear them out."""
+    """Return what a sample says of all heads; where scores are small, the sums of each block are checked afterwards."""
     limit = ceiling(_product(problem, *longest_of_sample(problem)))
     return Magnitudes.of(problem, limit=limit, keys=True, value=1.0, infinite=ceiling.infinite, sure=False)
 
@@ -115,7 +115,7 @@ def longest(problem: Problem, vectors: Array) -> float:
 
 
 def ceiling(problem: Problem) -> Ceiling:
-    """Look at what is added to the products, or caps them."""
+    """Return the bound on the scores that follows from addends, sinks and soft cap."""
     infinite = any(map(_excludes, problem.addends))
     if problem.score_mod is not None:
         return Ceiling(math.inf, 0.0, math.inf, infinite)
@@ -126,7 +126,7 @@ def ceiling(problem: Problem) -> Ceiling:
 
 
 def _excludes(addend: Array | Bias) -> bool:
-    """Whether minus infinity is among the numbers to be added; a rule that may give it has no bound."""
+    """Whether an array that is added contains minus infinity; a rule that may give it has no bound anyway."""
     return not isinstance(addend, Bias) and bool(np.fmin.reduce(addend, axis=None) == -math.inf)
 
 
@@ -135,7 +135,7 @@ def _bound(problem: Problem, addend: Array | Bias) -> float:
 
 
 def _largest(array: Any) -> float:
-    """Return the largest magnitude, -inf aside: that excludes."""
+    """Return the largest magnitude, apart from -inf, which excludes."""
     lowest = array.min()
     if lowest == -math.inf:
         array = np.where(array == -math.inf, 0.0, array)
@@ -144,6 +144,6 @@ def _largest(array: Any) -> float:
 
 
 def is_finite(array: Array) -> bool:
-    """Whether numbers are finite; squares that are not only make the walk more careful than it need be."""
+    """Whether numbers are finite; also False where only a square overflows, which costs time and nothing else."""
     flat = array.reshape(-1)
     return math.isfinite(float(np.vdot(flat, flat)))

@@ -1,9 +1,8 @@
-"""What NumPy's primitives for the tile step, forward and backward, have in common: they overwrite the scores.
+"""The primitives of NumPy that the forward and the backward step share: they overwrite the scores.
 
-The answers are those of `Arithmetic`. Scores that are the product alone, or meet arrays that vary along
-one axis, are laid out keys x queries behind a transposed view: neither product needs a transposed copy,
-and every operation along the keys runs down the first axis, which NumPy vectorises well. Where they meet
-arrays of (Sq, Sk), whose transposition would cost more than it brings, they lie as those do.
+They return what those of `Arithmetic` do. Scores lie in memory as keys x queries, behind a transposed view, where nothing
+of (Sq, Sk) is combined with them: neither product then needs a transposed copy, and reductions over the keys run along
+the first axis, which NumPy vectorises well. Otherwise they lie as queries x keys, as arrays of (Sq, Sk) do.
 """
 
 import math
@@ -25,18 +24,18 @@ from attention_xp.masks import Mask
 
 __all__ = ["SAFE", "InPlace", "Patches", "by_key_head"]
 
-_NEVER = 0.9  # of the largest number: taken off a score, it is no maximum and makes no NaN
+_NEVER = 0.9  # of the largest number: a score from which it is subtracted is not the maximum, and not NaN
 SAFE = 124.0  # powers of two in float32 are fast from -124 to 124; subnormal ones take up to a hundred times as long
-_WHOLE_RUN = 32  # columns without an exclusion, at least, that are worth being passed over
+_WHOLE_RUN = 32  # columns without an exclusion, at least, for which a patch is split in two
 
-_SMALL, _MOST_KEPT = 2**16, 128  # pairs of patches that are kept for other calls, and how many tiles have such
+_SMALL, _MOST_KEPT = 2**16, 128  # pairs of the patches of a tile that are kept for other calls, and how many such tiles
 
 Patches = list[tuple[slice, Array]]  # columns of a tile, and which of its pairs there are allowed
 _KEPT: dict[object, Patches] = {}
 
 
 class InPlace(Arithmetic):
-    """Primitives that allocate nothing of the size of a tile."""
+    """Primitives that allocate no arrays of the size of a tile."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -59,7 +58,7 @@ class InPlace(Arithmetic):
         return np.multiply(x, y, out=x)
 
     def in_base(self, scores: Array) -> Array:
-        """Multiply in place; what a rule does not exclude stays finite."""
+        """Multiply in place; scores stay finite unless a rule excludes them."""
         if self.base.log_e == 1.0:
             return scores
         if len(self.problem.addends) > 0 and not (self.magnitudes.bounded and self.magnitudes.tame):
@@ -84,9 +83,10 @@ class InPlace(Arithmetic):
         return self.by_keys
 
     def allowed(self, rules: tuple[Mask, ...], region: Region) -> Patches | None:
-        """Return where all rules agree, in the layout of the scores, but for columns where they allow everything.
+        """Return which pairs all rules allow as patches, in the layout of the scores.
 
-        The triangle of a causal mask is the same all along the diagonal, and in every call: made once, kept.
+        Where rules depend on the difference of positions alone, as a causal mask, the patches are the same for all tiles
+        along the diagonal and in every call, and are kept.
         """
         if len(rules) == 0:
             return None
@@ -98,14 +98,14 @@ class InPlace(Arithmetic):
         )
         about = first, region.sizes[-2:], self.lies_by_keys
         known = self._found.get((id(rules), *about))
-        if known is None:  # to compare rules by what they say takes as long as a small tile: once for each tuple
+        if known is None:  # comparing rules by identity takes as long as a small tile: done once for each tuple
             name = identity(rules), self.problem.dtype, *about
             patches = _KEPT.get(name) or self._keep.get(name) or self._kept(name, rules, region)
             known = self._found[id(rules), *about] = rules, patches
         return known[1]
 
     def _kept(self, name: object, rules: tuple[Mask, ...], region: Region) -> Patches:
-        """Make patches, and keep what is small for all calls, the rest for this one."""
+        """Make patches; small ones are kept for all calls, others for this call."""
         allowed = np.asarray(allowed_pairs(rules, region), self.problem.dtype)
         allowed = np.broadcast_to(allowed.reshape(allowed.shape[-2:]), region.sizes[-2:])
         patches = list(_patches(np.asarray(allowed, order="F" if self.lies_by_keys else "C")))
@@ -116,7 +116,7 @@ class InPlace(Arithmetic):
         return _KEPT.setdefault(name, patches)
 
     def exclude(self, scores: Array, allowed: Patches, mixed: Bounds) -> Array:
-        """Keep what is not allowed out of the maximum."""
+        """Lower scores that are not allowed, so that they are not the maximum, unless no maximum is needed."""
         if self.magnitudes.tame and self.magnitudes.bounded:
             return scores
         for columns, pairs in allowed:
@@ -128,7 +128,7 @@ class InPlace(Arithmetic):
         return scores
 
     def powers(self, scores: Array, shift: Array | None, allowed: Patches | None, mixed: Bounds) -> Array:
-        """Raise in place, inside the range that is fast, and multiply by 0 what is not allowed."""
+        """Compute powers in place, of scores clipped to the range where that is fast, times 0 where not allowed."""
         if shift is not None:
             np.subtract(scores, shift, out=scores)
         whole = self._whole(scores)
@@ -154,26 +154,26 @@ class InPlace(Arithmetic):
         return self._survivors.of_tile(self._head_keys[at], (rows, columns), (m, n)).reshape(region.sizes)
 
     def thin(self, x: Array, keep: Array) -> Array:
-        """Multiply x in place by 0 what does not survive."""
+        """Multiply x in place, by 0 for what does not survive."""
         return np.multiply(x, keep, out=x)
 
     def _whole(self, scores: Array) -> Array:
-        """Return the scores, with what may lie between their lines."""
+        """Return all the memory of the scores, including gaps between lines."""
         return scores
 
 
 def by_key_head(x: Array, keys: Array, axes: int = 2) -> Array:
-    """Return a view of (..., H, m, n) as (K, H / K, m, n), for what comes by key/value heads, (K, ...).
+    """Return a view of (..., H, m, n) as (K, H / K, m, n), with the heads grouped by the K key/value heads of `keys`.
 
-    Behind the heads there may be more `axes`.
+    `axes` is the number of axes behind the heads.
     """
     return x.reshape(len(keys), -1, *x.shape[-axes:])
 
 
 def _meets_lines_only(problem: Problem) -> bool:
-    """Whether hardly anything of (Sq, Sk) is combined with the scores.
+    """Whether nothing of (Sq, Sk) is combined with the scores of many tiles.
 
-    Triangles are kept in any layout, and other rules that tell which tiles they leave whole meet few.
+    The patches of shift-invariant rules are kept in any layout, and rules with `reach` are evaluated on few tiles.
     """
     return (
         problem.score_mod is None
@@ -190,12 +190,12 @@ def _is_line(array: Array | Bias) -> bool:
 
 
 def _by_columns(allowed: Array) -> Array:
-    """Lay flags (..., m, n) out keys x queries."""
+    """Return flags (..., m, n) that lie in memory as keys x queries."""
     return np.ascontiguousarray(allowed.mT).mT if allowed.ndim > 1 else allowed
 
 
 def _patches(allowed: Array) -> Iterator[tuple[slice, Array]]:
-    """Yield the columns (m, n) in which something is excluded, those that are close together as one patch."""
+    """Yield the columns of (m, n) in which a pair is excluded; those that are close together are one patch."""
     columns = np.flatnonzero(np.min(allowed, axis=0) == 0)
     for run in np.split(columns, np.flatnonzero(np.diff(columns) > _WHOLE_RUN) + 1):
         if len(run):

@@ -1,8 +1,8 @@
 """NumPy's primitives for the backward tile step, in the buffers of one thread.
 
-Keys and values come as (K, 1, n, W), queries and gradients as rows of the G query heads of each, (K, G, m, W), with
-one column more where a number rides in the product: ``[gradient, -delta] @ [value, 1]^T``. The layout of a tile is that of
-`InPlace`, and again no product needs a transposed copy of it.
+Keys and values are (K, 1, n, W), queries and gradients (K, G, m, W) for the G query heads of each key/value head. Gradients
+and values may have a further column: ``[gradient, -delta] @ [value, 1]^T`` is ``gradient @ value^T - delta``. Tiles are
+laid out as in `InPlace`, so that no product needs a transposed copy.
 """
 
 import math
@@ -23,7 +23,7 @@ __all__ = ["InPlaceBackward"]
 
 
 class InPlaceBackward(InPlace):
-    """Primitives that allocate nothing of the size of a tile."""
+    """Primitives that allocate no arrays of the size of a tile."""
 
     @staticmethod
     def lengths(problem: Problem, shape: TileShape) -> tuple[int, ...]:
@@ -40,7 +40,7 @@ class InPlaceBackward(InPlace):
         self.is_finite = True
 
     def prepare_tile(self, allows: Magnitudes, *, is_finite: bool) -> None:
-        """Get ready for rows and keys of which something is known."""
+        """Set what is known of the rows and keys of the next tiles."""
         self.magnitudes, self.is_finite = allows, is_finite
 
     def query_key(self, query: Array, key: Array, *, exclusive: bool) -> Array:
@@ -76,7 +76,7 @@ class InPlaceBackward(InPlace):
         return self._transposed_product(grad_scores, query, self._key_sums, self.problem.query.shape[-1])
 
     def value_gradients(self, weights: Array, gradient: Array, *, exclusive: bool) -> Array:
-        """(..., K * G, m, n)^T @ (K, G, m, Dv) -> (K, n, Dv), without what rides in the gradient."""
+        """(..., K * G, m, n)^T @ (K, G, m, Dv) -> (K, n, Dv), without the further column of the gradient."""
         width = self.problem.value.shape[-1]
         if exclusive and not self.is_finite:
             columns = by_key_head(weights, gradient).mT
@@ -87,14 +87,14 @@ class InPlaceBackward(InPlace):
         return _summed(_product(by_key_head(weights, rows).mT, rows[..., :width], buffer))
 
     def silence(self, grad_scores: Array, allowed: Patches, mixed: Bounds) -> Array:
-        """Put 0 where pairs are not allowed, unless the weights of 0 have done so."""
+        """Put 0 where pairs are not allowed, unless the product with weights of 0 already has."""
         if not self.is_finite:
             for columns, pairs in allowed:
                 np.copyto(grad_scores[..., slice(*mixed), columns], 0.0, where=pairs == 0)
         return grad_scores
 
     def summed(self, grad_scores: Array, shape: tuple[int, ...]) -> Array:
-        """Return gradients summed to a shape, in memory that stays as it is."""
+        """Return gradients summed to a shape, in memory that is not overwritten later."""
         sums = super().summed(grad_scores, shape)
         return np.array(sums) if self._has_pull and np.may_share_memory(sums, grad_scores) else sums
 

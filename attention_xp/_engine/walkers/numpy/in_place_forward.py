@@ -22,15 +22,15 @@ Pieces = list[Array]  # of the keys, or the values, of a tile
 
 
 class _Views(NamedTuple):
-    """A tile in the buffers, G heads stacked or folded; those of a band, in C steps, are (G, C, m, n)."""
+    """Views of the buffers for a tile of G heads, stacked or folded; for a band of C steps, (G, C, m, n)."""
 
-    whole: Array  # the memory of the scores, with what lies between their lines
-    product: Array  # as the product writes it
-    by_keys: bool  # whether it writes keys x queries
+    whole: Array  # all the memory of the scores, including gaps between lines
+    product: Array  # the scores as the product writes them
+    by_keys: bool  # whether these lie as keys x queries
     rows: Array  # (G, m, n), or (1, G * m, n)
     scores: Array  # (..., G, m, n)
-    sums: "_Outputs"  # of the values, weighted
-    more: "_Outputs"  # what a tile adds to them
+    sums: "_Outputs"  # sums of weighted values
+    more: "_Outputs"  # what one tile adds to them
     ones: Array  # (n, 1)
 
 
@@ -42,7 +42,7 @@ class _Outputs(NamedTuple):
 
 
 class InPlaceForward(InPlace):
-    """Primitives that allocate nothing of the size of a tile."""
+    """Primitives that allocate no arrays of the size of a tile."""
 
     @staticmethod
     def lengths(problem: Problem, shape: TileShape) -> tuple[int, int, int]:
@@ -57,7 +57,7 @@ class InPlaceForward(InPlace):
         self._shape = shape
         self._scores, self._sums, self._more = buffers
         self._ones = np.ones((shape.columns, 1), dtype)  # made longer where a tile of few rows has more keys
-        self._shifted = np.empty(0, dtype)  # keys, with ones for a shift that rides in the query
+        self._shifted = np.empty(0, dtype)  # keys with a column of ones, where the query has a column with the shift
         self._views: dict[tuple[tuple[int, ...], int, int, bool], _Views] = {}
         self._at: _Views  # of the tile at hand
         self.output: Array  # (..., G, m, Dv), where the rows at hand belong
@@ -73,8 +73,8 @@ class InPlaceForward(InPlace):
     def query_key(self, query: Array, key: Pieces, *, exclusive: bool) -> Array:
         """(G, m, D) and (K, n, D) -> (..., G, m, n), or (1, G * m, D) and (1, n, D) where rows are folded.
 
-        Of a band, (G, C, m, D) -> (..., G, C, m, n); there the first piece of the keys is the window of all steps, longer by
-        (C - 1) * m than what one of them sees, and the others are seen by all.
+        For a band, (G, C, m, D) -> (..., G, C, m, n); the first piece of the keys is then that of all steps along the
+        diagonal, longer by (C - 1) * m than the keys of a single step, and all steps attend the other pieces.
         """
         steps, rows = query.shape[1:-2], query.shape[-2]  # (), or (C,)
         keys = sum(piece.shape[-2] for piece in key) - sum(rows * (count - 1) for count in steps)
@@ -86,7 +86,7 @@ class InPlaceForward(InPlace):
     def _product(self, query: Array, key: Array, scores: Array, *, poisoned: bool) -> None:
         """Write the products of some keys to their columns of the scores."""
         key, poison = quarantined_key(key) if poisoned else (key, None)
-        if key.shape[-1] < query.shape[-1]:  # the last column of the query is a shift
+        if key.shape[-1] < query.shape[-1]:  # the last column of the query is the shift
             key = self._with_ones(key)
         query, scores = (by_key_head(x, key, x.ndim - 1) for x in (query, scores))
         if self._at.by_keys:
@@ -97,10 +97,10 @@ class InPlaceForward(InPlace):
             np.add(scores, self._met(poison[..., None], scores).mT, out=scores)
 
     def _met(self, piece: Array, scores: Array) -> Array:
-        """Return what the rows of scores (..., m, n) meet of keys or values (K, S, W).
+        """Return keys or values (K, S, W) with the axes of scores (..., m, n), for their product.
 
-        That is (K, 1, n, W); of a band (K, 1, C, n, W) where there are more of them than a step sees, and (K, 1, 1, n, W)
-        where all steps see the same.
+        They are (K, 1, n, W); in a band (K, 1, C, n, W), the keys of each step, where S is more than n, and (K, 1, 1, n, W)
+        where all steps have the same keys.
         """
         if self._at.rows.ndim > 3:
             m, n = scores.shape[-2:]
@@ -115,7 +115,7 @@ class InPlaceForward(InPlace):
         return joined([key], 1, self._shifted)
 
     def _tile(self, steps: tuple[int, ...], m: int, n: int) -> _Views:
-        # The maxima along the few rows of a step are found faster where these lie by rows.
+        # Where maxima are needed, the few rows of a step are faster as queries x keys.
         by_keys = self.by_keys and (len(steps) == 0 or self.magnitudes.bounded)
         name = steps, m, n, by_keys
         known = self._views.get(name)
@@ -124,7 +124,7 @@ class InPlaceForward(InPlace):
         return known
 
     def _viewed(self, steps: tuple[int, ...], m: int, n: int, by_keys: bool) -> _Views:
-        """Lay a tile of m rows, or of so many steps of m rows, and n keys out in the buffers."""
+        """Return views of the buffers for a tile of m rows, or of so many steps of m rows, and n keys."""
         heads = self._shape.heads
         stacked = (1,) if self._shape.folded else (heads, *steps)
         rows = heads * m if self._shape.folded else m
@@ -147,7 +147,7 @@ class InPlaceForward(InPlace):
         return _Outputs(rows, rows.reshape(*self._lead, *((heads,) if self.problem.lead else ()), *shape))
 
     def sums(self, m: int) -> Array:
-        """Return where the values of m rows are summed, (..., G, m, Dv)."""
+        """Return the buffer in which the weighted values of m rows are summed, (..., G, m, Dv)."""
         return self._outputs(self._sums, m).output
 
     def plus_weights_value(
@@ -167,7 +167,7 @@ class InPlaceForward(InPlace):
         return output
 
     def _beside(self, pieces: Pieces) -> Iterator[tuple[Array, slice]]:
-        """Return each piece with the columns of the tile that are its own; those of a band's window come first."""
+        """Return each piece with its columns of the tile; the keys along a band come first."""
         if len(pieces) == 1:
             return iter([(pieces[0], slice(None))])
         sizes = [piece.shape[-2] for piece in pieces]
@@ -179,7 +179,7 @@ class InPlaceForward(InPlace):
         return np.matmul(weights, self._at.ones)
 
     def _whole(self, scores: Array) -> Array:
-        """Return all the memory of the scores, which is faster to go through than its lines one by one."""
+        """Return all the memory of the scores, gaps included: one operation on it is faster than one on strided lines."""
         views = self._at
         if scores is not views.scores or views.whole.shape == views.product.shape:
             return scores

@@ -1,4 +1,4 @@
-"""The gradients of some keys and values, to which one tile after the other is added on NumPy."""
+"""The gradients of some keys and values on NumPy, summed up over tiles."""
 
 import numpy as np
 
@@ -9,15 +9,15 @@ __all__ = ["KeySums"]
 
 
 class KeySums:
-    """Gradients (K, n, W) in memory that nothing was written to: where a tile is the first, it is not added to zeros."""
+    """Gradients (K, n, W) in uninitialised memory: the first tile is written there, and not added to zeros."""
 
     def __init__(self, first: int, key: Array, value: Array, factor: float) -> None:
         self._first, self._wholes = first, (key, value)
-        self._factors = factor, 1.0  # the one that pieces of gradients of keys lack
-        self._done = 0  # keys that something was written to, counted from the first one
+        self._factors = factor, 1.0  # gradients of keys lack a factor, see `key_factor`
+        self._done = 0  # number of keys, from the first on, that have been written
 
     def add(self, key: Array, value: Array, stretches: tuple[Bounds, ...]) -> None:
-        """Add pieces (K, n, W), the stretches of a tile side by side, to where these belong."""
+        """Add pieces (K, n, W), with the stretches of a tile side by side, at the keys of these stretches."""
         inside = [(start - self._first, end - self._first) for start, end in stretches]
         for (start, end), columns in zip(inside, side_by_side(end - start for start, end in inside), strict=True):
             self._clear(start)
@@ -26,11 +26,11 @@ class KeySums:
             self._done = max(self._done, end)
 
     def finish(self) -> None:
-        """Put zeros where no tile was."""
+        """Put zeros at keys that no tile has visited."""
         self._clear(self._wholes[0].shape[1])
 
     def _clear(self, end: int) -> None:
-        """Put zeros where nothing was written up to a key."""
+        """Put zeros at keys before `end` that have not been written."""
         if self._done < end:
             for whole in self._wholes:
                 whole[:, self._done : end] = 0.0
@@ -38,7 +38,7 @@ class KeySums:
 
 
 def _add(target: Array, piece: Array, factor: float, *, known: int) -> None:
-    """Add a piece times a factor to so many known keys of the target, and write the rest of it."""
+    """Add a piece times a factor to the first `known` keys of the target, and write it to the others."""
     if known <= 0:
         np.multiply(piece, factor, out=target)
         return

@@ -1,4 +1,4 @@
-"""How arrays lie in memory on NumPy: rows as products read them fastest, and keys seen through moving windows."""
+"""Layouts in memory on NumPy: rows in the order that is fast for products, and strided views of windows of keys."""
 
 import math
 
@@ -9,17 +9,17 @@ from attention_xp._typing import Array
 
 __all__ = ["APART", "apart", "beside", "length_beside", "turned", "windows"]
 
-APART = 16  # numbers that keep lines apart which would compete for the same places in a cache
-_CROWDED = 64  # lines of a multiple of so many numbers, few dozens of them, compete
+APART = 16  # numbers of padding behind lines that would compete for the same cache sets
+_CROWDED = 64  # a few dozen lines compete if their length is a multiple of so many numbers
 
 
 def apart(length: int, crowded: int) -> int:
-    """Return how long lines are made, of which those of a multiple of so many numbers would compete."""
+    """Return the length of lines, with padding if it is a multiple of `crowded`."""
     return length + APART if length % crowded == 0 else length
 
 
 def beside(buffer: Array, shape: tuple[int, ...]) -> Array:
-    """Return a view (..., m, W) of a buffer, in whose memory the numbers of one column follow each other."""
+    """Return a view (..., m, W) of a buffer in column order: the numbers of one column are adjacent in memory."""
     *lead, m, width = shape
     lines = *lead, width, apart(m, _CROWDED)
     return buffer[: math.prod(lines)].reshape(lines)[..., :m].mT
@@ -31,14 +31,14 @@ def length_beside(heads: int, m: int, width: int) -> int:
 
 
 def turned(rows: Array, buffer: Array) -> Array:
-    """Return a copy of rows (..., m, W) that lie so."""
+    """Return a copy of rows (..., m, W) in column order."""
     copy = beside(buffer, rows.shape)
     np.copyto(copy, rows)
     return copy
 
 
 def windows(keys: Array, step: int, n: int) -> Array:
-    """Return a view (K, C, n, W) of keys (K, S, W) through C windows of n keys, each a step further on than the last.
+    """Return a strided view (K, C, n, W) of keys (K, S, W): C windows of n keys, each `step` keys after the one before.
 
     The last window ends with the keys: ``S = (C - 1) * step + n``.
     """

@@ -1,4 +1,4 @@
-"""Where the heads of a job are, and what they share with others."""
+"""The query heads of a job: their indices, and their keys, values and masks."""
 
 import itertools
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ __all__ = ["Place", "item_of"]
 
 
 class Place(NamedTuple):
-    """Query heads that follow each other along the last leading axis."""
+    """Adjacent query heads along the last leading axis."""
 
     starts: tuple[int, ...]  # the leading index of the first
     heads: int
 
     @classmethod
     def every(cls, lead: tuple[int, ...], heads: int) -> Iterator[Self]:
-        """Yield so many heads at a time."""
+        """Yield all places of at most so many heads."""
         steps = (1,) * len(lead[:-1]) + (heads,) * len(lead[-1:])
         firsts = itertools.product(*(range(0, length, step) for length, step in zip(lead, steps, strict=True)))
         return (cls(starts, heads if lead else 1) for starts in firsts)
@@ -48,7 +48,7 @@ class Place(NamedTuple):
         ]
 
     def shared(self, problem: Problem, array: Array) -> Array:
-        """Return the keys or values of these query heads, with as many axes."""
+        """Return the keys or values of these query heads, with all axes kept."""
         at = self.at
         if problem.heads is not None:
             group = problem.group
@@ -56,7 +56,7 @@ class Place(NamedTuple):
         return array[tuple(slice(0, 1) if n == 1 else part for part, n in zip(at, array.shape[:-2], strict=True))]
 
     def item(self, problem: Problem) -> Item:
-        """Return whose mask they have: the batch item, and the head if it is a single one."""
+        """Return the batch item, and the head if it is a single one, for which rules are asked."""
         starts = self.starts
         b = int(np.ravel_multi_index(starts[: len(problem.batch)], problem.batch)) if problem.batch else 0
         h = None if problem.heads is None or self.heads > 1 else starts[-1]
@@ -64,7 +64,7 @@ class Place(NamedTuple):
 
 
 def item_of(problem: Problem, b: int, h: int | None) -> Item:
-    """Return a batch item and a head, with the positions of its rows and keys."""
+    """Return a batch item and a head with the positions of rows and keys."""
     offset, keys = problem.query_offset, problem.key_positions
     if not isinstance(offset, int | None):
         offset = int(np.broadcast_to(offset, problem.batch).reshape(-1)[b])

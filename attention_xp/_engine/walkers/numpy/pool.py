@@ -26,10 +26,10 @@ class _Blas:
         self._before: list[int] = []
 
     def with_one_thread(self, do: Callable[[int], _T], wanted: int | None = None) -> _T:
-        """Tell a function how many threads are wanted, or else BLAS was allowed; BLAS has one meanwhile.
+        """Call a function with the number of threads that are wanted, or that BLAS had; BLAS has one meanwhile.
 
-        An exception, such as that of Ctrl-C, may arrive between any two steps, also while a `with` is entered or left.
-        So the hold is taken inside of `try`, and given back twice: what cuts off the first time does not the second.
+        An exception such as KeyboardInterrupt may arrive between any two steps, also while a `with` is entered or left.
+        Therefore the hold is taken inside `try`, and given back twice: if the first time is interrupted, the second is not.
         """
         holder = object()
         try:
@@ -51,21 +51,21 @@ class _Blas:
         return allowed if wanted is None else wanted
 
     def _give_back(self, holder: object) -> None:
-        """Let BLAS have its threads again when nobody else holds it; nothing is done where it was given back before."""
+        """Give BLAS its threads back when there is no other holder; a second call for the same holder does nothing."""
         with self._lock:
             if self._holders == {holder}:
                 self._set(self._before)
             self._holders.discard(holder)  # after everything is changed back, so that it is tried again
 
     def let_go(self) -> None:
-        """Start afresh in a forked child: the holders, and whoever had the lock, stayed in the parent."""
+        """Reset in a forked child: holders, and the thread that may have the lock, exist in the parent alone."""
         self._lock = threading.Lock()
         if self._holders:
             self._set(self._before)
         self._holders = set()
 
     def has_small_kernels(self) -> bool:
-        """Whether small products are computed where the factors lie: OpenBLAS does with AVX-512."""
+        """Whether BLAS computes small products without copying the factors: OpenBLAS does with AVX-512."""
         apis = {(library.internal_api, getattr(library, "architecture", None)) for library in self._found()}
         return len(apis) > 0 and apis <= {("openblas", name) for name in _SMALL_KERNELS}
 
@@ -97,7 +97,7 @@ class _Pool:
     def submit(self, task: Callable[[], None], times: int) -> list[Future[None]]:
         """Start a task on several threads, on none while the interpreter shuts down.
 
-        What the caller has set for itself, such as how NumPy treats errors, holds there as well.
+        It runs in a copy of the caller's context, where for instance its `np.errstate` holds.
         """
         try:
             return [self.of(times).submit(copy_context().run, task) for _ in range(times)]
@@ -125,7 +125,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def run_jobs(jobs: int, worker: Callable[[], AbstractContextManager[Callable[[int], None]]], threads: int) -> None:
-    """Do each job i with what a worker gives on entering, on some threads, the caller's among them.
+    """Call ``do(i)`` for each job i, with the function `do` that a worker gives, on some threads and the caller's.
 
     `worker` is called once on each thread, for its buffers. The first exception of a job stops the
     hand-out and reaches the caller.
@@ -147,7 +147,7 @@ def run_jobs(jobs: int, worker: Callable[[], AbstractContextManager[Callable[[in
         futures = _POOL.submit(drain, min(threads, jobs) - 1)
         drain()
     finally:
-        stopped.set()  # where the caller is interrupted, for threads that are not known yet; else all jobs are taken
+        stopped.set()  # if the caller is interrupted, also for threads that are not in `futures` yet
         for future in futures:
             if not future.cancel():
                 future.exception()

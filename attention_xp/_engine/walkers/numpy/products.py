@@ -1,8 +1,8 @@
-"""Products on NumPy, cut into pieces that BLAS computes where the factors lie.
+"""Products on NumPy, cut into pieces that BLAS computes without copying the factors.
 
-OpenBLAS copies both factors of a product into an order of its own first. Where it has kernels for small matrices, it spares
-products of few multiplications that, and these are the faster ones: many of them, which NumPy hands over one by one in a
-single call, take 0.87 of the time of the whole.
+OpenBLAS first copies both factors of a product into a packed order. Where it has kernels for small matrices, it does not do
+so for products of few multiplications, and these are faster: as many small products, which NumPy passes to BLAS one by one
+in a single call, a product takes 0.87 of the time.
 """
 
 import numpy as np
@@ -13,8 +13,8 @@ from attention_xp._typing import Array
 
 __all__ = ["multiply_into"]
 
-_VECTOR = 16  # numbers that the kernels take at once: rows of a piece, and what divides its columns
-_NARROW = 32  # columns of a piece where the first factor lies by columns
+_VECTOR = 16  # numbers in a vector register: a piece has so many rows, and a multiple of it as columns
+_NARROW = 32  # columns of a piece, at most, where the first factor is in column order
 
 
 def multiply_into(out: Array, x: Array, y: Array) -> Array:
@@ -33,9 +33,9 @@ def multiply_into(out: Array, x: Array, y: Array) -> Array:
 
 
 def _width(x: Array, y: Array) -> int:
-    """Return how many columns pieces have, equal parts as far as vectors go; 0 where no pieces are faster."""
+    """Return the number of columns of a piece, for about equal pieces; 0 where the whole product is faster."""
     K, N, item = int(y.shape[-2]), int(y.shape[-1]), y.itemsize
-    if x.shape[-2] < _VECTOR or y.strides[-1] != item or 0 in (K, N):  # the kernels want the second factor by rows
+    if x.shape[-2] < _VECTOR or y.strides[-1] != item or 0 in (K, N):  # the kernels want the second factor in row order
         return 0
     if x.shape[-2] * K * N <= SMALL_PRODUCT:  # already small
         return 0

@@ -1,4 +1,4 @@
-"""Which way a walk takes on NumPy: the blocks of rows of some heads, and the tiles that each of them visits."""
+"""The blocks of rows of a call on NumPy, in the order in which they are computed, and the tiles of each."""
 
 from attention_xp._engine.plan.answers import Grid, Item
 from attention_xp._engine.plan.plan import Bounds, Tile
@@ -11,26 +11,26 @@ __all__ = ["Route"]
 
 
 class Route:
-    """The plans of one call, whoever's mask they follow."""
+    """The plans of one call, for all batch items and heads together or for each."""
 
     def __init__(self, problem: Problem, shape: TileShape, *, widest: int) -> None:
         self._problem = problem
-        self._alike = item_of(problem, 0, None) if problem.is_masked_alike else None
+        self._common = item_of(problem, 0, None) if problem.is_masked_alike else None
         self._plans = Plans.of(
             problem.rules, problem.query.shape[-2], _grid(problem, shape, widest), may_keep=problem.keys_count_up
         )
 
     def blocks(self) -> list[Bounds]:
-        """Return the blocks of rows of all heads: what is long comes first, so that no thread ends with it."""
-        return self._plans.latest_first() if self._alike is None else self._plans.longest_first(self._alike)
+        """Return the blocks of rows of all heads: those with much work first, so that all threads end together."""
+        return self._plans.latest_first() if self._common is None else self._plans.longest_first(self._common)
 
     def tiles(self, place: Place, rows: Bounds) -> list[Tile]:
         """Return the tiles that a block of rows visits."""
         return self._plans.tiles(self._item(place), rows)
 
     def _item(self, place: Place) -> Item:
-        """Return whose mask some heads have."""
-        return self._alike or place.item(self._problem)
+        """Return the batch item and head for which rules are asked."""
+        return self._common or place.item(self._problem)
 
 
 def _grid(problem: Problem, shape: TileShape, widest: int) -> Grid:

@@ -1,4 +1,4 @@
-"""Memory that a thread keeps from call to call: fresh pages would cost more than what is computed in them."""
+"""Memory that a thread keeps from call to call: mapping new pages would take longer than computing in them."""
 
 import itertools
 import threading
@@ -27,7 +27,7 @@ def _lines(size: int) -> int:
 
 @contextmanager
 def lent(lengths: Sequence[int], dtype: DType) -> Iterator[list[Array]]:
-    """Lend arrays of so many numbers of this thread, each at the beginning of a line; a call inside a call gets its own."""
+    """Lend this thread's memory as arrays of these lengths, aligned to cache lines; nested calls get memory of their own."""
     sizes = [length * np.dtype(dtype).itemsize for length in lengths]
     starts = list(itertools.accumulate(map(_lines, sizes), initial=0))
     block = vars(_kept).pop("block", None)

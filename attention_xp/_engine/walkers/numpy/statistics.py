@@ -16,7 +16,7 @@ from attention_xp._scores.region import Region
 
 __all__ = ["statistics"]
 
-_PAIRS_OF_A_JOB = 2**19  # what a thread makes of them stays in the cache, and in memory that it had before
+_PAIRS_OF_A_JOB = 2**19  # so few that a job's arrays stay in the cache, and in memory that is used again
 
 
 def statistics(problem: Problem) -> Statistics:

@@ -1,7 +1,7 @@
 """NumPy's walker: threads that compute in place, each in buffers of its own.
 
-The gradients of a bias that is a rule it hands to the portable walker: every tile may add to all arrays of such a rule,
-for which threads would compete.
+Gradients of a bias that is a rule are left to the portable walker: every tile may add to all arrays of such a rule, which
+threads would have to share.
 """
 
 from attention_xp._engine.problem.problem import Problem

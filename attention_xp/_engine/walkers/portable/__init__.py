@@ -1,1 +1,1 @@
-"""The walker of every library without one of its own: Python loops, and torch's door to derivatives."""
+"""The walker of every library without one of its own: Python loops, which torch's walker uses as well."""

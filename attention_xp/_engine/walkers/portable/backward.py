@@ -82,7 +82,7 @@ def _rows(problem: Problem, known: Known, block: Bounds) -> Rows:
 
 
 class _Piecewise:
-    """A gradient that grows by pieces of some rows and columns; an axis of length 1 takes all pieces along it."""
+    """A gradient that is summed up by pieces of rows and columns; along an axis of length 1 all pieces are added."""
 
     def __init__(
         self, problem: Problem, shape: tuple[int, ...], rows: list[Bounds], columns: list[Bounds] | None = None
@@ -91,7 +91,7 @@ class _Piecewise:
         *self.lead, height, width = (1,) * (2 - len(shape)) + shape
         self.rows = _parts(height, rows)
         self.columns = [(0, width)] if columns is None else _parts(width, columns)
-        self.pieces: dict[tuple[int, int], Array] = {}  # by numbers: bounds that torch traces make no keys
+        self.pieces: dict[tuple[int, int], Array] = {}  # by number: bounds that torch traces cannot be keys
 
     def add(self, piece: Array, rows: tuple[Bounds, ...], columns: tuple[Bounds, ...] = ((0, 0),)) -> None:
         """Add a piece that covers these stretches, side by side."""
@@ -138,12 +138,12 @@ class _OfBias:
 
 
 def _parts(length: int, parts: list[Bounds]) -> list[Bounds]:
-    """Return the parts of an axis along which pieces are told apart."""
+    """Return the parts of an axis for which pieces are kept apart."""
     return parts if length != 1 and len(parts) > 0 else [(0, length)]
 
 
 def _cut(parts: list[Bounds], stretches: tuple[Bounds, ...]) -> Iterator[tuple[int, slice | None]]:
-    """Yield each part that stretches are made of, with where it lies in them side by side; ``None`` is everywhere."""
+    """Yield each part that stretches consist of, with its slice of the stretches side by side; ``None`` is all."""
     if len(parts) == 1:
         yield 0, None
         return
@@ -155,5 +155,5 @@ def _cut(parts: list[Bounds], stretches: tuple[Bounds, ...]) -> Iterator[tuple[i
 
 
 def _number(parts: list[Bounds], start: int) -> int:
-    """Return how many parts begin before; `index` would compare by identity first, which no trace can."""
+    """Return the number of parts that begin before; `index` compares by identity first, which a trace does not support."""
     return len([first for first, _ in parts if first < start])

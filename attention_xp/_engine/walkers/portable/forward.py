@@ -26,9 +26,9 @@ def forward(problem: Problem, *, lse: bool = True) -> tuple[Array, Array]:  # no
 
 
 def followed(problem: Problem, call: Callable[..., Any] | None = None) -> tuple[Array, Array]:
-    """Return the same where the library records what is done, and may differentiate it.
+    """Return the same by operations that the library records, so that it can differentiate them.
 
-    Each block of rows goes through `call`, where that is given.
+    With `call`, each block of rows is computed by ``call(function, *arguments)``, such as torch's ``checkpoint``.
     """
     return _by_blocks(Followed(problem), _attend if call is None else partial(call, _attend))
 
@@ -43,13 +43,13 @@ def _by_blocks(ops: Arithmetic, attend: Callable[..., tuple[Array, Array]]) -> t
 def _side_by_side(
     problem: Problem, blocks: list[Bounds], results: Iterator[tuple[Array, Array]]
 ) -> tuple[Array, Array]:
-    """Return the results of all blocks of rows as one."""
+    """Return the results of all blocks of rows, joined along the rows."""
     xp, first = problem.xp, next(results)
     results = chain([first], results)
     if is_followed(xp, first[0]):
         outputs, lses = zip(*results, strict=True)
         return xp.concat(outputs, axis=-2), xp.concat(lses, axis=-1)
-    # In place where that goes unseen: blocks that wait for the last one take the memory of another output.
+    # Written in place where no library records it: joining all blocks at the end takes the memory of a second output.
     shape = (*problem.lead, problem.query.shape[-2])
     output = xp.empty((*shape, problem.value.shape[-1]), dtype=first[0].dtype, device=device(problem.query))
     lse = xp.empty(shape, dtype=first[1].dtype, device=device(problem.query))
@@ -79,7 +79,7 @@ def _attend(ops: Arithmetic, row: int, stop: int, columns: int) -> tuple[Array, 
             mixed=(0, stop - row),
         )
     output, lse = finish(ops, region, running)
-    if isinstance(ops, Followed):  # no gradient comes back to a row that attends nothing, whatever it is
-        is_silent = (running.peak == nothing.peak) & (running.total == nothing.total)
-        output = xp.where(is_silent, 0.0, output)
+    if isinstance(ops, Followed):  # a row that attends nothing has zero gradients, even if that of the output is NaN
+        is_empty = (running.peak == nothing.peak) & (running.total == nothing.total)
+        output = xp.where(is_empty, 0.0, output)
     return output, lse

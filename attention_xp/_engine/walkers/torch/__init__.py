@@ -1,1 +1,1 @@
-"""torch: the loop as an autograd function, and tensors on the CPU as NumPy's walker reads them."""
+"""torch's walker: the loop as an autograd function; tensors on the CPU are handed to NumPy's walker."""

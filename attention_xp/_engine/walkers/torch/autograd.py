@@ -1,6 +1,6 @@
-"""torch's door to the tiles: forward as it is fastest, and backward by the analytic step.
+"""torch's forward pass, differentiable: an autograd function whose backward pass is the analytic one.
 
-Forward mode follows the loop operation by operation, as do derivatives by what functions have captured.
+In forward mode, and for derivatives by tensors that functions have captured, torch records the loop instead.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ __all__ = ["Tiled", "forward"]
 def forward(problem: Problem, *, lse: bool = True) -> tuple[Array, Array]:  # noqa: ARG001  # it costs nothing
     """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq), differentiable in memory linear in the lengths.
 
-    What a function of the user has captured stays in the dark here: where that wants gradients, or may be
-    mapped, and in forward mode, autograd records the loop: a block of rows at a time, once more when its gradients
-    are wanted.
+    The autograd function does not know the tensors that a function of the user has captured. Where these require gradients
+    or may be mapped, and in forward mode, torch records the loop instead. Blocks of rows are checkpointed: each is computed
+    once more when its gradients are wanted.
     """
     if (
         problem.has_bias_rule
@@ -42,7 +42,7 @@ def forward(problem: Problem, *, lse: bool = True) -> tuple[Array, Array]:  # no
         return Tiled.apply(rest, *arrays)  # type: ignore[no-any-return]
     if torch.is_grad_enabled() and any(a.requires_grad for a in arrays):
         return Tiled.apply(rest, *_distinct(arrays))  # type: ignore[no-any-return]
-    return unrecorded.forward(problem)  # Dynamo hands a context to the function that nothing is to be differentiated by
+    return unrecorded.forward(problem)  # Dynamo does not support the function where nothing requires gradients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class _Rest:
 
 
 def _split(problem: Problem) -> tuple[_Rest, list[Array]]:
-    """Return the rest of a problem, and its arrays: those it is differentiated by, then others that may be mapped."""
+    """Return the rest of a problem, and its arrays: first those it is differentiated by, then others that may be mapped."""
     has_sinks = problem.sinks is not None
     arrays = [problem.query, problem.key, problem.value, *problem.addends, *([problem.sinks] if has_sinks else [])]
     rest: Any = dataclasses.replace(problem, query=None, key=None, value=None, addends=(), sinks=None)
@@ -81,12 +81,12 @@ def _split(problem: Problem) -> tuple[_Rest, list[Array]]:
 
 
 def _distinct(arrays: list[Array]) -> list[Array]:
-    """Return arrays of which no two are one tensor, as in self-attention, which Dynamo gives up on."""
+    """Return arrays without duplicates, as in self-attention: Dynamo does not support the same tensor twice."""
     return [a.view_as(a) if any(a is b for b in arrays[:i]) else a for i, a in enumerate(arrays)]
 
 
 class Tiled(torch.autograd.Function):  # type: ignore[misc]
-    """The loop over tiles, with its transpose."""
+    """The loop over tiles forward, and the one backward as its derivative."""
 
     generate_vmap_rule = True
 
@@ -128,17 +128,17 @@ class Tiled(torch.autograd.Function):  # type: ignore[misc]
 
 
 def _can_recompute() -> bool:
-    """Whether what a block of rows keeps for its gradients can be dropped: those who trace keep books themselves."""
+    """Whether blocks of rows can be checkpointed: not in a trace, nor in forward mode."""
     return torch.is_grad_enabled() and not is_traced() and not in_forward_mode()
 
 
 def _recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function, and again for its gradients: nothing but its arguments is kept."""
+    """Call a function with a checkpoint: nothing but its arguments is kept for its gradients."""
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def _captures(problem: Problem) -> bool:
-    """Whether `score_mod` has captured what wants gradients: its result does, for a score that does not."""
+    """Whether `score_mod` has captured a tensor that requires gradients: its result does, for a score that does not."""
     if problem.score_mod is None or not torch.is_grad_enabled():
         return False
     one = (1,) * problem.ndim

@@ -1,8 +1,8 @@
-"""Problems of torch whose arrays lie in the memory of this process: NumPy's walkers read them there, and copy nothing.
+"""Problems of torch with tensors on the CPU: NumPy's walker computes them, on the same memory and without copies.
 
-These walkers are faster than Python loops over torch's operations, one to three times, and most where rules leave
-out much. The loops stay for other devices, for what is traced or differentiated as it is recorded, for numbers and
-functions that NumPy does not know, and for small problems, which fit into one tile of all heads.
+It is one to three times as fast as Python loops over torch's operations, most of all where rules exclude much. The
+loops remain for other devices, for calls that torch traces or records, for dtypes that NumPy lacks, for functions of the
+user and biases that are rules, and for small problems, which fit into one tile of all heads.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ def forward(problem: Problem) -> tuple[Array, Array] | None:
 
 
 def backward(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Gradients | None:
-    """Return the gradients in the shapes of the problem, ``None`` where NumPy cannot read what they are made of."""
+    """Return the gradients in the shapes of the problem, ``None`` where NumPy cannot read the problem."""
     here = _views(problem, tuple(known))
     if here is None:
         return None
@@ -47,7 +47,7 @@ def backward(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Gradie
 
 
 def _views(problem: Problem, others: tuple[Array | None, ...]) -> tuple[Problem, tuple[Array | None, ...]] | None:
-    """Return a problem and further arrays as NumPy sees them."""
+    """Return a problem and further tensors as views of NumPy, ``None`` where that cannot be."""
     if library_name(problem.xp) != "torch" or is_compiling(problem.xp) or problem.query.device.type != "cpu":
         return None
     if formula_is_faster(problem):
@@ -65,7 +65,7 @@ def _views(problem: Problem, others: tuple[Array | None, ...]) -> tuple[Problem,
 
     found, found_others = thaw(template, list(map(_view, arrays)))
     seen = tuple(
-        # A mask that holds arrays of NumPy keeps what it has counted in them, and stays itself.
+        # A mask with arrays of NumPy stays the same object, for it keeps summaries of these arrays.
         rule if all(map(is_numpy, some)) else thaw(of_rule, list(map(_view, some)))
         for rule, (of_rule, some) in zip(problem.rules, rules, strict=True)
     )
@@ -74,7 +74,7 @@ def _views(problem: Problem, others: tuple[Array | None, ...]) -> tuple[Problem,
 
 
 def _is_readable(array: Array) -> bool:
-    """Whether NumPy can see the numbers of an array, and nothing would go unseen that torch follows."""
+    """Whether NumPy can read an array in place, and torch does not record what is done with it."""
     if is_numpy(array):
         return True
     torch: Any = sys.modules["torch"]
@@ -93,14 +93,14 @@ def _view(array: Array) -> Array:
 
 
 def _given_back(result: Any) -> Any:
-    """Return arrays of NumPy, or nested tuples of such, as tensors in the same memory."""
+    """Return arrays of NumPy, or nested tuples of them, as tensors in the same memory."""
     if isinstance(result, tuple):
         return tuple(map(_given_back, result))
     return None if result is None else sys.modules["torch"].from_numpy(result)
 
 
 def _silence() -> AbstractContextManager[None]:
-    """Return a context in which NumPy warns of infinities and NaN no more than torch does."""
+    """Return a context in which NumPy does not warn of infinities and NaN, as torch does not."""
     import numpy as np  # noqa: PLC0415
 
     return np.errstate(all="ignore")

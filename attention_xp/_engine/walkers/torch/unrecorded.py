@@ -1,4 +1,4 @@
-"""Both ways over the tiles where torch is not to record them: on NumPy for tensors that this can read, or else in loops."""
+"""Forward and backward passes that torch does not record: by NumPy's walker for tensors that it can read, else in loops."""
 
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.backward_step import Gradients, Known

@@ -1,7 +1,7 @@
-"""torch's walker: Python loops over torch's operations, with doors to its derivatives.
+"""torch's walker: Python loops over torch's operations, with an autograd function around them.
 
-Tensors on the CPU it hands to NumPy's walker, which reads them where they lie, in `unrecorded`, unless torch
-has to see what is done; see `on_numpy`. Statistics are the portable walker's.
+Tensors on the CPU are handed to NumPy's walker, which reads them in place (`unrecorded`, `on_numpy`), unless torch has
+to record what is done. Statistics are the portable walker's.
 """
 
 from attention_xp._engine.walkers.portable.statistics import statistics
