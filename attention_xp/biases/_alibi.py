@@ -17,7 +17,7 @@ class AlibiBias(Bias):
     .. math:: b_{hqk} = -m_h \, |q - k|
 
     where :math:`q` and :math:`k` are positions: that of a query is its row plus the ``query_offset``, and keys
-    count from 0. In a causal model :math:`k \le q`, and the rule is that of the paper.
+    count from 0 unless the call gives them others. In a causal model :math:`k \le q`, and the rule is that of the paper.
 
     Parameters
     ----------

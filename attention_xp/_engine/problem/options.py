@@ -79,7 +79,7 @@ window : int or (int or None, int or None), optional
     ``(left, right)``: a query at position ``p`` attends keys in ``[p - left, p + right]``,
     both ends included; ``None`` leaves a side open and ``w`` means ``(w, w)``.
 query_offset : int or integer array of the batch shape, optional
-    Position of the first query; keys start at position 0. Required with `is_causal` and
+    Position of the first query; keys start at position 0 unless they are given others. Required with `is_causal` and
     `window` where ``Sq != Sk``: ``0`` aligns top-left, ``Sk - Sq`` bottom-right.
 key_offset : int or integer array of the batch shape, optional
     Position of the first key, 0 by default: a piece of the keys gives what it contributes to the whole. Where it is
@@ -88,11 +88,11 @@ key_positions : integer array, optional
     Positions of the keys in any order, ``(Sk,)`` or batch shape + ``(Sk,)``, in place of `key_offset`. A negative
     position is that of an empty slot, which is never attended.
 item_ids, head_ids : integer array, optional
-    Of the batch shape, and ``(H,)``: the ``b`` and ``h`` that functions, rules and dropout see. By default they
-    count from 0.
+    Of the batch shape, and ``(H,)``, or ``()`` without a heads axis: the ``b`` and ``h`` that functions, rules and
+    dropout see. By default they count from 0.
 query_lengths, key_lengths : int or integer array of the batch shape, optional
-    Keys from ``key_lengths[b]`` on are never attended; output rows from
-    ``query_lengths[b]`` on are zero.
+    Keys at positions from ``key_lengths[b]`` on are never attended; output rows from
+    ``query_lengths[b]`` on, counted in this call, are zero.
 scale : float or array, optional
     Factor of the scores: a number, or a floating array ``()``, which may need a gradient, such as a learned
     temperature. Default: ``1 / sqrt(D)``.
