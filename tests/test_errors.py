@@ -131,6 +131,25 @@ OPTIONS = {
     "lengths with a heads axis": Wrong(
         lambda a: a.attend(query_lengths=a(2, 4, dtype="int32")), ValueError, ("query_lengths", "(2,)", "(2, 4)")
     ),
+    "offset and positions of keys": Wrong(
+        lambda a: a.attend(key_offset=1, key_positions=a(5, dtype="int32")), ValueError, ("key_offset", "key_positions")
+    ),
+    "positions of too few keys": Wrong(
+        lambda a: a.attend(key_positions=a(4, dtype="int32")), ValueError, ("key_positions", "(Sk,)", "(2, 5)", "(4,)")
+    ),
+    "floating positions": Wrong(
+        lambda a: a.attend(key_positions=a(5)), TypeError, ("key_positions", "integer array", "float32")
+    ),
+    "a piece of keys without the place of the rows": Wrong(
+        lambda a: a.attend(is_causal=True, key_offset=3), ValueError, ("query_offset", "key_offset", "whole")
+    ),
+    "numbers of too many items": Wrong(
+        lambda a: a.attend(item_ids=a(3, dtype="int32")), ValueError, ("item_ids", "batch", "(2,)", "(3,)")
+    ),
+    "numbers of too few heads": Wrong(
+        lambda a: a.attend(head_ids=a(2, dtype="int32")), ValueError, ("head_ids", "(H,)", "(4,)", "(2,)")
+    ),
+    "list of head numbers": Wrong(lambda a: a.attend(head_ids=[0, 1]), TypeError, ("head_ids", "integer array", "list")),
     "list of lengths": Wrong(lambda a: a.attend(query_lengths=[1, 2]), TypeError, ("query_lengths", "int", "list")),
     "negative length": Wrong(lambda a: a.attend(key_lengths=-1), ValueError, ("key_lengths", "-1")),
     "scale of the wrong kind": Wrong(lambda a: a.attend(scale="big"), TypeError, ("scale", "str")),

@@ -225,6 +225,11 @@ def test_numbers_of_items_and_heads(library, wide, impl):
     ]
     close(drawn[2], drawn[1], library)
     assert not np.allclose(to_numpy(drawn[0]), to_numpy(drawn[1]))
+    one, other = (
+        flash_attention(query, key, value, dropout_rate=0.5, rng=3, impl=impl, item_ids=ids)
+        for ids in (7, wide(np.asarray([7, 7])))
+    )
+    close(one, other, library)
 
 
 def test_parts_without_keys_of_their_own(library, wide, impl):

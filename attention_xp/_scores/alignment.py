@@ -15,8 +15,9 @@ from attention_xp._typing import Array
 
 __all__ = [
     "aligned_addend",
-    "aligned_ids",
+    "aligned_head_ids",
     "aligned_integers",
+    "aligned_item_ids",
     "aligned_mask",
     "aligned_positions",
     "aligned_sinks",
@@ -109,18 +110,26 @@ def _behind_batch(frame: Frame, numbers: Array) -> Array:
     return filled_up(frame.xp, frame.xp.reshape(numbers, (*shape[:-1], *(1,) * ndim, shape[-1])), frame.ndim)
 
 
-def aligned_ids(frame: Frame, name: str, given: Any) -> Array | None:
-    """Align the numbers of batch items, (..., 1, 1, 1), or of heads, (H, 1, 1), int32."""
+def aligned_item_ids(frame: Frame, given: Any) -> Array | None:
+    """Align the numbers of batch items, (..., 1, 1, 1) int32; an int is that of all of them."""
+    numbers = aligned_integers(frame, "item_ids", given)
+    if numbers is None:
+        return None
+    if isinstance(numbers, int):
+        return frame.xp.full((1,) * frame.ndim, numbers, dtype=frame.xp.int32, device=device(frame.query))
+    return filled_up(frame.xp, numbers, frame.ndim, behind=frame.ndim - len(frame.batch))
+
+
+def aligned_head_ids(frame: Frame, given: Any) -> Array | None:
+    """Align the numbers of heads, (H, 1, 1) int32."""
     if given is None:
         return None
-    _check_integer_array(frame, name, given)
-    of_heads = name == "head_ids"
-    expected = (() if frame.heads is None else (frame.heads,)) if of_heads else frame.batch
+    _check_integer_array(frame, "head_ids", given)
+    expected = () if frame.heads is None else (frame.heads,)
     if tuple(given.shape) != expected:
-        letters = "(H,)" if of_heads else "the batch shape"
-        raise ValueError(f"{name} must number all: expected {name} {letters} = {expected}, {shapes(**{name: given})}")
-    behind = 2 if of_heads else frame.ndim - len(frame.batch)
-    return filled_up(frame.xp, as_int32(frame.xp, given), len(expected) + behind, behind=behind)
+        letters = "head_ids ()" if frame.heads is None else f"head_ids (H,) = {expected}"
+        raise ValueError(f"head_ids must hold one number per head: expected {letters}, {shapes(head_ids=given)}")
+    return filled_up(frame.xp, as_int32(frame.xp, given), len(expected) + 2, behind=2)
 
 
 def _check_integer_array(frame: Frame, name: str, given: Any) -> None:

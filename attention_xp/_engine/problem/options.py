@@ -39,7 +39,7 @@ class ScoreOptions(_PackedScoreOptions, total=False):
     query_offset: int | Array | None
     key_offset: int | Array | None
     key_positions: Array | None
-    item_ids: Array | None
+    item_ids: int | Array | None
     head_ids: Array | None
     query_lengths: int | Array | None
     key_lengths: int | Array | None
@@ -87,7 +87,7 @@ key_offset : int or integer array of the batch shape, optional
 key_positions : integer array, optional
     Positions of the keys in any order, ``(Sk,)`` or batch shape + ``(Sk,)``, in place of `key_offset`. A negative
     position is that of an empty slot, which is never attended.
-item_ids, head_ids : integer array, optional
+item_ids, head_ids : int or integer array, optional
     Of the batch shape, and ``(H,)``, or ``()`` without a heads axis: the ``b`` and ``h`` that functions, rules and
     dropout see. By default they count from 0.
 query_lengths, key_lengths : int or integer array of the batch shape, optional

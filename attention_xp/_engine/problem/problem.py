@@ -23,7 +23,13 @@ from attention_xp._engine.problem.known_end import known_end, up_to
 from attention_xp._engine.problem.options import AttentionOptions, complete
 from attention_xp._random.draws import check_rate, check_rng, seed_words
 from attention_xp._random.survivors import LARGEST_RATE
-from attention_xp._scores.alignment import aligned_ids, aligned_integers, aligned_sinks, checked_scale
+from attention_xp._scores.alignment import (
+    aligned_head_ids,
+    aligned_integers,
+    aligned_item_ids,
+    aligned_sinks,
+    checked_scale,
+)
 from attention_xp._scores.frame import Frame, frame_of
 from attention_xp._scores.packing import Packing
 from attention_xp._typing import Array, DType, Namespace, ScoreMod
@@ -256,8 +262,8 @@ class Problem(Frame):
             query_offset=offset,
             key_offset=keys.offset,
             key_positions=keys.positions,
-            item_ids=aligned_ids(frame, "item_ids", o["item_ids"]),
-            head_ids=aligned_ids(frame, "head_ids", o["head_ids"]),
+            item_ids=aligned_item_ids(frame, o["item_ids"]),
+            head_ids=aligned_head_ids(frame, o["head_ids"]),
             query_lengths=rows,
             dropout_rate=rate,
             impl=check_impl(o["impl"]),
