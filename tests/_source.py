@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "attention_xp"
@@ -15,9 +16,22 @@ def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
+@cache
 def needs(path: Path, package: str) -> bool:
-    """Whether a module imports a package at its top, and so cannot be imported without it."""
-    return re.search(rf"^(import|from) {package}\b", path.read_text(encoding="utf-8"), re.MULTILINE) is not None
+    """Whether a module cannot be imported without a package: it imports it at its top, or a module that does."""
+    text = path.read_text(encoding="utf-8")
+    if re.search(rf"^(import|from) {package}\b", text, re.MULTILINE):
+        return True
+    return any(needs(other, package) for other in _imported(text))
+
+
+def _imported(text: str) -> Iterator[Path]:
+    """Yield the modules of the package that a module imports at its top."""
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("attention_xp"):
+            home = PACKAGE.parent.joinpath(*node.module.split("."))
+            files = [home.with_suffix(".py"), *(home / f"{name.name}.py" for name in node.names)]
+            yield from (file for file in files if file.is_file())
 
 
 def standard_modules() -> list[Path]:
