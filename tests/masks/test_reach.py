@@ -161,7 +161,7 @@ def test_ranges_of_ids(ids, data):
 def test_tensors_in_memory_are_planned_with_as_arrays_of_numpy_are(make, kind):
     """What lies on the host is read there, also for numbers that NumPy does not compute with."""
     problem_of = importlib.import_module("attention_xp._engine.problem.problem").Problem.of
-    tiles_of_rows = importlib.import_module("attention_xp._engine.walkers.portable.tiles").tiles_of_rows
+    tiles_of_rows = importlib.import_module("attention_xp._engine.plan.row_tiles").tiles_of_rows
     x = make(np.ones((2, 1, 64, 8)), "bfloat16")
 
     def visited(made):
