@@ -18,15 +18,18 @@ class Compiled:
         self.count = 0
         self._is_listening = False
 
-    def bound(self) -> None:
-        """Start to count once JAX is imported; forget when there is too much to hold."""
+    def listen(self) -> Any:
+        """Start to count once JAX is imported, and return it."""
         jax = sys.modules.get(Backend.JAX.package)
-        if jax is None:
-            return
-        if not self._is_listening:
+        if jax is not None and not self._is_listening:
             jax.monitoring.register_event_duration_secs_listener(self._listen)
             self._is_listening = True
-        if self.count > LIMIT:
+        return jax
+
+    def bound(self) -> None:
+        """Forget when there is too much to hold."""
+        jax = self.listen()
+        if jax is not None and self.count > LIMIT:
             jax.clear_caches()
             self.count = 0
 

@@ -45,6 +45,14 @@ def slopes(q, k, v, bias, sinks, **how):
     return output, *gradients[:3], gradients.bias, gradients.sinks
 
 
+def piece(q, k, v, positions, **how):
+    """Gradients of a piece of the keys, given the output and the log-sum-exp of the whole."""
+    how |= {"query_offset": 2, "is_causal": True}
+    output, lse = ax.flash_attention(q, k, v, key_positions=positions, return_lse=True, **how)
+    some = k[..., :4, :], v[..., :4, :]
+    return output, *ax.attention_gradients(q, *some, output, lse, output, key_positions=positions[:4], **how)[:3]
+
+
 def every_bias(q, k, v, slopes, table, **how):
     """Attention under biases that are rules."""
     return tuple(
@@ -141,6 +149,7 @@ ATTENTION = {name: FLASH[name] for name in ("flash_attention", "float mask")} | 
     "every bias": (every_bias, (*QKV, normal(4), normal(8, 4))),
     "relative scores": (relative_scores, (*QKV, normal(5, 8))),
     "attention_vjp": (slopes, (*QKV, normal(4, 5, 7), normal(4))),
+    "attention_gradients": (piece, (*QKV, np.asarray([3, 0, 9, -1, 2, 4, 1]))),
     "attention_statistics": (
         lambda q, k, **how: ax.attention_statistics(q, k, is_causal=True, query_offset=2, **how),
         QKV[:2],

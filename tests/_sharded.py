@@ -27,6 +27,7 @@ SHARED = {
     "every bias": "bh bh bh h .h",
     "relative scores": "bh bh bh .",
     "attention_vjp": "bh bh bh h h",
+    "attention_gradients": "bh bh bh .",
     "attention_scores": "bh bh h",
     "attention_statistics": "bh bh",
     "varlen_attention": ".h .h .h .",
