@@ -5,10 +5,9 @@ from itertools import pairwise
 from numbers import Integral
 from typing import Any, Literal, Unpack, cast, overload
 
-from attention_xp._backend.dtypes import dtype_name, is_integer
 from attention_xp._backend.libraries import common_namespace, device
 from attention_xp._backend.values import values_on_host
-from attention_xp._checks.arrays import check_floating, check_placement, shapes
+from attention_xp._checks.arrays import check_floating, check_integers, check_placement, shapes
 from attention_xp._checks.numbers import check_flag, check_position
 from attention_xp._engine.kernels.choose import attend
 from attention_xp._engine.problem.options import AttentionOptions, PackedOptions, check_options, with_options
@@ -18,9 +17,9 @@ from attention_xp._public_types import Array, ArrayT
 from attention_xp._scores.packing import pack
 from attention_xp._typing import Namespace
 from attention_xp.biases import Bias
-from attention_xp.masks import ArrayMask, Mask
+from attention_xp.masks import Mask
+from attention_xp.masks._mask import holds_array
 from attention_xp.masks._packed_rule import of_sequence
-from attention_xp.masks._pairs import parts_of
 
 __all__ = ["varlen_attention"]
 
@@ -202,8 +201,7 @@ def _one_by_one(
             value[:, :, column:end, :],
             None if mask is None else of_sequence(mask, len(bounds[0]) - 1, i),
             dropout_rate,
-            {**options, "query_offset": per_sequence[i]},
-            first_item=i,
+            {**options, "query_offset": per_sequence[i], "item_ids": i},
         )
         found.append(attend(problem, wanted))
     return _side_by_side(problem, found, query.shape[2] - bounds[0][-1])
@@ -243,8 +241,7 @@ def _check_arrays(xp: Namespace, query: Array, key: Array, value: Array, cu_q: A
         )
     check_placement(xp, query=query, key=key, value=value, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k)
     for name, a in (("cu_seqlens_q", cu_q), ("cu_seqlens_k", cu_k)):
-        if not is_integer(xp, a.dtype):
-            raise TypeError(f"{name} must be an integer array, got {dtype_name(a.dtype)}")
+        check_integers(xp, name, a)
         if a.ndim != 1 or a.shape[0] < 1:
             raise ValueError(
                 f"{name} must hold the bounds of N sequences: expected {name} (N + 1,), {shapes(**{name: a})}"
@@ -260,7 +257,7 @@ def _check_rules(xp: Namespace, options: AttentionOptions, mask: Any, count: int
     """Refuse what packed sequences cannot mean; return the query offset: one for all, or one each."""
     if mask is not None and not isinstance(mask, Mask):
         raise TypeError(f"mask must be a rule from attention_xp.masks for packed sequences, got {type(mask).__name__}")
-    if mask is not None and _has_array_of_pairs(mask):
+    if mask is not None and holds_array(mask):
         raise ValueError("mask cannot hold an array of (Sq, Sk) for packed sequences: expected rules of positions")
     if not isinstance(options.get("bias"), Bias | None):
         raise TypeError(
@@ -283,19 +280,12 @@ def _check_rules(xp: Namespace, options: AttentionOptions, mask: Any, count: int
     return _offsets(xp, offset, count)
 
 
-def _has_array_of_pairs(mask: Mask) -> bool:
-    return isinstance(mask, ArrayMask) or any(map(_has_array_of_pairs, parts_of(mask)))
-
-
 def _offsets(xp: Namespace, offset: Any, count: int) -> Any:
     if offset is None:
         return None
     if isinstance(offset, Integral):
         return check_position("query_offset", offset)
-    if not hasattr(offset, "dtype"):
-        raise TypeError(f"query_offset must be an int or an integer array, got {type(offset).__name__}")
-    if not is_integer(xp, offset.dtype):
-        raise TypeError(f"query_offset must be an int or an integer array, got {dtype_name(offset.dtype)}")
+    check_integers(xp, "query_offset", offset, "an int or an integer array")
     if tuple(offset.shape) != (count,):
         raise ValueError(
             f"query_offset must be an int or one per sequence: expected (N,) = ({count},), {shapes(query_offset=offset)}"

@@ -9,7 +9,7 @@ from attention_xp._backend.modes import refuse_shards
 from attention_xp._checks.arrays import check_floating, check_placement, shapes
 from attention_xp._engine.kernels.choose import attend, choose
 from attention_xp._engine.kernels.gradients import backward, derivative_refusal
-from attention_xp._engine.problem.known_end import with_zeros
+from attention_xp._engine.problem.known_end import filled_to
 from attention_xp._engine.problem.options import AttentionOptions, check_options, with_options
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Wanted
@@ -189,7 +189,7 @@ class _Given(NamedTuple):
         bias = None if self.bias is None else addends.pop(0)
         mask = addends.pop(0) if addends else None
         query = summed_to(xp, gradients.query, tuple(self.query.shape))
-        key, value = (with_zeros(xp, a, self.key.shape[-2], axis=-2) for a in (gradients.key, gradients.value))
+        key, value = (filled_to(xp, a, self.key.shape[-2], axis=-2) for a in (gradients.key, gradients.value))
         mask, bias = (_of_all_keys(xp, *pair) for pair in ((self.mask, mask), (self.bias, bias)))
         parts = (query, key, value, mask, bias, gradients.sinks)
         return AttentionGradients(*(_like(xp, given, part) for given, part in zip(self, parts, strict=True)))
@@ -199,7 +199,7 @@ def _of_all_keys(xp: Namespace, given: Any, gradient: Any) -> Any:
     """Return the gradient of what is added to the scores, with zeros where no key can be attended."""
     if gradient is None or isinstance(given, Bias) or given.ndim == 0:
         return gradient
-    return with_zeros(xp, gradient, given.shape[-1])
+    return filled_to(xp, gradient, given.shape[-1])
 
 
 def _like(xp: Namespace, given: Any, gradient: Any) -> Any:

@@ -3,7 +3,7 @@
 from typing import Any, Literal, NamedTuple
 
 from attention_xp._backend.autocast import may_differ
-from attention_xp._backend.dtypes import dtype_name, is_alike, is_boolean, is_floating
+from attention_xp._backend.dtypes import dtype_name, is_alike, is_boolean, is_floating, is_integer
 from attention_xp._backend.libraries import same_device
 from attention_xp._checks.numbers import check_count
 from attention_xp._typing import Array, Namespace
@@ -12,6 +12,7 @@ __all__ = [
     "Sizes",
     "check_floating",
     "check_inputs",
+    "check_integers",
     "check_one_dtype",
     "check_placement",
     "check_result",
@@ -51,6 +52,13 @@ def check_floating(xp: Namespace, **arrays: Array) -> None:
             raise TypeError(
                 f"{name} must be a floating array (float16, bfloat16, float32 or float64), got {dtype_name(a.dtype)}"
             )
+
+
+def check_integers(xp: Namespace, name: str, given: Any, expected: str = "an integer array") -> None:
+    """Refuse what is no integer array."""
+    if not hasattr(given, "dtype") or not is_integer(xp, given.dtype):
+        kind = dtype_name(given.dtype) if hasattr(given, "dtype") else type(given).__name__
+        raise TypeError(f"{name} must be {expected}, got {kind}")
 
 
 def check_one_dtype(xp: Namespace, *, query: Array, **others: Array) -> None:

@@ -4,10 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from attention_xp._backend.dtypes import dtype_name, is_integer
 from attention_xp._backend.libraries import device as device_of
 from attention_xp._backend.sizes import is_open
-from attention_xp._checks.arrays import shapes
+from attention_xp._checks.arrays import check_integers, shapes
 from attention_xp._checks.numbers import check_count, check_flag, check_positive
 from attention_xp._rotary.points import Points
 from attention_xp._rotary.scaling import RotaryScaling
@@ -83,8 +82,7 @@ def _sections(sections: Sequence[int] | None, rotary_dim: int) -> tuple[int, ...
 
 def check_positions(xp: Namespace, positions: Array, sections: tuple[int, ...] | None) -> tuple[int, ...]:
     """Check kind and axes of given positions; return their shape without the axis that `sections` asks for."""
-    if not is_integer(xp, positions.dtype):
-        raise TypeError(f"positions must be an integer array, got {dtype_name(positions.dtype)}")
+    check_integers(xp, "positions", positions)
     if sections is None:
         if positions.ndim < 1:
             raise ValueError(

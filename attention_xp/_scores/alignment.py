@@ -3,12 +3,12 @@
 from numbers import Integral, Real
 from typing import Any
 
-from attention_xp._backend.dtypes import dtype_name, is_boolean, is_floating, is_integer
+from attention_xp._backend.dtypes import dtype_name, is_boolean, is_floating
 from attention_xp._backend.libraries import device
 from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.sizes import as_number
 from attention_xp._backend.values import as_int32
-from attention_xp._checks.arrays import check_floating, check_placement, fits, shapes
+from attention_xp._checks.arrays import check_floating, check_integers, check_placement, fits, shapes
 from attention_xp._checks.numbers import check_number, check_position
 from attention_xp._scores.frame import Frame
 from attention_xp._typing import Array
@@ -77,9 +77,7 @@ def aligned_integers(frame: Frame, name: str, given: Any, *, low: int = -(2**29)
     given = as_number(frame.xp, given)
     if isinstance(given, int | Integral):
         return check_position(name, given, low=low)
-    if not hasattr(given, "dtype") or not is_integer(frame.xp, given.dtype):
-        kind = dtype_name(given.dtype) if hasattr(given, "dtype") else type(given).__name__
-        raise TypeError(f"{name} must be an int or an integer array, got {kind}")
+    check_integers(frame.xp, name, given, "an int or an integer array")
     if not fits(tuple(given.shape), frame.batch):
         raise ValueError(f"{name} must have the batch shape: expected {frame.batch}, {shapes(**{name: given})}")
     check_placement(frame.xp, query=frame.query, **{name: given})
@@ -88,7 +86,8 @@ def aligned_integers(frame: Frame, name: str, given: Any, *, low: int = -(2**29)
 
 def aligned_positions(frame: Frame, given: Any) -> Array:
     """Align the positions of the keys, (..., 1, 1, Sk) int32."""
-    _check_integer_array(frame, "key_positions", given)
+    check_integers(frame.xp, "key_positions", given)
+    check_placement(frame.xp, query=frame.query, key_positions=given)
     expected = (*frame.batch, frame.Sk)
     if given.ndim == 0 or given.shape[-1] != frame.Sk or not fits(tuple(given.shape), expected):
         raise ValueError(
@@ -124,19 +123,13 @@ def aligned_head_ids(frame: Frame, given: Any) -> Array | None:
     """Align the numbers of heads, (H, 1, 1) int32."""
     if given is None:
         return None
-    _check_integer_array(frame, "head_ids", given)
+    check_integers(frame.xp, "head_ids", given)
+    check_placement(frame.xp, query=frame.query, head_ids=given)
     expected = () if frame.heads is None else (frame.heads,)
     if tuple(given.shape) != expected:
         letters = "head_ids ()" if frame.heads is None else f"head_ids (H,) = {expected}"
         raise ValueError(f"head_ids must hold one number per head: expected {letters}, {shapes(head_ids=given)}")
     return filled_up(frame.xp, as_int32(frame.xp, given), len(expected) + 2, behind=2)
-
-
-def _check_integer_array(frame: Frame, name: str, given: Any) -> None:
-    if not hasattr(given, "dtype") or not is_integer(frame.xp, given.dtype):
-        kind = dtype_name(given.dtype) if hasattr(given, "dtype") else type(given).__name__
-        raise TypeError(f"{name} must be an integer array, got {kind}")
-    check_placement(frame.xp, query=frame.query, **{name: given})
 
 
 def _fitted(frame: Frame, name: str, array: Array) -> Array:

@@ -24,7 +24,6 @@ class Frame:
     key_positions: Array | None = None  # (..., 1, 1, Sk) int32, where positions are not columns plus an offset
     item_ids: Array | None = None  # (..., 1, 1, 1) int32, where batch items are not numbered from 0
     head_ids: Array | None = None  # (H, 1, 1) int32, likewise
-    first_item: int = 0  # number of the first batch item, where a call is one of several
     packing: Packing | None = None  # for packed sequences whose bounds only the device knows
 
     @property

@@ -91,8 +91,7 @@ class Region(NamedTuple):
         """Return some rows of this region."""
         if stop - start == self.sizes[-2]:
             return self
-        starts = (*self.starts[:-2], self.starts[-2] + start, self.starts[-1])
-        return self._replace(starts=starts, sizes=(*self.sizes[:-2], stop - start, self.sizes[-1]))
+        return self.part((start, stop), (0, self.sizes[-1]))
 
     @property
     def row(self) -> Array:
@@ -138,9 +137,7 @@ class Region(NamedTuple):
         """Flat index over the batch axes, or the `item_ids` of the call, ``(..., 1, 1, 1)``; packed, a row's sequence."""
         if self.frame.packing is not None:
             return self._packed(self.frame.packing.q_item, 1)
-        if self.frame.item_ids is not None:
-            return self.look_up(self.frame.item_ids)
-        return self.item + self.frame.first_item
+        return self.item if self.frame.item_ids is None else self.look_up(self.frame.item_ids)
 
     @property
     def item(self) -> Array:

@@ -50,6 +50,30 @@ class Rule(Attributed):
         template, arrays = freeze(self)
         return thaw(template, [_moved(array, device) for array in arrays])  # type: ignore[no-any-return]
 
+    def check(self, xp: Namespace, query: Array, batch: tuple[int, ...], heads: int | None) -> None:  # noqa: ARG002
+        """Check that the arrays of a rule suit a query, before anything is computed.
+
+        Parameters
+        ----------
+        xp : module
+            The array library of the query.
+        query : array
+            For the device.
+        batch : tuple of int
+            The batch shape of the scores.
+        heads : int or None
+            Number of query heads; None where there is no heads axis.
+
+        Raises
+        ------
+        TypeError
+            If an array belongs to another library, other than NumPy.
+        ValueError
+            If an array lies on another device.
+        """
+        for name, array in arrays_of(self):
+            check_library_and_place(xp, query, name, array)
+
 
 def _split(rule: Rule) -> tuple[list[Any], Any]:
     """Return the arrays of a rule and the rest, as JAX's pytrees want them."""

@@ -9,7 +9,7 @@ from attention_xp._backend.shapes import filled_up
 from attention_xp._checks.arrays import check_result, fits, shapes
 from attention_xp._scores.attributes import attributes
 from attention_xp._scores.region import Region
-from attention_xp._scores.rule import Rule, arrays_of, check_library_and_place, short
+from attention_xp._scores.rule import Rule, arrays_of, short
 from attention_xp._typing import Array, Namespace
 
 __all__ = ["Bias", "check_heads", "evaluated", "spread_over_lead"]
@@ -97,30 +97,6 @@ class Bias(Rule):
         """The floating arrays that the values depend on, in the order of the attributes."""
         named = ((common_namespace(**{name: array}), array) for name, array in arrays_of(self))
         return tuple(array for xp, array in named if is_floating(xp, array.dtype))
-
-    def check(self, xp: Namespace, query: Array, batch: tuple[int, ...], heads: int | None) -> None:  # noqa: ARG002
-        """Check that the arrays of a bias suit a query, before anything is computed.
-
-        Parameters
-        ----------
-        xp : module
-            The array library of the query.
-        query : array
-            For the device.
-        batch : tuple of int
-            The batch shape of the scores.
-        heads : int or None
-            Number of query heads; None where there is no heads axis.
-
-        Raises
-        ------
-        TypeError
-            If an array belongs to another library, other than NumPy.
-        ValueError
-            If an array lies on another device.
-        """
-        for name, array in arrays_of(self):
-            check_library_and_place(xp, query, name, array)
 
     def __repr__(self) -> str:
         given = (f"{name}={short(value)}" for name, value in attributes(self).items() if not name.startswith("_"))

@@ -8,7 +8,6 @@ from html import escape
 from numbers import Integral
 from typing import Any
 
-from attention_xp._backend.dtypes import dtype_name, is_integer
 from attention_xp._backend.libraries import (
     common_namespace,
     creation_namespace,
@@ -17,6 +16,7 @@ from attention_xp._backend.libraries import (
     library_name,
 )
 from attention_xp._backend.values import as_int32
+from attention_xp._checks.arrays import check_integers
 from attention_xp._checks.numbers import check_count, check_position
 from attention_xp._scores.frame import Frame, frame_of
 from attention_xp._scores.frozen import freeze, thaw
@@ -123,8 +123,7 @@ def _bound(name: str, given: Any, **limits: int) -> Any:
     """Return an int, or an integer array as it is."""
     if isinstance(given, Integral) or not hasattr(given, "dtype"):
         return check_position(name, given, **limits)
-    if not is_integer(common_namespace(**{name: given}), given.dtype):
-        raise TypeError(f"{name} must be ints or integer arrays, got {dtype_name(given.dtype)}")
+    check_integers(common_namespace(**{name: given}), name, given, "ints or integer arrays")
     return given
 
 

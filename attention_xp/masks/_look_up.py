@@ -6,11 +6,11 @@ from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
-from attention_xp._backend.dtypes import dtype_name, is_integer
 from attention_xp._backend.libraries import common_namespace, device, is_numpy, is_tensor, library_name
 from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.sizes import as_number
 from attention_xp._backend.values import FAR, as_int32, host_view, within
+from attention_xp._checks.arrays import check_integers
 from attention_xp._checks.numbers import check_count
 from attention_xp._scores.attributes import KEPT
 from attention_xp._scores.region import Region, Span
@@ -38,8 +38,7 @@ def check_counts(name: str, given: Any) -> int | Array:
     """Return a plain int that is not negative, or an integer array."""
     if isinstance(given, Integral) or not hasattr(given, "dtype"):
         return check_count(name, given, low=0)
-    if not is_integer(common_namespace(**{name: given}), given.dtype):
-        raise TypeError(f"{name} must be an int or an integer array, got {dtype_name(given.dtype)}")
+    check_integers(common_namespace(**{name: given}), name, given, "an int or an integer array")
     return given
 
 

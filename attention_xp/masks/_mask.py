@@ -8,10 +8,10 @@ from attention_xp._scores.region import Region, Span
 from attention_xp._scores.rule import check_library_and_place
 from attention_xp._typing import Array, Namespace
 from attention_xp.masks._look_up import fetched
-from attention_xp.masks._pairs import Reach, rule
+from attention_xp.masks._pairs import Reach, parts_of, rule
 from attention_xp.masks._shown import Shown
 
-__all__ = ["ArrayMask", "Both", "Either", "Mask", "Not", "conjuncts"]
+__all__ = ["ArrayMask", "Both", "Either", "Mask", "Not", "conjuncts", "holds_array"]
 
 
 class Mask(Shown):
@@ -292,3 +292,8 @@ def _as_mask(thing: Any) -> Mask | None:
     if isinstance(thing, Mask):
         return thing
     return ArrayMask(thing) if hasattr(thing, "dtype") and hasattr(thing, "shape") else None
+
+
+def holds_array(mask: Mask) -> bool:
+    """Whether a mask is an array of pairs, or is made of one."""
+    return isinstance(mask, ArrayMask) or any(map(holds_array, parts_of(mask)))

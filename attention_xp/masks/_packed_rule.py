@@ -62,7 +62,7 @@ class SequenceMask(Mask):
 
     def allowed(self, region: Region) -> Array:
         """Evaluate the inner rule on the scores of the sequence, as an item of a batch of all sequences."""
-        frame = replace(region.frame, batch=(self.count,), first_item=0)
+        frame = replace(region.frame, batch=(self.count,), item_ids=None)
         starts = region.starts if self.item is None else (self.item, *region.starts[1:])
         return self.inner.pairs(region._replace(frame=frame, starts=starts))
 

@@ -8,7 +8,7 @@ from attention_xp._backend.shapes import filled_up
 from attention_xp._checks.arrays import check_result, fits
 from attention_xp._scores.attributes import attributes, parts_of as rules_in
 from attention_xp._scores.region import Region, Span
-from attention_xp._scores.rule import Rule, arrays_of, check_library_and_place, short
+from attention_xp._scores.rule import Rule, arrays_of, short
 from attention_xp._typing import Array, Namespace
 
 __all__ = ["Pairs", "Reach", "parts_of", "rule"]
@@ -168,9 +168,9 @@ class Pairs(Rule):
         ValueError
             If an array lies on another device, or its leading axes do not broadcast to batch and heads.
         """
+        super().check(xp, query, batch, heads)
         expected = (*batch, 1 if heads is None else heads)
-        for name, array in arrays_of(self):
-            check_library_and_place(xp, query, name, array)
+        for name, _ in arrays_of(self):
             if not fits(self.lead, expected):
                 raise ValueError(
                     f"leading axes of {name} do not broadcast to batch and heads: expected {expected}, got {self.lead} "

@@ -1,9 +1,9 @@
 """The rule that positions attend their own segment."""
 
-from attention_xp._backend.dtypes import dtype_name, is_alike, is_integer
+from attention_xp._backend.dtypes import dtype_name, is_alike
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._backend.sizes import is_open
-from attention_xp._checks.arrays import shapes
+from attention_xp._checks.arrays import check_integers, shapes
 from attention_xp._scores.region import Region, Span
 from attention_xp._typing import Array
 from attention_xp.masks._look_up import by_position, changes, remembered, summable
@@ -56,8 +56,7 @@ class SegmentMask(Mask):
         given = {"query_ids": query_ids} | ({} if key_ids is None else {"key_ids": key_ids})
         xp = common_namespace(**given)
         for name, ids in given.items():
-            if not is_integer(xp, ids.dtype):
-                raise TypeError(f"{name} must be an integer array, got {dtype_name(ids.dtype)}")
+            check_integers(xp, name, ids)
             if ids.ndim < 1:
                 raise ValueError(f"{name} needs at least 1 axis: expected {name} (..., S), {shapes(**{name: ids})}")
         if key_ids is not None and not is_alike(key_ids.dtype, query_ids.dtype):

@@ -4,7 +4,7 @@ from attention_xp._backend.autocast import sheltered
 from attention_xp._backend.modes import refuse_shards
 from attention_xp._engine.kernels import dense, fused, tiled
 from attention_xp._engine.kernels.protocols import Candidate, Kernel
-from attention_xp._engine.problem.known_end import with_zeros
+from attention_xp._engine.problem.known_end import filled_to
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 
@@ -52,4 +52,4 @@ def attend(problem: Problem, wanted: Wanted, chosen: str | None = None) -> Atten
         found = OWN[name].attend(problem, wanted)
     if not wanted.weights:
         return found
-    return found._replace(weights=with_zeros(problem.xp, found.weights, problem.given_keys))
+    return found._replace(weights=filled_to(problem.xp, found.weights, problem.given_keys))

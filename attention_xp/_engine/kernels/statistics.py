@@ -2,7 +2,7 @@
 
 from attention_xp._backend.sizes import is_open
 from attention_xp._engine.plan.borders import formula_is_faster
-from attention_xp._engine.problem.known_end import with_zeros
+from attention_xp._engine.problem.known_end import filled_to
 from attention_xp._engine.problem.one_program import as_one_program
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.statistics import Statistics, of_region
@@ -15,7 +15,7 @@ __all__ = ["statistics"]
 def statistics(problem: Problem) -> Statistics:
     """Return the statistics of all rows, in the dtype of the computation."""
     found = as_one_program(_found, problem.with_scaled_query())
-    return found._replace(key_totals=with_zeros(problem.xp, found.key_totals, problem.given_keys))
+    return found._replace(key_totals=filled_to(problem.xp, found.key_totals, problem.given_keys))
 
 
 def _found(problem: Problem) -> Statistics:

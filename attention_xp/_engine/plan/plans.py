@@ -32,10 +32,8 @@ class Plans:
     """
 
     @classmethod
-    def of(cls, rules: tuple[Mask, ...], rows: int, grid: Grid, *, may_keep: bool = True) -> "Plans":
+    def of(cls, rules: tuple[Mask, ...], rows: int, grid: Grid) -> "Plans":
         """Return the plans for some rules, which may be those of an earlier call."""
-        if not may_keep:
-            return cls(rules, rows, grid)
         holders = [rule for rule in rules if not rule.shift_invariant]
         if len(holders) == 0:
             kept, most = _PLANS, _MOST_PLANS

@@ -24,8 +24,7 @@ from attention_xp._typing import Array
 from attention_xp.biases._bias import Bias
 from attention_xp.masks import ArrayMask, CausalMask, LengthMask, Mask, WindowMask
 from attention_xp.masks._call_rules import AlignedMask, BiasMask, RowMask, UnseenMask
-from attention_xp.masks._mask import conjuncts
-from attention_xp.masks._pairs import parts_of
+from attention_xp.masks._mask import conjuncts, holds_array
 
 __all__ = [
     "KeyPlaces",
@@ -123,18 +122,13 @@ def lined_up(frame: Frame, mask: Mask) -> Mask:
     """Return a mask whose arrays are aligned with the scores."""
     if isinstance(mask, ArrayMask):
         return _aligned(frame, aligned_mask(frame, own_array(frame.xp, mask.array, frame.query)))
-    if not _holds_array(mask):
+    if not holds_array(mask):
         return mask
 
     def changed(part: Any) -> Any:
         return lined_up(frame, part) if isinstance(part, Mask) else part
 
     return with_parts(mask, changed)  # type: ignore[no-any-return]
-
-
-def _holds_array(mask: Mask) -> bool:
-    """Whether a mask is an array of pairs, or is made of one."""
-    return isinstance(mask, ArrayMask) or any(map(_holds_array, parts_of(mask)))
 
 
 class KeyPlaces(NamedTuple):

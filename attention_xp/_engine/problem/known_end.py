@@ -8,7 +8,7 @@ from attention_xp._typing import Array, Namespace
 from attention_xp.masks import LengthMask, Mask
 from attention_xp.masks._call_rules import AlignedMask
 
-__all__ = ["filled_to", "known_end", "up_to", "with_zeros"]
+__all__ = ["filled_to", "known_end", "up_to"]
 
 
 def known_end(xp: Namespace, rules: list[Mask], Sk: int, offset: int) -> tuple[int, list[Mask]]:
@@ -54,13 +54,8 @@ def up_to(end: int, Sk: int, array: Array, axis: int = -1) -> Array:
     return array[(..., slice(end), *(slice(None),) * (-axis - 1))]
 
 
-def with_zeros(xp: Namespace, array: Array, Sk: int, axis: int = -1) -> Array:
-    """Return the weights, or gradients, of the keys before the end with zeros for all others."""
-    return filled_to(xp, array, Sk, axis)
-
-
 def filled_to(xp: Namespace, array: Array, Sk: int, axis: int = -1, value: float = 0.0) -> Array:
-    """Return an array for the keys before the end, filled up with one value for all others."""
+    """Return scores, weights or gradients of the keys before the end, with one value for all others."""
     missing = Sk - array.shape[axis]
     if missing == 0:
         return array

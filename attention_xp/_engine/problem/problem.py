@@ -137,19 +137,17 @@ class Problem(Frame):
         dropout_rate: float,
         options: AttentionOptions,
         *,
-        first_item: int = 0,
         packing: Packing | None = None,
     ) -> "Problem":
         """Check a call and align its arrays with the scores."""
-        is_whole = packing is None and first_item == 0
-        name, known = known_call(query, key, value, mask, dropout_rate, options) if is_whole else (None, None)
+        name, known = known_call(query, key, value, mask, dropout_rate, options) if packing is None else (None, None)
         if known is not None:
             problem = object.__new__(cls)  # setting the fields one by one takes as long as attention on small arrays
             vars(problem).update(known, query=query, key=key, value=value)
             return problem
-        problem = cls._checked(query, key, value, mask, dropout_rate, options, first_item, packing)
-        is_plain = isinstance(problem.scale, float) and query.dtype == key.dtype == value.dtype  # autocast mixes dtypes
-        if name is not None and problem.query is query and is_plain:
+        problem = cls._checked(query, key, value, mask, dropout_rate, options, packing)
+        is_one_dtype = query.dtype == key.dtype == value.dtype  # autocast mixes them
+        if name is not None and problem.query is query and isinstance(problem.scale, float) and is_one_dtype:
             # For arrays of CuPy the kernels depend on the layout as well, which is not part of the name.
             remember(name, {**vars(problem), "answers": None if is_cupy_namespace(problem.xp) else {}})
         return problem
@@ -203,7 +201,6 @@ class Problem(Frame):
         mask: Array | Mask | None,
         dropout_rate: float,
         options: AttentionOptions,
-        first_item: int,
         packing: Packing | None,
     ) -> "Problem":
         o = complete(options)
@@ -269,7 +266,6 @@ class Problem(Frame):
             impl=check_impl(o["impl"]),
             tile=check_tile(o["tile"]),
             seed=seed_words(o["rng"], query, xp=xp) if rate else None,
-            first_item=first_item,
             packing=packing,
         )
 

@@ -78,9 +78,10 @@ def _refused_mask(problem: Problem) -> str | None:
     reason = refused_rule(rules)
     if reason is not None:
         return reason
-    if band(rules)[1] == 0 and not starts_at_0(problem):
+    left, right = band(rules)
+    if right == 0 and not starts_at_0(problem):
         return "cuDNN's attention knows no query_offset under a causal mask"
-    if band(rules)[0] is not None or band(rules)[1] not in (None, 0):
+    if left is not None or right not in (None, 0):
         return _refused_window(problem, rules)
     if has_array(problem, rules) and any(length % 2 != 0 for length in lengths):
         return "cuDNN's attention is differentiable under a mask or bias of even lengths Sq and Sk only"

@@ -16,9 +16,10 @@ class Route:
     def __init__(self, problem: Problem, shape: TileShape, *, widest: int) -> None:
         self._problem = problem
         self._common = item_of(problem, 0, None) if problem.is_masked_alike else None
-        self._plans = Plans.of(
-            problem.rules, problem.query.shape[-2], _grid(problem, shape, widest), may_keep=problem.keys_count_up
-        )
+        plans = (
+            Plans.of if problem.keys_count_up else Plans
+        )  # what was planned for other positions serves no other call
+        self._plans = plans(problem.rules, problem.query.shape[-2], _grid(problem, shape, widest))
 
     def blocks(self) -> list[Bounds]:
         """Return the blocks of rows of all heads: those with much work first, so that all threads end together."""
