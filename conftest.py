@@ -1,5 +1,6 @@
 """Options and fixtures of the whole suite: which backends run, and the documents as tests."""
 
+import importlib.util
 import sys
 from collections.abc import Callable, Generator
 from functools import cache
@@ -20,7 +21,9 @@ from tests._source import needs
 pytest_collect_file = documents().pytest()
 
 
+_FRAMEWORKS = ("flax", "keras", "onnx", "transformers")
 _ABSENT = {backend.package for backend in Backend if not backend.is_installed()}
+_ABSENT |= {name for name in _FRAMEWORKS if importlib.util.find_spec(name) is None}
 _PYTHON = [path for folder in ("attention_xp", "tests") for path in Path(__file__).with_name(folder).rglob("*.py")]
 collect_ignore = [str(path) for path in _PYTHON if any(needs(path, package) for package in _ABSENT)]
 collect_ignore_glob = ["tests/typed/*.py"]  # programs for type checkers, which tests/test_typing.py runs

@@ -38,7 +38,10 @@ def lint(session: nox.Session) -> None:
 
 
 # A process a core shares the tests out. The blocks of a document build on each other: they stay in one process.
-PARALLEL = (["-n", "auto", "--dist", "worksteal", "tests", "attention_xp"], ["README.md", "docs"])
+PARALLEL = (
+    ["-n", "auto", "--dist", "worksteal", "--ignore=tests/interop", "tests", "attention_xp"],
+    ["--ignore=docs/interop", "README.md", "docs"],
+)
 
 
 def add_tests(
@@ -90,6 +93,11 @@ def runs_on_jax(*arguments: str) -> Iterable[tuple[dict[str, str], Iterable[list
 
 add_tests("jax", "jax", runs=runs_on_jax("--quick"))
 add_tests("jax", "jax", name="jax-full", runs=runs_on_jax())
+# Other people's code meets ours where all of it is installed.
+add_tests(
+    "interop", "torch", "jax", "frameworks", xp="numpy,torch,jax",
+    runs=(({"JAX_ENABLE_X64": "1", **QUICKLY}, (["-n", "auto", "--dist", "worksteal", "tests/interop"], ["docs/interop"])),),
+)  # fmt: skip
 # One process has the device; where there is none, a double over NumPy stands in for CuPy.
 add_tests("cupy", "cupy", on_gpu=("cudnn",), runs=(({}, [[]] if shutil.which("nvidia-smi") else PARALLEL),))
 

@@ -44,7 +44,7 @@ _SHORT_NAMES = {
     "causal_mask": "create_causal_mask",
     "padding_mask": "create_padding_mask",
 }
-_SUBMODULES = frozenset({"biases", "linear", "masks"})
+_SUBMODULES = frozenset({"biases", "interop", "linear", "masks"})
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
@@ -78,6 +78,7 @@ __all__ = [
     "explain",
     "flash_attention",
     "init_multi_head_params",
+    "interop",
     "layer_normalization",
     "learned_positional_encoding",
     "linear",

@@ -1,4 +1,4 @@
-from attention_xp import biases as biases, linear as linear, masks as masks
+from attention_xp import biases as biases, interop as interop, linear as linear, masks as masks
 from attention_xp._alibi import alibi_slopes
 from attention_xp._attention import flash_attention, scaled_dot_product_attention
 from attention_xp._attention_scores import attention_scores
@@ -65,6 +65,7 @@ __all__ = [
     "explain",
     "flash_attention",
     "init_multi_head_params",
+    "interop",
     "layer_normalization",
     "learned_positional_encoding",
     "linear",

@@ -11,11 +11,12 @@ import pytest
 import attention_xp
 from tests._source import needs
 
+LIBRARIES = ("flax", "jax", "keras", "onnx", "torch", "transformers")
 PACKAGE = Path(attention_xp.__file__).parent
 MODULES = sorted(
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
     for path in PACKAGE.rglob("*.py")
-    if path.stem not in {"__main__", "_self_check"} and not any(needs(path, library) for library in ("jax", "torch"))
+    if path.stem not in {"__main__", "_self_check"} and not any(needs(path, library) for library in LIBRARIES)
 )
 
 
