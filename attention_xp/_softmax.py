@@ -63,22 +63,22 @@ def softmax(x: ArrayT, axis: int = -1) -> ArrayT:
 
 
 def exponentials(
-    scores: Array, *, axis: int = -1, sinks: Array | None = None, xp: Namespace
+    scores: Array, *, axis: int = -1, sink: Array | None = None, xp: Namespace
 ) -> tuple[Array, Array, Array]:
-    """Return ``exp(scores - shift)``, the sum along `axis` (sinks included) and the shift.
+    """Return ``exp(scores - shift)``, the sum along `axis` (with that of one more logit, the `sink`) and the shift.
 
     The shift is the largest score, or 0 where that is not finite, so a row that is ``-inf``
     throughout becomes zeros instead of ``exp(-inf + inf)``. Nothing that is made of the three depends on it, and no
     derivative passes through it: compiled, the largest score may differ from all scores by a rounding.
     """
     peak = largest(scores, axis, xp)
-    if sinks is not None:
-        peak = xp.maximum(peak, sinks)
+    if sink is not None:
+        peak = xp.maximum(peak, sink)
     shift = constant(xp, xp.where(xp.isfinite(peak), peak, 0.0))
     weights = xp.exp(scores - shift)
     total = xp.sum(weights, axis=axis, keepdims=True)
-    if sinks is not None:
-        total = total + xp.exp(sinks - shift)
+    if sink is not None:
+        total = total + xp.exp(sink - shift)
     return weights, total, shift
 
 

@@ -14,7 +14,7 @@ from attention_xp._engine.problem.options import AttentionOptions, check_options
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Wanted
 from attention_xp._engine.tile.arithmetic import summed_to
-from attention_xp._engine.tile.backward_step import Gradients
+from attention_xp._engine.tile.gradients import Gradients
 from attention_xp._public_types import Array, ArrayT, Generic, HeldT
 from attention_xp._typing import Namespace
 from attention_xp.biases import Bias

@@ -5,7 +5,7 @@ import dataclasses
 from attention_xp._backend.derivatives import can_differentiate
 from attention_xp._backend.libraries import library_name
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.backward_step import Gradients
+from attention_xp._engine.tile.gradients import Gradients
 from attention_xp._engine.tile.pullback import pulled_back
 from attention_xp._engine.walkers.portable import walker as portable
 from attention_xp._engine.walkers.registry import Walker, walker_of

@@ -7,7 +7,7 @@ from typing import Any
 
 from attention_xp._backend.libraries import is_tensor
 from attention_xp._backend.modes import is_plain
-from attention_xp._engine.problem.options import AttentionOptions
+from attention_xp._engine.problem.options import PLAIN, AttentionOptions
 from attention_xp._typing import Array
 
 __all__ = ["known_call", "remember"]
@@ -16,7 +16,6 @@ _Fields = dict[str, Any]
 
 _KNOWN: dict[Any, tuple[Any, _Fields | None]] = {}  # the layout and the fields of plain calls that passed the checks
 _UNKNOWN: tuple[Any, _Fields | None] = (None, None)
-_PLAIN = frozenset({"is_causal", "scale", "softcap", "impl"})  # options that are plain values, and seldom change
 _MOST = 512
 
 
@@ -27,7 +26,7 @@ def known_call(
 
     ``None`` for a call with more arrays, or within a trace, where the fields depend on more than the arguments.
     """
-    if mask is not None or type(dropout_rate) is not float or dropout_rate or not options.keys() <= _PLAIN:
+    if mask is not None or type(dropout_rate) is not float or dropout_rate or not options.keys() <= PLAIN:
         return None, None
     if not is_plain():
         return None, None

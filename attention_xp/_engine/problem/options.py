@@ -10,7 +10,16 @@ from attention_xp._suggestions import no_such_argument
 from attention_xp._typing import ScoreMod, ScoreModAndDerivative
 from attention_xp.biases._bias import Bias
 
-__all__ = ["DEFAULTS", "AttentionOptions", "PackedOptions", "ScoreOptions", "check_options", "complete", "with_options"]
+__all__ = [
+    "DEFAULTS",
+    "PLAIN",
+    "AttentionOptions",
+    "PackedOptions",
+    "ScoreOptions",
+    "check_options",
+    "complete",
+    "with_options",
+]
 
 
 class _PackedScoreOptions(TypedDict, total=False):
@@ -68,6 +77,9 @@ DEFAULTS: AttentionOptions = {
     "impl": "auto",
     "tile": None,
 }
+
+PLAIN = frozenset({"is_causal", "scale", "softcap", "impl"})
+"""The options that are plain values and seldom change from call to call."""
 
 _DOCUMENTATION = """\
 bias : array or Bias, optional

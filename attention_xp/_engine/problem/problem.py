@@ -1,9 +1,9 @@
 """One attention call with all its options, checked: nothing is checked again after `Problem.of`."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from attention_xp._backend.dtypes import floating_dtype
 from attention_xp._backend.libraries import common_namespace, is_cupy_namespace
@@ -81,6 +81,23 @@ class Problem(Frame):
         "seed",
     )  # fields that hold a number or an array; see `freeze`
     answers: ClassVar[dict[Any, Any] | None] = None  # a known call has a dict of its own; see `once`
+
+    @property
+    def differentiated(self) -> tuple[Any, ...]:
+        """The arrays, or Biases, of which there are gradients: query, key, value, addends and sinks, as in `Gradients.parts`."""
+        return self.query, self.key, self.value, *self.addends, *(() if self.sinks is None else (self.sinks,))
+
+    def with_differentiated(self, arrays: Sequence[Any]) -> Self:
+        """Return the problem with other arrays in their place."""
+        addends, sinks = arrays[3 : 3 + len(self.addends)], arrays[3 + len(self.addends) :]
+        return replace(
+            self,
+            query=arrays[0],
+            key=arrays[1],
+            value=arrays[2],
+            addends=tuple(addends),
+            sinks=None if self.sinks is None else sinks[0],
+        )
 
     def has_foreign_code(self) -> bool:
         """Whether the call brings functions of its own, or rules of its own classes."""

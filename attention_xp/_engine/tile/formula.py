@@ -16,6 +16,7 @@ from attention_xp._engine.tile.scores import (
     query_factor,
     survival_factor,
 )
+from attention_xp._engine.tile.sink import sink_of, sum_of_keys
 from attention_xp._scores.region import Region
 from attention_xp._softmax import exponentials, log_sum, nonzero
 from attention_xp._typing import Array
@@ -63,7 +64,7 @@ def _is_empty(problem: Problem, weights: Array, total: Array) -> Array | None:
     """Return which rows (..., H, Sq, 1) attend nothing, for their gradients; ``None`` where there are none."""
     if problem.never_empty or not can_differentiate(problem.xp):
         return None
-    return (total if problem.sinks is None else problem.xp.sum(weights, axis=-1, keepdims=True)) == 0.0
+    return sum_of_keys(problem, weights, total) == 0.0
 
 
 def _dropped(problem: Problem, region: Region, weights: Array) -> Array:
@@ -76,7 +77,7 @@ def _dropped(problem: Problem, region: Region, weights: Array) -> Array:
 def _exponentials(problem: Problem, region: Region, query: Array) -> tuple[Array, Array, Array]:
     """Return the weights before they are divided, (..., H, Sq, Sk), their sum and their shift, (..., H, Sq, 1)."""
     scores = scores_of_region(problem, region, query, problem.key)
-    return exponentials(scores, sinks=problem.sinks, xp=problem.xp)
+    return exponentials(scores, sink=sink_of(problem, region), xp=problem.xp)
 
 
 def scores_of_region(problem: Problem, region: Region, query: Array, key: Array) -> Array:

@@ -7,7 +7,8 @@ from attention_xp._backend.autocast import sheltered
 from attention_xp._backend.values import by_value
 from attention_xp._engine.problem.one_program import as_one_program
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.backward_step import Gradients, Known, sink_gradients
+from attention_xp._engine.tile.gradients import Gradients, Known
+from attention_xp._engine.tile.sink import sink_gradients
 from attention_xp._typing import Array
 
 __all__ = ["Backward", "pulled_back"]

@@ -1,23 +1,26 @@
-"""The options that change the scores of a region: soft cap, score_mod, addends, in that order."""
+"""The options that change the scores of a region: soft cap, score_mod, addends, in that order; and the way back."""
 
 import math
+from collections.abc import Callable
 
+from attention_xp._backend.derivatives import pullback
 from attention_xp._checks.arrays import check_result
 from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.tile.captured import Captured
 from attention_xp._engine.tile.primitives import ScorePrimitives
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array, ScoreMod
 from attention_xp.biases._bias import Bias, evaluated
 
 __all__ = [
-    "added",
     "addition",
-    "as_scores",
-    "changed",
     "dropped",
     "is_bent",
+    "largest_score",
     "modified",
+    "modified_with_pull",
     "of_real_rows",
+    "product_factor",
     "query_factor",
     "survival_factor",
 ]
@@ -26,6 +29,16 @@ __all__ = [
 def query_factor(problem: Problem) -> float | Array:
     """Return the factor of the query: the scale, divided by the soft cap where there is one."""
     return problem.scale if problem.softcap is None else problem.scale / problem.softcap
+
+
+def largest_score(problem: Problem) -> float:
+    """Return a bound on the scores before `score_mod` and addends: the soft cap, infinity without one."""
+    return math.inf if problem.softcap is None else problem.softcap
+
+
+def product_factor(problem: Problem) -> float:
+    """Return a bound on the size of a score relative to the product of key and query, the latter with its factor."""
+    return 1.0 if problem.softcap is None else problem.softcap
 
 
 def is_bent(problem: Problem) -> bool:
@@ -40,6 +53,49 @@ def modified(problem: Problem, ops: ScorePrimitives, region: Region, scores: Arr
     if problem.score_mod is not None:
         scores = ops.replace(scores, changed(problem, region, scores))
     return added(problem, ops, region, scores)
+
+
+Pull = Callable[[Array], tuple[Array, ...]]  # gradients of the scores -> of the products, then of what was captured
+
+
+def modified_with_pull(
+    problem: Problem, ops: ScorePrimitives, region: Region, scores: Array
+) -> tuple[Array, Pull | None]:
+    """Return the scores after all options that change them, and the pullback through those options."""
+    steepness: Array | None = None
+    pull: Pull | None = None
+    if problem.softcap is not None:
+        scores = ops.tanh(scores)
+        steepness = problem.softcap * (1.0 - scores * scores)
+        scores = ops.multiply(scores, problem.softcap)
+    if problem.score_mod is not None:
+        made, pull = _score_mod(problem, ops, region, scores)
+        scores = ops.replace(scores, made)
+    scores = added(problem, ops, region, scores)
+    return scores, pull if steepness is None else _through(ops, steepness, pull)
+
+
+def _through(ops: ScorePrimitives, steepness: Array, pull: Pull | None) -> Pull:
+    def pull_both(grad_scores: Array) -> tuple[Array, ...]:
+        grad_scores, *captured = (grad_scores,) if pull is None else pull(grad_scores)
+        return ops.multiply(grad_scores, steepness), *captured
+
+    return pull_both
+
+
+def _score_mod(problem: Problem, ops: ScorePrimitives, region: Region, scores: Array) -> tuple[Array, Pull]:
+    """Differentiate `score_mod` by the library, or by the derivative that came with it."""
+    function = problem.score_mod
+
+    def modify(scores: Array, *operands: Array) -> Array:
+        mod = function.holding(operands) if isinstance(function, Captured) else function
+        return as_scores(problem, mod, region, scores)
+
+    found = pullback(problem.xp, modify, scores, *(function.operands if isinstance(function, Captured) else ()))
+    if found is not None:
+        return found
+    derivative = as_scores(problem, problem.score_derivative, region, scores)
+    return changed(problem, region, scores), lambda grad_scores: (ops.multiply(grad_scores, derivative),)
 
 
 def changed(problem: Problem, region: Region, scores: Array) -> Array:

@@ -11,6 +11,7 @@ from attention_xp._engine.plan.tile_sizes import tile_sizes
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.formula import scores_of_region
 from attention_xp._engine.tile.scores import of_real_rows
+from attention_xp._engine.tile.sink import sink_of, sum_of_keys
 from attention_xp._scores.region import Region
 from attention_xp._softmax import exponentials, largest, log_sum, nonzero
 from attention_xp._typing import Array
@@ -48,14 +49,12 @@ def of_region(problem: Problem, region: Region, query: Array, key: Array) -> Sta
     """Return the statistics of some rows and the keys that they may attend."""
     xp = problem.xp
     scores = scores_of_region(problem, region, query, key)  # (..., H, m, D) @ (..., Hkv, D, n) -> (..., H, m, n)
-    weights, total, shift = exponentials(
-        scores, sinks=None if problem.sinks is None else region.look_up(problem.sinks), xp=xp
-    )
+    weights, total, shift = exponentials(scores, sink=sink_of(problem, region), xp=xp)
     divisor = nonzero(total, xp=xp)
     # -sum w log(w) with w = e / total, without dividing each exponential e by the total.
     lowest = -1000.0  # below the logarithm of every number, and finite: times its exponential it is 0
     heights = xp.sum(weights * xp.clip(scores - shift, lowest, None), axis=-1, keepdims=True)
-    own = total if problem.sinks is None else xp.sum(weights, axis=-1, keepdims=True)
+    own = sum_of_keys(problem, weights, total)
     entropy = (xp.log(divisor) * own - heights) / divisor
     return Statistics(
         xp.squeeze(of_real_rows(problem, region, log_sum(total, shift, xp=xp)), axis=-1),

@@ -13,6 +13,7 @@ from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.base import base_of
 from attention_xp._engine.tile.primitives import AllowedT, ForwardPrimitives, KeyT_contra, ValueT_contra
 from attention_xp._engine.tile.scores import dropped, is_bent, modified, of_real_rows, query_factor, survival_factor
+from attention_xp._engine.tile.sink import sink_of
 from attention_xp._scores.region import Region
 from attention_xp._softmax import nonzero
 from attention_xp._typing import Array
@@ -56,9 +57,10 @@ def start(problem: Problem, region: Region, empty: Array, *, shift: Array | floa
     """
     xp, base = problem.xp, base_of(problem.xp)
     total = xp.zeros_like(empty[..., :1]) if empty.shape[-1] else xp.sum(empty, axis=-1, keepdims=True)
-    if problem.sinks is None:
+    logits = sink_of(problem, region)
+    if logits is None:
         return Running(total - math.inf if shift is None else None, total, empty)
-    sink = total + region.look_up(problem.sinks) * base.log_e
+    sink = total + logits * base.log_e
     if shift is not None:
         return Running(None, base.power(sink - shift), empty)
     return Running(sink, xp.where(sink == -math.inf, total, total + 1.0), empty)

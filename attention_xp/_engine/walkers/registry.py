@@ -5,7 +5,7 @@ from typing import Protocol
 
 from attention_xp._backend.libraries import library_name
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.backward_step import Gradients, Known
+from attention_xp._engine.tile.gradients import Gradients, Known
 from attention_xp._engine.tile.statistics import Statistics
 from attention_xp._engine.walkers.portable import walker as portable
 from attention_xp._typing import Array, Namespace

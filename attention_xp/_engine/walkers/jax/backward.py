@@ -11,8 +11,9 @@ from attention_xp._backend.sizes import as_number
 from attention_xp._engine.plan.tile_sizes import backward_tile_sizes
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.arithmetic import summed_to
-from attention_xp._engine.tile.backward_step import Gradients, Known, Rows, contribute, key_factor, shift_of, surviving
+from attention_xp._engine.tile.backward_step import Rows, contribute, key_factor, shift_of, surviving
 from attention_xp._engine.tile.captured import Captured, exchanged
+from attention_xp._engine.tile.gradients import Gradients, Known
 from attention_xp._engine.tile.products import clean
 from attention_xp._engine.tile.scores import query_factor
 from attention_xp._engine.walkers.jax.loops import (

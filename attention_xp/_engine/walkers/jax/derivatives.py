@@ -19,9 +19,9 @@ from attention_xp._backend.jitted import jitted
 from attention_xp._backend.sharding import spread_like
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Wanted
-from attention_xp._engine.tile.backward_step import Gradients, Known
 from attention_xp._engine.tile.captured import Captured, exchanged
 from attention_xp._engine.tile.formula import attend_at_once
+from attention_xp._engine.tile.gradients import Gradients, Known
 from attention_xp._engine.tile.pullback import pulled_back
 from attention_xp._engine.walkers.jax.backward import BackwardWalk
 from attention_xp._engine.walkers.jax.captured import with_captured

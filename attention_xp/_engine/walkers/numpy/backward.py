@@ -11,7 +11,8 @@ from attention_xp._engine.plan.plan import Bounds, Tile
 from attention_xp._engine.plan.tile_sizes import backward_tile_shape
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.arithmetic import summed_to
-from attention_xp._engine.tile.backward_step import Gradients, Known, contribute, key_factor
+from attention_xp._engine.tile.backward_step import contribute, key_factor
+from attention_xp._engine.tile.gradients import Gradients, Known
 from attention_xp._engine.tile.scores import query_factor
 from attention_xp._engine.walkers.numpy.backward_run import Common, KeysOf, Run
 from attention_xp._engine.walkers.numpy.in_place_backward import InPlaceBackward

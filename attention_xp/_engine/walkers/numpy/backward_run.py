@@ -11,10 +11,11 @@ import numpy as np
 
 from attention_xp._engine.plan.plan import Bounds, Tile
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.backward_step import Known, Rows, shift_of
+from attention_xp._engine.tile.backward_step import Rows, shift_of
 from attention_xp._engine.tile.base import base_of
+from attention_xp._engine.tile.gradients import Known
 from attention_xp._engine.tile.products import clean
-from attention_xp._engine.tile.scores import survival_factor
+from attention_xp._engine.tile.scores import product_factor, survival_factor
 from attention_xp._engine.tile.step import scale_in_base
 from attention_xp._engine.walkers.numpy.gather import joined
 from attention_xp._engine.walkers.numpy.heads import Magnitudes, ceiling, is_finite, longest, longest_of_sample
@@ -66,9 +67,7 @@ class Common:
     def _magnitudes(self, query: float, key: float, *, has_finite_values: bool) -> Magnitudes:
         """Scores of allowed pairs are small, or shifted by the log-sum-exp, so that their powers are bounded."""
         problem = self.problem
-        limit = self._ceiling(
-            query * key * (1.0 if problem.is_product else self._base.log_e * (problem.softcap or 1.0))
-        )
+        limit = self._ceiling(query * key * (1.0 if problem.is_product else self._base.log_e * product_factor(problem)))
         lowest, highest = (0.0, 0.0) if self.shift is None else self._bounds
         safe = SAFE * self._base.log_2
         is_far = limit + highest > safe or (self.exclusive and limit - lowest > safe)

@@ -7,6 +7,8 @@ import numpy as np
 
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.base import base_of
+from attention_xp._engine.tile.scores import largest_score
+from attention_xp._engine.tile.sink import sink_of
 from attention_xp._engine.walkers.numpy.place import Place
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array
@@ -119,10 +121,10 @@ def ceiling(problem: Problem) -> Ceiling:
     infinite = any(map(_excludes, problem.addends))
     if problem.score_mod is not None:
         return Ceiling(math.inf, 0.0, math.inf, infinite)
-    log_e = base_of(problem.xp).log_e
+    log_e, logits = base_of(problem.xp).log_e, sink_of(problem, Region.whole(problem))
     extra = sum(log_e * _bound(problem, addend) for addend in problem.addends)
-    sink = 0.0 if problem.sinks is None else log_e * _largest(problem.sinks)
-    return Ceiling(extra, sink, math.inf if problem.softcap is None else log_e * problem.softcap, infinite)
+    sink = 0.0 if logits is None else log_e * _largest(logits)
+    return Ceiling(extra, sink, log_e * largest_score(problem), infinite)
 
 
 def _excludes(addend: Array | Bias) -> bool:

@@ -14,6 +14,7 @@ from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.plan.tile_sizes import TileShape
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.products import clean, quarantined_key, silenced_rows
+from attention_xp._engine.tile.scores import is_bent
 from attention_xp._engine.walkers.numpy.heads import Magnitudes
 from attention_xp._engine.walkers.numpy.in_place import InPlace, Patches, by_key_head
 from attention_xp._engine.walkers.numpy.products import multiply_into
@@ -36,7 +37,7 @@ class InPlaceBackward(InPlace):
     def __init__(self, problem: Problem, buffers: Sequence[Array]) -> None:
         super().__init__(problem)
         self._scores, self._grad_scores, self._row_sums, self._key_sums, self._value_sums = buffers
-        self._has_pull = problem.softcap is not None or problem.score_mod is not None
+        self._has_pull = is_bent(problem)
         self.is_finite = True
 
     def prepare_tile(self, allows: Magnitudes, *, is_finite: bool) -> None:

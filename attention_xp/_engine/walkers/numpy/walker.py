@@ -5,7 +5,7 @@ threads would have to share.
 """
 
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.backward_step import Gradients, Known
+from attention_xp._engine.tile.gradients import Gradients, Known
 from attention_xp._engine.walkers.numpy import backward as threads
 from attention_xp._engine.walkers.numpy.forward import forward
 from attention_xp._engine.walkers.numpy.statistics import statistics

@@ -8,7 +8,8 @@ from attention_xp._engine.plan.row_tiles import strips_of, tiles_of_rows
 from attention_xp._engine.plan.tile_sizes import tile_sizes
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.arithmetic import Arithmetic, summed_to
-from attention_xp._engine.tile.backward_step import Gradients, Known, Rows, contribute, key_factor, shift_of, surviving
+from attention_xp._engine.tile.backward_step import Rows, contribute, key_factor, shift_of, surviving
+from attention_xp._engine.tile.gradients import Gradients, Known
 from attention_xp._engine.tile.products import clean
 from attention_xp._engine.tile.scores import query_factor
 from attention_xp._engine.tile.step import scale_in_base

@@ -45,39 +45,33 @@ def forward(problem: Problem, *, lse: bool = True) -> tuple[Array, Array]:  # no
     return unrecorded.forward(problem)  # Dynamo does not support the function where nothing requires gradients
 
 
+_TAKEN: Any = "taken out"  # in the place of an array
+
+
 @dataclasses.dataclass(frozen=True)
 class _Rest:
     """A problem without the arrays that it is differentiated by."""
 
     problem: Any  # or what `freeze` made of it
     addends: int
-    has_sinks: bool
+    differentiated: int
 
     def complete(self, arrays: Any) -> Problem:
         """Return the problem with these arrays."""
-        first = 3 + self.addends
-        differentiated = first + self.has_sinks
-        kept = self.problem
-        problem: Problem = kept if isinstance(kept, Problem) else thaw(kept, arrays[differentiated:])
-        return dataclasses.replace(
-            problem,
-            query=arrays[0],
-            key=arrays[1],
-            value=arrays[2],
-            addends=tuple(arrays[3:first]),
-            sinks=arrays[first] if self.has_sinks else None,
-        )
+        kept, n = self.problem, self.differentiated
+        problem: Problem = kept if isinstance(kept, Problem) else thaw(kept, arrays[n:])
+        return problem.with_differentiated(arrays[:n])
 
 
 def _split(problem: Problem) -> tuple[_Rest, list[Array]]:
     """Return the rest of a problem, and its arrays: first those it is differentiated by, then others that may be mapped."""
-    has_sinks = problem.sinks is not None
-    arrays = [problem.query, problem.key, problem.value, *problem.addends, *([problem.sinks] if has_sinks else [])]
-    rest: Any = dataclasses.replace(problem, query=None, key=None, value=None, addends=(), sinks=None)
+    arrays = list(problem.differentiated)
+    n = len(arrays)
+    rest: Any = problem.with_differentiated([_TAKEN] * n)
     if is_transformed():
         rest, others = freeze(rest)
         arrays += others
-    return _Rest(rest, len(problem.addends), has_sinks), arrays
+    return _Rest(rest, len(problem.addends), n), arrays
 
 
 def _distinct(arrays: list[Array]) -> list[Array]:
@@ -117,10 +111,9 @@ class Tiled(torch.autograd.Function):  # type: ignore[misc]
             found = pulled_back(
                 unrecorded.backward, rest.complete(arrays), output, lse, gradient, grad_lse, wanted=addends
             )
-            all_of_them = (*found[:3], *found.addends, *([found.sinks] if rest.has_sinks else []))
             return [
                 one.to(array.dtype) if one is not None and is_wanted else None
-                for one, array, is_wanted in zip(all_of_them, arrays, wanted, strict=False)
+                for one, array, is_wanted in zip(found.parts, arrays, wanted, strict=False)
             ]
 
         found = mapped_over_batches(gradients, grad_output, grad_lse)

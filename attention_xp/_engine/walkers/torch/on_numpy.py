@@ -15,7 +15,7 @@ from attention_xp._backend.libraries import is_numpy, library_name
 from attention_xp._backend.modes import in_forward_mode, is_compiling, is_recorded
 from attention_xp._engine.plan.borders import formula_is_faster
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.backward_step import Gradients, Known
+from attention_xp._engine.tile.gradients import Gradients, Known
 from attention_xp._scores.frozen import freeze, thaw
 from attention_xp._typing import Array
 

@@ -1,7 +1,7 @@
 """Forward and backward passes that torch does not record: by NumPy's walker for tensors that it can read, else in loops."""
 
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.backward_step import Gradients, Known
+from attention_xp._engine.tile.gradients import Gradients, Known
 from attention_xp._engine.walkers.portable import backward as loops_back, forward as loops
 from attention_xp._engine.walkers.torch import on_numpy
 from attention_xp._typing import Array

@@ -8,7 +8,7 @@ import pytest
 from attention_xp import attention_vjp
 from attention_xp._engine.plan.tile_sizes import backward_tile_shape
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.backward_step import Known
+from attention_xp._engine.tile.gradients import Known
 from attention_xp._engine.walkers.numpy.backward import BackwardWalk
 from attention_xp.masks import BlockMask, longformer_mask
 
