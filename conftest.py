@@ -1,5 +1,6 @@
 """Options and fixtures of the whole suite: which backends run, and the documents as tests."""
 
+import gc
 import importlib.util
 import sys
 from collections.abc import Callable, Generator
@@ -45,17 +46,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--quick",
         action="store_true",
-        help="run each test with every value of each of its parameters, but not with every combination of them",
+        help="run each test with every value of each of its parameters that is not rare, but not with every combination of them",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marks and the examples of hypothesis; refuse backends that were asked for and are absent."""
     config.addinivalue_line("markers", "backends(*libraries): run the test on these libraries only")
+    config.addinivalue_line("markers", "rare: --quick leaves the test, or the case of it, out")
     config.addinivalue_line("markers", "with_nan: the test makes NaN on purpose, which JAX is else told to refuse")
     tried = 50 if config.getoption("--quick") else 100
     settings.register_profile("attention_xp", deadline=None, derandomize=True, database=None, max_examples=tried)
     settings.load_profile("attention_xp")
+    gc.set_threshold(200_000, 50, 100)  # to trace makes millions of objects, which are no garbage yet
     for backend in _chosen(config):
         if not backend.is_installed():
             raise pytest.UsageError(f"--xp={backend.value}: the package {backend.package} is not installed")
@@ -97,6 +100,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     chosen = _chosen(config)
     left_out = {item for item in items if chosen and not _is_meant_for(item, chosen)}
     if config.getoption("--quick"):
+        left_out |= {item for item in items if item.get_closest_marker("rare")}
         left_out |= combinations(item for item in items if item not in left_out)
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]

@@ -2,12 +2,13 @@
 # /// script
 # dependencies = ["nox>=2025.10.16"]
 # ///
-"""The tasks of the project: ``nox`` runs all that need no GPU, ``nox -s NAME -- ARGUMENTS`` runs one."""
+"""The tasks of the project: ``nox`` runs the tests, ``nox -t rest`` what takes longer, ``nox -s NAME -- ARGUMENTS`` one."""
 
 import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import nox
 
@@ -19,10 +20,15 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 
 
+# Not run unless asked for, alone or by ``nox -t rest``; continuous integration runs all of it.
+REST: Any = {"default": False, "tags": ["rest"]}
+
+
 def install(session: nox.Session, *groups: str) -> None:
     """Install the package and dependency groups; ``--no-venv`` promises that they are there already."""
     if session.venv_backend != "none":
-        # Python compiles what is imported; to compile all of it takes longer than to unpack it.
+        # Python compiles what is imported, and keeps it; to compile all of it takes longer than to unpack it.
+        session.env["PYTHONDONTWRITEBYTECODE"] = ""
         session.install("--no-compile", "-e.", *nox.project.dependency_groups(PYPROJECT, *groups))
 
 
@@ -54,7 +60,7 @@ def add_tests(
 ) -> None:
     """Add a session that runs the tests on one backend, in each environment with each list of pytest's arguments.
 
-    A session that has a name of its own runs when it is asked for.
+    A session that has a name of its own is one of the rest.
     """
 
     def tests(session: nox.Session) -> None:
@@ -64,7 +70,8 @@ def add_tests(
                 session.run("python", "-m", "pytest", f"--xp={xp or backend}", *arguments, env=env)
 
     tests.__doc__ = f"Run the tests on {backend}; arguments go to pytest."
-    nox.session(name=f"tests-{name or backend}", default=name is None)(tests)
+    rare = {} if name is None else REST
+    nox.session(name=f"tests-{name or backend}", **rare)(tests)
 
 
 add_tests("numpy", xp="numpy,numpy:readonly")
@@ -75,8 +82,12 @@ QUICK = [["--quick", *usual] for usual in PARALLEL]
 add_tests("torch", "torch", "transformers", runs=(({}, QUICK),))
 add_tests("torch", "torch", "transformers", name="torch-full")
 # Nearly all the time on JAX goes into compiling. The first environment compiles quickly: the usual way to emit loops
-# takes twice as long as the older one. The second compiles as users do, without 64-bit types, what depends on the types.
-QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
+# takes twice as long as the older one, and programs so small are not worth several threads. The second compiles as
+# users do, without 64-bit types, what depends on the types.
+QUICKLY = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+}
 WITHOUT_64_BITS = [
     *(f"tests/test_{name}.py" for name in ("attention", "backends", "normalization", "positional", "softmax")),
     "tests/random", "tests/rotary/test_embedding.py",
@@ -99,7 +110,9 @@ add_tests(
     runs=(({"JAX_ENABLE_X64": "1", **QUICKLY}, (["-n", "auto", "--dist", "worksteal", "tests/interop"], ["docs/interop"])),),
 )  # fmt: skip
 # One process has the device; where there is none, a double over NumPy stands in for CuPy.
-add_tests("cupy", "cupy", on_gpu=("cudnn",), runs=(({}, [[]] if shutil.which("nvidia-smi") else PARALLEL),))
+ON_GPU = [[]] if shutil.which("nvidia-smi") else None
+add_tests("cupy", "cupy", on_gpu=("cudnn",), runs=(({}, ON_GPU or QUICK),))
+add_tests("cupy", "cupy", name="cupy-full", on_gpu=("cudnn",), runs=(({}, ON_GPU or PARALLEL),))
 
 
 @nox.session
@@ -150,7 +163,7 @@ def newest_python() -> str:
     return PYTHONS[-1]
 
 
-@nox.session(name="tests-lowest", python=PYTHONS[0])
+@nox.session(name="tests-lowest", python=PYTHONS[0], **REST)
 def tests_lowest(session: nox.Session) -> None:
     """Run a part of the tests on the lowest versions that are declared, of Python too; arguments go to pytest."""
     # The exporter of the lowest JAX imports absl and does not say so.
@@ -158,7 +171,7 @@ def tests_lowest(session: nox.Session) -> None:
     run_touched(session, "numpy,strict", "jax")
 
 
-@nox.session(name="tests-newest", python=newest_python())
+@nox.session(name="tests-newest", python=newest_python(), **REST)
 def tests_newest(session: nox.Session) -> None:
     """Run a part of the tests on the newest Python that is found; arguments go to pytest."""
     session.log(f"The newest of Python {', '.join(PYTHONS)} that is found: {session.python}")
@@ -180,7 +193,7 @@ def docs(session: nox.Session) -> None:
     session.run("sphinx-build", "-nW", "--keep-going", "docs", "docs/_build/html", *session.posargs)
 
 
-@nox.session
+@nox.session(**REST)
 def example(session: nox.Session) -> None:
     """Run the sentence encoder, with arguments of your own or on its sentences, and then its tests."""
     install(session, "example")
@@ -192,7 +205,7 @@ def example(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "examples/test_sentence_embeddings.py")
 
 
-@nox.session(name="example-gpt")
+@nox.session(name="example-gpt", **REST)
 def example_gpt(session: nox.Session) -> None:
     """Train the GPT of the examples, with arguments of your own or to compare the libraries, and run its tests."""
     install(session, "example-gpt")

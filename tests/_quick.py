@@ -1,11 +1,15 @@
-"""Fewer cases of a test: every value of each of its parameters, but not every combination of them."""
+"""Fewer cases of a test: every value of each of its parameters, but not every combination of them.
+
+Values that say little more than others do, and take long to compile, are marked as rare and left out as well.
+"""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import pytest
 
-__all__ = ["combinations", "covering"]
+__all__ = ["combinations", "covering", "some_rare"]
 
 
 def covering(cases: Sequence[Mapping[str, int]]) -> set[int]:
@@ -35,3 +39,13 @@ def combinations(items: Iterable[pytest.Item]) -> set[pytest.Item]:
         kept = covering([{name: id(value) for name, value in item.callspec.params.items()} for item in cases])
         left_out.update(item for i, item in enumerate(cases) if i not in kept)
     return left_out
+
+
+def some_rare(cases: Mapping[str, Any], is_rare: Callable[[str], bool]) -> list[Any]:
+    """The cases of a test, of one value or a tuple of them each, with those marked that a quick run leaves out."""
+    return [
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)), id=name, marks=[pytest.mark.rare] if is_rare(name) else ()
+        )
+        for name, case in cases.items()
+    ]

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from tests._quick import covering
+from tests._quick import covering, some_rare
 
 
 @pytest.mark.parametrize("sizes", [(1,), (5,), (2, 7), (2, 3, 5), (4, 4, 4)], ids=str)
@@ -26,3 +26,9 @@ def test_cases_that_are_no_product():
 
 def test_a_case_without_parameters_stays():
     assert covering([{"library": 0}]) == {0}
+
+
+def test_cases_keep_their_names_and_some_are_marked():
+    one, other = some_rare({"one": 1, "other": (2, 3)}, lambda name: name == "other")
+    assert (one.id, one.values, [mark.name for mark in one.marks]) == ("one", (1,), [])
+    assert (other.id, other.values, [mark.name for mark in other.marks]) == ("other", (2, 3), ["rare"])

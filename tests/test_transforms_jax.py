@@ -15,10 +15,15 @@ import attention_xp as ax
 from tests._backends import to_numpy
 from tests._inputs import normal
 from tests._public_calls import CALLS, QKV
+from tests._quick import some_rare
 from tests._transforms import assert_same, mapped, results
 
 pytestmark = pytest.mark.backends("jax")
-calls = pytest.mark.parametrize(("function", "arguments"), CALLS.values(), ids=CALLS)
+DENSE = ("every option", "every bias", "attention_vjp", "merge_attention")  # those that say most about the formula
+calls = pytest.mark.parametrize(
+    ("function", "arguments"),
+    some_rare(CALLS, lambda name: name.endswith(", dense") and not name.startswith(DENSE)),
+)
 IMPLS = pytest.mark.parametrize("impl", ["auto", "dense", "tiled"])
 WITHOUT_ARRAYS = {
     "alibi_slopes", "bigbird_mask", "create_causal_mask", "init_multi_head_params", "learned_positional_encoding",
@@ -113,12 +118,13 @@ def test_donated_buffers(library, impl):
     np.testing.assert_allclose(results(output)[0], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_shards_of_batch_and_heads(library):
-    """In a process of its own, which has eight devices."""
+@pytest.mark.parametrize("impl", ["tiled", pytest.param("", marks=pytest.mark.rare)])
+def test_shards_of_batch_and_heads(library, impl):
+    """In a process of its own, which has eight devices: tiles, and all other calls."""
     flags = "--xla_force_host_platform_device_count=8"
     env = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests._sharded"], env=env, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "tests._sharded", impl], env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
