@@ -1,0 +1,81 @@
+"""torch's block masks as rules."""
+
+from typing import Any
+
+import torch
+
+from attention_xp.interop.torch._scalars import mask_over_tiles
+from attention_xp.masks import BlockMask, FunctionMask, Mask
+
+__all__ = ["rule_from_block_mask"]
+
+
+def rule_from_block_mask(block_mask: Any) -> Mask:
+    """Return what a ``torch.nn.attention.flex_attention.BlockMask`` allows as a rule.
+
+    Blocks that its tables leave out are skipped, its function is asked about pairs of the partial ones, and full ones are
+    not asked about: as torch's kernels do. torch without a compiler asks the function about all pairs instead; for
+    the masks of ``create_block_mask`` that is the same.
+
+    Parameters
+    ----------
+    block_mask : torch.nn.attention.flex_attention.BlockMask
+        Its ``mask_mod`` is written for a single pair, and mapped over those of a tile.
+
+    Returns
+    -------
+    Mask
+        It combines with other rules, can be drawn, and serves every call while the block mask stays as it is. Make it once for
+        several calls.
+
+    Raises
+    ------
+    TypeError
+        If `block_mask` is of another class.
+
+    References
+    ----------
+    ``torch.nn.attention.flex_attention`` of torch 2.13.
+
+    Examples
+    --------
+    >>> from torch.nn.attention.flex_attention import create_block_mask
+    >>> from attention_xp.interop.torch import rule_from_block_mask
+    >>> causal = create_block_mask(lambda b, h, q, k: q >= k, None, None, 6, 6, device="cpu", BLOCK_SIZE=2)
+    >>> rule_from_block_mask(causal).to_array(3, 3)
+    array([[ True, False, False],
+           [ True,  True, False],
+           [ True,  True,  True]])
+    """
+    flex: Any = _flex()
+    if not isinstance(block_mask, flex.BlockMask):
+        raise TypeError(
+            f"block_mask must be a torch.nn.attention.flex_attention.BlockMask, got {type(block_mask).__name__}"
+        )
+    rule: Mask = _blocks(block_mask, block_mask.kv_num_blocks, block_mask.kv_indices)
+    if block_mask.mask_mod is not flex.noop_mask:
+        batch, heads = (1, 1, *block_mask.kv_num_blocks.shape[:-1])[-2:]
+        rule &= FunctionMask(mask_over_tiles(block_mask.mask_mod), batch=batch, heads=heads)
+    if block_mask.full_kv_num_blocks is None:
+        return rule
+    return _blocks(block_mask, block_mask.full_kv_num_blocks, block_mask.full_kv_indices) | rule
+
+
+def _flex() -> Any:
+    from torch.nn.attention import flex_attention  # noqa: PLC0415  # it takes a second, and block masks have it loaded
+
+    return flex_attention
+
+
+def _blocks(block_mask: Any, counts: torch.Tensor, indices: torch.Tensor) -> BlockMask:
+    """Return which blocks a table names: in each row, of so many first entries, the columns."""
+    columns = -(-block_mask.seq_lengths[1] // block_mask.BLOCK_SIZE[1])
+    places = torch.arange(indices.shape[-1], device=indices.device)
+    # What a row does not name goes to one more column, which is cut off.
+    named = torch.where(places < counts[..., None], indices, columns).to(torch.int64)
+    layout = torch.zeros(*indices.shape[:-1], columns + 1, dtype=torch.bool, device=indices.device)
+    layout = layout.scatter(-1, named, True)[..., :columns]
+    while layout.ndim > 2 and layout.shape[0] == 1:  # one pattern for all
+        layout = layout[0]
+    # An array of NumPy is summarised once, and serves torch as well.
+    return BlockMask(layout.numpy() if layout.device.type == "cpu" else layout, tuple(block_mask.BLOCK_SIZE))

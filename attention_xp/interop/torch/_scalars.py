@@ -1,0 +1,84 @@
+"""Functions that torch's FlexAttention takes, which are written for one pair of query and key, over all pairs of a tile."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["mask_over_tiles", "score_over_tiles"]
+
+_AXES = "bhqk"
+
+
+def score_over_tiles(score_mod: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Return a function of the scores of a tile ``(B, H, q, k)``, for one of a single score."""
+    mapped = _mapped(score_mod, "bhqk", takes_score=True)
+
+    def of_tile(score: torch.Tensor, *places: torch.Tensor) -> torch.Tensor:
+        with _Indexing():
+            return mapped(score, *(index.reshape(-1) for index in places))
+
+    return of_tile
+
+
+def mask_over_tiles(mask_mod: Callable[..., torch.Tensor]) -> Callable[..., Any]:
+    """Return a function of the pairs of a tile for one of a single pair; its result has length 1 where that is constant."""
+    found: list[tuple[Callable[..., torch.Tensor], str]] = []
+
+    def of_tile(*places: Any) -> Any:
+        indices = [torch.as_tensor(index).reshape(-1) for index in places]  # those of NumPy show a rule
+        with _Indexing():
+            if not found:
+                axes = _axes_of(mask_mod, indices)
+                found.append((_mapped(mask_mod, axes, takes_score=False), axes))
+            mapped, axes = found[0]
+            flags = mapped(*(i if axis in axes else i[0] for i, axis in zip(indices, _AXES, strict=True)))
+        shape = [len(i) if axis in axes else 1 for i, axis in zip(indices, _AXES, strict=True)]
+        flags = flags.reshape(shape)
+        return flags if isinstance(places[0], torch.Tensor) else flags.numpy()
+
+    return of_tile
+
+
+def _mapped(function: Callable[..., Any], axes: str, *, takes_score: bool) -> Callable[..., Any]:
+    """Return a function mapped over some of the four indices, and over as many axes of the score."""
+    for axis in reversed(axes):
+        indices = [0 if other == axis else None for other in _AXES]
+        function = torch.vmap(function, in_dims=tuple([0, *indices] if takes_score else indices))
+    return function
+
+
+def _axes_of(mask_mod: Callable[..., Any], indices: list[torch.Tensor]) -> str:
+    """Return what the flags depend on besides the positions: most functions look at neither batch item nor head."""
+    for axes in ("qk", "hqk", "bqk"):
+        if not _varies(mask_mod, [i[:1] for i in indices], [axis for axis in "bh" if axis not in axes]):
+            return axes
+    return _AXES
+
+
+def _varies(mask_mod: Callable[..., Any], indices: list[torch.Tensor], axes: list[str]) -> bool:
+    """Whether a function uses one of some indices: `vmap` refuses to leave a result without an axis that it has."""
+    function = mask_mod
+    for axis in axes:
+        dims = tuple(0 if other == axis else None for other in _AXES)
+        function = torch.vmap(function, in_dims=dims, out_dims=None)
+    try:
+        function(*(i if axis in axes else i[0] for i, axis in zip(indices, _AXES, strict=True)))
+    except ValueError:
+        return True
+    return False
+
+
+class _Indexing(TorchFunctionMode):  # type: ignore[misc]
+    """Lets ``table[q_idx, kv_idx]`` look up entries where the indices are mapped, which Python's brackets take for ints."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call a function of torch."""
+        if func is torch.Tensor.__getitem__:
+            indices = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if all(isinstance(i, torch.Tensor) for i in indices):
+                return torch.ops.aten.index(args[0], list(indices))
+        return func(*args, **(kwargs or {}))

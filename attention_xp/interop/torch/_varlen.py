@@ -1,0 +1,151 @@
+"""torch's ``varlen_attn``, computed here."""
+
+from typing import Any
+
+import torch
+
+from attention_xp._checks.arrays import shapes
+from attention_xp._checks.numbers import check_count
+from attention_xp._varlen import varlen_attention
+from attention_xp.masks import LengthMask
+
+__all__ = ["varlen_attn"]
+
+
+def varlen_attn(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor | None,
+    max_q: int,
+    max_k: int,
+    *,
+    return_aux: Any = None,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
+    seqused_k: torch.Tensor | None = None,
+    block_table: torch.Tensor | None = None,
+    num_splits: int | None = None,
+) -> Any:
+    r"""Attend within packed sequences as ``torch.nn.attention.varlen.varlen_attn`` does, on every device and in every dtype.
+
+    .. math:: \mathrm{output}_{c_i : c_{i+1}} = \mathrm{attention}(Q_{c_i : c_{i+1}}, K_{c'_i : c'_{i+1}}, V_{c'_i : c'_{i+1}})
+
+    The last query of a sequence is aligned with its last key.
+
+    Parameters
+    ----------
+    query : Tensor
+        ``(T, H, D)``.
+    key : Tensor
+        ``(Tk, Hkv, D)``; with `block_table` a pool of pages ``(pages, page size, Hkv, D)``.
+    value : Tensor
+        As `key`, with a width of its own.
+    cu_seq_q : Tensor
+        ``(N + 1,)``: sequence ``i`` is rows ``cu_seq_q[i]:cu_seq_q[i + 1]``.
+    cu_seq_k : Tensor or None
+        The same for the keys; None, or not looked at, with `block_table`.
+    max_q, max_k : int
+        The greatest lengths, which torch's kernels need to know beforehand. Nothing depends on them here.
+    return_aux : AuxRequest, optional
+        With ``lse=True`` the log-sum-exp is returned as well.
+    scale : float, optional
+        Default: ``1 / sqrt(D)``.
+    window_size : (int, int), default: (-1, -1)
+        How many keys before and after its own position a query attends; -1 leaves a side open, ``(-1, 0)`` is causal.
+    enable_gqa : bool, default: False
+        Whether query heads share heads of key and value.
+    seqused_k : Tensor, optional
+        ``(N,)``: how many keys of each sequence count; the last of these is aligned with the last query.
+    block_table : Tensor, optional
+        ``(N, pages of a sequence)``: which pages hold a sequence, in order. The pages are copied together, once for each
+        call; ``attention_xp.cache.paged_attention`` reads them where they lie.
+    num_splits : int, optional
+        1, or None: keys are never split between workers here.
+
+    Returns
+    -------
+    output : Tensor
+        ``(T, H, Dv)``.
+    lse : Tensor
+        ``(H, T)``, as torch's kernel has it, though its documentation says ``(T, H)``. Only with ``return_aux.lse``.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of the wrong kind.
+    ValueError
+        If a shape or a value does not fit.
+    NotImplementedError
+        If `num_splits` is above 1.
+
+    References
+    ----------
+    ``torch.nn.attention.varlen`` of torch 2.13.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from attention_xp.interop.torch import varlen_attn
+    >>> x, bounds = torch.ones(10, 4, 8), torch.tensor([0, 3, 10])
+    >>> varlen_attn(x, x, x, bounds, bounds, 7, 7, window_size=(-1, 0)).shape
+    torch.Size([10, 4, 8])
+    """
+    for name, most in (("max_q", max_q), ("max_k", max_k)):
+        check_count(name, most, low=0)
+    if num_splits not in (None, 1):
+        raise NotImplementedError(f"num_splits={num_splits}: keys are not split here, expected 1 or None")
+    if block_table is not None:
+        key, value, cu_seq_k = _gathered(key, value, block_table, seqused_k)
+    elif cu_seq_k is None:
+        raise ValueError("cu_seq_k is required without block_table: expected cu_seq_k (N + 1,)")
+    if query.ndim == key.ndim == 3 and query.shape[1] != key.shape[1] and not enable_gqa:
+        raise ValueError(
+            f"query and key have different numbers of heads without enable_gqa=True: {shapes(query=query, key=key)}"
+        )
+    used = torch.diff(cu_seq_k) if seqused_k is None else seqused_k
+    found = varlen_attention(
+        query,
+        key,
+        value,
+        cu_seq_q,
+        cu_seq_k,
+        mask=None if seqused_k is None else LengthMask(seqused_k),
+        window=_window(window_size),
+        query_offset=used - torch.diff(cu_seq_q),
+        scale=scale,
+        return_lse=(wants_lse := return_aux is not None and bool(return_aux.lse)),
+    )
+    return (found[0], found[1].transpose(0, 1)) if wants_lse else found
+
+
+def _window(size: Any) -> tuple[int | None, int | None] | None:
+    """Return a window in our form."""
+    if len(size) != 2 or any(n < -1 for n in size):
+        raise ValueError(f"window_size must be (left, right), each -1 or more, got {size}")
+    if tuple(size) == (-1, -1):
+        return None
+    left, right = size
+    return (None if left == -1 else left, None if right == -1 else right)
+
+
+def _gathered(key: Any, value: Any, table: torch.Tensor, used: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    """Return keys and values of all sequences one behind the other, and their bounds: as many slots as the table has."""
+    if used is None:
+        raise ValueError("block_table needs seqused_k: expected seqused_k (N,), the number of keys of each sequence")
+    for name, a in (("key", key), ("value", value)):
+        if a.ndim != 4:
+            raise ValueError(
+                f"{name} must hold pages: expected {name} (pages, page size, Hkv, D), {shapes(**{name: a})}"
+            )
+    if table.ndim != 2:
+        raise ValueError(
+            f"block_table must have 2 axes: expected (N, pages of a sequence), {shapes(block_table=table)}"
+        )
+    slots = table.shape[1] * key.shape[1]
+    is_used = torch.arange(table.shape[1], device=table.device) * key.shape[1] < used[:, None]
+    pages = torch.where(is_used, table, 0).reshape(-1)  # what no length reaches may be anything
+    bounds = torch.arange(table.shape[0] + 1, dtype=torch.int32, device=table.device) * slots
+    return (*(a.index_select(0, pages).flatten(0, 1) for a in (key, value)), bounds)
