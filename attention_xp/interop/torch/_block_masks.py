@@ -77,5 +77,6 @@ def _blocks(block_mask: Any, counts: torch.Tensor, indices: torch.Tensor) -> Blo
     layout = layout.scatter(-1, named, True)[..., :columns]
     while layout.ndim > 2 and layout.shape[0] == 1:  # one pattern for all
         layout = layout[0]
-    # An array of NumPy is summarised once, and serves torch as well.
-    return BlockMask(layout.numpy() if layout.device.type == "cpu" else layout, tuple(block_mask.BLOCK_SIZE))
+    if layout.device.type == "cpu" and not torch.compiler.is_compiling():
+        layout = layout.numpy()  # is summarised once, and serves torch as well
+    return BlockMask(layout, tuple(block_mask.BLOCK_SIZE))

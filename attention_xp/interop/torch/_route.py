@@ -55,8 +55,10 @@ def route() -> Iterator[Routed]:
 
     - A mode belongs to a thread: enter a route in each. In other threads, meanwhile, only what is looked up in
       ``torch.nn.functional`` comes here.
-    - A checkpoint computes once more during ``backward()``: call that inside the route too, or torch recomputes by itself what
-      was computed here.
+    - A checkpoint computes once more during ``backward()``: call that inside the route too, or torch, which then computes by
+      itself, finds other tensors than were kept, and raises ``CheckpointError``. While gradients are computed the mode is off:
+      what is called in a checkpoint must be looked up in ``torch.nn.functional``, as torch's modules do.
+    - A function that is compiled is compiled once for inside and once for outside; inside, its calls may not be counted.
     - With ``need_weights=True``, its default, ``MultiheadAttention`` multiplies by itself and calls no function; so do programs
       of TorchScript, and ``flex_attention`` has an adapter of its own.
 
@@ -100,9 +102,10 @@ def _routed(*args: Any, **kwargs: Any) -> torch.Tensor:
 def _computed(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
     if not _routes:
         return _own[0](*args, **kwargs)
-    with _lock:
-        for routed in _routes:
-            routed.calls += 1
+    if not torch.compiler.is_compiling():  # what is compiled is called later, and not from here
+        with _lock:
+            for routed in _routes:
+                routed.calls += 1
     return _sdpa.scaled_dot_product_attention(*args, **kwargs)
 
 

@@ -1,5 +1,6 @@
 """Functions that torch's FlexAttention takes, which are written for one pair of query and key, over all pairs of a tile."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,14 +28,22 @@ def mask_over_tiles(mask_mod: Callable[..., torch.Tensor]) -> Callable[..., Any]
     found: list[tuple[Callable[..., torch.Tensor], str]] = []
 
     def of_tile(*places: Any) -> Any:
-        indices = [torch.as_tensor(index).reshape(-1) for index in places]  # those of NumPy show a rule
+        given = [torch.as_tensor(index) for index in places]  # those of NumPy show a rule
+        indices = [index.reshape(-1) for index in given]
         with _Indexing():
-            if not found:
-                axes = _axes_of(mask_mod, indices)
-                found.append((_mapped(mask_mod, axes, takes_score=False), axes))
-            mapped, axes = found[0]
-            flags = mapped(*(i if axis in axes else i[0] for i, axis in zip(indices, _AXES, strict=True)))
-        shape = [len(i) if axis in axes else 1 for i, axis in zip(indices, _AXES, strict=True)]
+            shape = torch.broadcast_shapes(*(index.shape for index in given))
+            if math.prod(shape) != math.prod(
+                [len(index) for index in indices]
+            ):  # positions that differ from item to item
+                flags = torch.vmap(mask_mod)(*(index.expand(shape).reshape(-1) for index in given))
+            else:
+                if not found:
+                    axes = _axes_of(mask_mod, indices)
+                    found.append((_mapped(mask_mod, axes, takes_score=False), axes))
+                mapped, axes = found[0]
+                flags = mapped(*(i if axis in axes else i[0] for i, axis in zip(indices, _AXES, strict=True)))
+                varying = (index for index, axis in zip(given, _AXES, strict=True) if axis in axes)
+                shape = torch.broadcast_shapes(*(index.shape for index in varying))
         flags = flags.reshape(shape)
         return flags if isinstance(places[0], torch.Tensor) else flags.numpy()
 
