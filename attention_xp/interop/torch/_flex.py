@@ -114,8 +114,10 @@ def flex_attention(
     if block_mask is not None:
         blocks = _fitting(block_mask, query, key)
         mask = blocks if mask is None else mask & blocks
-    options: dict[str, Any] = {"bias": fast.bias, "scale": scale, "query_offset": 0}
-    options["score_mod"] = _on_tiles(score_mod, fast.score_mod)
+    given = {"bias": fast.bias, "scale": scale, "score_mod": _on_tiles(score_mod, fast.score_mod)}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if mask is not None:
+        options["query_offset"] = 0
     if not return_lse and return_aux is None:
         return flash_attention(query, key, value, mask, **options)
     if return_lse:

@@ -83,7 +83,10 @@ def scaled_dot_product_attention(
     query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
     has_new_axis = enable_gqa and max(query.ndim, key.ndim, value.ndim) == 3
     query, key, value = _lined_up(query, key, value, enable_gqa)
-    options: dict[str, Any] = {"is_causal": is_causal, "query_offset": 0, "scale": scale, "rng": rng}
+    # A call is checked once for all of its kind only if nothing but plain options is given.
+    options: dict[str, Any] = {"is_causal": is_causal, "scale": scale}
+    if is_causal and query.shape[-2] != key.shape[-2]:
+        options["query_offset"] = 0
     if isinstance(attn_mask, CausalBias):
         if is_causal:
             raise ValueError("is_causal cannot be given together with a CausalBias as attn_mask: it says it already")
@@ -95,6 +98,8 @@ def scaled_dot_product_attention(
         raise ValueError(f"dropout_p must satisfy 0 <= dropout_p <= 1, got {dropout_p}")
     if rate == 1.0:  # nothing remains to be scaled up: zeros, with gradients of zero, as where no key may be attended
         rate, options["key_lengths"] = 0.0, 0
+    if rng is not None:
+        options["rng"] = rng
     output: torch.Tensor = flash_attention(query, key, value, attn_mask, rate, **options)
     return output[0] if has_new_axis else output
 
