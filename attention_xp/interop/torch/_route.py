@@ -116,6 +116,6 @@ class _Mode(TorchFunctionMode):  # type: ignore[misc]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Call a function of torch, or ours in the place of one."""
-        if func is _routed or func is torch._C._nn.scaled_dot_product_attention:
+        if func is torch._C._nn.scaled_dot_product_attention:
             return _computed(args, kwargs or {})
         return func(*args, **(kwargs or {}))
