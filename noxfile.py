@@ -110,7 +110,7 @@ add_tests(
     runs=(({"JAX_ENABLE_X64": "1", **QUICKLY}, (["-n", "auto", "--dist", "worksteal", "tests/interop"], ["docs/interop"])),),
 )  # fmt: skip
 # One process has the device; where there is none, a double over NumPy stands in for CuPy.
-ON_GPU = [[]] if shutil.which("nvidia-smi") else None
+ON_GPU: list[list[str]] | None = [[]] if shutil.which("nvidia-smi") else None
 add_tests("cupy", "cupy", on_gpu=("cudnn",), runs=(({}, ON_GPU or QUICK),))
 add_tests("cupy", "cupy", name="cupy-full", on_gpu=("cudnn",), runs=(({}, ON_GPU or PARALLEL),))
 

@@ -74,11 +74,6 @@ def attention_gradients(
         If a shape or a value does not fit, `impl` cannot compute the call, or `score_mod` comes without its
         derivative where the library has no derivatives of its own.
 
-    Notes
-    -----
-    It is not made to be differentiated in its turn: on JAX, ``impl="tiled"`` takes derivatives of gradients for those of a
-    whole, and is wrong about pieces.
-
     See Also
     --------
     attention_vjp : The forward pass and its gradients.

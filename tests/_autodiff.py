@@ -23,7 +23,9 @@ def gradients(library: Backend, function: Callable[..., Any]) -> Callable[..., l
             xs = [x.requires_grad_() for x in xs]
             return autograd.grad(function(*xs).sum(), xs, materialize_grads=True)
 
-    return lambda *arrays: [to_numpy(x) for x in grad(*(library.array(x) for x in arrays))]
+    return lambda *arrays: [
+        to_numpy(x) for x in grad(*(library.array(x) if isinstance(x, np.ndarray) else x for x in arrays))
+    ]
 
 
 def check(library: Backend, function: Callable[..., Any], *arrays: np.ndarray) -> None:

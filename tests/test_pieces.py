@@ -19,6 +19,7 @@ from attention_xp.masks import (
     StridedMask,
     WindowMask,
 )
+from tests._autodiff import gradients
 from tests._backends import to_numpy
 from tests._inputs import normal
 from tests.score_mods import bent, with_derivative
@@ -163,6 +164,27 @@ def test_gradients_of_a_finished_pass(library, wide, impl, name):
         assert (one is None) == (other is None)
         if one is not None and not isinstance(one, tuple):
             close(one, other, library)
+
+
+@pytest.mark.backends("jax", "torch")
+@pytest.mark.parametrize("options", [{"is_causal": True, "query_offset": 2, "softcap": 2.0}, {"sinks": True}], ids=str)
+def test_gradients_of_a_piece_have_derivatives(library, wide, options):
+    """By the operands and by the finished pass, which is that of more keys; as differences tell."""
+    given = [normal(*shape, seed=i) for i, shape in enumerate([(1, 2, 5, 3), (1, 2, 7, 3), (1, 2, 7, 3)])]
+    output, lse, upstream = normal(1, 2, 5, 3, seed=5), 2.0 + abs(normal(1, 2, 5, seed=6)), normal(1, 2, 5, 3, seed=7)
+    options = options | ({"sinks": wide(normal(2))} if "sinks" in options else {})
+
+    def loss(*arrays):
+        found = attention_gradients(*arrays, wide(upstream), impl="tiled", tile=(3, 4), **options)
+        return sum((x * x).sum() for x in found[:3])
+
+    arrays = [*given, output, lse]
+    slopes = gradients(library, loss)(*map(wide, arrays))
+    for i, slope in enumerate(slopes):
+        step = 1e-5 * np.cos(np.arange(arrays[i].size)).reshape(arrays[i].shape)
+        above, below = (loss(*map(wide, [*arrays[:i], arrays[i] + sign * step, *arrays[i + 1 :]])) for sign in (1, -1))
+        difference = float((above - below) / 2.0)
+        np.testing.assert_allclose(float((to_numpy(slope) * step).sum()), difference, rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.with_nan

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from attention_xp._backend.sizes import as_number
 from attention_xp._engine.plan.tile_sizes import backward_tile_sizes
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.arithmetic import summed_to
+from attention_xp._engine.tile.arithmetic import Arithmetic, summed_to
 from attention_xp._engine.tile.backward_step import Rows, contribute, key_factor, shift_of, surviving
 from attention_xp._engine.tile.captured import Captured, exchanged
 from attention_xp._engine.tile.gradients import Gradients, Known
@@ -33,7 +33,7 @@ from attention_xp.biases import Bias
 from attention_xp.biases._bias import evaluated
 from attention_xp.masks import Mask
 
-__all__ = ["BackwardWalk"]
+__all__ = ["BackwardWalk", "Differentiable"]
 
 
 class _GuardedBackward(Guarded):
@@ -53,15 +53,27 @@ class _GuardedBackward(Guarded):
 
     def bias_gradients(self, bias: Bias, region: Region, grad_scores: Array) -> tuple[Array, ...]:
         """Differentiate the values of a bias, which needs no `vjp` for that."""
-        template, arrays = freeze(bias)
-        moving = list(map(is_moving, arrays))
+        return _gradients_of_bias(bias, region, grad_scores)
 
-        def values(*operands: Array) -> Array:
-            held = thaw(template, exchanged(arrays, moving, operands))
-            return jnp.broadcast_to(evaluated(held, region), region.sizes)
 
-        operands = _operands(bias)
-        return jax.vjp(values, *operands)[1](grad_scores) if operands else ()
+class Differentiable(Arithmetic):
+    """Primitives of a backward pass that JAX differentiates in its turn."""
+
+    def bias_gradients(self, bias: Bias, region: Region, grad_scores: Array) -> tuple[Array, ...]:
+        """Differentiate the values of a bias, which needs no `vjp` for that."""
+        return _gradients_of_bias(bias, region, grad_scores)
+
+
+def _gradients_of_bias(bias: Bias, region: Region, grad_scores: Array) -> tuple[Array, ...]:
+    template, arrays = freeze(bias)
+    moving = list(map(is_moving, arrays))
+
+    def values(*operands: Array) -> Array:
+        held = thaw(template, exchanged(arrays, moving, operands))
+        return jnp.broadcast_to(evaluated(held, region), region.sizes)
+
+    operands = _operands(bias)
+    return jax.vjp(values, *operands)[1](grad_scores) if operands else ()
 
 
 class BackwardWalk(Loops):

@@ -23,10 +23,11 @@ from attention_xp._engine.tile.captured import Captured, exchanged
 from attention_xp._engine.tile.formula import attend_at_once
 from attention_xp._engine.tile.gradients import Gradients, Known
 from attention_xp._engine.tile.pullback import pulled_back
-from attention_xp._engine.walkers.jax.backward import BackwardWalk
+from attention_xp._engine.walkers.jax.backward import BackwardWalk, Differentiable
 from attention_xp._engine.walkers.jax.captured import with_captured
 from attention_xp._engine.walkers.jax.forward import ForwardWalk
-from attention_xp._engine.walkers.jax.loops import gradient_dtype, is_moving
+from attention_xp._engine.walkers.jax.loops import is_moving
+from attention_xp._engine.walkers.portable import backward as portable
 from attention_xp._scores.frozen import freeze, holes, part, thaw
 from attention_xp._typing import Array, DType
 from attention_xp.biases import Bias
@@ -79,24 +80,12 @@ def _way_back(template: Any, wanted: tuple[bool, ...], arrays: list[Array]) -> G
 def _way_back_jvp(
     template: Any, wanted: tuple[bool, ...], primals: tuple[Any], tangents: tuple[Any]
 ) -> tuple[Any, Any]:
-    """Differentiate the gradients of the dense kernel."""
-    of_problem, _ = template.items
-    arrays = primals[0]
-    inside = set(holes(of_problem))
-    moving = tuple(i in inside and is_moving(a) for i, a in enumerate(arrays))
-    numbered = _numbered(of_problem, moving, wanted)
+    """Differentiate the formula of the gradients, with all scores in one tile; the finished pass may be that of more keys."""
 
     def formula(arrays: list[Array]) -> Gradients:
         problem, known = thaw(template, arrays)
-        known = Known(*known)
-
-        def attend(*operands: Array) -> tuple[Array, Array]:
-            return _dense(thaw(of_problem, exchanged(arrays, moving, operands)))
-
-        (_, lse), pull = jax.vjp(attend, *_chosen(arrays, moving))
-        gradients = pull((known.gradient, jnp.zeros_like(lse) if known.grad_lse is None else known.grad_lse))
-        found = exchanged(arrays, moving, gradients)
-        return jax.tree.map(lambda i: found[i].astype(gradient_dtype(problem, found[i])), numbered)  # type: ignore[no-any-return]
+        whole = dataclasses.replace(problem, tile=(problem.query.shape[-2], problem.key.shape[-2]))
+        return portable.backward(whole, Known(*known), wanted, Differentiable)
 
     _, change = jax.jvp(formula, primals, tangents)
     return jitted(_way_back, template, wanted)(*primals), change

@@ -1,6 +1,7 @@
 """The backward pass of every library without a walker of its own: two Python loops, all heads in one tile."""
 
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator
 
 from attention_xp._backend.libraries import array_namespace, device
 from attention_xp._engine.plan.plan import Bounds, bounds, side_by_side
@@ -21,9 +22,11 @@ from attention_xp.biases import Bias
 __all__ = ["backward"]
 
 
-def backward(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Gradients:
+def backward(
+    problem: Problem, known: Known, wanted: tuple[bool, ...], ops_of: Callable[[Problem], Arithmetic] = Arithmetic
+) -> Gradients:
     """Return the gradients of query, key, value and of the addends that are wanted, in the shapes of the problem."""
-    ops, (m, n), lead = Arithmetic(problem), tile_sizes(problem), problem.lead
+    ops, (m, n), lead = ops_of(problem), tile_sizes(problem), problem.lead
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
     kv_lead = lead if problem.heads is None else (*problem.batch, problem.key.shape[-3])
     blocks, strips = bounds(0, Sq, m), strips_of(problem, n)
@@ -33,6 +36,7 @@ def backward(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Gradie
         _OfBias(a) if isinstance(a, Bias) else _Piecewise(problem, tuple(a.shape), blocks, strips)
         for a in problem.addends
     ]
+    captured: tuple[Array, ...] = ()
     for row, stop in blocks if Sk else []:
         rows = _rows(problem, known, (row, stop))
         for tile in tiles_of_rows(problem, row, stop, n):
@@ -50,6 +54,7 @@ def backward(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Gradie
             query.add(found.query, ((row, stop),))
             key.add(found.key, tile.columns)
             value.add(found.value, tile.columns)
+            captured = tuple(map(operator.add, captured, found.captured)) if captured else found.captured
             for addend, piece in zip(addends, found.addends, strict=True):
                 if piece is not None:
                     addend.add(piece, ((row, stop),), tile.columns)
@@ -59,6 +64,7 @@ def backward(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Gradie
         summed_to(xp, key.assembled() * key_factor(problem), tuple(problem.key.shape)),
         summed_to(xp, value.assembled(), tuple(problem.value.shape)),
         tuple(addend.assembled() if is_wanted else None for addend, is_wanted in zip(addends, wanted, strict=True)),
+        captured,
     )
 
 
