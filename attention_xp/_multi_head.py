@@ -104,7 +104,7 @@ def multi_head_attention(
         The projections. Heads are as wide as `w_q` and `w_v` make them, which the default `scale` goes by, and the
         output is as wide as `w_o`. Default: the identity; heads are split, attended and joined.
     num_kv_heads : int, optional
-        ``Hkv`` of grouped-query attention; divides `num_heads`. Default: `num_heads`.
+        ``Hkv`` of grouped-query attention, also beside `params`; divides `num_heads`. Default: `num_heads`.
     return_weights : bool, default: True
         Whether to return the weights as well.
     {options}

@@ -7,7 +7,7 @@ from attention_xp import flash_attention, merge_attention
 from tests._assertions import dtype_name
 from tests._autodiff import gradients
 from tests._backends import to_numpy
-from tests._inputs import inputs
+from tests._inputs import inputs, normal
 from tests.reference import attention
 
 PARTS = 64
@@ -100,4 +100,11 @@ def test_a_fused_kernel_is_not_asked_for_what_it_rounds(library):
 def test_wrong_dtypes(given):
     x = np.ones((3, 4))
     with pytest.raises(ValueError, match=f"output_dtype '{given}' cannot .* expected one of float16, float32, float64"):
+        flash_attention(x, x, x, output_dtype=given)
+
+
+@pytest.mark.parametrize("given", [3, 2.5, np.ones(2), ["float32"]], ids=repr)
+def test_what_is_no_dtype_is_refused(library, given):
+    x = library.array(normal(2, 3, 4))
+    with pytest.raises(TypeError, match="output_dtype must be a dtype or the name of one, got "):
         flash_attention(x, x, x, output_dtype=given)

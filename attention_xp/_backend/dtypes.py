@@ -38,6 +38,8 @@ def named_dtype(
     if dtype is None:
         return None
     name = dtype if isinstance(dtype, str) else dtype_name(dtype)
+    if not isinstance(dtype, str) and not name.isidentifier():  # as a number or an array is told
+        raise TypeError(f"{argument} must be a dtype or the name of one, got {type(dtype).__name__}")
     if name not in names or not hasattr(xp, name):
         known = ", ".join(sorted(n for n in names if hasattr(xp, n)))
         raise ValueError(f"{argument} {name!r} cannot be used with {library_name(xp)}: expected one of {known}")
