@@ -9,7 +9,7 @@ from attention_xp import biases, linear, masks
 from attention_xp._backend.libraries import array_namespace
 from tests._inputs import inputs, normal
 
-__all__ = ["CALLS", "FUSED", "QKV"]
+__all__ = ["CALLS", "FUSED", "QKV", "is_rare"]
 
 QKV = inputs((2, 4, 5, 8), (2, 2, 7, 8))
 X = normal(2, 5, 8)
@@ -197,3 +197,9 @@ FUSED = {
     for name, (function, arguments) in FLASH.items()
     for impl in ("auto", "fused")
 }
+
+
+def is_rare(name):
+    """Whether a call compiles to little that others do not, for a quick run: most of the formula, what a library chooses."""
+    telling = name.startswith(("every option", "every bias", "attention_vjp", "merge_attention", "flash_attention"))
+    return name.endswith((", dense", ", fused")) and not telling

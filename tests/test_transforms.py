@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import attention_xp as ax
-from tests._public_calls import CALLS, FUSED, QKV
+from tests._public_calls import CALLS, FUSED, QKV, is_rare
+from tests._quick import some_rare
 from tests._transforms import assert_same, mapped, one_by_one
 
 EVERYTHING = CALLS | FUSED
@@ -14,7 +15,7 @@ calls = pytest.mark.parametrize(("function", "arguments"), EVERYTHING.values(), 
 
 
 @pytest.mark.backends("torch")
-@calls
+@pytest.mark.parametrize(("function", "arguments"), some_rare(EVERYTHING, is_rare))
 def test_torch_compile(library, function, arguments):
     torch, made = importlib.import_module("torch"), [library.array(x) for x in arguments]
     torch.compiler.reset()

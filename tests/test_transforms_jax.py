@@ -14,16 +14,12 @@ import pytest
 import attention_xp as ax
 from tests._backends import to_numpy
 from tests._inputs import normal
-from tests._public_calls import CALLS, QKV
+from tests._public_calls import CALLS, QKV, is_rare
 from tests._quick import some_rare
 from tests._transforms import assert_same, mapped, results
 
 pytestmark = pytest.mark.backends("jax")
-DENSE = ("every option", "every bias", "attention_vjp", "merge_attention")  # those that say most about the formula
-calls = pytest.mark.parametrize(
-    ("function", "arguments"),
-    some_rare(CALLS, lambda name: name.endswith(", dense") and not name.startswith(DENSE)),
-)
+calls = pytest.mark.parametrize(("function", "arguments"), some_rare(CALLS, is_rare))
 IMPLS = pytest.mark.parametrize("impl", ["auto", "dense", "tiled"])
 WITHOUT_ARRAYS = {
     "alibi_slopes", "bigbird_mask", "create_causal_mask", "init_multi_head_params", "learned_positional_encoding",

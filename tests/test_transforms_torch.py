@@ -11,6 +11,7 @@ from attention_xp.biases import AlibiBias
 from tests import _public_calls as public
 from tests._backends import to_numpy
 from tests._inputs import normal
+from tests._quick import some_rare
 from tests._transforms import assert_same, results
 
 pytestmark = [
@@ -28,9 +29,9 @@ DIFFERENTIABLE = {name: call for name, call in EVERYTHING.items() if name != "cr
 EXACT = {name: call for name, call in public.CALLS.items() if not name.startswith("multi-head params")}
 
 
-def each(calls):
+def each(calls, is_rare=lambda name: False):
     """Run a test on all of these calls."""
-    return pytest.mark.parametrize(("function", "arguments"), calls.values(), ids=calls)
+    return pytest.mark.parametrize(("function", "arguments"), some_rare(calls, is_rare))
 
 
 def torch_of(library, arguments, dtype=None):
@@ -253,7 +254,7 @@ def test_inductor(library, inductor):
     assert_same(torch.compile(attend, **inductor)(*made), attend(*made))
 
 
-@each(EVERYTHING)
+@each(EVERYTHING, public.is_rare)
 def test_export(library, function, arguments):
     torch, made = torch_of(library, arguments)
 

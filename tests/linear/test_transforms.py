@@ -8,6 +8,7 @@ import pytest
 from attention_xp.linear import LinearState, linear_attention, linear_attention_vjp, performer_features
 from tests._backends import to_numpy
 from tests._inputs import normal
+from tests._quick import some_rare
 from tests.linear._cases import RULES, inputs, state
 
 # Two chunks, the second of which is not full.
@@ -101,7 +102,8 @@ def test_torch_vmap(library, given):
 
 @pytest.mark.backends("torch")
 @pytest.mark.parametrize(
-    "name", ["elu", "not causal", "gated by head", "delta", "state"]
+    "name",
+    some_rare({n: n for n in ("elu", "not causal", "gated by head", "delta", "state")}, lambda name: name == "elu"),
 )  # the rest are parts of these
 def test_torch_compile(library, name):
     torch = importlib.import_module("torch")
