@@ -117,7 +117,7 @@ def attention_fn(
     drops = not deterministic and dropout_rate > 0.0
     if drops and dropout_rng is None:
         raise ValueError(f"dropout_rng is required where dropout_rate is {dropout_rate} and not deterministic")
-    q, k, v = (_heads_first(a) for a in promote_dtype((query, key, value), dtype=dtype))
+    q, k, v = _heads_first(*promote_dtype((query, key, value), dtype=dtype))
     allowed = None if mask is None else jnp.asarray(mask).astype(bool)
     options: dict[str, Any] = {
         "bias": None if bias is None else jnp.asarray(bias).astype(jnp.promote_types(q.dtype, jnp.float32)),
@@ -136,11 +136,19 @@ def attention_fn(
     return output if query.ndim > 3 else output[0]
 
 
-def _heads_first(a: Any) -> Any:
+def _heads_first(query: Any, key: Any, value: Any) -> tuple[Any, ...]:
     """Exchange ``(..., S, H, D)`` for ``(..., H, S, D)`` with at least one batch axis."""
-    if a.ndim < 3:
-        raise ValueError(f"query, key and value need at least 3 axes: expected (..., S, H, D), got {a.shape}")
-    return jnp.swapaxes(a if a.ndim > 3 else a[None], -3, -2)
+    if not (
+        query.ndim == key.ndim == value.ndim >= 3
+        and key.shape[-3:-1] == value.shape[-3:-1]
+        and key.shape[-1] == query.shape[-1]
+        and query.shape[-2] % max(key.shape[-2], 1) == 0
+    ):
+        raise ValueError(
+            "query, key and value do not fit: expected (..., Sq, H, D), (..., Sk, Hkv, D) and (..., Sk, Hkv, Dv), H a "
+            f"multiple of Hkv, got {query.shape}, {key.shape} and {value.shape}"
+        )
+    return tuple(jnp.swapaxes(a if a.ndim > 3 else a[None], -3, -2) for a in (query, key, value))
 
 
 def _dropout(query: Any, rng: Any, is_broadcast: bool) -> dict[str, Any]:
@@ -160,17 +168,13 @@ def _precision(given: Any) -> AbstractContextManager[Any]:
     """Return the context in which products have a precision."""
     if given is None:
         return nullcontext()
-    names = {one if isinstance(one, str | jax.lax.Precision) else None for one in _pair(given)}
-    if None in names or len({jax.lax.Precision(name) for name in names}) > 1:
+    try:
+        (precision,) = set(map(jax.lax.Precision, given if isinstance(given, tuple) else (given,)))
+    except ValueError:
         raise NotImplementedError(
-            f"precision must be one jax.lax.Precision or its name for both factors, got {given!r}"
-        )
-    (precision,) = {jax.lax.Precision(name) for name in names}
+            f"precision must be one jax.lax.Precision, or its name, for both factors, got {given!r}"
+        ) from None
     return jax.default_matmul_precision(precision.name.lower())  # type: ignore[no-any-return]
-
-
-def _pair(given: Any) -> Any:
-    return given if isinstance(given, tuple | list) else (given,)
 
 
 def _refuse(**replaced: Any) -> None:
@@ -213,7 +217,7 @@ def multi_head_params(module: nnx.MultiHeadAttention) -> MultiHeadParams[Any]:
     >>> from attention_xp import multi_head_attention
     >>> from attention_xp.interop.flax import multi_head_params
     >>> module = nnx.MultiHeadAttention(4, 16, num_kv_heads=2, decode=False, rngs=nnx.Rngs(0))
-    >>> x = jax.random.normal(jax.random.key(0), (2, 6, 16))
+    >>> x = jax.random.normal(jax.random.key(0), (2, 6, 16), jnp.float32)
     >>> output, _ = multi_head_attention(x, x, x, 4, 16, num_kv_heads=2, params=multi_head_params(module))
     >>> bool(jnp.allclose(output, module(x), atol=1e-5))
     True

@@ -159,9 +159,10 @@ def _inputs(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
     q, k, v = (_with_four_axes(name, a) for name, a in (("query", query), ("key", key), ("value", value)))
     if v.shape != k.shape:
         raise ValueError(f"value must have the shape of key: expected {k.shape}, got {v.shape}")
-    if len(q) != len(k) or q.shape[-1] != k.shape[-1]:
+    if len(q) != len(k) or q.shape[-1] != k.shape[-1] or q.shape[2] % max(k.shape[2], 1):
         raise ValueError(
-            f"query does not fit key: expected query (B, T, N, H), key (B, S, K, H), got query {q.shape}, key {k.shape}"
+            "query does not fit key: expected query (B, T, N, H), key (B, S, K, H), N a multiple of K, got query "
+            f"{q.shape}, key {k.shape}"
         )
     for name, a in (("query", q), ("value", v)):
         if a.dtype != k.dtype:

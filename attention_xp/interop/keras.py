@@ -107,7 +107,7 @@ class _Attention(keras.Operation):  # type: ignore[misc]
 
     def compute_output_spec(self, query: Any, key: Any, value: Any, **others: Any) -> Any:  # noqa: ARG002
         """Say what will be computed."""
-        _check_axes(query, key, value)
+        _check_shapes(query, key, value)
         dtype = keras.backend.result_type(query.dtype, key.dtype, value.dtype)
         return keras.KerasTensor((*query.shape[:-1], value.shape[-1]), dtype=dtype)
 
@@ -119,7 +119,7 @@ def _attend(
     _check_backend()
     convert = keras.ops.convert_to_tensor
     query, key, value = convert(query), convert(key), convert(value)
-    _check_axes(query, key, value)
+    _check_shapes(query, key, value)
     dtype = keras.backend.result_type(query.dtype, key.dtype, value.dtype)
     q, k, v = (keras.ops.swapaxes(keras.ops.cast(x, dtype), 1, 2) for x in (query, key, value))  # (B, K, S, H)
     output = attend(
@@ -144,14 +144,18 @@ def _check_backend() -> None:
         raise NotImplementedError(f"backend {backend} of Keras is none of those here: {', '.join(_BACKENDS)}")
 
 
-def _check_axes(query: Any, key: Any, value: Any) -> None:
-    for name, x in (("query", query), ("key", key), ("value", value)):
-        if len(x.shape) != 4:
-            raise ValueError(f"{name} must have 4 axes: expected (B, S, heads, width), got {name} {tuple(x.shape)}")
+def _check_shapes(query: Any, key: Any, value: Any) -> None:
+    """Refuse shapes of tensors, or of a functional model, whose batch and lengths may be None."""
+    q, k, v = (tuple(x.shape) for x in (query, key, value))
+    if not (len(q) == len(k) == len(v) == 4 and k[1:3] == v[1:3] and k[3] == q[3] and q[2] % max(k[2], 1) == 0):
+        raise ValueError(
+            "query, key and value do not fit: expected (B, T, N, H), (B, S, K, H) and (B, S, K, Hv), N a multiple of K, "
+            f"got {q}, {k} and {v}"
+        )
 
 
 def multi_head_params(
-    layer: keras.layers.MultiHeadAttention | keras.layers.GroupedQueryAttention,
+    layer: keras.layers.MultiHeadAttention | keras.layers.GroupQueryAttention,
 ) -> MultiHeadParams[Any]:
     """Return the projections of a layer for `attention_xp.multi_head_attention`.
 
@@ -160,7 +164,7 @@ def multi_head_params(
 
     Parameters
     ----------
-    layer : keras.layers.MultiHeadAttention or keras.layers.GroupedQueryAttention
+    layer : keras.layers.MultiHeadAttention or keras.layers.GroupQueryAttention
         Built: it was called, or its ``build`` was.
 
     Returns
@@ -185,16 +189,16 @@ def multi_head_params(
     >>> import keras
     >>> from attention_xp import multi_head_attention
     >>> from attention_xp.interop.keras import multi_head_params
-    >>> layer = keras.layers.GroupedQueryAttention(head_dim=4, num_query_heads=4, num_key_value_heads=2)
+    >>> layer = keras.layers.GroupQueryAttention(head_dim=4, num_query_heads=4, num_key_value_heads=2)
     >>> x = keras.random.normal((2, 6, 16), seed=0)
     >>> expected = layer(x, x)
     >>> output, _ = multi_head_attention(x, x, x, 4, 16, num_kv_heads=2, params=multi_head_params(layer))
     >>> bool(keras.ops.max(abs(output - expected)) < 1e-5)
     True
     """
-    if not isinstance(layer, keras.layers.MultiHeadAttention | keras.layers.GroupedQueryAttention):
+    if not isinstance(layer, keras.layers.MultiHeadAttention | keras.layers.GroupQueryAttention):
         raise TypeError(
-            f"layer must be a keras.layers.MultiHeadAttention or GroupedQueryAttention, got {type(layer).__name__}"
+            f"layer must be a keras.layers.MultiHeadAttention or GroupQueryAttention, got {type(layer).__name__}"
         )
     if not layer.built:
         raise ValueError("layer is not built, so that it has no parameters: call it, or its build, first")
