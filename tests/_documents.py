@@ -22,7 +22,7 @@ def documents() -> Sybil:
     return Sybil(
         path=str(Path(__file__).parents[1]),
         parsers=[CodeBlockParser("python", evaluate), SkipParser()],
-        patterns=["README.md", "docs/*.md"],
+        patterns=["README.md", "docs/*.md", "docs/interop/*.md"],
         fixtures=["document_backends"],
     )
 

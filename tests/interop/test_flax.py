@@ -71,7 +71,7 @@ def test_signature():
         assert all(mine[name].default == p.default for name, p in theirs.items())
 
 
-@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("mask", ["both", "int"])
 def test_module_and_its_gradients(both, mask):
     own, ours, params = both()
     x = normal(2, B, S, D)
@@ -203,7 +203,7 @@ def test_precision_of_gradients():
         ("qk_attn_weights_einsum", jnp.einsum),
         ("attn_weights_value_einsum", jnp.einsum),
         ("precision", jax.lax.DotAlgorithmPreset.BF16_BF16_F32),
-        ("precision", "BF16_BF16_F32"),
+        ("precision", "F16_F16_F32"),
         ("precision", ("high", "highest")),
     ],
 )
