@@ -128,12 +128,12 @@ def attention_fn(
     with _precision(precision):
         if module is not None:
             output, weights = scaled_dot_product_attention(q, k, v, allowed, **options)
-            _sow(module, weights if query.ndim > 3 else weights[0])
+            _sow(module, weights if jnp.ndim(query) > 3 else weights[0])
         if drops or module is None:
             options |= _dropout(q, dropout_rng, broadcast_dropout) if drops else {}
             output = flash_attention(q, k, v, allowed, dropout_rate if drops else 0.0, **options)
     output = jnp.swapaxes(output, -3, -2)  # (..., H, Sq, Dv) -> (..., Sq, H, Dv)
-    return output if query.ndim > 3 else output[0]
+    return output if jnp.ndim(query) > 3 else output[0]
 
 
 def _heads_first(query: Any, key: Any, value: Any) -> tuple[Any, ...]:
