@@ -79,6 +79,24 @@ def test_random_calls(seed):
     assert filled > 10
 
 
+@pytest.mark.parametrize("window", [1, (0, 2), (-1, 3), (4, -2), (2, -1), (-2, -1)], ids=str)
+def test_windows(window):
+    """Bounds may be negative, so that a window lies beside the query."""
+    arrays = inputs(np.random.default_rng(7))
+    output, residual, is_empty = judged(*arrays, local_window_size=window)
+    assert is_empty.all() == (window == (-2, -1))
+    assert_alike(dot_product_attention(*arrays, local_window_size=window, return_residual=True), (output, residual))
+
+
+@pytest.mark.parametrize("implementation", [None, "xla"])
+def test_the_formula_has_all_scores_in_memory(implementation):
+    def attend(x):
+        return dot_product_attention(x, x, x, implementation=implementation)
+
+    program = str(jax.make_jaxpr(attend)(jnp.ones((1, 2000, 2, 8), jnp.float32)))
+    assert ("2000,2000]" in program) == (implementation == "xla")
+
+
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_dtypes(dtype):
     rng = np.random.default_rng(1)
