@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Generator
 from functools import cache
@@ -21,6 +22,8 @@ from tests._source import needs
 
 pytest_collect_file = documents().pytest()
 
+
+os.environ.setdefault("KERAS_BACKEND", "numpy")  # Keras reads it once, when it is imported
 
 _FRAMEWORKS = ("flax", "keras", "onnx", "transformers")
 _ABSENT = {backend.package for backend in Backend if not backend.is_installed()}

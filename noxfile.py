@@ -107,7 +107,7 @@ add_tests("jax", "jax", name="jax-full", runs=runs_on_jax())
 # Other people's code meets ours where all of it is installed.
 add_tests(
     "interop", "torch", "jax", "frameworks", xp="numpy,torch,jax",
-    runs=(({"JAX_ENABLE_X64": "1", **QUICKLY}, (["-n", "auto", "--dist", "worksteal", "tests/interop"], ["docs/interop"])),),
+    runs=(({"JAX_ENABLE_X64": "1", **QUICKLY}, (["-n", "auto", "--dist", "worksteal", "tests/interop", "attention_xp/interop"], ["docs/interop"])),),
 )  # fmt: skip
 # One process has the device; where there is none, a double over NumPy stands in for CuPy.
 ON_GPU: list[list[str]] | None = [[]] if shutil.which("nvidia-smi") else None

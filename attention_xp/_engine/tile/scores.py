@@ -13,7 +13,11 @@ from attention_xp._typing import Array, ScoreMod
 from attention_xp.biases._bias import Bias, evaluated
 
 __all__ = [
+    "Pull",
+    "added",
     "addition",
+    "as_scores",
+    "changed",
     "dropped",
     "is_bent",
     "largest_score",
