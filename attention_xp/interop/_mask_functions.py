@@ -1,10 +1,10 @@
 """Mask functions of transformers, and padding, as rules that are never materialised."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import reduce
 from operator import and_, or_
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
@@ -58,18 +58,27 @@ def rule_of(mask_function: MaskFunction, *, kv_offset: int = 0) -> Mask:
     return translated(mask_function, int(kv_offset), is_mapped=True)
 
 
+class _Place(NamedTuple):
+    """How a mask function sees rows and columns."""
+
+    shift: int  # the position of the first key
+    is_mapped: bool  # whether a function that is not known is called with indices without axes
+    positions: Array | None = None  # (B, S): in packed sequences, what it is given in place of positions
+
+
 def translated(mask_function: MaskFunction, shift: int, *, is_mapped: bool) -> Mask:
     """Return the rule of a mask function; functions that are not known are mapped, or called with arrays that broadcast."""
+    return _rule(mask_function, _Place(shift, is_mapped))
+
+
+def _rule(mask_function: MaskFunction, place: _Place) -> Mask:
     if mask_function is masking_utils.causal_mask_function:
         return CausalMask()
     if mask_function is masking_utils.bidirectional_mask_function:
         return EVERYTHING
     translate = _KNOWN.get(_made_by(mask_function))
-    rule = None
-    if translate is not None:
-        captured = inspect.getclosurevars(mask_function).nonlocals
-        rule = translate(lambda f, more=0: translated(f, shift + more, is_mapped=is_mapped), shift, **captured)
-    return FunctionMask(_Asked(mask_function, shift, is_mapped)) if rule is None else rule
+    rule = None if translate is None else translate(place, _Captured(mask_function))
+    return FunctionMask(_Asked(mask_function, place)) if rule is None else rule
 
 
 def _made_by(mask_function: MaskFunction) -> str | None:
@@ -79,20 +88,33 @@ def _made_by(mask_function: MaskFunction) -> str | None:
     return getattr(mask_function, "__qualname__", "").partition(".<locals>.")[0]
 
 
+class _Captured:
+    """What a mask function has captured, as attributes."""
+
+    def __init__(self, mask_function: MaskFunction) -> None:
+        vars(self).update(inspect.getclosurevars(mask_function).nonlocals)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"a mask function of transformers has not captured {name}: this version is not known")
+
+
 class _Asked:
     """A mask function as `mask_mod`: positions count from the first key, and the head is 0."""
 
-    def __init__(self, mask_function: MaskFunction, shift: int, is_mapped: bool) -> None:
-        self.mask_function, self.shift, self.is_mapped = mask_function, shift, is_mapped
+    def __init__(self, mask_function: MaskFunction, place: _Place) -> None:
+        self.mask_function, self.place = mask_function, place
         self.__name__ = getattr(mask_function, "__qualname__", type(mask_function).__name__)
 
     def __call__(self, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
         """Return whether pairs are allowed."""
-        if not isinstance(q_idx, torch.Tensor):  # a rule that is drawn or measured
+        if not isinstance(q_idx, torch.Tensor):  # of NumPy, where a rule is drawn or measured
             return self(*map(torch.as_tensor, (b, h, q_idx, kv_idx))).numpy()
-        indices = b.long(), torch.zeros_like(h, dtype=torch.int64), q_idx + self.shift, kv_idx + self.shift
-        indices = tuple(index.long() for index in indices)
-        if not self.is_mapped:
+        shift, is_mapped, positions = self.place
+        b, q_idx, kv_idx = b.long(), q_idx.long() + shift, kv_idx.long() + shift
+        if positions is not None:
+            q_idx, kv_idx = positions[b, q_idx], positions[b, kv_idx]
+        indices = b, torch.zeros_like(h, dtype=torch.int64), q_idx, kv_idx
+        if not is_mapped:
             return self.mask_function(*indices)
         indices = torch.broadcast_tensors(*indices)
         with TransformGetItemToIndex():  # what looks up an entry by an index without axes
@@ -100,94 +122,74 @@ class _Asked:
         return flat.reshape(indices[0].shape)
 
 
-_Translate: TypeAlias = Callable[..., Mask]
+def _all_of(place: _Place, captured: Any) -> Mask:
+    functions = captured.mask_functions
+    sequences = [_Captured(f).packed_sequence_mask for f in functions if _made_by(f) == "packed_sequence_mask_function"]
+    return conjunction(_rule_inside(sequences, f, place) for f in functions)
 
 
-def _all_of(translate: _Translate, shift: int, mask_functions: tuple[MaskFunction, ...]) -> Mask:
-    return conjunction(
-        _in_packed_sequences(translate, shift, f, mask_functions) or translate(f) for f in mask_functions
-    )
+def _rule_inside(sequences: list[Array], mask_function: MaskFunction, place: _Place) -> Mask:
+    """Return a rule for pairs inside of packed sequences: of a function of positions, which differ there as rows do.
 
-
-def _in_packed_sequences(
-    translate: _Translate, shift: int, one: MaskFunction, others: tuple[MaskFunction, ...]
-) -> Mask | None:
-    """Return the rule of a function of positions inside sequences, ``None`` where it is none, or does not say the same outside.
-
-    Transformers joins it with the rule that sequences attend themselves. Between positions of one sequence the differences
-    are those of the whole.
+    Transformers joins such a function with the rule that sequences attend themselves.
     """
-    if _made_by(one) != "remap_positions_for_packed_sequence" or shift != 0:
-        return None
-    captured = inspect.getclosurevars(one).nonlocals
-    rule, position_ids = translate(captured["mask_function"]), captured["position_ids"]
-    ids = [
-        inspect.getclosurevars(f).nonlocals["packed_sequence_mask"]
-        for f in others
-        if _made_by(f) == "packed_sequence_mask_function"
-    ]
-    sequences = _counted_sequences(position_ids)
-    is_same = any(i.shape == sequences.shape and torch.equal(i.to(sequences.device), sequences) for i in ids)
-    return rule if is_same and rule.shift_invariant else None
+    if _made_by(mask_function) == "remap_positions_for_packed_sequence" and place.shift == 0:
+        captured = _Captured(mask_function)
+        positions = captured.position_ids
+        begins = torch.diff(positions, prepend=positions[:, :1] - 1, dim=-1) != 1
+        if any(torch.equal(ids, begins.cumsum(-1)) for ids in sequences):
+            return _rule(captured.mask_function, place._replace(positions=positions))
+    return _rule(mask_function, place)
 
 
-def _counted_sequences(position_ids: Array) -> Array:
-    """Return the number of the sequence that each position belongs to: one ends where positions do not count on."""
-    begins = torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1) != 1
-    return begins.cumsum(-1)
-
-
-def _any_of(translate: _Translate, shift: int, mask_functions: tuple[MaskFunction, ...]) -> Mask:  # noqa: ARG001
-    rules = [translate(f) for f in mask_functions]
+def _any_of(place: _Place, captured: Any) -> Mask:
+    rules = [_rule(f, place) for f in captured.mask_functions]
     return EVERYTHING if EVERYTHING in rules else reduce(or_, rules) if rules else ~EVERYTHING
 
 
-def conjunction(rules: Any) -> Mask:
+def conjunction(rules: Iterable[Mask]) -> Mask:
     """Return the rule that all rules allow a pair."""
     kept = [rule for rule in rules if rule != EVERYTHING]
     return reduce(and_, kept) if kept else EVERYTHING
 
 
-def _to_the_left(_: _Translate, shift: int, sliding_window: int) -> Mask | None:  # noqa: ARG001
-    return WindowMask(sliding_window - 1, None) if isinstance(sliding_window, int) and sliding_window > 0 else None
+def _window_to_the_left(_: _Place, captured: Any) -> Mask | None:
+    width = captured.sliding_window
+    return WindowMask(width - 1, None) if isinstance(width, int) and width > 0 else None
 
 
-def _to_both_sides(_: _Translate, shift: int, sliding_window: int) -> Mask | None:  # noqa: ARG001
-    return (
-        WindowMask(sliding_window, sliding_window) if isinstance(sliding_window, int) and sliding_window >= 0 else None
-    )
+def _window_to_both_sides(_: _Place, captured: Any) -> Mask | None:
+    width = captured.sliding_window
+    return WindowMask(width, width) if isinstance(width, int) and width >= 0 else None
 
 
-def _chunks(_: _Translate, shift: int, chunk_size: int, left_padding: Array) -> Mask:
-    return SameChunk(chunk_size, _one_or_each((left_padding - shift) % chunk_size))
+def _chunks(place: _Place, captured: Any) -> Mask:
+    size, begin = captured.chunk_size, captured.left_padding
+    if place.positions is not None:
+        return SegmentMask((place.positions - begin[:, None]) // size)
+    return SameChunk(size, _one_or_each((begin - place.shift) % size))
 
 
-def _blocks(_: _Translate, shift: int, block_sequence_ids: Array) -> Mask:
-    ids = block_sequence_ids[:, shift:]
+def _blocks(place: _Place, captured: Any) -> Mask | None:
+    if place.positions is not None:
+        return None
+    ids = captured.block_sequence_ids[:, place.shift :]
     return SegmentMask(ids, torch.where(ids < 0, ids.min() - 1, ids))  # a negative id is that of no block
 
 
-def _sequences(_: _Translate, shift: int, packed_sequence_mask: Array) -> Mask:
-    return SegmentMask(packed_sequence_mask[:, shift:])
+def _sequences(place: _Place, captured: Any) -> Mask | None:
+    return SegmentMask(captured.packed_sequence_mask[:, place.shift :]) if place.positions is None else None
 
 
-def _moved(
-    translate: _Translate, shift: int, mask_function: MaskFunction, q_offset: Any, kv_offset: Any
-) -> Mask | None:
-    is_one = isinstance(q_offset, int) and isinstance(kv_offset, int) and q_offset == kv_offset
-    return translate(mask_function, q_offset) if is_one else None
-
-
-# What makes a mask function in `transformers.masking_utils`, and the translation of what it has captured.
-_KNOWN: dict[str | None, Callable[..., Mask | None]] = {
+# What makes a mask function in `transformers.masking_utils`, and its translation; None where there is none.
+_KNOWN: dict[str | None, Callable[[_Place, Any], Mask | None]] = {
     "and_masks": _all_of,
     "or_masks": _any_of,
-    "sliding_window_overlay": _to_the_left,
-    "sliding_window_bidirectional_overlay": _to_both_sides,
+    "sliding_window_overlay": _window_to_the_left,
+    "sliding_window_bidirectional_overlay": _window_to_both_sides,
     "chunked_overlay": _chunks,
     "blockwise_overlay": _blocks,
     "packed_sequence_mask_function": _sequences,
-    "add_offsets_to_mask_function": _moved,
 }
 
 

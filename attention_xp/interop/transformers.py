@@ -10,6 +10,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import causal_mask_function, eager_mask
 from transformers.utils.import_utils import is_tracing
+from transformers.utils.output_capturing import _active_collector
 
 from attention_xp import flash_attention, scaled_dot_product_attention
 from attention_xp._typing import Array
@@ -80,7 +81,7 @@ def attention_mask(
     allow_is_bidirectional_skip: bool = False,
     use_vmap: bool = False,
     device: Any = "cpu",
-    **kwargs: Any,
+    **kwargs: Any,  # noqa: ARG001
 ) -> Array | None:
     """Return a mask that holds a rule: what a model hands to its layers.
 
@@ -210,7 +211,7 @@ def attention_forward(
         **_mask_options(module, query, key, attention_mask, is_causal),
     }
     options = {name: option for name, option in options.items() if option is not None}
-    if kwargs.get("output_attentions"):
+    if kwargs.get("output_attentions") or _collects_weights():
         output, weights = scaled_dot_product_attention(query, key, value, **options)
     else:
         output, weights = flash_attention(query, key, value, **options), None
@@ -230,6 +231,13 @@ def _mask_options(
         return {"mask": mask.dense() if isinstance(mask, CarriedMask) else mask}
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     return {"is_causal": True, "query_offset": 0} if is_causal and Sq > 1 else {}
+
+
+def _collects_weights() -> bool:
+    """Whether the model returns weights: some take ``output_attentions`` for themselves, and collect what layers return."""
+    if torch.compiler.is_compiling() and not _active_collector.compiling:
+        return False
+    return any("attentions" in name for name in _active_collector.get() or ())
 
 
 def _refuse_unknown(given: dict[str, Any], mask: Array | None, Sk: int) -> None:

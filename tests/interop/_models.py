@@ -57,7 +57,7 @@ ENCODERS: dict[str, Callable[[], Any]] = {
 ENCODER_DECODERS: dict[str, Callable[[], Any]] = {
     "t5": lambda: tf.T5Config(
         d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, vocab_size=VOCABULARY, relative_attention_num_buckets=8,
-        relative_attention_max_distance=16, pad_token_id=0, decoder_start_token_id=0, eos_token_id=None, initializer_factor=2.0,
+        relative_attention_max_distance=16, pad_token_id=0, decoder_start_token_id=0, eos_token_id=None,
     ),
     "whisper": lambda: tf.WhisperConfig(
         d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
