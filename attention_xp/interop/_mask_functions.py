@@ -133,7 +133,8 @@ def _rule_inside(sequences: list[Array], mask_function: MaskFunction, place: _Pl
 
     Transformers joins such a function with the rule that sequences attend themselves.
     """
-    if _made_by(mask_function) == "remap_positions_for_packed_sequence" and place.shift == 0:
+    is_remapped = _made_by(mask_function) == "remap_positions_for_packed_sequence"
+    if is_remapped and place.shift == 0 and place.positions is None:
         captured = _Captured(mask_function)
         positions = captured.position_ids
         begins = torch.diff(positions, prepend=positions[:, :1] - 1, dim=-1) != 1
