@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_map_only
 from transformers.masking_utils import eager_mask
 
 from attention_xp._typing import Array
-from attention_xp.masks import Mask
+from attention_xp.masks import CausalMask, Mask
 
 __all__ = ["CarriedMask"]
 
@@ -70,6 +70,22 @@ class CarriedMask(torch.Tensor):  # type: ignore[misc]
 
         args, kwargs = tree_map_only(CarriedMask, read, (args, kwargs or {}))
         return func(*args, **kwargs)
+
+    def __tensor_flatten__(self) -> tuple[list[str], Any]:
+        """Tell a compiler what the tensor is made of, where the mask was made outside of the code that it compiles."""
+        self.dense()
+        return ["_numbers"], (tuple(self.shape), self.dtype, self.device)
+
+    @staticmethod
+    def __tensor_unflatten__(
+        inner: dict[str, Array], made_of: Any, outer_size: Any, outer_stride: Any
+    ) -> "CarriedMask":
+        """Return a mask that has numbers alone."""
+        (B, _, Sq, Sk), dtype, device = made_of
+        sizes = {"batch_size": B, "q_length": Sq, "kv_length": Sk, "dtype": dtype, "device": device}
+        mask = CarriedMask(CausalMask(), 0, sizes)
+        mask._numbers, mask.is_exposed = inner["_numbers"], True
+        return mask
 
     def __repr__(self, *, tensor_contents: Callable[..., Any] | None = None) -> str:
         return f"CarriedMask({self.rule!r}, query_offset={self.query_offset}, shape={tuple(self.shape)})"

@@ -14,7 +14,7 @@ from attention_xp._typing import Array
 from attention_xp.masks import ArrayMask, CausalMask, FunctionMask, LengthMask, Mask, SegmentMask, WindowMask
 from attention_xp.masks._position_rules import SameChunk
 
-__all__ = ["padding_rule", "rule_of", "translated"]
+__all__ = ["EVERYTHING", "conjunction", "padding_rule", "rule_of", "translated"]
 
 MaskFunction: TypeAlias = Callable[..., Any]
 

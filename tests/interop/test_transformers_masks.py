@@ -14,6 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from attention_xp.interop._carried_mask import CarriedMask
 from attention_xp.interop.transformers import attention_forward, attention_mask, register, rule_of
 from attention_xp.masks import CausalMask, FunctionMask, SegmentMask, WindowMask
+from tests.interop._models import inputs_of, model_of
 
 register()
 SIZE = 12
@@ -263,6 +264,18 @@ def test_another_name() -> None:
     assert tf.AttentionMaskInterface()["exact"] is attention_mask
     with pytest.raises(TypeError, match="name must be a str, got int"):
         register(3)
+
+
+def test_a_mask_that_goes_into_compiled_code_is_an_array() -> None:
+    inputs, settings = inputs_of("gemma2"), {"max_new_tokens": 6, "do_sample": False}
+    model = model_of("gemma2")
+    expected = model.generate(**inputs, **settings)
+    model.set_attn_implementation("attention_xp")
+    # Transformers makes the masks of a static cache before it calls the compiled model.
+    compiling = tf.CompileConfig(fullgraph=True, backend="aot_eager", mode=None)
+    compiling._compile_all_devices = True
+    given = model.generate(**inputs, **settings, cache_implementation="static", compile_config=compiling)
+    assert torch.equal(given, expected)
 
 
 @torch.no_grad()
