@@ -28,20 +28,36 @@ def sentences() -> list[str]:
     return [*read_sentences(FILE), "word after word, " * MAX_TOKENS]
 
 
-@pytest.fixture(scope="module")
-def reference(sentences: list[str]) -> list[Any]:
-    """The last hidden states (S, D) of each sentence alone, hence without padding."""
-    torch = pytest.importorskip("torch")
+def from_transformers(attention: str) -> tuple[Any, Any]:
+    """The tokenizer and the model of transformers, with an implementation of attention."""
     transformers = pytest.importorskip("transformers")
     source: dict[str, Any] = {
         "pretrained_model_name_or_path": str(example.model_directory()),
         "local_files_only": True,
     }
     tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
-    model = transformers.BertModel.from_pretrained(**source, attn_implementation="eager").eval()
+    return tokenizer, transformers.BertModel.from_pretrained(**source, attn_implementation=attention).eval()
+
+
+@pytest.fixture(scope="module")
+def reference(sentences: list[str]) -> list[Any]:
+    """The last hidden states (S, D) of each sentence alone, hence without padding."""
+    torch = pytest.importorskip("torch")
+    tokenizer, model = from_transformers("eager")
     with torch.no_grad():
         inputs = (tokenizer(s, truncation=True, max_length=MAX_TOKENS, return_tensors="pt") for s in sentences)
         return [model(**i).last_hidden_state[0].numpy() for i in inputs]
+
+
+def test_the_model_of_transformers_with_attention_from_here(sentences: list[str], reference: list[Any]) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("attention_xp.interop.transformers").register()
+    tokenizer, model = from_transformers("attention_xp")
+    batch = tokenizer(sentences, truncation=True, max_length=MAX_TOKENS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        padded = model(**batch).last_hidden_state.numpy()
+    for hidden, expected in zip(padded, reference, strict=True):
+        np.testing.assert_allclose(hidden[: len(expected)], expected, rtol=0.0, atol=TOLERANCE)
 
 
 @pytest.fixture(scope="module", params=[*BACKENDS, "array_api_strict"])

@@ -20,6 +20,7 @@ from attention_xp.masks import (
     longformer_mask,
     sparse_transformer_mask,
 )
+from attention_xp.masks._position_rules import SameChunk
 from tests.masks._cases import Case, get, same_id
 
 __all__ = ["LEAVES", "rules"]
@@ -71,6 +72,15 @@ def _window(shapes: Shapes) -> Case:
 def _strided(shapes: Shapes) -> Case:
     stride = shapes.draw(st.integers(1, 4))
     return Case(lambda make: StridedMask(stride), lambda b, h, q, k: (q - k) % stride == 0)
+
+
+def _chunks(shapes: Shapes) -> Case:
+    size, starts = shapes.draw(st.integers(1, 4)), shapes.counts()
+    each = np.broadcast_to(starts, shapes.batch).ravel()
+    return Case(
+        lambda make: SameChunk(size, made(make, starts)),
+        lambda b, h, q, k: (q - each[b]) // size == (k - each[b]) // size,
+    )
 
 
 def _before(kind: Any) -> Callable[[Shapes], Case]:
@@ -159,6 +169,7 @@ LEAVES: dict[str, Callable[[Shapes], Case]] = {
     "causal": _causal,
     "window": _window,
     "strided": _strided,
+    "chunks": _chunks,
     "prefix": _before(PrefixMask),
     "length": _before(LengthMask),
     "segments": _segments,

@@ -100,6 +100,23 @@ def the_kernel_itself(torch):
     return torch.equal(own(x, x, x, is_causal=True, scale=0.5), public(x, x, x, is_causal=True, scale=0.5))
 
 
+def tensors_without_storage(torch):
+    """A subclass may have a shape and no numbers: operations come to it, and questions about the shape do not."""
+    asked = []
+
+    class Hollow(torch.Tensor):
+        __torch_function__ = torch._C._disabled_torch_function_impl
+
+        @classmethod
+        def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+            asked.append(function)
+            return torch.zeros(2, 3)
+
+    x = torch.Tensor._make_wrapper_subclass(Hollow, (2, 3), dtype=torch.bool)
+    shape = tuple(x.shape), x.ndim, x.dtype, x.device.type
+    return shape == ((2, 3), 2, torch.bool, "cpu") and not asked and (x + 1).sum() == 0 and len(asked) == 1
+
+
 def open_sizes(torch):
     known = importlib.import_module("torch.fx.experimental.symbolic_shapes").statically_known_true
     return known(2 % 2 == 0) is True and known(3 % 2 == 0) is False
@@ -128,6 +145,8 @@ TORCH = {
     "_C._current_autograd_node": (arguments_of_the_kernel,),
     "_C._nn": (the_kernel_itself,),
     "fx.experimental.symbolic_shapes": (open_sizes,),
+    "_C._disabled_torch_function_impl": (tensors_without_storage,),
+    "Tensor._make_wrapper_subclass": (tensors_without_storage,),
 }
 OF_NODES = {"_saved_is_causal", "_saved_scale"}
 JAX = {"_src.core.trace_state_clean": (state_of_traces, batch_tracers)}

@@ -6,6 +6,8 @@ from attention_xp._backend.values import FAR
 from attention_xp._checks.numbers import check_count, check_window
 from attention_xp._scores.region import Region, Span
 from attention_xp._typing import Array
+from attention_xp.masks._length_rules import batch_and_head
+from attention_xp.masks._look_up import check_counts, item_of, least_and_most, line_up
 from attention_xp.masks._mask import Mask
 from attention_xp.masks._pairs import Reach, rule
 
@@ -157,25 +159,46 @@ class StridedMask(Mask):
 
 @rule
 class SameChunk(Mask):
-    """Chunks of equal size attend themselves."""
+    """Chunks of equal size attend themselves; one begins at `start`, an int that is not negative or an array of the batch shape."""
 
     size: int
+    start: int | Array = 0
+    _numbers = ("start",)
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, start: int | Array = 0) -> None:
         self.size = min(size, FAR)
+        self.start = check_counts("start", start)
+
+    @property
+    def lead(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Return the batch shape and a head."""
+        return batch_and_head(self.start)
 
     def allowed(self, region: Region) -> Array:
         """Compare the chunks of query and key."""
-        return region.q_idx // self.size == region.kv_idx // self.size
+        start = line_up(region, self.start)
+        return (region.q_idx - start) // self.size == (region.kv_idx - start) // self.size
 
     def seams(self, q_stop: int, k_stop: int) -> tuple[list[int], list[int]]:
-        """Return where chunks begin."""
-        return list(range(self.size, q_stop, self.size)), list(range(self.size, k_stop, self.size))
+        """Return where chunks begin, where that is the same for all batch items."""
+        if not isinstance(self.start, int):
+            return [], []
+        first = self.start % self.size or self.size
+        return list(range(first, q_stop, self.size)), list(range(first, k_stop, self.size))
 
     def reach(self, span: Span) -> Reach:
-        """Compare the first and the last chunks."""
-        q_first, q_last, k_first, k_last = (x // self.size for x in (span.q_lo, span.q_hi, span.k_lo, span.k_hi))
-        return (q_first <= k_last) & (k_first <= q_last), (q_first == k_last) & (k_first == q_last)
+        """Compare the first and the last chunks, for the least and the greatest start."""
+        starts = (self.start, self.start) if isinstance(self.start, int) else self._starts(span)
+        if starts is None:
+            return True, False
+        least, most = starts
+        q_first, k_first = ((x - most) // self.size for x in (span.q_lo, span.k_lo))
+        q_last, k_last = ((x - least) // self.size for x in (span.q_hi, span.k_hi))
+        possible = (q_first <= k_last) & (k_first <= q_last)
+        return possible, (q_first == k_last) & (k_first == q_last) & (least == most)
+
+    def _starts(self, span: Span) -> tuple[Any, Any] | None:
+        return least_and_most(span, self.start, item_of(span, self.lead))
 
 
 @rule

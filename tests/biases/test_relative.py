@@ -66,22 +66,22 @@ def test_the_dtype_is_kept(library, make, dtype):
     assert_close(relative_position_scores(query, embeddings, 6), expected, library, dtype=dtype)
 
 
-def test_distances_as_in_bert(library, make):
+def test_distances_as_in_wav2vec2_bert(library, make):
     torch = pytest.importorskip("torch")
-    bert = pytest.importorskip("transformers.models.bert.modeling_bert")
-    settings = bert.BertConfig(
-        hidden_size=12, num_attention_heads=3, max_position_embeddings=6, attention_probs_dropout_prob=0.0,
-        position_embedding_type="relative_key",
+    bert = pytest.importorskip("transformers.models.wav2vec2_bert.modeling_wav2vec2_bert")
+    settings = bert.Wav2Vec2BertConfig(
+        hidden_size=12, num_attention_heads=3, position_embeddings_type="relative_key", left_max_position_embeddings=5,
+        right_max_position_embeddings=5,
     )  # fmt: skip
     torch.manual_seed(0)
-    layer = bert.BertSelfAttention(settings)
+    layer = bert.Wav2Vec2BertSelfAttention(settings).eval()
+    layer.linear_out = torch.nn.Identity()
     x = normal(2, 6, 12).astype(np.float32)
     with torch.no_grad():
         expected = layer(torch.tensor(x))[0].numpy()
-        projected = [getattr(layer, name)(torch.tensor(x)).numpy() for name in ("query", "key", "value")]
+        projected = [getattr(layer, name)(torch.tensor(x)).numpy() for name in ("linear_q", "linear_k", "linear_v")]
     q, k, v = (make(np.moveaxis(y.reshape(2, 6, 3, 4), 2, 1)) for y in projected)
-    # There a row belongs to the distance from key to query, here to that from query to key.
-    table = make(layer.distance_embedding.weight.detach().numpy()[::-1])
+    table = make(layer.distance_embedding.weight.detach().numpy())
     output = flash_attention(q, k, v, bias=relative_position_scores(q, table, 6) / 2.0)
     np.testing.assert_allclose(np.moveaxis(to_numpy(output), 1, 2).reshape(2, 6, 12), expected, atol=1e-5)
 

@@ -1,6 +1,5 @@
 """Rotary position embeddings by complex numbers, in float64, and what transformers says of frequencies."""
 
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,15 +27,28 @@ def over_heads(angles: np.ndarray, x: np.ndarray) -> np.ndarray:
     return np.expand_dims(angles, -3) if angles.ndim > 2 and x.ndim > 3 else angles
 
 
-def rope_utils() -> ModuleType:
-    """The frequencies of transformers, which computes them with torch."""
+def rope_types() -> set[str]:
+    """The scalings of transformers, which computes them with torch; each model has the default one of its own."""
     pytest.importorskip("torch")
-    return pytest.importorskip("transformers.modeling_rope_utils")
+    return {"default", *pytest.importorskip("transformers.modeling_rope_utils").ROPE_INIT_FUNCTIONS}
 
 
-def config(rotary_dim: int, base: float, max_positions: int, **rope: Any) -> SimpleNamespace:
-    """The part of a model's configuration that decides its frequencies."""
-    return SimpleNamespace(
-        rope_theta=base, head_dim=rotary_dim, hidden_size=4 * rotary_dim, num_attention_heads=4,
-        partial_rotary_factor=1.0, max_position_embeddings=max_positions, rope_scaling=rope,
+def theirs(
+    rope: dict[str, Any], length: int, max_positions: int = 128, original_positions: int | None = None
+) -> tuple[np.ndarray, float]:
+    """Frequencies of rotary width 16 and base 100, and the factor of cosines and sines, from transformers.
+
+    Some configurations hold the number of positions before scaling beside the scaling.
+    """
+    pytest.importorskip("torch")
+    utils = pytest.importorskip("transformers.modeling_rope_utils")
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    config = llama.LlamaConfig(
+        hidden_size=64, num_attention_heads=4, max_position_embeddings=max_positions,
+        rope_parameters={"rope_theta": 100.0, **rope},
     )  # fmt: skip
+    if original_positions is not None:
+        config.original_max_position_embeddings = original_positions
+    own = {"default": llama.LlamaRotaryEmbedding.compute_default_rope_parameters}
+    found, factor = (own | utils.ROPE_INIT_FUNCTIONS)[rope["rope_type"]](config, device="cpu", seq_len=length)
+    return np.asarray(found, dtype=np.float64), factor

@@ -1,5 +1,7 @@
 """Positions of several axes: time, height and width of Qwen2-VL, rows and columns of an image."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -44,10 +46,12 @@ def test_time_height_and_width_as_in_qwen2_vl(library, make):
     torch = pytest.importorskip("torch")
     qwen = pytest.importorskip("transformers.models.qwen2_vl.modeling_qwen2_vl")
     x = normal(2, 4, 5, 128).astype(np.float32)
-    angles = torch.tensor(POSITIONS)[..., None] * torch.tensor(np.tile(frequencies(128, 1e6), 2))  # (3, B, S, D)
-    q, _ = qwen.apply_multimodal_rotary_pos_emb(
-        torch.tensor(x), torch.tensor(x), angles.cos().float(), angles.sin().float(), [16, 24, 24]
-    )
+    config = qwen.Qwen2VLTextConfig(
+        hidden_size=512, num_attention_heads=4,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+    )  # fmt: skip
+    cos, sin = qwen.Qwen2VLRotaryEmbedding(config)(torch.tensor(x), torch.tensor(POSITIONS))
+    q, _ = qwen.apply_rotary_pos_emb(torch.tensor(x), torch.tensor(x), cos, sin)
     actual = rotary_embedding(make(x), make(POSITIONS), base=1e6, sections=(16, 24, 24))
     assert_close(actual, q.numpy(), library)
 
@@ -57,7 +61,10 @@ def test_interleaved_axes_as_in_qwen3_vl(library, make):
     qwen = pytest.importorskip("transformers.models.qwen3_vl.modeling_qwen3_vl")
     x = normal(2, 4, 5, 128)
     angles = torch.tensor(POSITIONS)[..., None] * torch.tensor(frequencies(128))
-    angles = qwen.Qwen3VLTextRotaryEmbedding.apply_interleaved_mrope(None, angles, [24, 20, 20]).numpy()
+    angles = qwen.Qwen3VLTextRotaryEmbedding.recomposition_frequencies(
+        SimpleNamespace(mrope_section=[24, 20, 20]), angles
+    )
+    angles = angles[..., :64].numpy()  # they come twice, for both halves
     actual = rotary_embedding(make(x), make(POSITIONS), sections=(1,) * 60 + (4,))
     assert_close(actual, rotated(x, over_heads(angles, x)), library)
 
@@ -75,11 +82,10 @@ def test_rows_and_columns_as_in_the_vision_part_of_qwen2_vl(library, make):
     torch = pytest.importorskip("torch")
     qwen = pytest.importorskip("transformers.models.qwen2_vl.modeling_qwen2_vl")
     x = normal(6, 4, 80).astype(np.float32)  # (S, H, D)
-    table = qwen.VisionRotaryEmbedding(40)(3)
     rows, columns = np.divmod(np.arange(6), 3)
-    angles = torch.cat([table[rows], table[columns]], dim=-1)
-    angles = torch.cat([angles, angles], dim=-1)
-    expected, _ = qwen.apply_rotary_pos_emb_vision(torch.tensor(x), torch.tensor(x), angles.cos(), angles.sin())
+    embedding = qwen.Qwen2VLVisionRotaryEmbedding(qwen.Qwen2VLVisionConfig(embed_dim=320, num_heads=4))
+    cos, sin = embedding(torch.tensor(x), torch.tensor(np.stack([rows, columns], axis=-1)))
+    expected, _ = qwen.apply_rotary_pos_emb_vision(torch.tensor(x), torch.tensor(x), cos, sin)
     actual = axial_rotary_embedding(make(np.moveaxis(x, 0, 1)), 2, 3)
     assert_close(actual, np.moveaxis(expected.numpy(), 0, 1), library)
 

@@ -12,7 +12,7 @@ from attention_xp import rotary_cache, rotary_embedding
 from tests._assertions import assert_close
 from tests._backends import to_numpy
 from tests._inputs import normal
-from tests.rotary._cases import config, frequencies, over_heads, rope_utils, rotated
+from tests.rotary._cases import frequencies, over_heads, rope_types, rotated, theirs
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 SHORT, LONG = [1.0 + 0.05 * i for i in range(8)], [1.5 + 0.5 * i for i in range(8)]
@@ -23,6 +23,7 @@ LONGROPE = {"rope_type": "longrope", "short_factor": SHORT, "long_factor": LONG}
 CASES = {
     "default": (None, {"rope_type": "default"}),
     "linear": (ax.LinearScaling(3.0), {"rope_type": "linear", "factor": 3.0}),
+    "proportional": (ax.LinearScaling(3.0), {"rope_type": "proportional", "factor": 3.0}),
     "dynamic": (ax.DynamicNTKScaling(2.0, 128), {"rope_type": "dynamic", "factor": 2.0}),
     "yarn": (ax.YarnScaling(4.0, 32), YARN),
     "yarn betas": (ax.YarnScaling(4.0, 32, 4.0, 0.5), YARN | {"beta_fast": 4.0, "beta_slow": 0.5}),
@@ -51,16 +52,9 @@ cases = pytest.mark.parametrize(("scaling", "rope"), CASES.values(), ids=CASES)
 SCALINGS = {name: scaling for name, (scaling, _) in CASES.items() if scaling} | {"ntk": ax.NTKScaling(4.0)}
 
 
-def theirs(rope, length):
-    """Frequencies and the factor of cosines and sines, from transformers."""
-    init = rope_utils().ROPE_INIT_FUNCTIONS[rope["rope_type"]]
-    found, factor = init(config(16, 100.0, 128, **rope), "cpu", seq_len=length)
-    return np.asarray(found, dtype=np.float64), factor
-
-
 @pytest.mark.backends("torch")
 def test_every_scaling_of_transformers_has_a_case():
-    assert set(rope_utils().ROPE_INIT_FUNCTIONS) == {rope["rope_type"] for _, rope in CASES.values()}
+    assert rope_types() == {rope["rope_type"] for _, rope in CASES.values()}
 
 
 @pytest.mark.parametrize("length", [7, 128, 129, 500])
@@ -91,13 +85,11 @@ def test_the_embedding_is_that_of_llama(library, make, scaling, rope, length):
 
 
 def test_phi3_tells_the_factor_by_lengths(xp, device):
-    phi3 = config(16, 100.0, 512, **LONGROPE)
-    phi3.original_max_position_embeddings = 128
     for length in (128, 129):
-        found, factor = rope_utils().ROPE_INIT_FUNCTIONS["longrope"](phi3, "cpu", seq_len=length)
+        found, factor = theirs(LONGROPE, length, max_positions=512, original_positions=128)
         scaling = ax.LongRopeScaling(SHORT, LONG, 128, factor=512 / 128)
         cache = rotary_cache(length, 16, base=100.0, scaling=scaling, xp=xp, device=device)
-        expected = factor * np.cos(np.arange(length)[:, None] * np.asarray(found, dtype=np.float64))
+        expected = factor * np.cos(np.arange(length)[:, None] * found)
         np.testing.assert_allclose(to_numpy(cache.cos), expected, atol=5e-5)
 
 
