@@ -205,6 +205,14 @@ def example(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "examples/test_sentence_embeddings.py")
 
 
+@nox.session(name="example-long-context", **REST)
+def example_long_context(session: nox.Session) -> None:
+    """Compare a long context through transformers as a rule, as an array and as theirs, and run the test of it."""
+    install(session, "tests", "torch", "transformers")
+    session.run("python", "examples/long_context.py", *session.posargs)
+    session.run("python", "-m", "pytest", "examples/test_long_context.py")
+
+
 @nox.session(name="example-gpt", **REST)
 def example_gpt(session: nox.Session) -> None:
     """Train the GPT of the examples, with arguments of your own or to compare the libraries, and run its tests."""

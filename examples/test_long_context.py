@@ -7,7 +7,7 @@ import pytest
 import torch
 from long_context import WAYS, main, make_model, ways_to_attend
 
-from attention_xp.interop._carried_mask import CarriedMask
+from attention_xp.interop.transformers._carried_mask import CarriedMask
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,7 @@ def _imported(text: str) -> Iterator[Path]:
     for node in ast.parse(text).body:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("attention_xp"):
             home = PACKAGE.parent.joinpath(*node.module.split("."))
-            files = [home.with_suffix(".py"), *(home / f"{name.name}.py" for name in node.names)]
+            files = [home.with_suffix(".py"), home / "__init__.py", *(home / f"{name.name}.py" for name in node.names)]
             yield from (file for file in files if file.is_file())
 
 

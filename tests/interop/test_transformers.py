@@ -9,8 +9,8 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 
-from attention_xp.interop._carried_mask import CarriedMask
 from attention_xp.interop.transformers import register
+from attention_xp.interop.transformers._carried_mask import CarriedMask
 from tests.interop._models import CAUSAL, ENCODER_DECODERS, ENCODERS, inputs_of, model_of, padding, tokens
 
 register()

@@ -11,8 +11,8 @@ import transformers as tf
 from transformers import masking_utils as mu
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from attention_xp.interop._carried_mask import CarriedMask
 from attention_xp.interop.transformers import attention_forward, attention_mask, register, rule_of
+from attention_xp.interop.transformers._carried_mask import CarriedMask
 from attention_xp.masks import CausalMask, FunctionMask, SegmentMask, WindowMask
 from tests.interop._models import inputs_of, model_of
 

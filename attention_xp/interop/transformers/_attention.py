@@ -1,4 +1,4 @@
-"""Attention for the models of Hugging Face's transformers, 5.x: ``attn_implementation="attention_xp"``.
+"""The two functions that transformers asks for: attention, and the mask that its layers are handed.
 
 A mask travels through a model as a rule and never as an array, so that attention skips what it excludes, in prefill, decoding
 and training alike.
@@ -15,11 +15,11 @@ from transformers.utils.output_capturing import _active_collector
 from attention_xp import flash_attention, scaled_dot_product_attention
 from attention_xp._scores.region import span_between
 from attention_xp._typing import Array
-from attention_xp.interop._carried_mask import CarriedMask
-from attention_xp.interop._mask_functions import EVERYTHING, conjunction, padding_rule, rule_of, translated
+from attention_xp.interop.transformers._carried_mask import CarriedMask
+from attention_xp.interop.transformers._mask_functions import EVERYTHING, conjunction, padding_rule, translated
 from attention_xp.masks import CausalMask, LengthMask, Mask
 
-__all__ = ["attention_forward", "attention_mask", "register", "rule_of"]
+__all__ = ["attention_forward", "attention_mask", "register"]
 
 # Keyword arguments that do not change what `eager` computes: transformers hands them through all layers.
 _BOOKKEEPING = frozenset(
