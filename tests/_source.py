@@ -19,19 +19,26 @@ def modules() -> list[Path]:
 @cache
 def needs(path: Path, package: str) -> bool:
     """Whether a module cannot be imported without a package: it imports it at its top, or a module that does."""
-    text = path.read_text(encoding="utf-8")
-    if re.search(rf"^(import|from) {package}\b", text, re.MULTILINE):
-        return True
-    return any(needs(other, package) for other in _imported(text))
+    found, waiting = {path}, [path]
+    while waiting:
+        text = waiting.pop().read_text(encoding="utf-8")
+        if re.search(rf"^(import|from) {package}\b", text, re.MULTILINE):
+            return True
+        new = set(_imported(text)) - found
+        found |= new
+        waiting += new
+    return False
 
 
-def _imported(text: str) -> Iterator[Path]:
-    """Yield the modules of the package that a module imports at its top."""
+@cache
+def _imported(text: str) -> tuple[Path, ...]:
+    """The modules of the package that a module imports at its top."""
+    files: list[Path] = []
     for node in ast.parse(text).body:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("attention_xp"):
             home = PACKAGE.parent.joinpath(*node.module.split("."))
-            files = [home.with_suffix(".py"), home / "__init__.py", *(home / f"{name.name}.py" for name in node.names)]
-            yield from (file for file in files if file.is_file())
+            files += [home.with_suffix(".py"), home / "__init__.py", *(home / f"{name.name}.py" for name in node.names)]
+    return tuple(file for file in files if file.is_file())
 
 
 def standard_modules() -> list[Path]:
