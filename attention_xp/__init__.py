@@ -44,7 +44,7 @@ _SHORT_NAMES = {
     "causal_mask": "create_causal_mask",
     "padding_mask": "create_padding_mask",
 }
-_SUBMODULES = frozenset({"biases", "interop", "linear", "masks"})
+_SUBMODULES = frozenset({"biases", "cache", "interop", "linear", "masks"})
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
@@ -68,6 +68,7 @@ __all__ = [
     "attention_vjp",
     "axial_rotary_embedding",
     "biases",
+    "cache",
     "causal_mask",
     "create_causal_mask",
     "create_look_ahead_mask",

@@ -1,4 +1,4 @@
-from attention_xp import biases as biases, interop as interop, linear as linear, masks as masks
+from attention_xp import biases as biases, cache as cache, interop as interop, linear as linear, masks as masks
 from attention_xp._alibi import alibi_slopes
 from attention_xp._attention import flash_attention, scaled_dot_product_attention
 from attention_xp._attention_scores import attention_scores
@@ -55,6 +55,7 @@ __all__ = [
     "attention_vjp",
     "axial_rotary_embedding",
     "biases",
+    "cache",
     "causal_mask",
     "create_causal_mask",
     "create_look_ahead_mask",

@@ -57,7 +57,7 @@ def test_a_name_of_a_submodule_tells_where_it_is(name, home):
 
 
 def test_every_public_name_of_a_submodule_is_found():
-    names = {home: getattr(attention_xp, home).__all__ for home in ("biases", "linear", "masks")}
+    names = {home: getattr(attention_xp, home).__all__ for home in ("biases", "cache", "linear", "masks")}
     for own in names.values():
         for name in set(own) - set(attention_xp.__all__):
             first = next(other for other in names if name in names[other])  # `Region` is in two

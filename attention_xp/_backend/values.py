@@ -7,8 +7,14 @@ from functools import cache
 from typing import Any
 
 from attention_xp._backend.dtypes import dtype_name
-from attention_xp._backend.libraries import is_jax_namespace, is_numpy_namespace, is_tensor, is_torch_namespace
-from attention_xp._backend.modes import is_compiling, is_traced
+from attention_xp._backend.libraries import (
+    is_cupy_namespace,
+    is_jax_namespace,
+    is_numpy_namespace,
+    is_tensor,
+    is_torch_namespace,
+)
+from attention_xp._backend.modes import is_compiling, is_recorded, is_traced
 from attention_xp._backend.sharding import explicit_axes, spread_like
 from attention_xp._typing import Array, Namespace
 
@@ -19,6 +25,7 @@ __all__ = [
     "by_value",
     "flags_by_value",
     "host_view",
+    "known_integers",
     "on_host",
     "shows_nan",
     "values_on_host",
@@ -55,6 +62,24 @@ def values_on_host(xp: Namespace, integers: Array) -> list[int] | None:
         return [int(i) for i in integers]
     except RuntimeError:  # a mapped tensor
         return None
+
+
+def known_integers(xp: Namespace, integers: Array) -> list[int] | None:
+    """Return the values of a small integer array that lie in host memory, also those of JAX; ``None`` in a trace.
+
+    They may decide whether to refuse a call, and on JAX nothing else.
+    """
+    if is_traced():
+        return None
+    if is_jax_namespace(xp):
+        jax: Any = sys.modules["jax"]
+        if isinstance(integers, jax.core.Tracer) or not integers.is_fully_addressable:
+            return None
+        places = integers.devices()
+        return integers.tolist() if all(place.platform == "cpu" for place in places) else None
+    if is_torch_namespace(xp):
+        return integers.tolist() if integers.device.type == "cpu" and not is_recorded() else None
+    return None if is_cupy_namespace(xp) else [int(i) for i in integers]
 
 
 def within(xp: Namespace, numbers: Array, low: int, high: int) -> Array:

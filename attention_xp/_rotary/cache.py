@@ -66,7 +66,7 @@ def rotary_cache(
     device: Device | None = None,
     like: PublicArray | None = None,
 ) -> RotaryCache:
-    r"""Compute the cosines and sines that `rotary_embedding` needs, to be handed to it as `cache`.
+    r"""Compute the cosines and sines that `rotary_embedding` needs, to be handed to it as ``cache``.
 
     .. math::
 

@@ -77,7 +77,7 @@ def rotary_embedding(
     TypeError
         If an argument is of the wrong kind.
     ValueError
-        If `rotary_dim` is odd or exceeds the width, shapes do not fit, or `cache` comes with options that it replaces.
+        If `rotary_dim` is odd or exceeds the width, shapes do not fit, or ``cache`` comes with options that it replaces.
 
     See Also
     --------

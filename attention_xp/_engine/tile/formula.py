@@ -7,7 +7,7 @@ from attention_xp._engine.problem.one_program import as_one_program
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._engine.tile.arithmetic import Arithmetic, Followed, allowed_pairs
-from attention_xp._engine.tile.products import weights_value
+from attention_xp._engine.tile.products import is_paged, weights_value
 from attention_xp._engine.tile.scores import (
     dropped,
     is_bent,
@@ -32,7 +32,7 @@ def attend_at_once(problem: Problem, wanted: Wanted) -> Attended:
 def _attend(problem: Problem, *wants: bool) -> Attended:
     wanted = Wanted(*wants)
     xp, region = problem.xp, Region.whole(problem)
-    value = xp.astype(problem.value, problem.dtype, copy=False)
+    value = _wide(problem, problem.value)
     weights, total, shift = _exponentials(problem, region, problem.query)
     is_empty = _is_empty(problem, weights, total)
     divisor = total if problem.never_empty else nonzero(total, xp=xp)
@@ -74,6 +74,11 @@ def _dropped(problem: Problem, region: Region, weights: Array) -> Array:
     return dropped(Arithmetic(problem), region, weights * survival_factor(problem))
 
 
+def _wide(problem: Problem, array: Array) -> Array:
+    """Return an array in the dtype of the computation; pages see to it themselves."""
+    return array if is_paged(array) else problem.xp.astype(array, problem.dtype, copy=False)
+
+
 def _exponentials(problem: Problem, region: Region, query: Array) -> tuple[Array, Array, Array]:
     """Return the weights before they are divided, (..., H, Sq, Sk), their sum and their shift, (..., H, Sq, 1)."""
     scores = scores_of_region(problem, region, query, problem.key)
@@ -83,7 +88,7 @@ def _exponentials(problem: Problem, region: Region, query: Array) -> tuple[Array
 def scores_of_region(problem: Problem, region: Region, query: Array, key: Array) -> Array:
     """Return the scores of the rows and keys of a region, (..., H, m, n), -inf where they are excluded."""
     xp = problem.xp
-    query, key = (xp.astype(a, problem.dtype, copy=False) for a in (query, key))
+    query, key = (_wide(problem, a) for a in (query, key))
     allowed = allowed_pairs(problem.rules, region)
     ops = Followed.of(problem)
     query = query * query_factor(problem)

@@ -15,6 +15,7 @@ from attention_xp._typing import Array, Namespace
 __all__ = [
     "are_finite",
     "clean",
+    "is_paged",
     "key_rows",
     "quarantined_key",
     "quarantined_outputs",
@@ -42,6 +43,8 @@ def query_key(
     library differentiates the product by itself. A walker may bring a faster `product` of (..., m, D) and (..., n, D).
     """
     folded = _fold(problem, query)
+    if is_paged(key):  # a score is made of one key alone
+        return _unfold(problem, key.scores(folded))
     if not exclusive:
         return _unfold(problem, _scores(folded, key, problem.xp) if product is None else product(folded, key))
     xp = problem.xp
@@ -50,6 +53,11 @@ def query_key(
     else:
         scores = by_value(xp, lambda: are_finite(folded, key), _scores, _quarantined_both, folded, key, xp)
     return _unfold(problem, scores)
+
+
+def is_paged(array: Array) -> bool:
+    """Whether keys or values lie in pages, which have products of their own."""
+    return type(array).__name__ == "Pages"  # a look at the class would import NumPy
 
 
 def are_finite(query: Array, key: Array) -> Array:
@@ -64,10 +72,14 @@ def weights_value(problem: Problem, weights: Array, value: Array, *, exclusive: 
     With `exclusive`, some weights are exactly 0 by exclusion: a value that is not finite then reaches
     those rows alone whose weight for it is positive.
     """
-    folded = _fold(problem, weights)
+    folded, xp = _fold(problem, weights), problem.xp
+    if is_paged(value):
+        outputs = value.outputs(folded)
+        if not xp.all(xp.isfinite(outputs)):
+            outputs = quarantined_outputs(folded, value.gathered(), xp)
+        return _unfold(problem, outputs)
     if not exclusive:
-        return _unfold(problem, _outputs(folded, value, problem.xp))
-    xp = problem.xp
+        return _unfold(problem, _outputs(folded, value, xp))
     return _unfold(
         problem, by_value(xp, lambda: xp.all(xp.isfinite(value)), _outputs, quarantined_outputs, folded, value, xp)
     )

@@ -1,0 +1,105 @@
+"""How many rows an append adds: checked, as an array, and as plain numbers where these are known."""
+
+from numbers import Integral
+from typing import Any, NamedTuple
+
+from attention_xp._backend.dtypes import dtype_name, is_alike
+from attention_xp._backend.libraries import common_namespace, device
+from attention_xp._backend.values import as_int32, known_integers, within
+from attention_xp._checks.arrays import check_floating, check_integers, check_placement, shapes
+from attention_xp._checks.numbers import check_position
+from attention_xp._typing import Array, Namespace
+from attention_xp.cache._caches import Cache, PagedCache, check_cache
+
+__all__ = ["Step", "batch_integers", "most_of"]
+
+
+class Step(NamedTuple):
+    """The rows of an append."""
+
+    xp: Namespace
+    rows: int  # of the arrays
+    old: Array  # the lengths before, (B,) int32
+    counts: Array  # how many of the rows count, (B,) int32
+    known: tuple[list[int], list[int]] | None  # the numbers in both, where they lie in host memory
+
+    @classmethod
+    def of(cls, cache: Cache, key: Array, value: Array, lengths: Any) -> "Step":
+        """Check an append."""
+        check_cache(cache)
+        xp = common_namespace(**cache._asdict(), new_key=key, new_value=value)
+        _check_rows(xp, cache, key, value)
+        rows, B = key.shape[2], cache.lengths.shape[0]
+        if lengths is None:
+            counts = xp.full((B,), rows, dtype=xp.int32, device=device(cache.lengths))
+            added: list[int] | None = [rows] * B
+        else:
+            counts = batch_integers(xp, cache.lengths, "lengths", lengths)
+            added = known_integers(xp, counts)
+            if added is not None and not all(0 <= n <= rows for n in added):
+                raise ValueError(f"lengths must lie between 0 and the {rows} rows of key, got {added}")
+            counts = within(xp, counts, 0, rows)
+        old = known_integers(xp, cache.lengths)
+        return cls(xp, rows, cache.lengths, counts, None if old is None or added is None else (old, added))
+
+    @property
+    def new(self) -> Array:
+        """The lengths afterwards, (B,) int32."""
+        return self.old + self.counts
+
+    def refuse_beyond(self, capacity: int, what: str) -> None:
+        """Refuse lengths that are known to exceed a capacity."""
+        if self.known is None:
+            return
+        for b, (old, added) in enumerate(zip(*self.known, strict=True)):
+            if added > 0 and old + added > capacity:
+                raise ValueError(
+                    f"the cache overflows: item {b} has {old} positions and is given {added} more, but there is room for "
+                    f"{capacity} ({what})"
+                )
+
+    def positions(self) -> tuple[Array, Array]:
+        """Return the positions of the rows, and which of them count, both (B, rows)."""
+        number = self.xp.arange(self.rows, dtype=self.xp.int32, device=device(self.old))[None, :]
+        return self.old[:, None] + number, number < self.counts[:, None]
+
+
+def batch_integers(xp: Namespace, like: Array, name: str, given: Any) -> Array:
+    """Return an int, or an integer array of the batch shape, as an array (B,) int32.
+
+    `like` has ``B`` as its first axis.
+    """
+    B = like.shape[0]
+    if isinstance(given, Integral):
+        return xp.full((B,), check_position(name, given), dtype=xp.int32, device=device(like))
+    check_integers(xp, name, given, "an int or an integer array")
+    common_namespace(cache=like, **{name: given})
+    check_placement(xp, cache=like, **{name: given})
+    if tuple(given.shape) not in ((), (B,), (1,)):
+        raise ValueError(f"{name} must hold one number for each batch item: expected ({B},), {shapes(**{name: given})}")
+    return xp.broadcast_to(as_int32(xp, given), (B,))
+
+
+def _check_rows(xp: Namespace, cache: Cache, key: Array, value: Array) -> None:
+    """Refuse rows that do not fit a cache."""
+    check_floating(xp, key=key, value=value)
+    check_placement(xp, cache=cache[0], key=key, value=value)
+    B = cache.lengths.shape[0]
+    rows = key.shape[2] if key.ndim == 4 else "n"
+    for name, array, held in (("key", key, cache[0]), ("value", value, cache[1])):
+        heads, width = held.shape[1], held.shape[3]
+        if tuple(array.shape) != (B, heads, rows, width):
+            raise ValueError(
+                f"{name} does not fit the cache: expected {(B, heads, rows, width)}, {shapes(**{name: array})}"
+            )
+        if not is_alike(array.dtype, held.dtype):
+            raise TypeError(
+                f"{name} is {dtype_name(array.dtype)} but the cache holds {dtype_name(held.dtype)}: expected one dtype"
+            )
+
+
+def most_of(cache: Cache) -> int:
+    """Return the number of positions that an item may have in memory."""
+    if isinstance(cache, PagedCache):
+        return int(cache.block_table.shape[1] * cache.key_pages.shape[2])
+    return int(cache.key.shape[2])

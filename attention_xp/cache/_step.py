@@ -1,0 +1,159 @@
+"""A step of decoding: what a query attends in each kind of cache."""
+
+import math
+from typing import Any
+
+from attention_xp._attention import flash_attention
+from attention_xp._backend.libraries import common_namespace, is_jax_namespace
+from attention_xp._backend.values import known_integers, within
+from attention_xp._checks.arrays import check_floating, check_placement, shapes
+from attention_xp._checks.numbers import check_flag, check_window
+from attention_xp._typing import Array, Namespace
+from attention_xp.cache._append import append
+from attention_xp.cache._by_position import Given
+from attention_xp.cache._caches import DenseCache, PagedCache, RollingCache, StaticCache, check_cache, positions_of
+from attention_xp.cache._counts import Step, batch_integers, most_of
+from attention_xp.cache._pages import missing
+from attention_xp.cache._reading import attend_pages, plain
+
+__all__ = ["appended_and_attended", "attended"]
+
+_OF_CACHE = ("key_offset", "key_positions")  # which the cache says
+
+
+def attended(cache: Any, query: Array, mask: Any, how: dict[str, Any]) -> Array:
+    """Return the output over what a cache holds."""
+    _refuse_positions(how)
+    xp = _checked(cache, query)
+    given = Given.of(xp, query, mask, how.get("bias"))
+    known = known_integers(xp, cache.lengths)
+    wrong = _wrong(xp, cache, given.reach, known)
+    how = _at_offset(xp, cache, query, how, 0)
+    if isinstance(cache, RollingCache):
+        positions = positions_of(xp, cache)
+        there = given.at(xp, positions)
+        output = _attend(query, cache.key, cache.value, there, {**how, "key_positions": positions})
+    elif isinstance(cache, PagedCache):
+        output = attend_pages(xp, query, cache[:4], given, how, known)[0]
+    else:
+        output = _attend_columns(xp, cache, query, given, how, known)
+    return output if wrong is None else xp.where(wrong[:, None, None, None], math.nan, output)
+
+
+def appended_and_attended(
+    cache: Any, query: Array, key: Array, value: Array, mask: Any, lengths: Any, how: dict[str, Any]
+) -> tuple[Array, Any]:
+    """Return the output over what a cache and new rows hold, and the cache with these rows."""
+    _refuse_positions(how)
+    xp = _checked(cache, query)
+    after = append(cache, key, value, lengths=lengths)
+    how = _at_offset(xp, cache, query, how, key.shape[2])
+    if lengths is not None:
+        rows = batch_integers(xp, cache.lengths, "lengths", lengths) + (query.shape[2] - key.shape[2])
+        how["query_lengths"] = _least(xp, cache, "query_lengths", within(xp, rows, 0, query.shape[2]), how)
+    if not isinstance(cache, RollingCache) or key.shape[2] == 1:
+        return attended(after, query, mask, how), after
+    given = Given.of(xp, query, mask, how.get("bias"))
+    wrong = _wrong(xp, after, given.reach, known_integers(xp, after.lengths))
+    position, counts = Step.of(cache, key, value, lengths).positions()
+    positions = xp.concat([positions_of(xp, cache), xp.where(counts, position, -1)], axis=1)
+    both = [
+        xp.astype(xp.concat([a, b], axis=2), a.dtype, copy=False) for a, b in ((cache.key, key), (cache.value, value))
+    ]
+    left, right = (None, None) if how.get("window") is None else check_window(how["window"])
+    C = cache.key.shape[2]
+    how |= {"window": (C - 1 if left is None else min(left, C - 1), right), "key_positions": positions}
+    output = _attend(query, both[0], both[1], given.at(xp, positions), how)
+    return output if wrong is None else xp.where(wrong[:, None, None, None], math.nan, output), after
+
+
+def _attend_columns(
+    xp: Namespace, cache: Any, query: Array, given: Given, how: dict[str, Any], known: list[int] | None
+) -> Array:
+    """Attend a cache in which columns are positions; where lengths are known, no further than the longest."""
+    S, key, value = cache.key.shape[2], cache.key, cache.value
+    if known is not None and not is_jax_namespace(xp):
+        S = min(S, max(known, default=0))
+        key, value = key[:, :, :S, :], value[:, :, :S, :]
+    if known is None or min(known, default=0) < S or how.get("key_lengths") is not None:
+        how = {**how, "key_lengths": _least(xp, cache, "key_lengths", cache.lengths, how)}
+    return _attend(query, key, value, given.columns(xp, 0, S), how)
+
+
+def _attend(query: Array, key: Array, value: Array, given: Given, how: dict[str, Any]) -> Array:
+    if given.mask is None and given.bias is None:
+        return flash_attention(query, key, value, **plain(how))
+    return flash_attention(query, key, value, given.mask, **{**how, "bias": given.bias})
+
+
+def _at_offset(xp: Namespace, cache: Any, query: Array, how: dict[str, Any], appended: int) -> dict[str, Any]:
+    """Return options with where the first query stands: by default, the rows are the last ones of all, or of the chunk."""
+    if how.get("query_offset") is not None:
+        return dict(how)
+    # No key stands behind a single row.
+    is_causal = check_flag("is_causal", how.get("is_causal", False)) and query.shape[2] != 1
+    return {
+        **how,
+        "is_causal": is_causal,
+        "query_offset": _known_alike(xp, cache.lengths) + (appended - query.shape[2]),
+    }
+
+
+def _known_alike(xp: Namespace, lengths: Array) -> Any:
+    """Return lengths as one int where all of them are known to be that, which is cheaper; JAX computes with arrays."""
+    known = None if is_jax_namespace(xp) else known_integers(xp, lengths)
+    return known[0] if known and known.count(known[0]) == len(known) else lengths
+
+
+def _least(xp: Namespace, cache: Any, name: str, limit: Array, how: dict[str, Any]) -> Array:
+    """Return the smaller one of a limit and that of an option, (B,)."""
+    if how.get(name) is None:
+        return limit
+    asked = batch_integers(xp, cache.lengths, name, how[name])
+    return xp.where(asked < limit, asked, limit)
+
+
+def _wrong(xp: Namespace, cache: Any, reach: int | None, known: list[int] | None) -> Array | None:
+    """Return which items have overflowed or go beyond an array mask, ``None`` where it is known that none does."""
+    if known is not None and reach is not None and max(known, default=0) > reach:
+        raise ValueError(
+            f"an array mask or bias goes by position: expected at least {max(known)} columns, as many as the longest item has "
+            f"positions, got {reach}"
+        )
+    lengths, most = cache.lengths, most_of(cache)
+    if known is not None and max(known, default=0) <= most and not isinstance(cache, PagedCache):
+        return None
+    if isinstance(cache, PagedCache):
+        size, count = cache.key_pages.shape[2], cache.key_pages.shape[0]
+        table = cache.block_table if known is None else cache.block_table[:, : -(-max(known, default=0) // size)]
+        wrong = missing(xp, table, lengths, size, count)
+    elif isinstance(cache, StaticCache):
+        wrong = lengths > most
+    else:
+        wrong = lengths < 0
+    if reach is not None:
+        wrong = wrong | (lengths > reach)
+    if known is None:
+        return None if isinstance(cache, DenseCache | RollingCache) and reach is None else wrong
+    return wrong if 1 in (known_integers(xp, xp.astype(wrong, xp.int32)) or ()) else None
+
+
+def _refuse_positions(options: Any) -> None:
+    for name in _OF_CACHE:
+        if options.get(name) is not None:
+            raise ValueError(f"{name} cannot be given: the cache says where its keys stand")
+
+
+def _checked(cache: Any, query: Array) -> Namespace:
+    """Check cache and query, and return their library."""
+    check_cache(cache)
+    xp = common_namespace(query=query, **cache._asdict())
+    check_floating(xp, query=query)
+    check_placement(xp, cache=cache[0], query=query)
+    B, (_, heads, _, width) = cache.lengths.shape[0], cache[0].shape
+    if query.ndim != 4 or query.shape[0] != B or query.shape[3] != width or query.shape[1] % heads:
+        raise ValueError(
+            f"query does not fit the cache: expected (B, H, Sq, D) with B = {B}, D = {width} and H a multiple of {heads}, "
+            f"{shapes(query=query)}"
+        )
+    return xp

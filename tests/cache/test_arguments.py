@@ -1,0 +1,132 @@
+"""Older caches show what they showed, and what does not fit is refused."""
+
+import numpy as np
+import pytest
+
+from attention_xp.cache import (
+    RollingCache,
+    StaticCache,
+    append,
+    append_and_attend,
+    attend,
+    free,
+    lengths as seen,
+    paged_attention,
+    reorder,
+)
+from tests._backends import to_numpy
+from tests._inputs import normal
+from tests.cache._decoding import DV, HKV, KEY, KINDS, QUERY, VALUE, B, D, H, empty
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_shows_what_it_showed(library, kind):
+    if library.like("jax"):
+        pytest.skip("its arrays are never written")
+    make, query = library.array, library.array(QUERY[:, :, :1])
+    steps = [[make(a[:, :, i : i + 3]) for a in (KEY, VALUE)] for i in range(0, 15, 3)]
+    caches = [empty(library, kind)]
+    for rows in steps:
+        caches.append(append(caches[-1], *rows))
+    caches += [append(caches[2], *steps[4]), free(caches[-1], make(np.asarray([True, False, True])))]
+    caches += [append(caches[-1], *steps[0]), append(caches[-2], *steps[1])]
+    caches += [append(caches[1]._replace(lengths=caches[1].lengths - 1), *steps[3])]
+    one, two = ([to_numpy(attend(cache, query)) for cache in caches] for _ in range(2))
+    copies = [type(cache)(*(library.namespace().asarray(a, copy=True) for a in cache)) for cache in caches]
+    alone = [to_numpy(attend(cache, query)) for cache in copies]
+    fresh = [empty(library, kind)]
+    for rows in steps:
+        fresh.append(append(fresh[-1], *rows))
+    for i, (first, second, third) in enumerate(zip(one, two, alone, strict=True)):
+        np.testing.assert_array_equal(first, second)
+        np.testing.assert_allclose(first, third, atol=1e-6)
+        if i < len(fresh):
+            np.testing.assert_allclose(first, to_numpy(attend(fresh[i], query)), atol=1e-6)
+
+
+@pytest.mark.backends("numpy", "torch")
+def test_what_no_cache_shows_is_written_in_place(library):
+    rows = [library.array(a[:, :, :1]) for a in (KEY, VALUE)]
+    first = append(empty(library, "static"), *rows)
+    second, third = append(first, *rows), append(first, *rows)
+    assert second.key is first.key
+    assert third.key is not first.key
+    assert append(third, *rows).key is third.key
+
+
+@pytest.mark.backends("numpy", "torch")
+@pytest.mark.parametrize("first", range(1, 9))
+def test_a_rolling_cache_is_not_overwritten_when_it_has_come_round(library, first):
+    key, value = (library.array(a) for a in (KEY, VALUE))
+    cache = empty(library, "rolling")
+    for rows in (slice(0, first), slice(first, 10)):
+        cache = append(cache, key[:, :, rows], value[:, :, rows])
+    query = library.array(QUERY[:, :, :1])
+    before = to_numpy(attend(cache, query))
+    for rows in (slice(10, 11), slice(11, 14)):
+        append(cache, key[:, :, rows], value[:, :, rows])
+        np.testing.assert_array_equal(to_numpy(attend(cache, query)), before)
+
+
+CASES = {
+    "no cache": (lambda c, x: append((1, 2), x, x), TypeError, "cache must be one of DenseCache, StaticCache"),
+    "heads": (lambda c, x: append(c, x[:, :1], x), ValueError, r"key does not fit the cache: expected \(3, 2, 1, 8\)"),
+    "rows": (lambda c, x: append(c, x, x[:, :, :0]), ValueError, "value does not fit the cache"),
+    "dtype": (lambda c, x: append(c, x.astype("float64"), x), TypeError, "key is float64 but the cache holds float32"),
+    "many": (lambda c, x: append(c, x, x, lengths=2), ValueError, "lengths must lie between 0 and the 1 rows of key"),
+    "counts": (lambda c, x: append(c, x, x, lengths=np.ones(2, int)), ValueError, r"expected \(3,\)"),
+    "floats": (
+        lambda c, x: append(c, x, x, lengths=np.ones(3)),
+        TypeError,
+        "lengths must be an int or an integer array",
+    ),
+    "query": (lambda c, x: attend(c, x[:2]), ValueError, "query does not fit the cache"),
+    "positions": (lambda c, x: attend(c, x, key_offset=1), ValueError, "key_offset cannot be given"),
+    "option": (lambda c, x: attend(c, x, causal=True), TypeError, "causal"),
+    "short mask": (
+        lambda c, x: attend(append(c, *[np.concat([x] * 4, axis=2)] * 2), x, np.ones((1, 3), bool)),
+        ValueError,
+        "expected at least 4 columns",
+    ),
+    "items": (lambda c, x: reorder(c, np.asarray([3])), ValueError, "items must lie between 0 and 2"),
+    "item floats": (lambda c, x: reorder(c, np.ones(3)), TypeError, "items"),
+    "finished": (lambda c, x: free(c, np.ones(3, int)), TypeError, "finished must be boolean"),
+    "table": (lambda c, x: paged_attention(x, x, x, np.zeros((2, 1), int), 1), ValueError, "block_table must hold"),
+    "capacity": (lambda c, x: StaticCache.empty(1, 1, 0, 4), ValueError, "capacity must be at least 1"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_does_not_fit_is_refused(case):
+    call, error, text = CASES[case]
+    cache = StaticCache.empty(B, HKV, 8, D, dtype="float32")
+    with pytest.raises(error, match=text):
+        call(cache, normal(B, HKV, 1, D).astype("float32"))
+
+
+@pytest.mark.backends("numpy", "torch")
+def test_dropout_is_drawn_at_positions(library):
+    """A seed drops the same weights whatever the kind of cache, and in whatever chunks."""
+    make = library.array
+    rows = [make(a[:, :, :6]) for a in (QUERY, KEY, VALUE)]
+    outputs = []
+    for kind in KINDS:
+        cache, parts = empty(library, kind), []
+        for part in (slice(0, 3), slice(3, 4), slice(4, 6)):
+            found, cache = append_and_attend(cache, *(a[:, :, part] for a in rows), None, 0.5, is_causal=True, rng=3)
+            parts.append(to_numpy(found))
+        outputs.append(np.concatenate(parts, axis=2))
+    for other in outputs[1:]:
+        np.testing.assert_allclose(other, outputs[0], atol=2e-6)
+
+
+def test_the_last_positions_of_a_rolling_cache_are_where_they_should_be():
+    cache = RollingCache.empty(1, 1, 4, 1, dtype="float64")
+    numbers = np.arange(11.0).reshape(1, 1, 11, 1)
+    for chunk in np.split(numbers, (3, 4, 10), axis=2):
+        cache = append(cache, chunk, chunk)
+        end = int(seen(cache)[0])
+        held = {p % 4: p for p in range(max(0, end - 4), end)}
+        assert all(cache.key[0, 0, slot, 0] == p for slot, p in held.items())
+    assert DV != D  # widths differ in the other tests
+    assert H != HKV

@@ -1,0 +1,144 @@
+"""Pages: read where they lie, shared, copied when written, freed; the pool neither leaks nor lends a page twice."""
+
+import math
+
+import numpy as np
+import pytest
+
+from attention_xp import flash_attention
+from attention_xp.cache import PagedCache, append, append_and_attend, attend, free, lengths, paged_attention, reorder
+from tests._backends import to_numpy
+from tests._inputs import normal
+from tests.cache._decoding import DV, HKV, KEY, PAGE, PAGES, QUERY, VALUE, B, D, H, decode, empty
+
+TABLE = np.asarray([[7, 2, 11, 99], [5, -1, -7, 2**20], [0, 9, -1, 3]])
+LENGTHS = np.asarray([11, 4, 8])
+OUTSIDE = np.setdiff1d(np.arange(12), [7, 2, 11, 5, 0, 9])
+
+
+def pool():
+    """Keys and values in pages, NaN where no length reaches."""
+    keys, values = normal(12, HKV, PAGE, D), normal(12, HKV, PAGE, DV, seed=1)
+    for a in (keys, values):
+        a[OUTSIDE] = math.nan
+        a[11, :, 3] = math.inf
+    return keys, values
+
+
+def in_order(pages, b):
+    used = pages[TABLE[b, : -(-LENGTHS[b] // PAGE)]]
+    return np.concatenate(list(used), axis=1)[None, :, : LENGTHS[b]]
+
+
+def is_consistent(cache):
+    """Whether references count the entries of the table that lengths reach, each of which is a page."""
+    table, size = to_numpy(cache.block_table), cache.key_pages.shape[2]
+    held = [row[: -(-int(n) // size)] for row, n in zip(table, to_numpy(cache.lengths), strict=True)]
+    assert all((row >= 0).all() for row in held)
+    counts = np.bincount(np.concatenate(held).astype(int), minlength=cache.references.shape[0])
+    return np.array_equal(counts, to_numpy(cache.references))
+
+
+@pytest.mark.with_nan
+@pytest.mark.parametrize("Sq", [1, 9])
+@pytest.mark.parametrize(
+    "options", [{}, {"is_causal": True, "window": (3, 0), "softcap": 2.0}], ids=["plain", "window"]
+)
+def test_paged_attention_reads_what_lengths_reach_and_no_more(library, xp, Sq, options):
+    make, query = library.array, normal(B, H, Sq, D, seed=2)
+    pages = pool()
+    given = [make(a) for a in (query, *pages)]
+    output, lse = paged_attention(*given, make(TABLE), make(LENGTHS), return_lse=True, **options)
+    for b in range(B):
+        k, v = (in_order(a, b) for a in pages)
+        expected = flash_attention(
+            query[b : b + 1], k, v, query_offset=int(LENGTHS[b]) - Sq, return_lse=True, **options
+        )
+        for found, whole in zip((output, lse), expected, strict=True):
+            np.testing.assert_allclose(to_numpy(found)[b : b + 1], whole, atol=2e-6)
+
+
+def test_paged_attention_refuses_entries_that_are_no_page(library):
+    given = [library.array(a) for a in (normal(B, H, 1, D), *pool())]
+    wrong = library.array(LENGTHS + 1)  # the second item then reaches -1
+    if library.like("cupy"):
+        output = to_numpy(paged_attention(*given, library.array(TABLE), wrong))
+        assert np.isnan(output[1:]).all()
+        return
+    with pytest.raises(ValueError, match=r"lengths\[1\] reaches an entry of block_table that is none of 12 pages"):
+        paged_attention(*given, library.array(TABLE), wrong)
+
+
+@pytest.mark.backends("numpy", "strict", "torch", "cupy")  # JAX decodes beams in test_compiled.py
+def test_beams_share_pages_until_they_write(library):
+    make = library.array
+    rows = [make(a[:1, :, :6]) for a in (KEY, VALUE)]
+    one = PagedCache.empty(1, HKV, 7, D, page_size=PAGE, value_width=DV, **where(library))
+    one = append(one, *rows)
+    beams = reorder(one, make(np.asarray([0, 0, 0])))
+    assert sorted(to_numpy(beams.references)) == [0, 0, 0, 0, 0, 3, 3]
+    new = [make(a[:, :, 6:8]) for a in (KEY, VALUE)]
+    grown = append(beams, *new)  # the full page is shared still, of the other each has one, and the last one the first
+    assert sorted(to_numpy(grown.references)) == [0, 0, 0, 1, 1, 1, 3]
+    assert is_consistent(grown)
+    query = make(QUERY[:, :, 7:8])
+    output = to_numpy(attend(grown, query))
+    for b in range(B):
+        k, v = (np.concatenate([a[:1, :, :6], a[b : b + 1, :, 6:8]], axis=2) for a in (KEY, VALUE))
+        np.testing.assert_allclose(output[b : b + 1], flash_attention(QUERY[b : b + 1, :, 7:8], k, v), atol=2e-6)
+    chosen = reorder(grown, make(np.asarray([2, 2, 0])))
+    same = make(np.broadcast_to(QUERY[:1, :, 7:8], (B, H, 1, D)))
+    np.testing.assert_allclose(to_numpy(attend(chosen, same)), to_numpy(attend(grown, same))[[2, 2, 0]], atol=1e-6)
+    assert is_consistent(chosen)
+    before = flash_attention(QUERY[:, :, 7:8], *(np.repeat(a[:1, :, :6], B, axis=0) for a in (KEY, VALUE)))
+    np.testing.assert_allclose(to_numpy(attend(beams, query)), before, atol=2e-6)  # it shows what it showed
+
+
+def where(library):
+    return {"xp": library.namespace(), "dtype": "float32", "device": library.device()}
+
+
+@pytest.mark.backends("numpy", "torch")
+def test_many_appends_leak_no_page(library):
+    rng, make = np.random.default_rng(0), library.array
+    cache = PagedCache.empty(4, 1, 24, 2, page_size=2, **where(library))
+    kept = [[] for _ in range(4)]
+    for step in range(400):
+        full = np.asarray([len(words) > 8 for words in kept]) & (rng.random(4) < 0.7)
+        if full.any():
+            cache = free(cache, make(full))
+            kept = [[] if done else words for done, words in zip(full, kept, strict=True)]
+        if step % 7 == 3:
+            items = rng.integers(0, 4, 4)
+            cache, kept = reorder(cache, make(items)), [list(kept[b]) for b in items]
+        counts = np.where([len(words) < 11 for words in kept], rng.integers(0, 2, 4), 0)
+        rows = rng.standard_normal((4, 1, 1, 2)).astype("float32")
+        cache = append(cache, make(rows), make(rows), lengths=make(counts))
+        for b, count in enumerate(counts):
+            kept[b] += [rows[b, 0, 0]] * count
+        assert is_consistent(cache)
+        if step % 10 == 0:
+            keys = to_numpy(cache.key_pages)[:, 0]
+            for b, words in enumerate(kept):
+                table = to_numpy(cache.block_table)[b]
+                found = [keys[table[p // 2], p % 2] for p in range(len(words))]
+                np.testing.assert_array_equal(np.asarray(found).reshape(-1, 2), np.asarray(words).reshape(-1, 2))
+    everyone = free(cache, make(np.ones(4, bool)))
+    assert not to_numpy(everyone.references).any()
+    assert (to_numpy(everyone.block_table) == -1).all()
+
+
+@pytest.mark.backends("numpy", "strict", "torch", "cupy")
+def test_freed_pages_are_given_to_others(library):
+    _, cache = decode(library, empty(library, "paged"))
+    used = int((to_numpy(cache.references) > 0).sum())
+    cache = free(cache, library.array(np.asarray([True, False, True])))
+    assert int((to_numpy(cache.references) > 0).sum()) < used
+    np.testing.assert_array_equal(to_numpy(lengths(cache)), [0, 12, 0])
+    rows = [library.array(a) for a in (QUERY, KEY, VALUE)]
+    counts = library.array(np.asarray([19, 0, 19]))
+    output, cache = append_and_attend(cache, *rows, is_causal=True, lengths=counts)
+    assert is_consistent(cache)
+    whole = flash_attention(QUERY, KEY, VALUE, is_causal=True)
+    np.testing.assert_allclose(to_numpy(output)[[0, 2]], whole[[0, 2]], atol=2e-6)
+    assert int((to_numpy(cache.references) > 0).sum()) <= PAGES
