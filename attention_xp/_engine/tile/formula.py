@@ -7,7 +7,7 @@ from attention_xp._engine.problem.one_program import as_one_program
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._engine.tile.arithmetic import Arithmetic, Followed, allowed_pairs
-from attention_xp._engine.tile.products import is_paged, weights_value
+from attention_xp._engine.tile.products import Paged, weights_value
 from attention_xp._engine.tile.scores import (
     dropped,
     is_bent,
@@ -76,7 +76,7 @@ def _dropped(problem: Problem, region: Region, weights: Array) -> Array:
 
 def _wide(problem: Problem, array: Array) -> Array:
     """Return an array in the dtype of the computation; pages see to it themselves."""
-    return array if is_paged(array) else problem.xp.astype(array, problem.dtype, copy=False)
+    return array if isinstance(array, Paged) else problem.xp.astype(array, problem.dtype, copy=False)
 
 
 def _exponentials(problem: Problem, region: Region, query: Array) -> tuple[Array, Array, Array]:

@@ -4,6 +4,7 @@ Query head ``h`` uses key/value head ``h // G`` with ``G = H // Hkv``. The group
 rows, ``(..., Hkv, G * Sq, D)``, so keys and values are never repeated.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from math import inf, nan
 
@@ -13,9 +14,9 @@ from attention_xp._engine.problem.problem import Problem
 from attention_xp._typing import Array, Namespace
 
 __all__ = [
+    "Paged",
     "are_finite",
     "clean",
-    "is_paged",
     "key_rows",
     "quarantined_key",
     "quarantined_outputs",
@@ -25,6 +26,22 @@ __all__ = [
     "value_rows",
     "weights_value",
 ]
+
+
+class Paged(ABC):
+    """Keys or values (B, Hkv, n, W) that lie in pages, and have products of their own."""
+
+    @abstractmethod
+    def scores(self, rows: Array) -> Array:
+        """(B, Hkv, m, W) -> (B, Hkv, m, n): the products of rows and keys."""
+
+    @abstractmethod
+    def outputs(self, weights: Array) -> Array:
+        """(B, Hkv, m, n) -> (B, Hkv, m, W): the sums of weighted values."""
+
+    @abstractmethod
+    def gathered(self) -> Array:
+        """Return them as an array, copied."""
 
 
 def query_key(
@@ -43,7 +60,7 @@ def query_key(
     library differentiates the product by itself. A walker may bring a faster `product` of (..., m, D) and (..., n, D).
     """
     folded = _fold(problem, query)
-    if is_paged(key):  # a score is made of one key alone
+    if isinstance(key, Paged):  # a score is made of one key alone
         return _unfold(problem, key.scores(folded))
     if not exclusive:
         return _unfold(problem, _scores(folded, key, problem.xp) if product is None else product(folded, key))
@@ -53,11 +70,6 @@ def query_key(
     else:
         scores = by_value(xp, lambda: are_finite(folded, key), _scores, _quarantined_both, folded, key, xp)
     return _unfold(problem, scores)
-
-
-def is_paged(array: Array) -> bool:
-    """Whether keys or values lie in pages, which have products of their own."""
-    return type(array).__name__ == "Pages"  # a look at the class would import NumPy
 
 
 def are_finite(query: Array, key: Array) -> Array:
@@ -73,7 +85,7 @@ def weights_value(problem: Problem, weights: Array, value: Array, *, exclusive: 
     those rows alone whose weight for it is positive.
     """
     folded, xp = _fold(problem, weights), problem.xp
-    if is_paged(value):
+    if isinstance(value, Paged):
         outputs = value.outputs(folded)
         if not xp.all(xp.isfinite(outputs)):
             outputs = quarantined_outputs(folded, value.gathered(), xp)

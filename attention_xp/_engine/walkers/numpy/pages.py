@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from attention_xp._engine.tile.products import Paged
 from attention_xp._engine.walkers.numpy.pool import run_jobs, with_blas_held_to_one
 from attention_xp._engine.walkers.numpy.scratch import lent
 from attention_xp._typing import Array, DType
@@ -36,7 +37,7 @@ class _Piece(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Pages:
+class Pages(Paged):
     """Keys ``(B, Hkv, Sk, D)`` in NumPy's pages ``(num_pages, Hkv, size, D)``."""
 
     pool: Array
