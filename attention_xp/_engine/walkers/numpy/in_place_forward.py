@@ -79,22 +79,19 @@ class InPlaceForward(InPlace):
         steps, rows = query.shape[1:-2], query.shape[-2]  # (), or (C,)
         keys = sum(piece.shape[-2] for piece in key) - sum(rows * (count - 1) for count in steps)
         views = self._at = self._tile(steps, rows // self._shape.heads if self._shape.folded else rows, keys)
+        poisoned = exclusive and not self.magnitudes.keys
         for piece, columns in self._beside(key):
-            self._product(query, piece, views.rows[..., columns], poisoned=exclusive and not self.magnitudes.keys)
+            met, poison = quarantined_key(piece) if poisoned else (piece, None)
+            if met.shape[-1] < query.shape[-1]:  # the last column of the query is the shift
+                met = self._with_ones(met)
+            rows, scores = (by_key_head(x, met, x.ndim - 1) for x in (query, views.rows[..., columns]))
+            if views.by_keys:
+                multiply_into(scores.mT, self._met(met, scores), rows.mT)
+            else:
+                np.matmul(rows, self._met(met, scores).mT, out=scores)
+            if poison is not None:
+                np.add(scores, self._met(poison[..., None], scores).mT, out=scores)
         return views.scores
-
-    def _product(self, query: Array, key: Array, scores: Array, *, poisoned: bool) -> None:
-        """Write the products of some keys to their columns of the scores."""
-        key, poison = quarantined_key(key) if poisoned else (key, None)
-        if key.shape[-1] < query.shape[-1]:  # the last column of the query is the shift
-            key = self._with_ones(key)
-        query, scores = (by_key_head(x, key, x.ndim - 1) for x in (query, scores))
-        if self._at.by_keys:
-            multiply_into(scores.mT, self._met(key, scores), query.mT)
-        else:
-            np.matmul(query, self._met(key, scores).mT, out=scores)
-        if poison is not None:
-            np.add(scores, self._met(poison[..., None], scores).mT, out=scores)
 
     def _met(self, piece: Array, scores: Array) -> Array:
         """Return keys or values (K, S, W) with the axes of scores (..., m, n), for their product.

@@ -24,9 +24,11 @@ def multiply_into(out: Array, x: Array, y: Array) -> Array:
     if width == 0:
         return np.matmul(x, y, out=out)
     rows, columns = M - M % _VECTOR, N - N % width
-    _by_pieces(out[..., :rows, :columns], x[..., :rows, :], y[..., :columns], width)
+    pieces, *factors = _pieces(out[..., :rows, :columns], x[..., :rows, :], y[..., :columns], width)
+    np.matmul(*factors, out=pieces)
     if columns < N:
-        _by_pieces(out[..., :rows, columns:], x[..., :rows, :], y[..., columns:], N - columns)
+        pieces, *factors = _pieces(out[..., :rows, columns:], x[..., :rows, :], y[..., columns:], N - columns)
+        np.matmul(*factors, out=pieces)
     if rows < M:
         np.matmul(x[..., rows:, :], y, out=out[..., rows:, :])
     return out
@@ -46,10 +48,10 @@ def _width(x: Array, y: Array) -> int:
     return _VECTOR * -(-N // (_VECTOR * -(-N // most)))
 
 
-def _by_pieces(out: Array, x: Array, y: Array, width: int) -> None:
-    """Multiply pieces of some rows of x by pieces of so many columns of y."""
+def _pieces(out: Array, x: Array, y: Array, width: int) -> tuple[Array, Array, Array]:
+    """Return views of a product and its factors: pieces of some rows of x, and of so many columns of y."""
     (*lead, M, K), N = x.shape, y.shape[-1]
     rows = x.reshape(*lead, M // _VECTOR, 1, _VECTOR, K)
     columns = y.reshape(*y.shape[:-2], 1, K, N // width, width).swapaxes(-2, -3)
     pieces = out.reshape(*out.shape[:-2], M // _VECTOR, _VECTOR, N // width, width)
-    np.matmul(rows, columns, out=pieces.swapaxes(-2, -3))
+    return pieces.swapaxes(-2, -3), rows, columns
