@@ -24,11 +24,10 @@ def multiply_into(out: Array, x: Array, y: Array) -> Array:
     if width == 0:
         return np.matmul(x, y, out=out)
     rows, columns = M - M % _VECTOR, N - N % width
-    pieces, *factors = _pieces(out[..., :rows, :columns], x[..., :rows, :], y[..., :columns], width)
-    np.matmul(*factors, out=pieces)
-    if columns < N:
-        pieces, *factors = _pieces(out[..., :rows, columns:], x[..., :rows, :], y[..., columns:], N - columns)
-        np.matmul(*factors, out=pieces)
+    for first, last, piece in ((0, columns, width), (columns, N, N - columns)):
+        if first < last:
+            at, left, right = _pieces(out[..., :rows, first:last], x[..., :rows, :], y[..., first:last], piece)
+            np.matmul(left, right, out=at)
     if rows < M:
         np.matmul(x[..., rows:, :], y, out=out[..., rows:, :])
     return out
