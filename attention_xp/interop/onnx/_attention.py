@@ -117,24 +117,17 @@ def attention(
     >>> Y.shape, present_key.shape, scores.shape
     ((2, 4, 1, 16), (2, 4, 9, 16), (2, 4, 1, 9))
     """
-    pasts = {"past_key": past_key, "past_value": past_value}
-    xp = namespace_of(Q=Q, K=K, V=V, attn_mask=attn_mask, **pasts, nonpad_kv_seqlen=nonpad_kv_seqlen)
+    caches = {"past_key": past_key, "past_value": past_value, "nonpad_kv_seqlen": nonpad_kv_seqlen}
+    xp = namespace_of(Q=Q, K=K, V=V, attn_mask=attn_mask, **caches)
     check_floating(xp, Q=Q, K=K, V=V)
     check_axes((3, 4), "Q (B, H, Sq, D) or (B, Sq, H * D)", Q=Q, K=K, V=V)
+    if not is_alike(K.dtype, Q.dtype):
+        raise TypeError(f"K is {dtype_name(K.dtype)} but Q is {dtype_name(Q.dtype)}: expected one dtype")
+    _check_caches(**caches)
+    _check_wanted(num_outputs, qk_matmul_output_mode)
     query = _with_heads(xp, "Q", Q, "q_num_heads", q_num_heads)
-    key = _with_heads(xp, "K", K, "kv_num_heads", kv_num_heads)
-    value = _with_heads(xp, "V", V, "kv_num_heads", kv_num_heads)
-    if (past_key is None) != (past_value is None):
-        raise ValueError("past_key and past_value must be given together")
-    if past_key is not None and nonpad_kv_seqlen is not None:
-        raise ValueError("nonpad_kv_seqlen cannot be given together with past_key: the cache is one or the other")
-    key = _appended(xp, "past_key", past_key, key)
-    value = _appended(xp, "past_value", past_value, value)
-    mode = check_int("qk_matmul_output_mode", qk_matmul_output_mode)
-    if not 0 <= mode <= _WEIGHTS:
-        raise ValueError(f"qk_matmul_output_mode must be 0, 1, 2 or 3, got {mode}")
-    if not 1 <= check_int("num_outputs", num_outputs) <= 4:
-        raise ValueError(f"num_outputs must be 1, 2, 3 or 4, got {num_outputs}")
+    key = _appended(xp, "past_key", past_key, _with_heads(xp, "K", K, "kv_num_heads", kv_num_heads))
+    value = _appended(xp, "past_value", past_value, _with_heads(xp, "V", V, "kv_num_heads", kv_num_heads))
 
     sizes = (*query.shape[:3], key.shape[2])
     options: dict[str, Any] = {"scale": scale, "softcap": _cap(softcap)}
@@ -144,18 +137,35 @@ def attention(
     mask = _mask(xp, attn_mask, sizes)
     dtype = _dtype(xp, Q, V, softmax_precision)
     q, k, v = (xp.astype(a, dtype, copy=False) for a in (query, key, value))
-
-    scores: Any = None
-    if num_outputs == 4 and mode == _WEIGHTS:
-        output, scores = scaled_dot_product_attention(q, k, v, mask, **options)
-    else:
-        output = flash_attention(q, k, v, mask, **options)
-        if num_outputs == 4:
-            scores = attention_scores(q, k, mask, stage=_SCORES[mode], **options)
+    output, *scores = _attended(q, k, v, mask, options, qk_matmul_output_mode if num_outputs == 4 else None)
     output = xp.astype(output if Q.ndim == 4 else join(output, xp), Q.dtype, copy=False)
-    if num_outputs < 4:
-        return (output, key, value)[:num_outputs]
-    return output, key, value, xp.astype(scores, Q.dtype, copy=False)
+    return (output, key, value, *(xp.astype(a, Q.dtype, copy=False) for a in scores))[:num_outputs]
+
+
+def _attended(
+    query: Array, key: Array, value: Array, mask: Any, options: Any, mode: int | None
+) -> tuple[Array] | tuple[Array, Array]:
+    """Return the output, and in a mode the scores that it asks for."""
+    if mode == _WEIGHTS:
+        return scaled_dot_product_attention(query, key, value, mask, **options)
+    output = flash_attention(query, key, value, mask, **options)
+    if mode is None:
+        return (output,)
+    return output, attention_scores(query, key, mask, stage=_SCORES[mode], **options)
+
+
+def _check_caches(past_key: Any, past_value: Any, nonpad_kv_seqlen: Any) -> None:
+    if (past_key is None) != (past_value is None):
+        raise ValueError("past_key and past_value must be given together")
+    if past_key is not None and nonpad_kv_seqlen is not None:
+        raise ValueError("nonpad_kv_seqlen cannot be given together with past_key: the cache is one or the other")
+
+
+def _check_wanted(outputs: Any, mode: Any) -> None:
+    if not 1 <= check_int("num_outputs", outputs) <= 4:
+        raise ValueError(f"num_outputs must be 1, 2, 3 or 4, got {outputs}")
+    if not 0 <= check_int("qk_matmul_output_mode", mode) <= _WEIGHTS:
+        raise ValueError(f"qk_matmul_output_mode must be 0, 1, 2 or 3, got {mode}")
 
 
 def _with_heads(xp: Namespace, name: str, a: Array, attribute: str, heads: Any) -> Array:
