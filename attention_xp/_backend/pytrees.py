@@ -24,12 +24,18 @@ def register(kind: type, split: Callable[[Any], tuple[Any, Any]], join: Callable
 
 def tell(kind: type) -> None:
     """Register a class with JAX, if that is imported, before the first instance; until then users may register it."""
-    if kind in _WAITING and "jax" in sys.modules:
+    if kind in _WAITING and "jax" in sys.modules and not _is_compiled_by_torch():
         from jax.tree_util import register_pytree_node  # noqa: PLC0415  # imported already
 
         split, join = _WAITING.pop(kind)
         with suppress(ValueError):  # JAX knows it already
             register_pytree_node(kind, split, join)
+
+
+def _is_compiled_by_torch() -> bool:
+    """Whether torch compiles what calls this: it cannot trace a registration, and the next instance will do."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.compiler.is_compiling())
 
 
 class _Arrival:

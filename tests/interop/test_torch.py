@@ -10,8 +10,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 from torch.nn.attention.varlen import AuxRequest, varlen_attn as their_varlen_attn
 
-from attention_xp import multi_head_attention
+from attention_xp import flash_attention, multi_head_attention
 from attention_xp.interop.torch import multi_head_params, scaled_dot_product_attention, varlen_attn
+from attention_xp.masks import CausalMask
 
 pytestmark = pytest.mark.backends("torch")
 
@@ -145,6 +146,18 @@ def test_compiled_without_a_break():
     compiled = torch.compile(scaled_dot_product_attention, backend="eager", fullgraph=True)
     wanted = F.scaled_dot_product_attention(x, x, x, is_causal=True)
     assert_close(compiled(x, x, x, is_causal=True), wanted)
+
+
+def test_a_rule_that_is_first_made_where_torch_compiles_is_known_to_jax_later():
+    jax = pytest.importorskip("jax")
+
+    class Later(CausalMask):
+        """A rule of which nobody has made an instance."""
+
+    x = normal(2, 4, 5, 8)
+    compiled = torch.compile(lambda x: flash_attention(x, x, x, Later()), backend="eager", fullgraph=True)
+    assert_close(compiled(x), flash_attention(x, x, x, is_causal=True))
+    assert jax.tree.leaves(Later()) == []
 
 
 X = torch.zeros(2, 4, 5, 8)
