@@ -131,8 +131,8 @@ def _mask(draw, normal, dtype, sizes, attributes, version):
     keys = sizes[-1] if version == 23 or draw.random() < 0.3 else draw.randint(1, sizes[-1])
     shape = [n if draw.random() < 0.7 else 1 for n in sizes[:-1]] + [keys]
     shape = shape[draw.randint(0, 3) :]
-    if attributes.get("is_causal") and not any("window" in name for name in attributes):
-        # The reference takes the rows of the mask for all rows there.
+    is_windowed = any(n >= 0 for name, n in attributes.items() if "window" in name)
+    if attributes.get("is_causal") and not is_windowed:  # the reference takes the rows of the mask for all rows there
         shape = [*shape[:-2], sizes[-2], keys]
     if kind == "bool":
         return normal(shape) < 0.5

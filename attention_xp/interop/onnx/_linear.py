@@ -116,5 +116,5 @@ def _gate(xp: Namespace, name: str, gate: Any, heads: int) -> Any:
         return None
     check_axes((3,), f"{name} (B, S, Hkv), or for decay (B, S, Hkv * D) and for beta (B, S, 1)", **{name: gate})
     if name == "beta" and gate.shape[-1] == 1:
-        return gate[:, None]
+        return xp.expand_dims(gate, axis=1)
     return heads_first(xp, name, gate, "kv_num_heads", heads)
