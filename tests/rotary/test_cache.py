@@ -1,4 +1,4 @@
-"""Tables of cosines and sines: the same as without, row by row, and the node tests of ONNX."""
+"""Tables of cosines and sines: the same as without, row by row."""
 
 import importlib
 
@@ -101,48 +101,6 @@ def test_a_cache_is_a_pytree(library, make):
     cache = rotary_cache(make(np.arange(5)), 8)
     attend = jax.jit(lambda x, cache: rotary_embedding(x, cache=cache))
     assert_close(attend(x, cache), to_numpy(rotary_embedding(x)), library)
-
-
-def onnx_cases():
-    """The node tests that the package generates; one skipped test where it is not installed."""
-    try:
-        importlib.import_module("onnx.backend.test.case.node.rotaryembedding")
-    except ModuleNotFoundError:
-        return [pytest.param(None, id="none", marks=pytest.mark.skip(reason="the package onnx is not installed"))]
-    cases = importlib.import_module("onnx.backend.test.case.node")._NodeTestCases
-    return [
-        pytest.param(case, id=case.name)
-        for case in cases
-        if [node.op_type for node in case.model.graph.node] == ["RotaryEmbedding"]
-    ]
-
-
-def rotary_node(node, xp, x, cos, sin, positions=None):
-    """The operator RotaryEmbedding-23 of ONNX by the library."""
-    attributes = {a.name: a.i for a in node.attribute}
-    shape = tuple(x.shape)
-    if len(shape) == 3:  # (B, S, H * D) -> (B, H, S, D)
-        x = xp.moveaxis(xp.reshape(x, (*shape[:2], attributes["num_heads"], -1)), -2, -3)
-    y = rotary_embedding(
-        x, positions,
-        interleaved=bool(attributes.get("interleaved", 0)),
-        rotary_dim=attributes.get("rotary_embedding_dim", 0) or None,
-        cache=RotaryCache(cos, sin),
-    )  # fmt: skip
-    return y if len(shape) == 4 else xp.reshape(xp.moveaxis(y, -3, -2), shape)
-
-
-@pytest.mark.parametrize("case", onnx_cases())
-def test_onnx_node(library, xp, make, case):
-    (inputs, (expected,)) = case.data_sets[0]
-    (node,) = case.model.graph.node
-    arrays = [make(x, None if x.dtype == np.float32 else "int32") for x in inputs]
-    assert_close(rotary_node(node, xp, *arrays), expected, library)
-
-
-def test_the_onnx_cases_are_all_there():
-    pytest.importorskip("onnx")
-    assert len(onnx_cases()) >= 8
 
 
 def test_values_of_a_cache_of_ones_and_zeros(library, make):
