@@ -64,6 +64,7 @@ def assert_second_is_lost(out, caches, before):
         np.testing.assert_allclose(to_numpy(found), expected, rtol=1e-6)
 
 
+@pytest.mark.backends("numpy", "torch", "jax")
 @pytest.mark.parametrize("how", [{}, {"return_softmax_lse": True, "causal": True}], ids=["plain", "lse"])
 def test_an_item_without_room_is_refused_and_nothing_is_written(library, how):
     arrays, options = overflowing(library)
@@ -78,8 +79,13 @@ def test_an_item_without_room_is_refused_and_nothing_is_written(library, how):
 def test_an_item_without_room_gives_nan_where_nothing_is_known_in_torch():
     arrays, options = overflowing(Backend.TORCH)
     before = [to_numpy(a).copy() for a in arrays[1:3]]
-    out = torch.compile(flash_attn_with_kvcache, backend="eager", fullgraph=True)(*arrays, **options)
-    assert_second_is_lost(out, arrays[1:3], before)
+    step = torch.compile(flash_attn_with_kvcache, backend="eager", fullgraph=True)
+    assert_second_is_lost(step(*arrays, **options), arrays[1:3], before)
+    plain = torch.zeros(2, 2, 8, HKV, D)
+    out, lse = step(arrays[0], *plain, *arrays[3:], cache_seqlens=options["cache_seqlens"], return_softmax_lse=True)
+    assert out.isnan().all((1, 2, 3)).tolist() == lse.isnan().all((1, 2)).tolist() == [False, True]
+    assert not plain[:, 1].any()
+    assert plain[0, 0, 3:5].equal(arrays[3][0])
 
 
 @pytest.mark.backends("jax")

@@ -162,13 +162,14 @@ def _attended(
         ends = places.ends
         how = {**with_offset(how, ends - Sq), "key_lengths": ends}
         found = flash_attention(q, key[:B, ...], value[:B, ...], return_lse=lse, **how)
+        found = found if lse else (found,)
+        if places.wrong is not None:
+            wrong = places.wrong[:, None, None]
+            found = [xp.where(wrong if a.ndim == 3 else wrong[..., None], math.nan, a) for a in found]
     else:
         attend: Any = paged_attention
         found = attend(q, key, value, places.table, places.new, return_lse=lse, **how)
-    found = found if lse else (found,)
-    if places.wrong is not None:
-        wrong = places.wrong[:, None, None]
-        found = [xp.where(wrong if a.ndim == 3 else wrong[..., None], math.nan, a) for a in found]
+        found = found if lse else (found,)
     return (as_theirs(swapped(xp, found[0])), *(their_lse(xp, a) for a in found[1:]))
 
 
