@@ -1,6 +1,7 @@
 """flash-attn's functions computed here, against what its documentation says; it runs on CUDA alone."""
 
 import inspect
+import sys
 from itertools import product
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from attention_xp import flash_attention
 from attention_xp.interop import flash_attn
 from attention_xp.interop.flash_attn import (
     flash_attn_func,
@@ -101,13 +103,13 @@ def test_rows_without_keys(library):
 
 def test_dropped_weights_are_negative(library):
     q, k, v = (library.array(normal(2, S, 2, 8, seed=i)) for i, S in enumerate((6, 9, 9)))
-    for rng in [7] if library.library == "jax" else [7, None]:
+    for rng in [7] if library.library == "jax" else [None, 7]:
         out, _, signed = flash_attn_func(q, k, v, 0.25, causal=True, return_attn_probs=True, rng=rng)
         kept = np.maximum(to_numpy(signed), 0) / 0.75
         np.testing.assert_allclose(to_numpy(out), np.einsum("bhqk,bkhd->bqhd", kept, to_numpy(v)), atol=1e-5)
     plain = [sequence(*(to_numpy(a)[b].astype("float64") for a in (q, k, v)), causal=True) for b in range(2)]
     np.testing.assert_allclose(np.abs(to_numpy(signed)), np.stack([p[2] for p in plain]), atol=1e-5)
-    assert 10 < (to_numpy(signed) < 0).sum() < 50  # of 168
+    assert 20 < (to_numpy(signed) < 0).sum() < 60  # of 156
 
 
 @pytest.mark.backends("numpy", "torch")
@@ -137,17 +139,30 @@ def test_generators_and_gradients_in_torch():
     assert abs(float(calls[0].mean()) - 1.0) < 0.1
 
     arrays = [torch.from_numpy(normal(2, S, H, 3)).requires_grad_() for S, H in ((3, 4), (5, 2), (5, 2))]
-    how = {"causal": True, "window_size": (2, -1), "softcap": 2.0, "alibi_slopes": torch.rand(2, 4)}
+    how = {"causal": True, "window_size": (2, -1), "softcap": 2.0, "alibi_slopes": torch.from_numpy(normal(2, 4) ** 2)}
     assert torch.autograd.gradcheck(lambda *a: flash_attn_func(*a, **how), arrays, fast_mode=True)
     packed = [torch.from_numpy(normal(6, H, 3)).requires_grad_() for H in (4, 2, 2)]
     bounds = torch.tensor([0, 2, 6])
     assert torch.autograd.gradcheck(
         lambda *a: flash_attn_varlen_func(*a, bounds, bounds, 4, 4, **how), packed, fast_mode=True
     )
+    assert flash_attn_func(*arrays).is_contiguous()
+
+
+@pytest.mark.backends("torch")
+def test_deterministic_calls_leave_the_kernels_of_torch_alone(monkeypatch):
+    asked = []
+
+    def spy(*arrays, **how):
+        asked.append(how.get("impl"))
+        return flash_attention(*arrays, **how)
+
+    monkeypatch.setattr(sys.modules[flash_attn_func.__module__], "flash_attention", spy)
     qkv = torch.from_numpy(normal(1, 70, 3, 4, 8)).requires_grad_()
-    same = [torch.autograd.grad(flash_attn_qkvpacked_func(qkv, deterministic=True).sum(), qkv)[0] for _ in range(2)]
-    assert torch.equal(*same)
-    assert flash_attn_qkvpacked_func(qkv).is_contiguous()
+    found = [flash_attn_qkvpacked_func(qkv, deterministic=one) for one in (True, True, False)]
+    torch.testing.assert_close(found[0], found[2])
+    assert torch.equal(*(torch.autograd.grad(out.square().sum(), qkv)[0] for out in found[:2]))
+    assert asked == ["tiled", "tiled", None]
 
 
 @pytest.mark.backends("jax")
