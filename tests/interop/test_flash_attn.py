@@ -62,14 +62,14 @@ IN_JAX = {
 @pytest.mark.parametrize("kind", CALLS)
 def test_random_calls(library, kind):
     dtypes = library.dtypes()
-    for seed in IN_JAX[kind] if library.library == "jax" else range(80):
+    for seed in IN_JAX[kind] if library.library == "jax" else range(60):
         dtype = dtypes[seed % len(dtypes)]
         call = CALLS[kind](seed, library, dtype)
         assert call.error(dtype) < 1, (seed, dtype, call.what)
 
 
 GRID = list(product((1, 2, 6), (False, True), (False, True), (0.0, 3.0), (False, True)))
-LENGTHS = (1, 40), (17, 34), (32, 32), (33, 17)
+LENGTHS = (1, 40), (17, 34), (33, 17)
 
 
 @pytest.mark.backends("numpy", "torch")
