@@ -1,4 +1,4 @@
-"""Rows written into a buffer at places that arrays say: functional, and also where nothing may be read."""
+"""Rows written into a buffer at places that arrays say, also where nothing may be read: into a copy, or in place."""
 
 import sys
 from typing import Any
@@ -13,7 +13,7 @@ from attention_xp._backend.libraries import (
 )
 from attention_xp._typing import Array, Namespace
 
-__all__ = ["along", "counted", "with_rows"]
+__all__ = ["along", "counted", "put_rows", "with_rows"]
 
 
 def with_rows(xp: Namespace, buffer: Array, units: Array, slots: Array, keep: Array, rows: Array) -> Array:
@@ -35,6 +35,20 @@ def with_rows(xp: Namespace, buffer: Array, units: Array, slots: Array, keep: Ar
         written[units, :, slots] = rows
         return written
     return _chosen(xp, buffer, units, slots, keep, rows)
+
+
+def put_rows(xp: Namespace, buffer: Array, units: Array, slots: Array, keep: Array | None, rows: Array) -> Array:
+    """Do the same in the buffer itself, and return it; on JAX, return a copy. `keep` is None where all rows are kept."""
+    if is_jax_namespace(xp):
+        keep = xp.ones_like(units, dtype=xp.bool) if keep is None else keep
+        return with_rows(xp, buffer, units, slots, keep, rows)
+    if rows.shape[0] == 0:
+        return buffer
+    if keep is not None:
+        units, slots, rows = _repeated(xp, buffer, units, slots, keep, rows)
+    index = xp.int64 if is_torch_namespace(xp) else units.dtype
+    buffer[xp.astype(units, index, copy=False), :, xp.astype(slots, index, copy=False)] = rows
+    return buffer
 
 
 def along(xp: Namespace, array: Array, index: Array, axis: int) -> Array:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from attention_xp import flash_attention
+from attention_xp.biases import AlibiBias
 from attention_xp.cache import PagedCache, append, append_and_attend, attend, free, lengths, paged_attention, reorder
 from tests._backends import to_numpy
 from tests._inputs import normal
@@ -37,6 +38,22 @@ def is_consistent(cache):
     assert all((row >= 0).all() for row in held)
     counts = np.bincount(np.concatenate(held).astype(int), minlength=cache.references.shape[0])
     return np.array_equal(counts, to_numpy(cache.references))
+
+
+@pytest.mark.backends("numpy")
+def test_what_memory_held_before_is_in_no_score(monkeypatch):
+    empty_of_numpy = np.empty
+
+    def signalling(shape, *more, **how):
+        made = empty_of_numpy(shape, *more, **how)
+        if made.dtype == np.float32:
+            made.view(np.int32)[...] = 0x7FA00000  # a NaN that complains when it is added to anything
+        return made
+
+    query, (keys, values) = normal(B, H, 1, D, seed=2).astype("float32"), (a.astype("float32") for a in pool())
+    monkeypatch.setattr(np, "empty", signalling)
+    output = paged_attention(query, keys, values, TABLE, LENGTHS, bias=AlibiBias(np.ones(H, "float32")))
+    assert np.isfinite(output).all()
 
 
 @pytest.mark.with_nan

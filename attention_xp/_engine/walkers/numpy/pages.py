@@ -58,10 +58,10 @@ class Pages(Paged):
         return len(self.table), self.pool.shape[1], self.Sk, self.pool.shape[3]
 
     def scores(self, rows: Array) -> Array:
-        """(B, Hkv, m, D) x (B, Hkv, Sk, D) -> (B, Hkv, m, Sk); what it is behind the end of an item is not defined."""
+        """(B, Hkv, m, D) x (B, Hkv, Sk, D) -> (B, Hkv, m, Sk); behind the last page of an item it is 0."""
         B, heads, m, _ = rows.shape
         size, most = self.pool.shape[2], self.table.shape[1]
-        scores = np.empty((B, heads, m, most, size), self.width)
+        scores = np.zeros((B, heads, m, most, size), self.width)  # sums with what memory held before may warn
 
         @contextmanager
         def worker() -> Iterator[Callable[[int], None]]:
