@@ -94,7 +94,8 @@ def _moved(array: Any, device: Device) -> Any:
 def arrays_of(rule: Rule) -> Iterator[tuple[str, Array]]:
     """Yield the arrays that a rule itself holds, by name."""
     for name, value in leaves_of(rule):
-        if not name.startswith("_") and hasattr(value, "shape"):
+        # Dynamo asks no size that it leaves open for an attribute.
+        if not name.startswith("_") and not isinstance(value, int) and hasattr(value, "shape"):
             yield name, value
 
 

@@ -24,6 +24,7 @@ _OF_CACHE = ("key_offset", "key_positions")  # which the cache says
 def attended(cache: Any, query: Array, mask: Any, how: dict[str, Any]) -> Array:
     """Return the output over what a cache holds."""
     _refuse_positions(how)
+    _refuse_window(cache, how)
     xp = _checked(cache, query)
     given = Given.of(xp, query, mask, how.get("bias"))
     known = known_integers(xp, cache.lengths)
@@ -45,6 +46,7 @@ def appended_and_attended(
 ) -> tuple[Array, Any]:
     """Return the output over what a cache and new rows hold, and the cache with these rows."""
     _refuse_positions(how)
+    _refuse_window(cache, how)
     xp = _checked(cache, query)
     after = append(cache, key, value, lengths=lengths)
     how = _at_offset(xp, cache, query, how, key.shape[2])
@@ -142,6 +144,20 @@ def _refuse_positions(options: Any) -> None:
     for name in _OF_CACHE:
         if options.get(name) is not None:
             raise ValueError(f"{name} cannot be given: the cache says where its keys stand")
+
+
+def _refuse_window(cache: Any, options: Any) -> None:
+    """Refuse a window of more positions than a rolling cache holds."""
+    window = options.get("window")
+    if window is None or not isinstance(cache, RollingCache):
+        return
+    left, _ = check_window(window)
+    capacity = cache.key.shape[2]
+    if left is not None and left >= capacity:
+        raise ValueError(
+            f"window reaches {left} keys to the left, and a RollingCache of capacity {capacity} holds {capacity - 1} beside a "
+            "row's own: make it larger, or the window smaller"
+        )
 
 
 def _checked(cache: Any, query: Array) -> Namespace:

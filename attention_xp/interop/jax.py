@@ -129,8 +129,8 @@ def dot_product_attention(
     """
     if implementation not in _IMPLEMENTATIONS:
         raise ValueError(f"implementation must be 'xla', 'cudnn' or None, got {implementation!r}")
-    shape = jnp.shape(query)
     q, k, v = _inputs(query, key, value)
+    shape = jnp.shape(jnp.asarray(query))
     factor: Any = scale
     wide = jnp.promote_types(q.dtype, jnp.float32)
     result: Any = flash_attention(

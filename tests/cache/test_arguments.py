@@ -130,3 +130,14 @@ def test_the_last_positions_of_a_rolling_cache_are_where_they_should_be():
         assert all(cache.key[0, 0, slot, 0] == p for slot, p in held.items())
     assert DV != D  # widths differ in the other tests
     assert H != HKV
+
+
+def test_a_window_beyond_a_rolling_cache_is_refused(library):
+    x = library.array(normal(1, 1, 2, 4))
+    cache = RollingCache.empty(1, 1, 3, 4, xp=library.namespace(), dtype="float32")
+    _, cache = append_and_attend(cache, x, x, x, is_causal=True, window=(2, 0))
+    text = "window reaches 3 keys to the left, and a RollingCache of capacity 3 holds 2"
+    with pytest.raises(ValueError, match=text):
+        attend(cache, x, window=(3, 0))
+    with pytest.raises(ValueError, match=text):
+        append_and_attend(cache, x, x, x, window=3)

@@ -197,6 +197,16 @@ def test_compiled_without_a_break():
     assert_close(compiled(QUERY, KEY, VALUE, score_mod, block_mask), wanted)
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_with_a_look_up_for_each_item(dynamic):
+    document = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1]])
+    x = torch.randn(2, 1, 4, 8, generator=torch.Generator().manual_seed(0))
+    block_mask = create_block_mask(lambda b, h, q, k: document[b, q] == document[b, k], 2, None, 4, 4, device="cpu")
+    torch.compiler.reset()
+    compiled = torch.compile(flex_attention, backend="eager", fullgraph=True, dynamic=dynamic)
+    assert_close(compiled(x, x, x, block_mask=block_mask), flex.flex_attention(x, x, x, block_mask=block_mask))
+
+
 def test_signature():
     *ours, rule = inspect.signature(flex_attention).parameters.values()
     theirs = inspect.signature(flex.flex_attention).parameters.values()

@@ -182,3 +182,14 @@ def test_compiled_inside_and_outside():
     with route():
         inside = compiled(X)
     torch.testing.assert_close(inside, compiled(X))
+
+
+def test_compiled_modules_leave_their_fast_path():
+    """Their own kernel would show in the rows kept what is padding: here it is excluded, NaN or not."""
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(**SMALL), 1).eval()
+    compiled, x = torch.compile(encoder, backend="eager"), X.clone()
+    x[PADDING] = torch.nan
+    with torch.no_grad(), route():
+        assert not torch.backends.mha.get_fastpath_enabled()
+        assert compiled(x, src_key_padding_mask=PADDING)[~PADDING].isfinite().all()
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -62,7 +62,7 @@ def flex_attention(
         Settings of torch's kernels, which do not compute here.
     return_aux : AuxRequest, optional
         With ``lse`` or ``max_scores``, on every device.
-    rule : Mask, Bias, callable or tuple of these, optional
+    rule : Mask, Bias, callable or tuple of one of each, optional
         The fast way, of our own: a rule of ``attention_xp.masks`` beside `block_mask`, a rule of ``attention_xp.biases``,
         which is added after `score_mod`, or a function in the place of `score_mod` that you know to work on whole tiles:
         ``score`` is ``(B, H, q, k)`` there, and the indices broadcast against it.

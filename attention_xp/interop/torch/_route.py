@@ -27,6 +27,7 @@ class Routed:
 
 _lock = threading.Lock()
 _routes: list[Routed] = []  # of all threads
+_fast: list[bool] = [True]  # whether torch's modules may take their native fast path when no route is on
 _own: list[Callable[..., torch.Tensor]] = [
     functional.scaled_dot_product_attention
 ]  # what is called when no route is on
@@ -48,9 +49,9 @@ def route() -> Iterator[Routed]:
 
     Notes
     -----
-    Two things are done. A ``TorchFunctionMode`` sees what is called by any name, and makes torch's modules leave their fast
+    Three things are done. A ``TorchFunctionMode`` sees what is called by any name; torch's modules are told to leave their fast
     path; what torch calls while it looks at one function, such as that of ``MultiheadAttention``, the mode does not see:
-    there the function in ``torch.nn.functional`` is replaced. Both are undone at the end, after an exception too. Routes
+    there the function in ``torch.nn.functional`` is replaced. All are undone at the end, after an exception too. Routes
     may be nested, and then count the same calls.
 
     - A mode belongs to a thread: enter a route in each. In other threads, meanwhile, only what is looked up in
@@ -77,6 +78,8 @@ def route() -> Iterator[Routed]:
         if not _routes:
             _own[0] = functional.scaled_dot_product_attention
             functional.scaled_dot_product_attention = _routed
+            _fast[0] = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)  # also where the mode is not seen: in compiled code
         _routes.append(routed)
     is_inner = getattr(_thread, "has_mode", False)
     try:
@@ -89,6 +92,7 @@ def route() -> Iterator[Routed]:
             _routes.remove(routed)
             if not _routes and functional.scaled_dot_product_attention is _routed:
                 functional.scaled_dot_product_attention = _own[0]
+                torch.backends.mha.set_fastpath_enabled(_fast[0])
 
 
 def _routed(*args: Any, **kwargs: Any) -> torch.Tensor:

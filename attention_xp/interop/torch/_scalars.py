@@ -32,9 +32,9 @@ def mask_over_tiles(mask_mod: Callable[..., torch.Tensor]) -> Callable[..., Any]
         indices = [index.reshape(-1) for index in given]
         with _Indexing():
             shape = torch.broadcast_shapes(*(index.shape for index in given))
-            if math.prod(shape) != math.prod(
-                [len(index) for index in indices]
-            ):  # positions that differ from item to item
+            in_order = math.prod(shape) == math.prod([len(index) for index in indices])
+            # Positions may differ from item to item; and Dynamo cannot map a look-up by several indices in turn.
+            if not in_order or torch.compiler.is_compiling():
                 flags = torch.vmap(mask_mod)(*(index.expand(shape).reshape(-1) for index in given))
             else:
                 if not found:
