@@ -167,7 +167,7 @@ def varlen_attention(
             cu_seqlens_q,
             cu_k,
             0 if offset is None else offset,
-            same=cu_seqlens_k is None,
+            same=cu_seqlens_k is None and offset is None,
         )
         rule = None if mask is None else of_sequence(mask, count)
         problem = Problem.of(

@@ -225,6 +225,36 @@ def test_positions_below_zero(library, wide, impl, mask):
     close(found, flash_attention(query, key, value, impl=impl, tile=(3, 4)), library)
 
 
+BELOW_ZERO = {
+    "segments": {"mask": SegmentMask(np.zeros(20, int))},
+    "no segments": {"mask": ~SegmentMask(np.zeros(20, int))},
+    "blocks": {"mask": BlockMask(np.eye(10, dtype=bool), 2)},
+    "length": {"mask": LengthMask(0)},
+    "lengths": {"key_lengths": 0},
+    "window": {"window": (3, None)},
+    "strides": {"mask": StridedMask(2) & WindowMask(2, None)},
+}
+
+
+@pytest.mark.parametrize("options", BELOW_ZERO.values(), ids=BELOW_ZERO)
+@pytest.mark.parametrize("tile", [(2, 2), (3, 4)])
+def test_an_array_of_negative_offsets_marks_no_empty_slots(library, wide, options, tile):
+    query, key, value = (wide(x) for x in arrays())
+    how = {"query_offset": 0} | options
+    expected = flash_attention(query, key, value, key_offset=-2, impl="dense", **how)
+    for offset in (np.asarray([-2, -2]), np.asarray(-2)):
+        found = flash_attention(query, key, value, key_offset=wide(offset), impl="tiled", tile=tile, **how)
+        close(found, expected, library)
+
+
+def test_gradients_at_an_offset(library, wide, impl):
+    query, key, value = (wide(x) for x in arrays())
+    output, vjp = attention_vjp(query, key, value, key_offset=2, impl=impl)
+    expected = attention_vjp(query, key, value, impl=impl)[1](output)
+    for one, other in zip(vjp(output)[:3], expected[:3], strict=True):
+        close(one, other, library)
+
+
 def test_numbers_of_items_and_heads(library, wide, impl):
     """They reach functions and dropout; arrays of a rule belong to the call."""
     query, key, value = (wide(x) for x in arrays())

@@ -7,7 +7,7 @@ import pytest
 
 import attention_xp as ax
 from tests._assertions import assert_close, dtype_name, tolerance
-from tests._autodiff import check
+from tests._autodiff import check, gradients
 from tests._backends import to_numpy
 from tests._inputs import normal
 from tests._transforms import assert_same, compiled_and_mapped
@@ -143,3 +143,18 @@ def test_torchs_kernel_takes_it_in_the_dtype_of_the_computation(library):
 def test_narrow_numbers_of_numpy(make):
     made = [make(x) for x in (Q, K, V)]
     assert_same(attend(*made, np.float16(0.5)), attend(*made, 0.5))
+
+
+@pytest.mark.backends("torch", "jax")
+@pytest.mark.with_nan
+@pytest.mark.parametrize("impl", ["dense", "tiled"])
+def test_padding_adds_nothing_to_its_gradient(library, impl):
+    padded = Q.copy()
+    padded[..., -1, :] = np.nan
+
+    def loss(query, scale):
+        return attend(query, library.array(K), library.array(V), scale, impl, query_lengths=Q.shape[-2] - 1)
+
+    scale = np.asarray(0.5)
+    for one, other in zip(*(gradients(library, loss)(query, scale)[1:] for query in (padded, Q)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)

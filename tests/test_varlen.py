@@ -114,6 +114,19 @@ def test_arrays_of_such_a_rule_may_be_those_of_the_library(library, make, name):
     assert_close(output, in_each_sequence(of_one), library)
 
 
+@pytest.mark.parametrize("offset", [1, -2, np.asarray([1, 0, -1])], ids=str)
+@pytest.mark.parametrize("tile", [(2, 2), (3, 1)])
+def test_rows_at_an_offset_with_the_bounds_of_the_keys(library, make, offset, tile):
+    query, bounds = make(normal(9, 2, 4)), make(np.asarray([0, 4, 4, 9]))
+    offset = make(offset) if isinstance(offset, np.ndarray) else offset
+    for options in ({"is_causal": True}, {"window": (1, 1)}):
+        how = {"query_offset": offset, **options}
+        found, expected = (
+            varlen_attention(query, query, query, bounds, impl=impl, tile=tile, **how) for impl in ("tiled", "dense")
+        )
+        assert_close(found, to_numpy(expected), library)
+
+
 def test_log_sum_exp(library, make, impl):
     rule, of_one = BY_SEQUENCE["lengths"]
     arrays = [make(x) for x in (Q, K[:T], V[:T], CU_Q)]

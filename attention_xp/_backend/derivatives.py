@@ -10,6 +10,7 @@ __all__ = [
     "can_differentiate",
     "constant",
     "pullback",
+    "scaled",
 ]
 
 
@@ -23,6 +24,14 @@ def constant(xp: Namespace, array: Array) -> Array:
     if is_jax_namespace(xp):
         return sys.modules["jax"].lax.stop_gradient(array)
     return array.detach() if is_torch_namespace(xp) else array
+
+
+def scaled(xp: Namespace, array: Array, factor: float | Array) -> Array:
+    """Return ``array * factor``; what is not finite, such as padding, adds nothing to the gradient of an array as factor."""
+    if isinstance(factor, float) or not can_differentiate(xp):
+        return array * factor
+    is_finite = xp.isfinite(array)
+    return xp.where(is_finite, array, 0.0) * factor + xp.where(is_finite, 0.0, array)
 
 
 def pullback(

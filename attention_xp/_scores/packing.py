@@ -18,7 +18,7 @@ class Packing:
     k_item: Array
     q_position: Array
     k_position: Array
-    same: bool  # whether rows and keys have the same bounds, so that row - key is the difference of positions
+    same: bool  # whether rows and keys have the same bounds and no offset, so that row - key is the difference of positions
 
 
 def pack(xp: Namespace, rows: int, keys: int, cu_q: Array, cu_k: Array, offset: Any, *, same: bool) -> Packing:

@@ -75,6 +75,8 @@ def _filled(xp: Namespace, array: Array, width: int) -> Array:
 
 
 def _looked_up(xp: Namespace, array: Array, positions: Array) -> Array:
+    if array.shape[-1] == 0:  # where there is no position, no key stands
+        array = _filled(xp, array, 1)
     last = array.shape[-1] - 1
     if positions.ndim == 1:
         return xp.take(array, within(xp, positions, 0, last), axis=-1)

@@ -122,7 +122,8 @@ def paged_attention(
             raise ValueError(f"{name} cannot be given: block_table says where keys stand")
     xp = common_namespace(query=query, key_pages=key_pages, value_pages=value_pages, block_table=block_table)
     check_pages(xp, query, key_pages, value_pages, block_table)
-    table, limit = as_int32(xp, block_table), batch_integers(xp, block_table, "lengths", lengths)
+    table = as_int32(xp, block_table)
+    limit = batch_integers(xp, table, "lengths", lengths)
     given = Given.of(xp, query, mask, options.get("bias"))
     wrong = missing(xp, table, limit, key_pages.shape[2], key_pages.shape[0])
     if given.reach is not None:

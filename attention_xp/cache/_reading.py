@@ -74,7 +74,7 @@ def attend_pages(
 def _has_few_rows(query: Array, key: Array, how: dict[str, Any]) -> bool:
     """Whether scores take no more memory than keys, so that the formula may compute them at once."""
     rows = query.shape[2] * (query.shape[1] // key.shape[1])
-    return rows <= _FEW and how.get("impl", "auto") in ("auto", "dense")
+    return 0 < rows <= _FEW and query.shape[0] > 0 and how.get("impl", "auto") in ("auto", "dense")
 
 
 def _attend_where_they_lie(

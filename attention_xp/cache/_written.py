@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from weakref import ReferenceType, ref
 
 from attention_xp._backend.libraries import is_tensor
+from attention_xp._backend.modes import in_forward_mode
 from attention_xp._backend.rows import with_rows
 from attention_xp._backend.values import host_view
 from attention_xp._typing import Array, Namespace
@@ -68,7 +69,7 @@ def _view(array: Array) -> Any:
 def in_host_memory(*arrays: Array) -> bool:
     """Whether NumPy can write into arrays, and nobody records what is done with them."""
     for a in arrays:
-        if is_tensor(a) and a.requires_grad:
+        if is_tensor(a) and (a.requires_grad or in_forward_mode()):
             return False
         if host_view(a) is None:
             return False

@@ -10,10 +10,14 @@ __all__ = ["Positions"]
 
 
 class Positions:
-    """The positions of the keys of one batch item; negative ones mark empty slots, which are passed over."""
+    """The positions of the keys of one batch item.
+
+    Negative ones mark empty slots, which are passed over, unless they count up: then they come from an offset.
+    """
 
     def __init__(self, positions: Array) -> None:
-        self._filled = np.flatnonzero(positions >= 0)
+        counts_up = len(positions) > 0 and positions[-1] - positions[0] == len(positions) - 1
+        self._filled = np.arange(len(positions)) if counts_up else np.flatnonzero(positions >= 0)
         self._positions = positions[self._filled]
         self._known: dict[tuple[int, int], tuple[int, int]] = {}
 

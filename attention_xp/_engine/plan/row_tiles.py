@@ -34,7 +34,10 @@ def _answers(problem: Problem, rows: Bounds, strips: list[Bounds]) -> list[_Answ
     offset = problem.query_offset or 0 if isinstance(problem.query_offset, int | None) else None
     # With dynamic shapes one graph should serve all lengths that fit into one tile, and in an export sizes are symbols.
     is_open = is_compiling(problem.xp) and (len(strips) == 1 or not isinstance(strips[0][1], int))
-    if offset is None or not problem.keys_count_up or is_open:  # nothing is known, and every rule is evaluated
+    is_known = isinstance(problem.key_offset, int | None)  # in a program of JAX it is an array
+    if (
+        offset is None or not is_known or not problem.keys_count_up or is_open
+    ):  # nothing is known, and every rule is evaluated
         return [(rule, [[True] * len(strips)], [[False] * len(strips)]) for rule in problem.rules]
     if is_compiling(problem.xp):
         return [_one_by_one(rule, rows, strips, (offset, problem.key_offset or 0)) for rule in problem.rules]

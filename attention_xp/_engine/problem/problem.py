@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, TypeVar
 
+from attention_xp._backend.derivatives import scaled
 from attention_xp._backend.dtypes import floating_dtype
 from attention_xp._backend.libraries import common_namespace, is_cupy_namespace
 from attention_xp._checks.arrays import check_inputs
@@ -194,7 +195,7 @@ class Problem(Frame):
         if isinstance(self.scale, float):
             return self
         wide = self.xp.astype(self.query, self.dtype, copy=False)
-        return replace(self, query=wide * self.scale, scale=1.0)
+        return replace(self, query=scaled(self.xp, wide, self.scale), scale=1.0)
 
     def once(self, question: Callable[..., _T], *more: Any) -> _T:
         """Return ``question(self, *more)``; for a known call, the answer is kept for later calls of the same kind.

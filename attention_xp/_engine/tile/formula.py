@@ -2,7 +2,7 @@
 
 import math
 
-from attention_xp._backend.derivatives import can_differentiate
+from attention_xp._backend.derivatives import can_differentiate, scaled
 from attention_xp._engine.problem.one_program import as_one_program
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
@@ -91,7 +91,7 @@ def scores_of_region(problem: Problem, region: Region, query: Array, key: Array)
     query, key = (_wide(problem, a) for a in (query, key))
     allowed = allowed_pairs(problem.rules, region)
     ops = Followed.of(problem)
-    query = query * query_factor(problem)
+    query = scaled(xp, query, query_factor(problem))
     scores = ops.query_key(query, key, exclusive=allowed is not None)
     if allowed is not None and is_bent(problem):
         scores = ops.shielded(scores, query, key, allowed)

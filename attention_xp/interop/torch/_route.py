@@ -87,7 +87,8 @@ def route() -> Iterator[Routed]:
             _thread.has_mode = True
             yield routed
     finally:
-        _thread.has_mode = is_inner
+        if not is_inner:  # tasks of one thread may end in any order
+            _thread.has_mode = False
         with _lock:
             _routes.remove(routed)
             if not _routes and functional.scaled_dot_product_attention is _routed:

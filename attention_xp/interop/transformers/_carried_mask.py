@@ -55,6 +55,29 @@ class CarriedMask(torch.Tensor):  # type: ignore[misc]
                 self._numbers = eager_mask(**self.arguments)
         return self._numbers
 
+    # What torch does with the storage of a tensor, it does with that of the numbers.
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """Return the numbers as an array of NumPy."""
+        return self.dense().numpy(force=force)
+
+    def tolist(self) -> Any:
+        """Return the numbers as lists."""
+        return self.dense().tolist()
+
+    def share_memory_(self) -> Array:
+        """Return the numbers in memory that processes share."""
+        return self.dense().clone().share_memory_()
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.dense().__array__(*args, **kwargs)
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        return self.dense().__dlpack__(**kwargs)
+
+    def __deepcopy__(self, memo: Any) -> "CarriedMask":
+        return CarriedMask(self.rule, self.query_offset, self.arguments)
+
     @classmethod
     def __torch_dispatch__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

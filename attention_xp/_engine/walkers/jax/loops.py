@@ -224,7 +224,10 @@ class Loops:
             return first, first + as_number(jnp, self.n) - 1
         columns = column.reshape(-1, 1) + jnp.arange(self.n, dtype=jnp.int32)[None, :]
         of_tiles = keys[..., columns]  # (..., 1, 1, tiles, n)
-        least, greatest = (jnp.min(jnp.where(of_tiles < 0, FAR, of_tiles), axis=-1), jnp.max(of_tiles, axis=-1))
+        # Negative positions mark empty slots, unless they count up: then they come from an offset.
+        counts_up = of_tiles[..., -1:] - of_tiles[..., :1] == as_number(jnp, self.n) - 1
+        filled = jnp.where((of_tiles < 0) & ~counts_up, FAR, of_tiles)
+        least, greatest = jnp.min(filled, axis=-1), jnp.max(of_tiles, axis=-1)
         return jnp.minimum(least, greatest), greatest
 
     def _numbers(self, count: int, behind: int = 0) -> Array:
