@@ -1,8 +1,11 @@
 """Older caches show what they showed, and what does not fit is refused."""
 
+import importlib
+
 import numpy as np
 import pytest
 
+from attention_xp import flash_attention
 from attention_xp.cache import (
     RollingCache,
     StaticCache,
@@ -134,10 +137,57 @@ def test_the_last_positions_of_a_rolling_cache_are_where_they_should_be():
 
 def test_a_window_beyond_a_rolling_cache_is_refused(library):
     x = library.array(normal(1, 1, 2, 4))
-    cache = RollingCache.empty(1, 1, 3, 4, xp=library.namespace(), dtype="float32")
+    cache = RollingCache.empty(1, 1, 3, 4, xp=library.namespace(), dtype="float32", device=x.device)
     _, cache = append_and_attend(cache, x, x, x, is_causal=True, window=(2, 0))
     text = "window reaches 3 keys to the left, and a RollingCache of capacity 3 holds 2"
     with pytest.raises(ValueError, match=text):
         attend(cache, x, window=(3, 0))
     with pytest.raises(ValueError, match=text):
         append_and_attend(cache, x, x, x, window=3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_rows_and_no_items(library, kind):
+    make = library.array
+    cache = append(empty(library, kind), *(make(a[:, :, :3]) for a in (KEY, VALUE)))
+    nothing = make(QUERY[:, :, :0])
+    assert attend(cache, nothing).shape == (B, H, 0, DV)
+    output, same = append_and_attend(cache, nothing, make(KEY[:, :, :0]), make(VALUE[:, :, :0]))
+    assert output.shape == (B, H, 0, DV)
+    np.testing.assert_array_equal(to_numpy(seen(same)), to_numpy(seen(cache)))
+    no_items = reorder(cache, make(np.zeros(0, int)))
+    assert attend(no_items, make(QUERY[:0, :, :1])).shape == (0, H, 1, DV)
+
+
+def test_a_mask_of_no_positions_on_an_empty_cache(library):
+    x = library.array(normal(1, 1, 1, 4))
+    cache = RollingCache.empty(1, 1, 3, 4, xp=library.namespace(), dtype="float32", device=x.device)
+    output = attend(cache, x, library.array(np.ones((1, 0), bool)))
+    assert not to_numpy(output).any()
+
+
+@pytest.mark.backends("numpy", "strict")
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint32, np.uint64])
+def test_tables_may_be_unsigned(library, dtype):
+    query, pages = library.array(normal(1, 1, 1, 4)), library.array(normal(3, 1, 2, 4))
+    table, lengths = np.asarray([[2, 0]]), np.asarray([3])
+    found = paged_attention(
+        query, pages, pages, library.array(table.astype(dtype)), library.array(lengths.astype(dtype))
+    )
+    expected = paged_attention(query, pages, pages, library.array(table), library.array(lengths))
+    np.testing.assert_array_equal(to_numpy(found), to_numpy(expected))
+
+
+@pytest.mark.backends("torch")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_tangents_of_forward_mode_are_kept(library, kind):
+    torch = importlib.import_module("torch")
+    forward = torch.autograd.forward_ad
+    query, key, value = (library.array(a[:, :, :2]) for a in (QUERY, KEY, VALUE))
+    with forward.dual_level():
+        key, value = (forward.make_dual(a, torch.ones_like(a)) for a in (key, value))
+        cache = append(empty(library, kind), key, value)
+        found = forward.unpack_dual(attend(cache, query)).tangent
+        expected = forward.unpack_dual(flash_attention(query, key, value)).tangent
+    torch.testing.assert_close(found, expected)

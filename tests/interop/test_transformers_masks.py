@@ -1,5 +1,6 @@
 """Mask functions of transformers as rules, the mask that carries them, and what a layer hands to attention."""
 
+import copy
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -294,3 +295,13 @@ def test_a_model_with_attention_of_its_own_reads_the_mask() -> None:
 def test_what_transformers_refuses_for_names_that_it_does_not_know() -> None:
     with pytest.raises(Exception, match="output_attentions"):  # of huggingface_hub
         tf.LlamaConfig(output_attentions=True, attn_implementation="attention_xp")
+
+
+def test_whoever_reads_the_storage_gets_the_numbers():
+    mask = attention_mask(2, 3, 5, q_offset=2)
+    assert isinstance(mask, CarriedMask)
+    numbers = mask.dense().numpy()
+    for read in (np.from_dlpack, np.asarray, CarriedMask.tolist, CarriedMask.numpy):
+        np.testing.assert_array_equal(np.asarray(read(mask)), numbers)
+    np.testing.assert_array_equal(mask.share_memory_().numpy(), numbers)
+    assert copy.deepcopy(mask).rule == mask.rule
