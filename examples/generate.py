@@ -178,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokenizer, config = Tokenizer.of(about), Config.of(about)
     ids = tokenizer.encode(arguments.prompt) if arguments.raw else ask(tokenizer, arguments.prompt)
     if arguments.compare:
-        return int(importlib.import_module("smollm.comparison").compare(about, tensors, ids, arguments.tokens))
+        return int(importlib.import_module("smollm.reference").compare(about, tensors, ids, arguments.tokens))
     capacity = len(ids) + arguments.tokens
     if arguments.window is None and capacity > config.context:
         raise SystemExit(f"error: {capacity} tokens are more than the {config.context} of the model: use --window")

@@ -92,8 +92,8 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Floats]]:
         places = {}
         for _ in range(tensors):
             name = read_string(file)
-            shape = [read_number(file, "Q") for _ in range(read_number(file, "I"))]
-            places[name] = tuple(reversed(shape)), read_number(file, "I"), read_number(file, "Q")
+            innermost_first = [read_number(file, "Q") for _ in range(read_number(file, "I"))]
+            places[name] = tuple(reversed(innermost_first)), read_number(file, "I"), read_number(file, "Q")
         alignment = about.get("general.alignment", 32)
         start = -(-file.tell() // alignment) * alignment
         found = {}

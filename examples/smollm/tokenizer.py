@@ -55,7 +55,10 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text; in it, what reads like a control token is text."""
-        return [self.ids[token] for piece in pieces(text) for token in self.merge(piece)]
+        found = [token for piece in pieces(text) for token in self.merge(piece)]
+        if strange := [token for token in found if token not in self.ids]:
+            raise ValueError(f"the vocabulary has no token for the byte {BYTES[strange[0]]:#x} in {text!a}")
+        return [self.ids[token] for token in found]
 
     def merge(self, piece: str) -> list[str]:
         """Join neighbours, of all that may be joined the most frequent ones first."""
