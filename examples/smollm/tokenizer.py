@@ -57,7 +57,7 @@ class Tokenizer:
         """Return the tokens of a text; in it, what reads like a control token is text."""
         found = [token for piece in pieces(text) for token in self.merge(piece)]
         if strange := [token for token in found if token not in self.ids]:
-            raise ValueError(f"the vocabulary has no token for the byte {BYTES[strange[0]]:#x} in {text!a}")
+            raise UnicodeError(f"the vocabulary has no token for the byte {BYTES[strange[0]]:#x} in {text!a}")
         return [self.ids[token] for token in found]
 
     def merge(self, piece: str) -> list[str]:
