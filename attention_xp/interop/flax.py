@@ -10,6 +10,7 @@ from flax import linen, nnx
 from flax.nnx.nn import dtypes
 
 from attention_xp import MultiHeadParams, flash_attention, scaled_dot_product_attention
+from attention_xp._backend.dtypes import computation_dtype
 
 __all__ = ["attention_fn", "multi_head_params"]
 
@@ -120,7 +121,7 @@ def attention_fn(
     q, k, v = _heads_first(*promote_dtype((query, key, value), dtype=dtype))
     allowed = None if mask is None else jnp.asarray(mask).astype(bool)
     options: dict[str, Any] = {
-        "bias": None if bias is None else jnp.asarray(bias).astype(jnp.promote_types(q.dtype, jnp.float32)),
+        "bias": None if bias is None else jnp.asarray(bias).astype(computation_dtype(jnp, q.dtype)),
         "is_causal": bool(is_causal),
         "query_offset": 0,
         "impl": "auto" if precision is None else "dense",  # whose products are differentiated with their precision

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from attention_xp import flash_attention
+from attention_xp._backend.dtypes import computation_dtype
 from attention_xp.masks import ArrayMask, Mask, WindowMask
 
 __all__ = ["dot_product_attention"]
@@ -132,7 +133,7 @@ def dot_product_attention(
     q, k, v = _inputs(query, key, value)
     shape = jnp.shape(jnp.asarray(query))
     factor: Any = scale
-    wide = jnp.promote_types(q.dtype, jnp.float32)
+    wide = computation_dtype(jnp, q.dtype)
     result: Any = flash_attention(
         q,
         k,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from attention_xp.interop.flax import attention_fn
 from attention_xp.interop.jax import dot_product_attention
 
 pytestmark = [pytest.mark.backends("jax"), pytest.mark.with_nan]
@@ -175,6 +176,16 @@ def test_what_the_original_refuses(change, named):
     given = {name: jnp.ones(a) if isinstance(a, tuple) else a for name, a in given.items()}
     with pytest.raises(ValueError, match=named):
         dot_product_attention(**given)
+
+
+def test_strict_promotion_of_dtypes():
+    q, k, v = inputs(np.random.default_rng(0), "float64")
+    bias, scale = jnp.ones((B, N, T, S)), jnp.asarray(0.5, jnp.float64)
+    given = {"bias": bias, "scale": scale, "is_causal": True, "local_window_size": (2, 0)}
+    expected = dot_product_attention(q, k, v, **given)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        np.testing.assert_array_equal(dot_product_attention(q, k, v, **given), expected)
+        assert attention_fn(q, k, v, bias, deterministic=True).dtype == q.dtype
 
 
 def test_another_dtype():

@@ -177,7 +177,7 @@ def full(**options):
         (grouped, {}),
         (grouped, {"use_bias": False}),
     ],
-    ids=str,
+    ids=lambda given: given.__name__ if callable(given) else str(given),
 )
 def test_parameters(make, options):
     layer = make(bias_initializer="random_normal", **options)
