@@ -5,6 +5,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Generator
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -119,11 +120,17 @@ def _is_meant_for(item: pytest.Item, chosen: list[Backend]) -> bool:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Let JAX compute NaN where a test is about them."""
+    """Let JAX compute NaN where a test is about them, and be as its users have it where other people's code runs."""
     jax: Any = sys.modules.get("jax")
-    if jax is None or item.get_closest_marker("with_nan") is None:
+    if jax is None:
         return (yield)
-    with jax.debug_nans(False):
+    is_foreign = "interop" in item.path.parts
+    with ExitStack() as stack:
+        if is_foreign or item.get_closest_marker("with_nan"):
+            stack.enter_context(jax.debug_nans(False))
+        if is_foreign:
+            stack.enter_context(jax.numpy_dtype_promotion("standard"))
+            stack.enter_context(jax.numpy_rank_promotion("allow"))
         return (yield)
 
 

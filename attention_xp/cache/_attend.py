@@ -2,7 +2,7 @@
 
 from typing import Any, TypeVar, Unpack
 
-from attention_xp._engine.problem.options import AttentionOptions, check_options, with_options
+from attention_xp._engine.problem.options import CacheOptions, check_options, with_options
 from attention_xp._public_types import Array, ArrayT
 from attention_xp.cache._caches import Cache, DenseCache, PagedCache, RollingCache, StaticCache
 from attention_xp.cache._step import appended_and_attended, attended
@@ -19,7 +19,7 @@ def attend(
     query: ArrayT,
     mask: Array | Mask | None = None,
     dropout_rate: float = 0.0,
-    **options: Unpack[AttentionOptions],
+    **options: Unpack[CacheOptions],
 ) -> ArrayT:
     """Attend with queries to what a cache holds.
 
@@ -80,7 +80,7 @@ def append_and_attend(
     dropout_rate: float = 0.0,
     *,
     lengths: int | Array | None = None,
-    **options: Unpack[AttentionOptions],
+    **options: Unpack[CacheOptions],
 ) -> tuple[ArrayT, CacheT]:
     """Append keys and values, and attend with the queries of the same rows: a step of decoding, or a chunk of a prompt.
 

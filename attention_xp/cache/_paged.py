@@ -7,7 +7,7 @@ from attention_xp._backend.libraries import common_namespace
 from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.values import as_int32, known_integers
 from attention_xp._checks.numbers import check_flag
-from attention_xp._engine.problem.options import AttentionOptions, check_options, with_options
+from attention_xp._engine.problem.options import CacheOptions, check_options, with_options
 from attention_xp._public_types import Array, ArrayT
 from attention_xp.cache._by_position import Given
 from attention_xp.cache._counts import batch_integers
@@ -29,7 +29,7 @@ def paged_attention(
     mask: Array | Mask | None = None,
     dropout_rate: float = 0.0,
     return_lse: Literal[False] = False,
-    **options: Unpack[AttentionOptions],
+    **options: Unpack[CacheOptions],
 ) -> ArrayT: ...
 @overload
 def paged_attention(
@@ -42,7 +42,7 @@ def paged_attention(
     mask: Array | Mask | None = None,
     dropout_rate: float = 0.0,
     return_lse: Literal[True],
-    **options: Unpack[AttentionOptions],
+    **options: Unpack[CacheOptions],
 ) -> tuple[ArrayT, ArrayT]: ...
 @with_options
 def paged_attention(
@@ -55,7 +55,7 @@ def paged_attention(
     mask: Array | Mask | None = None,
     dropout_rate: float = 0.0,
     return_lse: bool = False,
-    **options: Unpack[AttentionOptions],
+    **options: Unpack[CacheOptions],
 ) -> Any:
     r"""Attend keys and values that lie in pages, which are read where they lie.
 

@@ -14,6 +14,7 @@ __all__ = [
     "DEFAULTS",
     "PLAIN",
     "AttentionOptions",
+    "CacheOptions",
     "PackedOptions",
     "ScoreOptions",
     "check_options",
@@ -41,17 +42,26 @@ class PackedOptions(_PackedScoreOptions, total=False):
     tile: tuple[int, int] | None
 
 
-class ScoreOptions(_PackedScoreOptions, total=False):
-    """Keyword arguments that the scores depend on."""
+class _ScoreOptions(_PackedScoreOptions, total=False):
+    """Keyword arguments that the scores depend on, wherever the keys stand."""
 
     bias: Array | Bias | None
     query_offset: int | Array | None
-    key_offset: int | Array | None
-    key_positions: Array | None
     item_ids: int | Array | None
     head_ids: Array | None
     query_lengths: int | Array | None
     key_lengths: int | Array | None
+
+
+class ScoreOptions(_ScoreOptions, total=False):
+    """Keyword arguments that the scores depend on."""
+
+    key_offset: int | Array | None
+    key_positions: Array | None
+
+
+class CacheOptions(PackedOptions, _ScoreOptions, total=False):
+    """Keyword arguments of every attention function whose keys are in a cache, which says where they stand."""
 
 
 class AttentionOptions(PackedOptions, ScoreOptions, total=False):
