@@ -8,7 +8,7 @@ from attention_xp._backend.values import by_value
 from attention_xp._engine.problem.one_program import as_one_program
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.gradients import Gradients, Known
-from attention_xp._engine.tile.sink import sink_gradients
+from attention_xp._engine.tile.sink import with_sink_gradients
 from attention_xp._typing import Array
 
 __all__ = ["Backward", "pulled_back"]
@@ -27,7 +27,7 @@ def pulled_back(
     *,
     wanted: tuple[bool, ...] | None = None,
 ) -> Gradients:
-    """Return the gradients by the backward pass of a walker, those of the sinks among them.
+    """Return the gradients by the backward pass of a walker, those of sinks among them.
 
     `output` is (..., H, Sq, Dv), `lse` is (..., H, Sq); `wanted` says of which addends there is to be a gradient.
     """
@@ -48,7 +48,7 @@ def _pulled_back(
     output, gradient = (problem.xp.astype(a, problem.dtype, copy=False) for a in (output, grad_output))
     known = _without_empty_rows(problem, Known(output, lse, gradient, grad_lse))
     with context:
-        return backward(problem, known, wanted)._replace(sinks=sink_gradients(problem, known))
+        return with_sink_gradients(backward(problem, known, wanted), problem, known)
 
 
 def _without_empty_rows(problem: Problem, known: Known) -> Known:

@@ -3,11 +3,11 @@
 import math
 
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.gradients import Known
+from attention_xp._engine.tile.gradients import Gradients, Known
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 
-__all__ = ["has_sink", "sink_gradients", "sink_of", "sum_of_keys"]
+__all__ = ["has_sink", "sink_of", "sum_of_keys", "with_sink_gradients"]
 
 
 def has_sink(problem: Problem) -> bool:
@@ -25,17 +25,17 @@ def sum_of_keys(problem: Problem, weights: Array, total: Array) -> Array:
     return total if problem.sinks is None else problem.xp.sum(weights, axis=-1, keepdims=True)
 
 
-def sink_gradients(problem: Problem, known: Known) -> Array | None:
-    """Return the gradient of the sinks, in their shape."""
+def with_sink_gradients(gradients: Gradients, problem: Problem, known: Known) -> Gradients:
+    """Return gradients together with that of the sinks, in their shape."""
     if problem.sinks is None:
-        return None
+        return gradients
     xp = problem.xp
     # Where the output is 0, its gradient does not count, even if it is NaN: a row may attend nothing but the sink.
     known = known._replace(gradient=xp.where(known.output == 0.0, 0.0, known.gradient))
     grad_scores = -xp.sum(_share(problem, known.lse) * known.delta(problem), axis=-1)  # (..., H)
     if problem.batch:
         grad_scores = xp.sum(grad_scores, axis=tuple(range(len(problem.batch))))
-    return xp.reshape(grad_scores, problem.sinks.shape)
+    return gradients._replace(sinks=xp.reshape(grad_scores, problem.sinks.shape))
 
 
 def _share(problem: Problem, lse: Array) -> Array:
