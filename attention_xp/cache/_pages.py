@@ -10,7 +10,7 @@ from attention_xp.cache._caches import PagedCache, page_bounds
 from attention_xp.cache._counts import Step
 from attention_xp.cache._written import Rows, untouched_first, write
 
-__all__ = ["append_to_pages", "missing", "recounted"]
+__all__ = ["append_to_pages", "laid_out", "missing", "reached", "readable", "recounted"]
 
 
 class _Granted(NamedTuple):
@@ -47,18 +47,36 @@ def append_to_pages(cache: PagedCache[Any], step: Step, key: Array, value: Array
     return PagedCache(written[0], written[1], table, step.new, references)
 
 
+def reached(xp: Namespace, table: Array, lengths: Array, size: int) -> Array:
+    """Return which entries of a table (B, most) the lengths reach."""
+    columns = xp.arange(table.shape[1], dtype=xp.int32, device=device(table))[None, :]
+    return columns * size < lengths[:, None]
+
+
+def readable(xp: Namespace, table: Array, lengths: Array, size: int, count: int) -> Array:
+    """Return a table in which entries that no length reaches, or that are no page, name the first page."""
+    is_read = reached(xp, table, lengths, size) & (table >= 0) & (table < count)
+    return xp.where(is_read, table, 0)
+
+
+def laid_out(xp: Namespace, key: Array, value: Array, table: Array) -> tuple[Array, Array, Array]:
+    """Return the pages (num_pages, size, Hkv, D) of all items one behind the other, (T, Hkv, D), and their bounds (B + 1,)."""
+    B, slots = table.shape[0], table.shape[1] * key.shape[1]
+    pages = xp.reshape(table, (-1,))
+    bounds = xp.arange(B + 1, dtype=xp.int32, device=device(table)) * slots
+    key, value = (xp.reshape(xp.take(a, pages, axis=0), (B * slots, *a.shape[2:])) for a in (key, value))
+    return key, value, bounds
+
+
 def missing(xp: Namespace, table: Array, lengths: Array, size: int, count: int) -> Array:
     """Return which items have an entry in their table that their length reaches and that is no page, (B,)."""
-    most = table.shape[1]
-    columns = xp.arange(most, dtype=xp.int32, device=device(lengths))[None, :]
-    is_wrong = (columns < _pages_of(lengths, size)[:, None]) & ((table < 0) | (table >= count))
-    return xp.any(is_wrong, axis=1) | (lengths > most * size)
+    is_wrong = reached(xp, table, lengths, size) & ((table < 0) | (table >= count))
+    return xp.any(is_wrong, axis=1) | (lengths > table.shape[1] * size)
 
 
 def recounted(xp: Namespace, table: Array, lengths: Array, size: int, count: int) -> Array:
     """Return how many items have each page in their table, (num_pages,) int32."""
-    columns = xp.arange(table.shape[1], dtype=xp.int32, device=device(lengths))[None, :]
-    return counted(xp, table, (columns < _pages_of(lengths, size)[:, None]) & (table >= 0), count)
+    return counted(xp, table, reached(xp, table, lengths, size) & (table >= 0), count)
 
 
 def _pages_of(lengths: Array, size: int) -> Array:

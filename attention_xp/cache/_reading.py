@@ -17,6 +17,7 @@ from attention_xp._merge import merge_attention
 from attention_xp._typing import Array, Namespace
 from attention_xp.cache._by_position import Given
 from attention_xp.cache._counts import batch_integers
+from attention_xp.cache._pages import reached, readable
 
 __all__ = ["attend_pages", "check_pages", "plain"]
 
@@ -104,8 +105,8 @@ def _attend_where_they_lie(
     how = plain(how) if columns.mask is None and columns.bias is None else {**how, "bias": columns.bias}
     dropout_rate = how.pop("dropout_rate", 0.0)
     problem = Problem.of(query, nothing[0], nothing[1], columns.mask, dropout_rate, how)  # type: ignore[arg-type]
-    is_read = xp.arange(count, device=place)[None, :] * size < lengths[:, None]
-    table = xp.where(is_read, table[:, :count], -1)
+    table = table[:, :count]
+    table = xp.where(reached(xp, table, lengths, size), table, -1)
     paged = Pages.of(key, value, table, problem.Sk, problem.dtype)
     found = attend_at_once(replace(problem, key=paged[0], value=paged[1]), Wanted(lse=lse))
     return found.output, found.lse
@@ -132,9 +133,7 @@ class _Reader:
         P, heads, size, width = self.key.shape
         self.count = max(1, min(most, _NUMBERS // max(B * heads * size * width, 1)))
         self.keys = self.count * size
-        columns = xp.arange(most, dtype=xp.int32, device=device(table))[None, :]
-        is_read = (columns * size < lengths[:, None]) & (table >= 0) & (table < P)
-        table = xp.where(is_read, table, 0)
+        table = readable(xp, table, lengths, size, P)
         rest = -most % self.count
         if rest:
             table = xp.concat([table, xp.zeros((B, rest), dtype=table.dtype, device=device(table))], axis=1)

@@ -9,7 +9,7 @@ from attention_xp._checks.arrays import check_integers, check_placement, shapes
 from attention_xp._checks.numbers import check_count, check_flag
 from attention_xp._typing import Array, Namespace
 from attention_xp._varlen import varlen_attention
-from attention_xp.cache._pages import missing
+from attention_xp.cache._pages import laid_out, missing, readable
 from attention_xp.interop.flash_attn._alibi import SequenceAlibi
 from attention_xp.interop.flash_attn._layout import (
     as_theirs,
@@ -202,13 +202,8 @@ def _read(
         raise ValueError(
             f"sequence {known.index(1)} reaches an entry of block_table that is none of {k.shape[0]} pages, or that it does not have"
         )
-    columns = xp.arange(table.shape[1], dtype=xp.int32, device=device(table))[None, :]
-    is_read = (columns * size < lengths[:, None]) & (table >= 0) & (table < k.shape[0])
-    pages = xp.reshape(xp.where(is_read, table, 0), (-1,))
-    slots = table.shape[1] * size
-    bounds = xp.arange(N + 1, dtype=xp.int32, device=device(table)) * slots
-    k, v = (xp.reshape(xp.take(a, pages, axis=0), (N * slots, *a.shape[2:])) for a in (k, v))
-    return k, v, bounds, wrong if known is None else None
+    laid = laid_out(xp, k, v, readable(xp, table, lengths, size, k.shape[0]))
+    return *laid, wrong if known is None else None
 
 
 def _by_row(xp: Namespace, flags: Array, bounds: Array, rows: int) -> Array:

@@ -4,9 +4,11 @@ from typing import Any
 
 import torch
 
+from attention_xp._backend.libraries import common_namespace
 from attention_xp._checks.arrays import shapes
 from attention_xp._checks.numbers import check_count
 from attention_xp._varlen import varlen_attention
+from attention_xp.cache._pages import laid_out, reached
 from attention_xp.masks import LengthMask
 
 __all__ = ["varlen_attn"]
@@ -144,8 +146,6 @@ def _gathered(key: Any, value: Any, table: torch.Tensor, used: torch.Tensor | No
         raise ValueError(
             f"block_table must have 2 axes: expected (N, pages of a sequence), {shapes(block_table=table)}"
         )
-    slots = table.shape[1] * key.shape[1]
-    is_used = torch.arange(table.shape[1], device=table.device) * key.shape[1] < used[:, None]
-    pages = torch.where(is_used, table, 0).reshape(-1)  # what no length reaches may be anything
-    bounds = torch.arange(table.shape[0] + 1, dtype=torch.int32, device=table.device) * slots
-    return (*(a.index_select(0, pages).flatten(0, 1) for a in (key, value)), bounds)
+    xp = common_namespace(query=key)
+    is_reached = reached(xp, table, used, key.shape[1])
+    return laid_out(xp, key, value, xp.where(is_reached, table, 0))  # what no length reaches may be anything
