@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests import _cupy_double
+from tests import _compiled_loops as compiled_loops, _cupy_double
 from tests._backends import Backend
 from tests._compiled import compiled
 from tests._documents import documents
@@ -26,7 +26,7 @@ pytest_collect_file = documents().pytest()
 
 os.environ.setdefault("KERAS_BACKEND", "numpy")  # Keras reads it once, when it is imported
 
-_FRAMEWORKS = ("flax", "keras", "onnx", "transformers")
+_FRAMEWORKS = ("flax", "keras", "numba", "onnx", "transformers")
 _ABSENT = {backend.package for backend in Backend if not backend.is_installed()}
 _ABSENT |= {name for name in _FRAMEWORKS if importlib.util.find_spec(name) is None}
 _PYTHON = [path for folder in ("attention_xp", "tests") for path in Path(__file__).with_name(folder).rglob("*.py")]
@@ -48,6 +48,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--require-gpu", action="store_true", help="fail where a backend finds no CUDA device instead of skipping"
     )
     group.addoption(
+        "--compiled",
+        action="store_true",
+        help="let numba compile the loops over NumPy's tiles in calls of every size, and fail where it cannot",
+    )
+    group.addoption(
         "--quick",
         action="store_true",
         help="run each test with every value of each of its parameters that is not rare, but not with every combination of them",
@@ -66,6 +71,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for backend in _chosen(config):
         if not backend.is_installed():
             raise pytest.UsageError(f"--xp={backend.value}: the package {backend.package} is not installed")
+    if config.getoption("--compiled"):
+        compiled_loops.force()
     is_wanted = Backend.CUPY in (_chosen(config) or Backend) and not config.getoption("--require-gpu")
     if is_wanted and Backend.CUPY.is_installed() and not Backend.CUPY.has_device():
         _cupy_double.install()

@@ -50,6 +50,11 @@ PARALLEL = (
 )
 
 
+# Where compiling takes most of the time, every value of every parameter of a test runs, with some of the others; every
+# combination of them runs in continuous integration.
+QUICK = [["--quick", *usual] for usual in PARALLEL]
+
+
 def add_tests(
     backend: str,
     *groups: str,
@@ -75,10 +80,9 @@ def add_tests(
 
 
 add_tests("numpy", xp="numpy,numpy:readonly")
+# The loops compiled by numba, in calls of every size.
+add_tests("fast", "fast", xp="numpy", runs=(({}, [["--compiled", *QUICK[0]]]),))
 add_tests("strict")
-# Where compiling takes most of the time, every value of every parameter of a test runs, with some of the others; every
-# combination of them runs in continuous integration.
-QUICK = [["--quick", *usual] for usual in PARALLEL]
 add_tests("torch", "torch", "transformers", runs=(({}, QUICK),))
 add_tests("torch", "torch", "transformers", name="torch-full")
 # Nearly all the time on JAX goes into compiling. The first environment compiles quickly: the usual way to emit loops

@@ -5,6 +5,7 @@ from typing import Unpack
 
 from attention_xp._checks.numbers import check_flag
 from attention_xp._engine.kernels.choose import answers, choose
+from attention_xp._engine.kernels.tiled import loops_of
 from attention_xp._engine.problem.options import AttentionOptions, check_options, with_options
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Wanted
@@ -23,10 +24,13 @@ class Explanation(Mapping[str, str]):
         The name of the kernel that computes the call.
     reasons : dict of str to (str or None)
         For each kernel, in the order in which they are asked, why it cannot compute the call; ``None`` where it can.
+    loops : str or None
+        Where tiles of NumPy arrays are computed: ``"numba"``, or why NumPy's own operations pass over them; ``None`` for
+        other kernels and libraries.
     """
 
-    def __init__(self, kernel: str, reasons: dict[str, str | None]) -> None:
-        self.kernel, self.reasons = kernel, reasons
+    def __init__(self, kernel: str, reasons: dict[str, str | None], loops: str | None = None) -> None:
+        self.kernel, self.reasons, self.loops = kernel, reasons, loops
 
     def __getitem__(self, kernel: str) -> str:
         return "chosen" if kernel == self.kernel else self.reasons[kernel] or "can"
@@ -38,7 +42,8 @@ class Explanation(Mapping[str, str]):
         return len(self.reasons)
 
     def __repr__(self) -> str:
-        return "\n".join(f"{kernel}: {verdict}" for kernel, verdict in self.items())
+        lines = [f"{kernel}: {verdict}" for kernel, verdict in self.items()]
+        return "\n".join([*lines, "loops: numba"] if self.loops == "numba" else lines)
 
     def _repr_html_(self) -> str:
         """Show a table in a notebook."""
@@ -74,7 +79,7 @@ def explain(
     -------
     Explanation
         For each kernel ``"chosen"``, ``"can"`` or the reason why it cannot; it prints itself. Attributes: ``kernel``, the
-        name of the chosen one, and ``reasons``.
+        name of the chosen one, ``reasons``, and ``loops``: whether numba compiled those of the tiles.
 
     Raises
     ------
@@ -99,4 +104,5 @@ def explain(
     check_options(explain, options)
     problem = Problem.of(query, key, value, mask, dropout_rate, options)
     wanted = Wanted(check_flag("return_weights", return_weights), check_flag("return_lse", return_lse))
-    return Explanation(choose(problem, wanted), answers(problem, wanted))
+    kernel = choose(problem, wanted)
+    return Explanation(kernel, answers(problem, wanted), loops_of(problem) if kernel == "tiled" else None)

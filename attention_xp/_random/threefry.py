@@ -10,7 +10,7 @@ from typing import Any
 
 from attention_xp._typing import Array
 
-__all__ = ["DRAW", "KEY", "Steps", "threefry"]
+__all__ = ["DRAW", "KEY", "Steps", "schedule_of", "threefry"]
 
 DRAW = 13  # rounds: the fewest in which the authors know of no statistical flaw, and publish known answers for
 KEY = 20  # rounds of what serves as a key: their default, for keys should not be alike where counters are
@@ -39,11 +39,16 @@ class Steps:
 _FUNCTIONAL = Steps()
 
 
+def schedule_of(key: tuple[Any, Any]) -> tuple[Any, Any, Any]:
+    """Return the words that are injected in turn: those of the key, and a third that follows from them."""
+    return key[0], key[1], key[0] ^ key[1] ^ _PARITY
+
+
 def threefry(
     key: tuple[Any, Any], counter: tuple[Array, Array], *, rounds: int = DRAW, steps: Steps = _FUNCTIONAL
 ) -> tuple[Array, Array]:
     """Encrypt two counter words, which may broadcast against each other, under two key words."""
-    schedule = (key[0], key[1], key[0] ^ key[1] ^ _PARITY)
+    schedule = schedule_of(key)
     x, y = counter[0] + schedule[0], counter[1] + schedule[1]
     for i in range(1, rounds + 1):
         x = steps.add(x, y)

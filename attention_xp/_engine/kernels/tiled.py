@@ -1,5 +1,6 @@
 """The online softmax over tiles: memory linear in the lengths, every option."""
 
+from attention_xp._backend.libraries import is_numpy_namespace
 from attention_xp._backend.modes import is_left_open
 from attention_xp._backend.sizes import is_open
 from attention_xp._engine.kernels.meshes import refused_mesh
@@ -13,7 +14,7 @@ from attention_xp._engine.tile.formula import attend_at_once, weights_of_rows
 from attention_xp._engine.walkers.registry import walker_of
 from attention_xp._typing import Array
 
-__all__ = ["attend", "is_worthwhile", "refusal"]
+__all__ = ["attend", "is_worthwhile", "loops_of", "refusal"]
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:  # noqa: ARG001
@@ -38,6 +39,15 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
         as_one_program(_weights, problem) if wanted.weights else None,
         lse if wanted.lse else None,
     )
+
+
+def loops_of(problem: Problem) -> str | None:
+    """Return what computes the tiles of NumPy arrays: ``"numba"``, or why it does not; ``None`` for other libraries."""
+    if not is_numpy_namespace(problem.xp):
+        return None
+    from attention_xp._engine.walkers.numpy.compiled.found import missing  # noqa: PLC0415  # where NumPy is imported
+
+    return missing(problem) or "numba"
 
 
 def _weights(problem: Problem) -> Array:

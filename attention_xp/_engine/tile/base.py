@@ -6,9 +6,9 @@ from functools import cache
 from typing import NamedTuple
 
 from attention_xp._backend.libraries import is_numpy_namespace
-from attention_xp._typing import Array, Namespace
+from attention_xp._typing import Array, DType, Namespace
 
-__all__ = ["Base", "base_of"]
+__all__ = ["Base", "base_of", "has_vector_powers"]
 
 
 class Base(NamedTuple):
@@ -23,7 +23,7 @@ class Base(NamedTuple):
 def base_of(xp: Namespace) -> Base:
     """Return the base for a library: 2, unless e is faster or the library has no `exp2`."""
     exp2 = getattr(xp, "exp2", None)  # not in the standard, but everywhere except in its strict reading
-    if exp2 is None or (is_numpy_namespace(xp) and not _has_vector_exp2()):
+    if exp2 is None or (is_numpy_namespace(xp) and not _is_vectorised("exp2", "float32")):
         return Base(xp.exp, xp.log, 1.0, _LOG_2)
     return Base(exp2, xp.log2, _LOG2_E, 1.0)
 
@@ -31,10 +31,15 @@ def base_of(xp: Namespace) -> Base:
 _LOG_2, _LOG2_E = math.log(2.0), math.log2(math.e)
 
 
+def has_vector_powers(dtype: DType) -> bool:
+    """Whether NumPy computes the powers of a base in vector registers, in a dtype."""
+    return _is_vectorised("exp2", str(dtype)) or _is_vectorised("exp", str(dtype))
+
+
 @cache
-def _has_vector_exp2() -> bool:
-    """Whether NumPy's `exp2` has vector instructions, as on Linux with AVX-512; `exp` has them with AVX2 as well."""
+def _is_vectorised(function: str, dtype: str) -> bool:
+    """Whether a function of NumPy has vector instructions here: `exp2` has on Linux with AVX-512, `exp` with AVX2 as well."""
     from numpy.lib.introspect import opt_func_info  # noqa: PLC0415  # NumPy alone is asked
 
-    loops = opt_func_info(func_name="^exp2$", signature="float32").get("exp2", {})
+    loops = opt_func_info(func_name=f"^{function}$", signature=dtype).get(function, {})
     return any("baseline" not in loop["current"] for loop in loops.values())

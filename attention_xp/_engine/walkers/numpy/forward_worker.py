@@ -127,6 +127,8 @@ class ForwardWorker:
     def _may_guess(self, tiles: list[Tile]) -> bool:
         """Whether the shift may be estimated: scores are large, finite products, and there are many keys."""
         allows = self.ops.magnitudes
+        if self.ops.compiled is not None:  # then the largest score costs less than a shift that proves too small
+            return False
         return allows.clip and not allows.bounded and self.problem.is_product and _reach(tiles) > 2 * _PROBE
 
     def _fold_large(self, block: _Block, tiles: list[Tile]) -> Running | None:

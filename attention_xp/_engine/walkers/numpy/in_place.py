@@ -13,6 +13,8 @@ import numpy as np
 from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.arithmetic import Arithmetic, allowed_pairs
+from attention_xp._engine.walkers.numpy.compiled.found import passes_of
+from attention_xp._engine.walkers.numpy.compiled.passes import Tile
 from attention_xp._engine.walkers.numpy.heads import Magnitudes
 from attention_xp._random.in_place import Survivors
 from attention_xp._random.survivors import head_key
@@ -48,6 +50,11 @@ class InPlace(Arithmetic):
         self._safe = SAFE * self.base.log_2
         self._excess = _NEVER * float(np.finfo(problem.dtype).max)
         self.magnitudes: Magnitudes  # of the heads at hand
+        self.compiled = passes_of(problem)
+        self._flags = problem.dtype if self.compiled is None else bool  # of patches: numbers are multiplied faster
+        self._sums_of_rows: Array | None = (
+            None  # of the weights of each row of the tile at hand, where compiled passes found them
+        )
 
     def add(self, x: Array, y: Array) -> Array:
         """Return x + y in x."""
@@ -99,14 +106,14 @@ class InPlace(Arithmetic):
         about = first, region.sizes[-2:], self.lies_by_keys
         known = self._found.get((id(rules), *about))
         if known is None:  # comparing rules by identity takes as long as a small tile: done once for each tuple
-            name = identity(rules), self.problem.dtype, *about
+            name = identity(rules), self._flags, *about
             patches = _KEPT.get(name) or self._keep.get(name) or self._kept(name, rules, region)
             known = self._found[id(rules), *about] = rules, patches
         return known[1]
 
     def _kept(self, name: object, rules: tuple[Mask, ...], region: Region) -> Patches:
         """Make patches; small ones are kept for all calls, others for this call."""
-        allowed = np.asarray(allowed_pairs(rules, region), self.problem.dtype)
+        allowed = np.asarray(allowed_pairs(rules, region), self._flags)
         allowed = np.broadcast_to(allowed.reshape(allowed.shape[-2:]), region.sizes[-2:])
         patches = list(_patches(np.asarray(allowed, order="F" if self.lies_by_keys else "C")))
         if sum(pairs.size for _, pairs in patches) > _SMALL:
@@ -117,6 +124,10 @@ class InPlace(Arithmetic):
 
     def exclude(self, scores: Array, allowed: Patches, mixed: Bounds) -> Array:
         """Lower scores that are not allowed, so that they are not the maximum, unless no maximum is needed."""
+        if self.compiled is not None:
+            for columns, pairs in allowed:
+                self.compiled.exclude(self.tile(scores), scores[..., slice(*mixed), columns], pairs)
+            return scores
         if self.magnitudes.tame and self.magnitudes.bounded:
             return scores
         for columns, pairs in allowed:
@@ -129,6 +140,10 @@ class InPlace(Arithmetic):
 
     def powers(self, scores: Array, shift: Array | None, allowed: Patches | None, mixed: Bounds) -> Array:
         """Compute powers in place, of scores clipped to the range where that is fast, times 0 where not allowed."""
+        if self.compiled is not None:  # what is not allowed is minus infinity already
+            sums = self.compiled.powers(self.tile(scores), shift)
+            self._sums_of_rows = sums.reshape(*scores.shape[:-1], 1)
+            return scores
         if shift is not None:
             np.subtract(scores, shift, out=scores)
         whole = self._whole(scores)
@@ -140,6 +155,17 @@ class InPlace(Arithmetic):
             np.multiply(part, pairs, out=part)
         return scores
 
+    def tile(self, scores: Array) -> Tile:
+        """Return the memory of scores, which lie without gaps."""
+        lines = scores.mT if self.by_keys else scores
+        return Tile(lines.reshape(-1, *lines.shape[-2:]), lines.shape[-1], self.by_keys)
+
+    def peak(self, so_far: Array, scores: Array) -> Array:
+        """Return the largest score of each row, (..., m, 1)."""
+        if self.compiled is None:
+            return super().peak(so_far, scores)
+        return self.compiled.peak(self.tile(scores), so_far)
+
     def survivors(self, region: Region) -> Array:
         """Return which weights survive dropout, keys x queries behind a transposed view."""
         if not self.problem.keys_count_up:
@@ -150,11 +176,14 @@ class InPlace(Arithmetic):
             words = head_key(self.problem.seed, b=region.b, h=region.h)  # type: ignore[arg-type]
             pair = (np.broadcast_to(word, (*lead, 1, 1)).astype(np.uint32).ravel().tolist() for word in words)
             self._head_keys[at] = list(zip(*pair, strict=True))
-        rows, columns = (int(index.flat[0]) for index in (region.q_idx, region.kv_idx))
-        return self._survivors.of_tile(self._head_keys[at], (rows, columns), (m, n)).reshape(region.sizes)
+        first = int(region.q_idx.flat[0]), int(region.kv_idx.flat[0])
+        survivors = self._survivors.of_tile if self.compiled is None else self.compiled.survivors
+        return survivors(self._head_keys[at], first, (m, n)).reshape(region.sizes)
 
     def thin(self, x: Array, keep: Array) -> Array:
         """Multiply x in place, by 0 for what does not survive."""
+        if self.compiled is not None:
+            return self.compiled.thin(self.tile(x), x, keep)
         return np.multiply(x, keep, out=x)
 
     def _whole(self, scores: Array) -> Array:

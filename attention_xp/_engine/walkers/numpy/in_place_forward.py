@@ -10,6 +10,7 @@ from attention_xp._engine.plan.plan import side_by_side
 from attention_xp._engine.plan.tile_sizes import CROWDED, TileShape
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.products import quarantined_key, quarantined_outputs
+from attention_xp._engine.walkers.numpy.compiled.passes import Tile
 from attention_xp._engine.walkers.numpy.gather import joined
 from attention_xp._engine.walkers.numpy.in_place import InPlace, by_key_head
 from attention_xp._engine.walkers.numpy.lines import APART, apart, windows
@@ -27,6 +28,7 @@ class _Views(NamedTuple):
     whole: Array  # all the memory of the scores, including gaps between lines
     product: Array  # the scores as the product writes them
     by_keys: bool  # whether these lie as keys x queries
+    tile: Tile  # the same memory for compiled passes
     rows: Array  # (G, m, n), or (1, G * m, n)
     scores: Array  # (..., G, m, n)
     sums: "_Outputs"  # sums of weighted values
@@ -135,7 +137,8 @@ class InPlaceForward(InPlace):
         sums, more = (self._outputs(buffer, *steps, m) for buffer in (self._sums, self._more))
         if len(self._ones) < n:
             self._ones = np.ones((n, 1), self._ones.dtype)
-        return _Views(whole, product, by_keys, by_rows, scores, sums, more, self._ones[:n])
+        tile = Tile(whole.reshape(-1, lines, room), length, by_keys)
+        return _Views(whole, product, by_keys, tile, by_rows, scores, sums, more, self._ones[:n])
 
     def _outputs(self, buffer: Array, *rows_of_a_head: int) -> _Outputs:
         heads, width = self._shape.heads, self.problem.value.shape[-1]
@@ -173,7 +176,13 @@ class InPlaceForward(InPlace):
 
     def row_sum(self, weights: Array) -> Array:
         """(..., m, n) @ (n, 1) -> (..., m, 1): a product is twice as fast as a sum."""
+        if self._sums_of_rows is not None:
+            return self._sums_of_rows
         return np.matmul(weights, self._at.ones)
+
+    def tile(self, scores: Array) -> Tile:  # noqa: ARG002  # these are the scores of the tile at hand
+        """Return the memory of scores, and the gaps between its lines."""
+        return self._at.tile
 
     def _whole(self, scores: Array) -> Array:
         """Return all the memory of the scores, gaps included: one operation on it is faster than one on strided lines."""

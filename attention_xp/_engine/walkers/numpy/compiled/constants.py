@@ -1,0 +1,31 @@
+"""The numbers that compiled powers need."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from attention_xp._typing import DType
+
+__all__ = ["Constants"]
+
+_TAIL = 2.3190468138462996e-17  # what the logarithm of 2 is larger than its float64
+
+
+class Constants(NamedTuple):
+    """What powers of a base need, all of the dtype of the scores."""
+
+    log2: Any  # the logarithm of the base to base 2
+    upper: Any  # the logarithm of 2 in the base: its first digits, whose products with integers are exact,
+    lower: Any  # and the others
+    least: Any  # scores below have the power 0
+    most: Any  # scores from here on have the power infinity
+
+    @classmethod
+    def of(cls, dtype: DType, *, is_natural: bool) -> "Constants":
+        """Return them for base e or for base 2."""
+        limits = np.finfo(dtype)
+        log_2, tail = (math.log(2.0), _TAIL) if is_natural else (1.0, 0.0)
+        upper = round(log_2 * 2**12) / 2**12
+        numbers = 1.0 / log_2, upper, log_2 - upper + tail, log_2 * limits.minexp, log_2 * limits.maxexp
+        return cls(*map(np.dtype(dtype).type, numbers))

@@ -1,0 +1,51 @@
+"""Whether the loops can be compiled here: they are imported by the first call that is large enough to pay for it."""
+
+import math
+import warnings
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
+
+import numpy as np
+
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.tile.base import base_of, has_vector_powers
+from attention_xp._engine.walkers.numpy.compiled.passes import Passes
+
+__all__ = ["LEAST", "loops", "missing", "passes_of"]
+
+LEAST = 2**20  # pairs of query and key: importing takes as long as some hundred such calls
+
+
+def passes_of(problem: Problem) -> Passes | None:
+    """Return the compiled passes for a problem; ``None`` where NumPy's own are taken."""
+    compiled = None if missing(problem) else loops()
+    if compiled is None:
+        return None
+    return Passes(compiled, problem.dtype, problem.dropout_rate, is_natural=base_of(problem.xp).log_e == 1.0)
+
+
+def missing(problem: Problem) -> str | None:
+    """Return why the passes over the tiles of a problem are NumPy's own; ``None`` where they are compiled."""
+    if np.dtype(problem.dtype) != np.float32 and has_vector_powers(problem.dtype):
+        return f"NumPy is faster in {np.dtype(problem.dtype)} on this processor"
+    if math.prod((*problem.lead, problem.query.shape[-2], problem.key.shape[-2])) < LEAST:
+        return "the call is small"
+    if find_spec("numba") is None:
+        return "numba is not installed"
+    return None if loops() else "numba cannot be used"
+
+
+@cache
+def loops() -> ModuleType | None:
+    """Import the loops and try one; where that fails, say so once and go on without."""
+    try:
+        from attention_xp._engine.walkers.numpy.compiled import loops  # noqa: PLC0415  # imports numba
+
+        if loops.is_compiled():
+            return loops
+        problem = "NUMBA_DISABLE_JIT is set"
+    except Exception as error:  # noqa: BLE001  # whatever numba finds wrong with NumPy, Python, the processor or a folder
+        problem = f"{type(error).__name__}: {error}"
+    warnings.warn(f"numba is installed and cannot be used, so that NumPy computes alone: {problem}", RuntimeWarning, 2)
+    return None

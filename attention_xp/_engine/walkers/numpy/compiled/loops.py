@@ -1,0 +1,161 @@
+"""The compiled loops over tiles.
+
+A tile is (G, lines, room): of each line the first `length` numbers are scores. Either the numbers of a line are the rows of
+the query, and its keys are the lines, or the other way round; the names of the loops say whether a row lies across the
+lines or along one.
+"""
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeVar
+
+import numpy as np
+from numba import config, njit
+
+from attention_xp._engine.walkers.numpy.compiled.constants import Constants
+from attention_xp._engine.walkers.numpy.compiled.scalars import CONTRACTED, power
+
+__all__ = ["is_compiled", "keep_if", "largest_across_lines", "powers_across_lines", "powers_along_lines", "survivors"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+@cache
+def _warn_of_cache() -> None:
+    warnings.warn(
+        "numba finds no folder that it can write to, so that every process compiles anew; NUMBA_CACHE_DIR names one",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def _compiled(*more: str) -> Callable[[_F], _F]:
+    """Compile a function on its first call, or read it from the disk, where an earlier process left it."""
+
+    def decorate(function: _F) -> _F:
+        options = {"fastmath": {*CONTRACTED, *more}, "nogil": True, "error_model": "numpy"}
+        try:
+            return njit(cache=True, **options)(function)  # type: ignore[no-any-return]
+        except RuntimeError:
+            _warn_of_cache()
+            return njit(**options)(function)  # type: ignore[no-any-return]
+
+    return decorate
+
+
+def is_compiled() -> bool:
+    """Whether numba compiles functions here, tried with one; raises what numba raises."""
+    if config.DISABLE_JIT:
+        return False
+    constants = tuple(Constants.of(np.float32, is_natural=False))
+    lines, rows = np.zeros((1, 1, 1), np.float32), np.zeros((1, 1), np.float32)
+    powers_across_lines(lines, 1, rows, constants, rows.copy())
+    return bool(lines[0, 0, 0] == 1.0)
+
+
+@_compiled()
+def powers_across_lines(scores, length, shift, constants, sums):
+    """Replace scores by powers of ``scores - shift``, and sum them up, where rows lie across the lines."""
+    heads, lines, _ = scores.shape
+    for g in range(heads):
+        for i in range(length):
+            sums[g, i] = 0.0
+        for j in range(lines):
+            for i in range(length):
+                weight = power(scores[g, j, i] - shift[g, i], constants)
+                scores[g, j, i] = weight
+                sums[g, i] += weight
+
+
+@_compiled()
+def powers_along_lines(scores, length, shift, constants, sums):
+    """Replace scores by powers of ``scores - shift``, and sum them up, where a row is a line."""
+    heads, lines, _ = scores.shape
+    for g in range(heads):
+        for j in range(lines):
+            for i in range(length):
+                scores[g, j, i] = power(scores[g, j, i] - shift[g, j], constants)
+            sums[g, j] = _total(scores, g, j, length)
+
+
+@_compiled("reassoc")
+def _total(scores, g, j, length):
+    """Return the sum of a line, in the order that is fast."""
+    total = scores.dtype.type(0.0)
+    for i in range(length):
+        total += scores[g, j, i]
+    return total
+
+
+@_compiled()
+def largest_across_lines(scores, length, largest):
+    """Raise the largest score of each row so far to that in the tile, where rows lie across the lines.
+
+    NaN does not count: its power is NaN whatever is subtracted.
+    """
+    heads, lines, _ = scores.shape
+    for g in range(heads):
+        for j in range(lines):
+            for i in range(length):
+                largest[g, i] = max(largest[g, i], scores[g, j, i])
+
+
+@_compiled()
+def keep_if(tile, flags, line, first, other):
+    """Replace numbers by another one where flags are False: (G, ...) or (1, ...), from a line and a number of it on."""
+    for g in range(tile.shape[0]):
+        k = min(g, flags.shape[0] - 1)
+        for j in range(flags.shape[1]):
+            for i in range(flags.shape[2]):
+                at = (
+                    np.uint64(line + j),
+                    np.uint64(first + i),
+                )  # of indices with a sign, numba asks whether it is negative
+                number = tile[g, at[0], at[1]]
+                tile[g, at[0], at[1]] = number if flags[k, j, i] else other
+
+
+@_compiled()
+def survivors(keep, schedule, first, limit, words, halves):
+    """Write which weights survive dropout, (n, m), from the first query and key on.
+
+    `schedule` are the two words of a key of the generator, and a third that follows from them. `words` are (2, m // 2 + 1), and `halves` are the same memory as (2, 2 * (m // 2 + 1)).
+    """
+    n, m = keep.shape
+    row, column = first
+    for j in range(column >> 1, ((column + n - 1) >> 1) + 1):
+        for i in range(words.shape[1]):
+            x, y = _threefry(schedule, np.uint32((row >> 1) + i), np.uint32(j))
+            words[0, i] = x
+            words[1, i] = y
+        for parity in range(2):
+            line = 2 * j + parity - column
+            if 0 <= line < n:
+                for i in range(m):
+                    keep[line, i] = halves[parity, np.uint64((row & 1) + i)] >= limit
+
+
+@_compiled()
+def _threefry(schedule, x, y):
+    """Encrypt a counter as `attention_xp._random.threefry` does; written out, because a loop here would not be unrolled."""
+    first, second, third = schedule
+    x, y = _four_rounds(np.uint32(x + first), np.uint32(y + second), (13, 15, 26, 6))
+    x, y = _four_rounds(np.uint32(x + second), np.uint32(y + third + np.uint32(1)), (17, 29, 16, 24))
+    x, y = _four_rounds(np.uint32(x + third), np.uint32(y + first + np.uint32(2)), (13, 15, 26, 6))
+    return _round(np.uint32(x + first), np.uint32(y + second + np.uint32(3)), 17)
+
+
+@_compiled()
+def _four_rounds(x, y, rotations):
+    x, y = _round(x, y, rotations[0])
+    x, y = _round(x, y, rotations[1])
+    x, y = _round(x, y, rotations[2])
+    return _round(x, y, rotations[3])
+
+
+@_compiled()
+def _round(x, y, rotation):
+    """Return x + y, and its exclusive-or with y, whose bits are rotated to the left."""
+    x = np.uint32(x + y)
+    return x, np.uint32(x ^ (np.uint32(y << np.uint32(rotation)) | (y >> np.uint32(32 - rotation))))

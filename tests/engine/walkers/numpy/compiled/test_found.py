@@ -1,0 +1,98 @@
+"""Whether numba is taken, and what happens where it cannot be."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import numba
+import numpy as np
+import pytest
+
+from attention_xp import explain, flash_attention
+from attention_xp._engine.walkers.numpy.compiled import found
+
+LARGE = np.zeros((1, 1, 1024, 64), np.float32)
+
+
+@pytest.fixture
+def anew(monkeypatch):
+    """Let numba be looked for once more, as in a new process, and forget what is found."""
+    monkeypatch.setattr(found, "LEAST", 2**20)
+    found.loops.cache_clear()
+    yield monkeypatch
+    found.loops.cache_clear()
+
+
+def test_a_large_call_is_compiled_and_a_small_one_is_not(anew):
+    assert explain(LARGE, LARGE, LARGE).loops == "numba"
+    assert "loops: numba" in repr(explain(LARGE, LARGE, LARGE))
+    small = LARGE[:, :, :1000]
+    assert explain(small, small, small).loops == "the call is small"
+    assert "loops" not in repr(explain(small, small, small))
+
+
+def test_float64_is_compiled_where_numpy_has_no_vector_powers(anew):
+    wide = LARGE.astype(np.float64)
+    anew.setattr(found, "has_vector_powers", lambda dtype: True)
+    assert explain(wide, wide, wide).loops == "NumPy is faster in float64 on this processor"
+    anew.setattr(found, "has_vector_powers", lambda dtype: False)
+    assert explain(wide, wide, wide).loops == "numba"
+
+
+def test_without_numba_nothing_is_said(anew):
+    anew.setattr(found, "find_spec", lambda name: None)
+    assert explain(LARGE, LARGE, LARGE).loops == "numba is not installed"
+    assert flash_attention(LARGE, LARGE, LARGE).shape == LARGE.shape
+
+
+@pytest.mark.parametrize("obstacle", ["import", "jit"])
+def test_a_numba_that_fails_is_told_once_and_numpy_goes_on(anew, obstacle):
+    if obstacle == "import":  # as numba does where it does not support the NumPy at hand
+        anew.setitem(sys.modules, "attention_xp._engine.walkers.numpy.compiled.loops", None)
+        anew.delattr(sys.modules["attention_xp._engine.walkers.numpy.compiled"], "loops", raising=False)
+    else:
+        anew.setattr(numba.config, "DISABLE_JIT", 1)
+    with pytest.warns(RuntimeWarning, match="numba is installed and cannot be used") as told:
+        first = flash_attention(LARGE, LARGE, LARGE)
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(first, flash_attention(LARGE, LARGE, LARGE))
+    assert explain(LARGE, LARGE, LARGE).loops == "numba cannot be used"
+
+
+PROGRAM = """
+import sys, warnings
+warnings.simplefilter("always")
+import numpy as np
+import attention_xp
+x = np.ones((1, 1, {size}, 64), np.float32)
+attention_xp.flash_attention(x, x, x)
+print("numba" in sys.modules)
+"""
+
+
+def run(size, **env):
+    """Run a program of its own, and return what it printed and warned of."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(size=size)],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip(), done.stderr
+
+
+def test_numba_is_imported_by_a_large_call_alone():
+    assert run(500) == ("False", "")
+    assert run(1100) == ("True", "")
+
+
+def test_a_read_only_cache_compiles_anew_with_one_warning(tmp_path):
+    # No folder beside the code, none of the user: numba then knows no place.
+    is_used, told = run(1100, NUMBA_CACHE_LOCATOR_CLASSES="UserProvidedCacheLocator", NUMBA_CACHE_DIR="")
+    assert is_used == "True"
+    assert told.count("RuntimeWarning") == 1
+    assert "NUMBA_CACHE_DIR names one" in told
