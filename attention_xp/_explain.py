@@ -42,8 +42,7 @@ class Explanation(Mapping[str, str]):
         return len(self.reasons)
 
     def __repr__(self) -> str:
-        lines = [f"{kernel}: {verdict}" for kernel, verdict in self.items()]
-        return "\n".join([*lines, "loops: numba"] if self.loops == "numba" else lines)
+        return "\n".join(f"{kernel}: {verdict}" for kernel, verdict in self.items())
 
     def _repr_html_(self) -> str:
         """Show a table in a notebook."""

@@ -79,7 +79,7 @@ class Passes:
         """Return weights (..., m, n) with 0 where flags are False."""
         flags = keep.mT if tile.across else keep
         shape = len(tile.lines), tile.lines.shape[1], tile.length
-        if keep.shape != weights.shape or math.prod(shape) != keep.size or not flags.flags.c_contiguous:
+        if math.prod(keep.shape[:-2]) != shape[0] or not flags.flags.c_contiguous:  # or heads share lines
             return np.multiply(weights, keep, out=weights)
         self._loops.keep_if(tile.lines, flags.reshape(shape), 0, 0, self._zero)
         return weights

@@ -26,10 +26,8 @@ def anew(monkeypatch):
 
 def test_a_large_call_is_compiled_and_a_small_one_is_not(anew):
     assert explain(LARGE, LARGE, LARGE).loops == "numba"
-    assert "loops: numba" in repr(explain(LARGE, LARGE, LARGE))
     small = LARGE[:, :, :1000]
     assert explain(small, small, small).loops == "the call is small"
-    assert "loops" not in repr(explain(small, small, small))
 
 
 def test_float64_is_compiled_where_numpy_has_no_vector_powers(anew):
