@@ -2,15 +2,15 @@
 
 from typing import Any, TypeVar
 
-from attention_xp._backend.libraries import device
+from attention_xp._backend.libraries import common_namespace, device
 from attention_xp._public_types import Array
 from attention_xp._typing import Array as AnyArray, Namespace
-from attention_xp.cache._caches import DenseCache, PagedCache, RollingCache, StaticCache
+from attention_xp.cache._caches import DenseCache, PagedCache, RollingCache, StaticCache, check_kind
 from attention_xp.cache._counts import Step
 from attention_xp.cache._pages import append_to_pages
-from attention_xp.cache._written import Rows, write
+from attention_xp.cache._written import Rows, in_host_memory, write, write_blocks
 
-__all__ = ["append"]
+__all__ = ["append", "appended"]
 
 CacheT = TypeVar("CacheT", DenseCache[Any], StaticCache[Any], RollingCache[Any], PagedCache[Any])
 
@@ -56,15 +56,26 @@ def append(cache: CacheT, key: Array, value: Array, *, lengths: int | Array | No
     >>> lengths(cache)
     array([3, 1], dtype=int32)
     """
-    step = Step.of(cache, key, value, lengths)
+    check_kind(cache)
+    xp = common_namespace(**cache._asdict(), new_key=key, new_value=value)
+    return appended(cache, Step.of(xp, cache, key, value, lengths), key, value)
+
+
+def appended(cache: CacheT, step: Step, key: AnyArray, value: AnyArray) -> CacheT:
+    """Return a cache with the rows of a step that was checked."""
     if isinstance(cache, PagedCache):
         return append_to_pages(cache, step, key, value)
     if isinstance(cache, DenseCache):
         return _append_to_dense(cache, step, key, value)
     C = cache.key.shape[2]
-    position, counts = step.positions()
     if isinstance(cache, StaticCache):
         step.refuse_beyond(C, "its capacity")
+    blocks = step.blocks(C)
+    if blocks is not None and in_host_memory(cache.key, cache.value, key, value):
+        buffers = write_blocks(step.xp, cache.key, cache.value, blocks, (key, value), lambda: _shown(step.xp, cache))
+        return type(cache)(buffers[0], buffers[1], step.new)
+    position, counts = step.positions()
+    if isinstance(cache, StaticCache):
         return _with_rows(cache, step, key, value, position, counts & (position < C))
     is_last = counts & (position >= step.new[:, None] - C)  # a slot is written once
     return _with_rows(cache, step, key, value, position % C, is_last)
@@ -103,13 +114,15 @@ def _with_rows(cache: Any, step: Step, key: AnyArray, value: AnyArray, slots: An
     item = xp.arange(B, dtype=xp.int32, device=device(slots))[:, None]
     flat = [xp.reshape(xp.broadcast_to(a, (B, n)), (B * n,)) for a in (item, slots, keep)]
     rows = Rows(flat[0], flat[1], flat[2], _by_rows(xp, key), _by_rows(xp, value))
-    C = cache.key.shape[2]
-
-    def shown() -> AnyArray:
-        return xp.where(cache.lengths > C, C, cache.lengths)
-
-    buffers = write(xp, cache.key, cache.value, rows, shown, known=step.known is not None)
+    known = step.known is not None
+    buffers = write(xp, cache.key, cache.value, rows, lambda: _shown(xp, cache), known=known)
     return type(cache)(buffers[0], buffers[1], step.new)
+
+
+def _shown(xp: Namespace, cache: Any) -> AnyArray:
+    """Return how many slots of each item a cache shows, (B,)."""
+    C = cache.key.shape[2]
+    return xp.where(cache.lengths > C, C, cache.lengths)
 
 
 def _by_rows(xp: Namespace, array: AnyArray) -> AnyArray:

@@ -16,6 +16,7 @@ __all__ = [
     "RollingCache",
     "StaticCache",
     "check_cache",
+    "check_kind",
     "lengths",
     "page_bounds",
     "positions_of",
@@ -233,11 +234,16 @@ def lengths(cache: Cache) -> Any:
     return cache.lengths
 
 
-def check_cache(cache: Any) -> Namespace:
-    """Return the array library of a cache; refuse what is none."""
+def check_kind(cache: Any) -> None:
+    """Refuse what is no cache."""
     if not isinstance(cache, _KINDS):
         names = ", ".join(kind.__name__ for kind in _KINDS)
         raise TypeError(f"cache must be one of {names}, got {type(cache).__name__}")
+
+
+def check_cache(cache: Any) -> Namespace:
+    """Return the array library of a cache; refuse what is none."""
+    check_kind(cache)
     return common_namespace(**cache._asdict())
 
 

@@ -9,7 +9,8 @@ from attention_xp._backend.values import as_int32, known_integers, within
 from attention_xp._checks.arrays import check_floating, check_integers, check_placement, shapes
 from attention_xp._checks.numbers import check_position
 from attention_xp._typing import Array, Namespace
-from attention_xp.cache._caches import Cache, PagedCache, check_cache
+from attention_xp.cache._caches import Cache, PagedCache
+from attention_xp.cache._written import Block
 
 __all__ = ["Step", "batch_integers", "most_of"]
 
@@ -21,13 +22,12 @@ class Step(NamedTuple):
     rows: int  # of the arrays
     old: Array  # the lengths before, (B,) int32
     counts: Array  # how many of the rows count, (B,) int32
-    known: tuple[list[int], list[int]] | None  # the numbers in both, where they lie in host memory
+    new: Array  # the lengths afterwards, (B,) int32
+    known: tuple[list[int], list[int]] | None  # the numbers of `old` and `counts`, where they lie in host memory
 
     @classmethod
-    def of(cls, cache: Cache, key: Array, value: Array, lengths: Any) -> "Step":
-        """Check an append."""
-        check_cache(cache)
-        xp = common_namespace(**cache._asdict(), new_key=key, new_value=value)
+    def of(cls, xp: Namespace, cache: Cache, key: Array, value: Array, lengths: Any) -> "Step":
+        """Check an append to a cache of a library, to which the rows belong as well."""
         _check_rows(xp, cache, key, value)
         rows, B = key.shape[2], cache.lengths.shape[0]
         if lengths is None:
@@ -40,12 +40,20 @@ class Step(NamedTuple):
                 raise ValueError(f"lengths must lie between 0 and the {rows} rows of key, got {added}")
             counts = within(xp, counts, 0, rows)
         old = known_integers(xp, cache.lengths)
-        return cls(xp, rows, cache.lengths, counts, None if old is None or added is None else (old, added))
+        known = None if old is None or added is None else (old, added)
+        return cls(xp, rows, cache.lengths, counts, cache.lengths + counts, known)
 
     @property
-    def new(self) -> Array:
-        """The lengths afterwards, (B,) int32."""
-        return self.old + self.counts
+    def known_new(self) -> list[int] | None:
+        """The numbers of `new`, where they lie in host memory."""
+        return None if self.known is None else [a + b for a, b in zip(*self.known, strict=True)]
+
+    def blocks(self, capacity: int) -> list[Block] | None:
+        """Return the slots of each item, of so many that are filled in turns; ``None`` where they are not known, or go round."""
+        if self.known is None:
+            return None
+        found = [Block(b, old % capacity, added) for b, (old, added) in enumerate(zip(*self.known, strict=True))]
+        return found if all(start + count <= capacity for _, start, count in found) else None
 
     def refuse_beyond(self, capacity: int, what: str) -> None:
         """Refuse lengths that are known to exceed a capacity."""

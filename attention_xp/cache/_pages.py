@@ -8,7 +8,7 @@ from attention_xp._backend.values import known_integers, within
 from attention_xp._typing import Array, Namespace
 from attention_xp.cache._caches import PagedCache, page_bounds
 from attention_xp.cache._counts import Step
-from attention_xp.cache._written import Rows, untouched_first, write
+from attention_xp.cache._written import Block, Rows, in_host_memory, untouched_first, write, write_blocks
 
 __all__ = ["append_to_pages", "laid_out", "missing", "reached", "readable", "recounted"]
 
@@ -28,11 +28,12 @@ def append_to_pages(cache: PagedCache[Any], step: Step, key: Array, value: Array
     xp = step.xp
     most, size, _ = page_bounds(xp, cache)
     step.refuse_beyond(most * size, "the pages of an item")
-    if _stays_in_pages(cache, step):
-        table, references, granted = cache.block_table, cache.references, None
-    else:
-        granted = _grant(cache, step)
-        table, references = granted.table, granted.references
+    blocks = _within_pages(cache, step)
+    if blocks is not None and in_host_memory(cache.key_pages, cache.value_pages, key, value):
+        written = write_blocks(xp, cache.key_pages, cache.value_pages, blocks, (key, value), lambda: _shown(xp, cache))
+        return PagedCache(written[0], written[1], cache.block_table, step.new, cache.references)
+    granted = None if blocks is not None else _grant(cache, step)
+    table, references = (cache.block_table, cache.references) if granted is None else granted[:2]
     position, counts = step.positions()
     pages = along(xp, table, within(xp, position // size, 0, most - 1), axis=1)
     keep = counts & (pages >= 0) & (position < most * size)
@@ -83,18 +84,20 @@ def _pages_of(lengths: Array, size: int) -> Array:
     return (lengths + (size - 1)) // size
 
 
-def _stays_in_pages(cache: PagedCache[Any], step: Step) -> bool:
-    """Whether it is known that no item needs another page."""
+def _within_pages(cache: PagedCache[Any], step: Step) -> list[Block] | None:
+    """Return the places of the rows where it is known that no item needs another page."""
     if step.known is None:
-        return False
-    size = cache.key_pages.shape[2]
+        return None
+    size, blocks = cache.key_pages.shape[2], []
     for b, (old, added) in enumerate(zip(*step.known, strict=True)):
         if added == 0:
+            blocks.append(Block(0, 0, 0))
             continue
         page = int(cache.block_table[b, old // size]) if old % size else -1
         if page < 0 or old % size + added > size or int(cache.references[page]) != 1:
-            return False
-    return True
+            return None
+        blocks.append(Block(page, old % size, added))
+    return blocks
 
 
 def _grant(cache: PagedCache[Any], step: Step) -> _Granted:

@@ -17,7 +17,7 @@ from attention_xp._merge import merge_attention
 from attention_xp._typing import Array, Namespace
 from attention_xp.cache._by_position import Given
 from attention_xp.cache._counts import batch_integers
-from attention_xp.cache._pages import reached, readable
+from attention_xp.cache._pages import readable
 
 __all__ = ["attend_pages", "check_pages", "plain"]
 
@@ -105,9 +105,7 @@ def _attend_where_they_lie(
     how = plain(how) if columns.mask is None and columns.bias is None else {**how, "bias": columns.bias}
     dropout_rate = how.pop("dropout_rate", 0.0)
     problem = Problem.of(query, nothing[0], nothing[1], columns.mask, dropout_rate, how)  # type: ignore[arg-type]
-    table = table[:, :count]
-    table = xp.where(reached(xp, table, lengths, size), table, -1)
-    paged = Pages.of(key, value, table, problem.Sk, problem.dtype)
+    paged = Pages.of(key, value, table[:, :count], known, problem.dtype)
     found = attend_at_once(replace(problem, key=paged[0], value=paged[1]), Wanted(lse=lse))
     return found.output, found.lse
 

@@ -9,9 +9,9 @@ from attention_xp._backend.values import known_integers, within
 from attention_xp._checks.arrays import check_floating, check_placement, shapes
 from attention_xp._checks.numbers import check_flag, check_window
 from attention_xp._typing import Array, Namespace
-from attention_xp.cache._append import append
+from attention_xp.cache._append import appended
 from attention_xp.cache._by_position import Given
-from attention_xp.cache._caches import DenseCache, PagedCache, RollingCache, StaticCache, check_cache, positions_of
+from attention_xp.cache._caches import DenseCache, PagedCache, RollingCache, StaticCache, check_kind, positions_of
 from attention_xp.cache._counts import Step, batch_integers, most_of
 from attention_xp.cache._pages import missing
 from attention_xp.cache._reading import attend_pages, plain
@@ -26,19 +26,8 @@ def attended(cache: Any, query: Array, mask: Any, how: dict[str, Any]) -> Array:
     _refuse_positions(how)
     _refuse_window(cache, how)
     xp = _checked(cache, query)
-    given = Given.of(xp, query, mask, how.get("bias"))
     known = known_integers(xp, cache.lengths)
-    wrong = _wrong(xp, cache, given.reach, known)
-    how = _at_offset(xp, cache, query, how, 0)
-    if isinstance(cache, RollingCache):
-        positions = positions_of(xp, cache)
-        there = given.at(xp, positions)
-        output = _attend(query, cache.key, cache.value, there, {**how, "key_positions": positions})
-    elif isinstance(cache, PagedCache):
-        output = attend_pages(xp, query, cache[:4], given, how, known)[0]
-    else:
-        output = _attend_columns(xp, cache, query, given, how, known)
-    return output if wrong is None else xp.where(wrong[:, None, None, None], math.nan, output)
+    return _attended(xp, cache, query, mask, _at_offset(xp, cache, query, how, known, 0), known)
 
 
 def appended_and_attended(
@@ -47,17 +36,18 @@ def appended_and_attended(
     """Return the output over what a cache and new rows hold, and the cache with these rows."""
     _refuse_positions(how)
     _refuse_window(cache, how)
-    xp = _checked(cache, query)
-    after = append(cache, key, value, lengths=lengths)
-    how = _at_offset(xp, cache, query, how, key.shape[2])
+    xp = _checked(cache, query, new_key=key, new_value=value)
+    step = Step.of(xp, cache, key, value, lengths)
+    after = appended(cache, step, key, value)
+    how = _at_offset(xp, cache, query, how, None if step.known is None else step.known[0], key.shape[2])
     if lengths is not None:
-        rows = batch_integers(xp, cache.lengths, "lengths", lengths) + (query.shape[2] - key.shape[2])
+        rows = step.counts + (query.shape[2] - key.shape[2])
         how["query_lengths"] = _least(xp, cache, "query_lengths", within(xp, rows, 0, query.shape[2]), how)
     if not isinstance(cache, RollingCache) or key.shape[2] == 1:
-        return attended(after, query, mask, how), after
+        return _attended(xp, after, query, mask, how, step.known_new), after
     given = Given.of(xp, query, mask, how.get("bias"))
-    wrong = _wrong(xp, after, given.reach, known_integers(xp, after.lengths))
-    position, counts = Step.of(cache, key, value, lengths).positions()
+    wrong = _wrong(xp, after, given.reach, step.known_new)
+    position, counts = step.positions()
     positions = xp.concat([positions_of(xp, cache), xp.where(counts, position, -1)], axis=1)
     both = [
         xp.astype(xp.concat([a, b], axis=2), a.dtype, copy=False) for a, b in ((cache.key, key), (cache.value, value))
@@ -67,6 +57,23 @@ def appended_and_attended(
     how |= {"window": (C - 1 if left is None else min(left, C - 1), right), "key_positions": positions}
     output = _attend(query, both[0], both[1], given.at(xp, positions), how)
     return output if wrong is None else xp.where(wrong[:, None, None, None], math.nan, output), after
+
+
+def _attended(
+    xp: Namespace, cache: Any, query: Array, mask: Any, how: dict[str, Any], known: list[int] | None
+) -> Array:
+    """Return the output over a cache with these lengths, of a query with its place."""
+    given = Given.of(xp, query, mask, how.get("bias"))
+    wrong = _wrong(xp, cache, given.reach, known)
+    if isinstance(cache, RollingCache):
+        positions = positions_of(xp, cache)
+        there = given.at(xp, positions)
+        output = _attend(query, cache.key, cache.value, there, {**how, "key_positions": positions})
+    elif isinstance(cache, PagedCache):
+        output = attend_pages(xp, query, cache[:4], given, how, known)[0]
+    else:
+        output = _attend_columns(xp, cache, query, given, how, known)
+    return output if wrong is None else xp.where(wrong[:, None, None, None], math.nan, output)
 
 
 def _attend_columns(
@@ -88,23 +95,18 @@ def _attend(query: Array, key: Array, value: Array, given: Given, how: dict[str,
     return flash_attention(query, key, value, given.mask, **{**how, "bias": given.bias})
 
 
-def _at_offset(xp: Namespace, cache: Any, query: Array, how: dict[str, Any], appended: int) -> dict[str, Any]:
+def _at_offset(
+    xp: Namespace, cache: Any, query: Array, how: dict[str, Any], known: list[int] | None, rows: int
+) -> dict[str, Any]:
     """Return options with where the first query stands: by default, the rows are the last ones of all, or of the chunk."""
     if how.get("query_offset") is not None:
         return dict(how)
+    # One int where all lengths are known to be that, which is cheaper; JAX computes with arrays.
+    is_one = known and not is_jax_namespace(xp) and known.count(known[0]) == len(known)
+    lengths = known[0] if known and is_one else cache.lengths
     # No key stands behind a single row.
     is_causal = check_flag("is_causal", how.get("is_causal", False)) and query.shape[2] != 1
-    return {
-        **how,
-        "is_causal": is_causal,
-        "query_offset": _known_alike(xp, cache.lengths) + (appended - query.shape[2]),
-    }
-
-
-def _known_alike(xp: Namespace, lengths: Array) -> Any:
-    """Return lengths as one int where all of them are known to be that, which is cheaper; JAX computes with arrays."""
-    known = None if is_jax_namespace(xp) else known_integers(xp, lengths)
-    return known[0] if known and known.count(known[0]) == len(known) else lengths
+    return {**how, "is_causal": is_causal, "query_offset": lengths + (rows - query.shape[2])}
 
 
 def _least(xp: Namespace, cache: Any, name: str, limit: Array, how: dict[str, Any]) -> Array:
@@ -160,10 +162,10 @@ def _refuse_window(cache: Any, options: Any) -> None:
         )
 
 
-def _checked(cache: Any, query: Array) -> Namespace:
-    """Check cache and query, and return their library."""
-    check_cache(cache)
-    xp = common_namespace(query=query, **cache._asdict())
+def _checked(cache: Any, query: Array, **new: Array) -> Namespace:
+    """Check cache and query, and return the library of all arrays."""
+    check_kind(cache)
+    xp = common_namespace(query=query, **cache._asdict(), **new)
     check_floating(xp, query=query)
     check_placement(xp, cache=cache[0], query=query)
     B, (_, heads, _, width) = cache.lengths.shape[0], cache[0].shape

@@ -17,7 +17,7 @@ from attention_xp._backend.rows import with_rows
 from attention_xp._backend.values import host_view
 from attention_xp._typing import Array, Namespace
 
-__all__ = ["Rows", "in_host_memory", "untouched_first", "write"]
+__all__ = ["Block", "Rows", "in_host_memory", "untouched_first", "write", "write_blocks"]
 
 
 class Rows(NamedTuple):
@@ -28,6 +28,14 @@ class Rows(NamedTuple):
     keep: Array  # (m,) whether a row is written
     key: Array  # (m, H, D)
     value: Array  # (m, H, Dv)
+
+
+class Block(NamedTuple):
+    """The first rows of one item, which are to lie one behind the other: ``[unit, :, start : start + count]``."""
+
+    unit: int
+    start: int
+    count: int
 
 
 class _Known(NamedTuple):
@@ -53,11 +61,38 @@ def write(
         return written[0], written[1]
     units, slots, keep, *new = map(_view, rows)
     units, slots = units[keep], slots[keep]
-    if not _claimed(key, value, units, slots):
-        key, value = (xp.asarray(a, copy=True) for a in (key, value))
-        _remember(key, value, _view(shown()), units, slots)
+    key, value = _writable(xp, key, value, shown, units, slots, slots + 1)
     for buffer, added in zip((key, value), new, strict=True):
         _view(buffer)[units, :, slots] = added[keep]
+    return key, value
+
+
+def write_blocks(
+    xp: Namespace, key: Array, value: Array, blocks: list[Block], new: tuple[Array, Array], shown: Callable[[], Array]
+) -> tuple[Array, Array]:
+    """Do the same with one block of each item, in host memory; `new` are keys and values (B, H, n, D) and (B, H, n, Dv)."""
+    filled = [(b, block) for b, block in enumerate(blocks) if block.count]
+    units, starts, ends = [], [], []
+    for _, (unit, start, count) in filled:
+        units.append(unit)
+        starts.append(start)
+        ends.append(start + count)
+    key, value = _writable(xp, key, value, shown, units, starts, ends)
+    for array, added in zip((key, value), new, strict=True):
+        buffer, rows = _view(array), _view(added)
+        for b, (unit, start, count) in filled:
+            buffer[unit, :, start : start + count] = rows[b, :, :count]
+    return key, value
+
+
+def _writable(
+    xp: Namespace, key: Array, value: Array, shown: Callable[[], Array], units: Any, starts: Any, ends: Any
+) -> tuple[Array, Array]:
+    """Return the buffers, or copies where slots of units, from some bounds to others, were written before."""
+    if _claimed(key, value, units, starts, ends):
+        return key, value
+    key, value = (xp.asarray(a, copy=True) for a in (key, value))
+    _remember(key, value, _view(shown()), units, ends)
     return key, value
 
 
@@ -88,24 +123,24 @@ def _found(key: Array, value: Array) -> _Known | None:
     return known if known is not None and known.key() is key and known.value() is value else None
 
 
-def _claimed(key: Array, value: Array, units: Any, slots: Any) -> bool:
+def _claimed(key: Array, value: Array, units: Any, starts: Any, ends: Any) -> bool:
     """Mark slots as written; False, and nothing is marked, where one is already, or it is not known."""
     import numpy as np  # noqa: PLC0415
 
     with _LOCK:
         found = _found(key, value)
-        if found is None or (slots < found.used[units]).any():
+        if found is None or (starts < found.used[units]).any():
             return False
-        np.maximum.at(found.used, units, slots + 1)
+        np.maximum.at(found.used, units, ends)
         return True
 
 
-def _remember(key: Array, value: Array, shown: Any, units: Any, slots: Any) -> None:
+def _remember(key: Array, value: Array, shown: Any, units: Any, ends: Any) -> None:
     """Keep which slots of new buffers are shown or about to be written; in a rolling cache, the latter may come first."""
     import numpy as np  # noqa: PLC0415
 
     name, used = id(key), shown.copy()
-    np.maximum.at(used, units, slots + 1)
+    np.maximum.at(used, units, ends)
 
     def forget(_: Any) -> None:
         with _LOCK:

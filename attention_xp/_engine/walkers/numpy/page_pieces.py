@@ -1,0 +1,183 @@
+"""Some pages of a pool at a time, and their products with the rows, or weights, of the items that they belong to.
+
+Items get pages in turns, so that the pages of one item mostly follow each other in the pool at equal distances. Such a run is
+one strided view, which `matmul` reads without a copy. What it reads and writes beside is made contiguous, for the distances
+of long rows are powers of two, with which a cache serves badly. Tables that are cut into short runs are visited in the
+order of the pool, the pages of all items together, and what comes out is put in order.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from attention_xp._typing import Array
+
+__all__ = ["Piece", "Scattered", "cut"]
+
+_PIECE = 2**20  # numbers of the pages of a piece, about
+_SHORT = 8  # pages of a run below which runs take longer than putting in order, and runs that may be shorter
+_LARGEST_PRODUCT = 2**17  # multiplications for which BLAS calls no other threads
+
+
+class Piece(Protocol):
+    """Some pages. A buffer has room for the scores, and the outputs, of all of them."""
+
+    @property
+    def count(self) -> int:
+        """The number of pages that are multiplied."""
+
+    def scores(self, pool: Array, rows: Array, scores: Array, buffer: Array) -> None:
+        """Write the products of rows (B, Hkv, m, D) and keys to their places in (B, Hkv, m, pages of an item, size)."""
+
+    def outputs(self, pool: Array, weights: Array, total: Array, buffer: Array) -> None:
+        """Add weights (B, Hkv, m, Sk), times values, to (B, Hkv, m, D)."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Pages of one item, in its order, at equal distances; a page that is not full is a run of its own."""
+
+    item: int
+    column: int  # the position of the first key
+    pages: slice | Array
+    count: int
+    keys: int  # of each page
+
+    def _read(self, pool: Array, width: Array) -> Array:
+        return pool[self.pages, :, : self.keys].astype(width.dtype, copy=False)
+
+    def _place(self, columns: Array) -> Array:
+        """Return a view of (B, Hkv, m, n), (pages, Hkv, m, keys)."""
+        mine = columns[self.item, :, :, self.column : self.column + self.count * self.keys]
+        return mine.reshape(*mine.shape[:2], self.count, self.keys).transpose(2, 0, 1, 3)
+
+    def scores(self, pool: Array, rows: Array, scores: Array, buffer: Array) -> None:
+        place = self._place(scores.reshape(*scores.shape[:3], -1))
+        products = _lent(buffer, place.shape)
+        np.matmul(rows[self.item], self._read(pool, scores).swapaxes(-1, -2), out=products)
+        place[...] = products
+
+    def outputs(self, pool: Array, weights: Array, total: Array, buffer: Array) -> None:
+        place = self._place(weights)
+        mine = _lent(buffer, place.shape)
+        mine[...] = place
+        of_pages = _lent(buffer[mine.size :], (self.count, *total.shape[1:]))
+        np.matmul(mine, self._read(pool, total), out=of_pages)
+        total[self.item] += of_pages.sum(axis=0)
+
+
+@dataclass(frozen=True)
+class Scattered:
+    """Pages in the order of the pool: all between two bounds, or those with some numbers."""
+
+    pages: slice | Array
+    owner: Array  # the item of each
+    index: Array  # which page of its item it is
+    wanted: Array | slice  # which of them are asked for
+
+    @property
+    def count(self) -> int:
+        return len(self.owner)
+
+    def scores(self, pool: Array, rows: Array, scores: Array, buffer: Array) -> None:
+        _, heads, m, _, size = scores.shape
+        products = _lent(buffer, (self.count, heads, size, m))
+        keys = pool[self.pages].astype(scores.dtype, copy=False)
+        np.matmul(keys, rows[self.owner].swapaxes(-1, -2), out=products)
+        at = self.owner[self.wanted], slice(None), slice(None), self.index[self.wanted]
+        scores[at] = products[self.wanted].swapaxes(-1, -2)
+
+    def outputs(self, pool: Array, weights: Array, total: Array, buffer: Array) -> None:
+        of_pages = _lent(buffer, (self.count, *total.shape[1:]))
+        by_pages = weights.reshape(*weights.shape[:3], -1, pool.shape[2])
+        values = pool[self.pages].astype(total.dtype, copy=False)
+        np.matmul(by_pages[self.owner, :, :, self.index], values, out=of_pages)
+        self._add_up(of_pages.reshape(self.count, -1), total.reshape(len(total), -1))
+
+    def _add_up(self, of_pages: Array, total: Array) -> None:
+        """Add what pages (pages, W) give to the totals of items (B, W), as products that BLAS gives to no other threads."""
+        belongs = self.owner[None, :] == np.arange(len(total))[:, None]
+        if not isinstance(self.wanted, slice):
+            belongs &= self.wanted
+        shares = belongs.astype(total.dtype)
+        step = max(1, _LARGEST_PRODUCT // max(total.size, 1))
+        for i in range(0, len(of_pages), step):
+            total += shares[:, i : i + step] @ of_pages[i : i + step]
+
+
+def cut(table: Array, lengths: list[int], size: int, numbers: int) -> tuple[list[Piece], bool]:
+    """Return pieces that hold all pages of all items, and whether they are scattered; `numbers` are those of a page.
+
+    Entries of the table (B, pages of an item) that are -1 are left out.
+    """
+    most = max(1, _PIECE // max(numbers, 1))
+    if not np.any(table < 0, where=_reached(table, lengths, size)):
+        found = list(_runs(table, lengths, size, most))
+        if len(found) <= _SHORT + sum(run.count for run in found) // _SHORT:
+            return list(found), False
+    return list(_scattered(np.where(_reached(table, lengths, size), table, -1), most)), True
+
+
+def _lent(buffer: Array, shape: tuple[int, ...]) -> Array:
+    return buffer[: math.prod(shape)].reshape(shape)
+
+
+def _reached(table: Array, lengths: list[int], size: int) -> Array:
+    return np.arange(table.shape[1])[None, :] * size < np.asarray(lengths, np.int64)[:, None]
+
+
+def _runs(table: Array, lengths: list[int], size: int, most: int) -> Iterator[_Run]:
+    for item, length in enumerate(lengths):
+        full, rest = divmod(length, size)
+        row = table[item]
+        for start, end in _progressions(row[:full]):
+            step = int(row[end - 1]) - int(row[end - 2]) if end - start > 1 else 1
+            for i in range(start, end, most):
+                count = min(most, end - i)
+                pages = _strided(int(row[i]), count, step) if step else row[i : i + count]
+                yield _Run(item, i * size, pages, count, size)
+        if rest:
+            yield _Run(item, full * size, _strided(int(row[full]), 1, 1), 1, rest)
+
+
+def _progressions(pages: Array) -> Iterator[tuple[int, int]]:
+    """Yield the bounds of runs of numbers at equal distances."""
+    start = 0
+    for last in [*(np.flatnonzero(np.diff(pages, 2)) + 1).tolist(), len(pages) - 1]:
+        if last > start or (last == start and last == len(pages) - 1):  # where a run begins, the distance may change
+            yield start, last + 1
+            start = last + 1
+
+
+def _strided(first: int, count: int, step: int) -> slice:
+    stop = first + count * step
+    return slice(first, stop if stop >= 0 else None, step)
+
+
+def _scattered(table: Array, most: int) -> Iterator[Scattered]:
+    """Yield pieces in the order of the pool; what several items have is read several times."""
+    owner, index = np.nonzero(table >= 0)
+    pages = table[owner, index]
+    order = np.argsort(pages, kind="stable")
+    owner, index, pages = owner[order], index[order], pages[order]
+    for i in range(0, len(pages), most):
+        some, of, at = (a[i : i + most] for a in (pages, owner, index))
+        first, last = int(some[0]), int(some[-1]) + 1
+        if last - first > 2 * len(some) or np.any(some[1:] == some[:-1]):
+            yield Scattered(some, of, at, slice(None))  # copied, piece by piece
+        elif last - first == len(some):
+            yield Scattered(slice(first, last), of, at, slice(None))
+        else:
+            yield _with_gaps(some, of, at)
+
+
+def _with_gaps(pages: Array, owner: Array, index: Array) -> Scattered:
+    """Return the stretch of the pool that some pages lie in, where the others are multiplied as well."""
+    first, last = int(pages[0]), int(pages[-1]) + 1
+    wanted, places = np.zeros(last - first, bool), np.zeros((2, last - first), np.intp)
+    wanted[pages - first] = True
+    places[:, pages - first] = owner, index
+    return Scattered(slice(first, last), places[0], places[1], wanted)
