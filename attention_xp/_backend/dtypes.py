@@ -69,4 +69,6 @@ def is_boolean(xp: Namespace, dtype: DType) -> bool:
 
 def computation_dtype(xp: Namespace, dtype: DType) -> DType:
     """Return float64 for float64, float32 for everything narrower."""
+    if dtype == xp.float32:  # NumPy takes long to tell a name
+        return xp.float32
     return xp.float64 if dtype_name(dtype) == "float64" else xp.float32  # by name, which is that of both byte orders

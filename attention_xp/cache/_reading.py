@@ -1,7 +1,6 @@
 """Pages that are read where they lie, some at a time, and what they give merged."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
 from attention_xp._attention import flash_attention
@@ -19,7 +18,7 @@ from attention_xp.cache._by_position import Given
 from attention_xp.cache._counts import batch_integers
 from attention_xp.cache._pages import readable
 
-__all__ = ["attend_pages", "check_pages", "plain"]
+__all__ = ["attend_pages", "check_pages", "looks_at_positions", "plain"]
 
 _NUMBERS = 2**20  # of keys that are read at a time, about
 _FEW = 16  # rows that share keys, up to which pages are multiplied where they lie: NumPy
@@ -94,10 +93,7 @@ def _attend_where_they_lie(
     size, end = key.shape[2], max(known, default=0)
     xp, count = common_namespace(query=query), -(-end // size)
     B, heads = table.shape[0], key.shape[1]
-    place = device(query)
-    nothing = [
-        xp.broadcast_to(xp.zeros((), dtype=a.dtype, device=place), (B, heads, end, a.shape[3])) for a in (key, value)
-    ]
+    nothing = [Pages.stand_in((B, heads, end, a.shape[3]), a.dtype) for a in (key, value)]
     columns = given.columns(xp, 0, end)
     how.pop("key_lengths", None)
     if min(known, default=0) < end:
@@ -106,7 +102,7 @@ def _attend_where_they_lie(
     dropout_rate = how.pop("dropout_rate", 0.0)
     problem = Problem.of(query, nothing[0], nothing[1], columns.mask, dropout_rate, how)  # type: ignore[arg-type]
     paged = Pages.of(key, value, table[:, :count], known, problem.dtype)
-    found = attend_at_once(replace(problem, key=paged[0], value=paged[1]), Wanted(lse=lse))
+    found = attend_at_once(problem.with_keys(*paged), Wanted(lse=lse))
     return found.output, found.lse
 
 
@@ -116,10 +112,16 @@ def plain(how: dict[str, Any]) -> dict[str, Any]:
     A call without arrays that the library knows from before takes no time to be checked.
     """
     given = {name: option for name, option in how.items() if option is not None}
-    looks = "window" in given or "score_mod" in given or given.get("is_causal") or given.get("dropout_rate")
-    if not looks:
+    if not looks_at_positions(given):
         given.pop("query_offset", None)
     return given
+
+
+def looks_at_positions(how: dict[str, Any]) -> bool:
+    """Whether options, but a mask and a bias, depend on where rows and keys stand."""
+    return any(how.get(name) is not None for name in ("window", "score_mod")) or any(
+        how.get(name) for name in ("is_causal", "dropout_rate")
+    )
 
 
 class _Reader:

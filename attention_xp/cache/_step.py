@@ -14,7 +14,7 @@ from attention_xp.cache._by_position import Given
 from attention_xp.cache._caches import DenseCache, PagedCache, RollingCache, StaticCache, check_kind, positions_of
 from attention_xp.cache._counts import Step, batch_integers, most_of
 from attention_xp.cache._pages import missing
-from attention_xp.cache._reading import attend_pages, plain
+from attention_xp.cache._reading import attend_pages, looks_at_positions, plain
 
 __all__ = ["appended_and_attended", "attended"]
 
@@ -66,14 +66,26 @@ def _attended(
     given = Given.of(xp, query, mask, how.get("bias"))
     wrong = _wrong(xp, cache, given.reach, known)
     if isinstance(cache, RollingCache):
-        positions = positions_of(xp, cache)
-        there = given.at(xp, positions)
-        output = _attend(query, cache.key, cache.value, there, {**how, "key_positions": positions})
+        output = _attend_round(xp, cache, query, given, how, known)
     elif isinstance(cache, PagedCache):
         output = attend_pages(xp, query, cache[:4], given, how, known)[0]
     else:
         output = _attend_columns(xp, cache, query, given, how, known)
     return output if wrong is None else xp.where(wrong[:, None, None, None], math.nan, output)
+
+
+def _attend_round(
+    xp: Namespace, cache: RollingCache[Any], query: Array, given: Given, how: dict[str, Any], known: list[int] | None
+) -> Array:
+    """Attend a cache in which columns are positions modulo their number, which are looked up where anything looks at them."""
+    C, has_arrays = cache.key.shape[2], given.mask is not None or given.bias is not None
+    if not has_arrays and how.get("key_lengths") is None and not looks_at_positions(how):
+        held = cache._replace(lengths=xp.where(cache.lengths > C, C, cache.lengths))
+        return _attend_columns(
+            xp, held, query, given, how, None if known is None else [min(length, C) for length in known]
+        )
+    positions = positions_of(xp, cache)
+    return _attend(query, cache.key, cache.value, given.at(xp, positions), {**how, "key_positions": positions})
 
 
 def _attend_columns(
@@ -104,9 +116,18 @@ def _at_offset(
     # One int where all lengths are known to be that, which is cheaper; JAX computes with arrays.
     is_one = known and not is_jax_namespace(xp) and known.count(known[0]) == len(known)
     lengths = known[0] if known and is_one else cache.lengths
-    # No key stands behind a single row.
-    is_causal = check_flag("is_causal", how.get("is_causal", False)) and query.shape[2] != 1
-    return {**how, "is_causal": is_causal, "query_offset": lengths + (rows - query.shape[2])}
+    how = {**how, "query_offset": lengths + (rows - query.shape[2])}
+    is_causal = check_flag("is_causal", how.get("is_causal", False))
+    if query.shape[2] == 1 and rows <= 1:  # no key stands behind a single row, nor any before those that a cache holds
+        is_causal = False
+        if isinstance(cache, RollingCache) and _left(how) in (None, cache.key.shape[2] - 1):
+            how["window"] = None
+    return {**how, "is_causal": is_causal}
+
+
+def _left(how: dict[str, Any]) -> int | None:
+    """Return how many earlier keys a window reaches."""
+    return None if how.get("window") is None else check_window(how["window"])[0]
 
 
 def _least(xp: Namespace, cache: Any, name: str, limit: Array, how: dict[str, Any]) -> Array:

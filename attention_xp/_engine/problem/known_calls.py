@@ -1,6 +1,7 @@
 """Known calls: a call without options that are arrays, as most are, is checked once for all calls of the same kind.
 
-On small arrays the checks would take longer than attention itself.
+On small arrays the checks would take longer than attention itself. Calls that differ in the number of keys alone, or in where
+the first query stands, are of one kind: decoding goes on by a key, and a position, from step to step.
 """
 
 from typing import Any
@@ -17,35 +18,49 @@ _Fields = dict[str, Any]
 _KNOWN: dict[Any, tuple[Any, _Fields | None]] = {}  # the layout and the fields of plain calls that passed the checks
 _UNKNOWN: tuple[Any, _Fields | None] = (None, None)
 _MOST = 512
+_FAR = 2**29  # positions beyond are refused
 
 
 def known_call(
     query: Array, key: Array, value: Array, mask: Any, dropout_rate: float, options: AttentionOptions
 ) -> tuple[tuple[Any, ...] | None, _Fields | None]:
-    """Return the name of a plain call, which holds all that its fields depend on, and the fields where they are known.
+    """Return the name of a plain call, which holds what its fields depend on, and the fields where they are known.
 
-    ``None`` for a call with more arrays, or within a trace, where the fields depend on more than the arguments.
+    ``None`` for a call with more arrays, or within a trace, where the fields depend on more than the arguments, and for one
+    in which the number of keys or the offset, which the name does not hold, might be refused.
     """
     if mask is not None or type(dropout_rate) is not float or dropout_rate or not options.keys() <= PLAIN:
         return None, None
     if not is_plain():
         return None, None
     try:
+        offset, Sk = options.get("query_offset"), key.shape[-2]
+        if value.shape[-2] != Sk or not Sk:
+            return None, None
+        if offset is not None:
+            if type(offset) is not int or not -_FAR <= offset <= _FAR:
+                return None, None
+            options = {**options, "query_offset": 0}
+        elif Sk != query.shape[-2] and _may_compare_positions(options):
+            return None, None
         name = (
             *(type(query), query.shape, query.dtype, query.device),
-            *(type(key), key.shape, key.dtype, key.device),
-            *(type(value), value.shape, value.dtype, value.device),
+            *(type(key), key.shape[:-2], key.shape[-1], key.dtype, key.device),
+            *(type(value), value.shape[:-2], value.shape[-1], value.dtype, value.device),
             *options.items(),
-            *map(type, options.values()),  # True is no 1
+            *map(_kind, options.values()),
         )
         layout, fields = _KNOWN.get(name, _UNKNOWN)
         # Only torch has layouts.
-        if layout is None or (query.layout is layout and key.layout is layout and value.layout is layout):
-            return name, fields
-        return None, None
+        if layout is not None and not (query.layout is layout and key.layout is layout and value.layout is layout):
+            return None, None
     # Not an array, an array that JAX traces, a symbolic size, which cannot be compared, or a nested tensor, without sizes.
-    except (AttributeError, TypeError, RuntimeError):
+    except (AttributeError, IndexError, TypeError, RuntimeError):
         return None, None
+    if fields is None:
+        return name, None
+    answers = _answers(fields["answers"], (Sk, offset))
+    return name, {**fields, "Sk": Sk, "given_keys": Sk, "query_offset": offset, "answers": answers}
 
 
 def remember(name: tuple[Any, ...], fields: _Fields) -> None:
@@ -54,3 +69,21 @@ def remember(name: tuple[Any, ...], fields: _Fields) -> None:
         _KNOWN.clear()
     layout = fields["query"].layout if is_tensor(fields["query"]) else None
     _KNOWN[name] = layout, {**fields, "query": None, "key": None, "value": None}
+
+
+def _may_compare_positions(options: AttentionOptions) -> bool:
+    return options.get("is_causal", False) is not False or options.get("window") is not None
+
+
+def _kind(option: Any) -> Any:
+    """Return the type of an option, or those of its parts: True is no 1."""
+    return tuple(map(type, option)) if type(option) is tuple else type(option)
+
+
+def _answers(of_all: dict[Any, dict[Any, Any]] | None, place: tuple[int, int | None]) -> dict[Any, Any] | None:
+    """Return the answers that are kept for a number of keys and an offset, on which they may depend."""
+    if of_all is None:
+        return None
+    if len(of_all) >= _MOST and place not in of_all:
+        of_all.clear()
+    return of_all.setdefault(place, {})

@@ -88,8 +88,8 @@ DEFAULTS: AttentionOptions = {
     "tile": None,
 }
 
-PLAIN = frozenset({"is_causal", "scale", "softcap", "impl"})
-"""The options that are plain values and seldom change from call to call."""
+PLAIN = frozenset({"is_causal", "window", "query_offset", "scale", "softcap", "impl"})
+"""The options that may be plain values which seldom change from call to call; an offset may, where it is an int."""
 
 _DOCUMENTATION = """\
 bias : array or Bias, optional

@@ -160,15 +160,23 @@ class Problem(Frame):
         """Check a call and align its arrays with the scores."""
         name, known = known_call(query, key, value, mask, dropout_rate, options) if packing is None else (None, None)
         if known is not None:
-            problem = object.__new__(cls)  # setting the fields one by one takes as long as attention on small arrays
-            vars(problem).update(known, query=query, key=key, value=value)
-            return problem
+            return cls._made_of(known, query=query, key=key, value=value)
         problem = cls._checked(query, key, value, mask, dropout_rate, options, packing)
         is_one_dtype = query.dtype == key.dtype == value.dtype  # autocast mixes them
         if name is not None and problem.query is query and isinstance(problem.scale, float) and is_one_dtype:
             # For arrays of CuPy the kernels depend on the layout as well, which is not part of the name.
             remember(name, {**vars(problem), "answers": None if is_cupy_namespace(problem.xp) else {}})
         return problem
+
+    @classmethod
+    def _made_of(cls, fields: dict[str, Any], **arrays: Any) -> Self:
+        problem = object.__new__(cls)  # setting the fields one by one takes as long as attention on small arrays
+        vars(problem).update(fields, **arrays)
+        return problem
+
+    def with_keys(self, key: Any, value: Any) -> Self:
+        """Return the same problem with other keys and values, which may lie in pages."""
+        return self._made_of(vars(self), key=key, value=value)
 
     def of_arrays(self, query: Array, key: Array, value: Array) -> "Problem":
         """Return the same problem of other arrays, of the same shapes and dtypes."""
@@ -200,7 +208,7 @@ class Problem(Frame):
     def once(self, question: Callable[..., _T], *more: Any) -> _T:
         """Return ``question(self, *more)``; for a known call, the answer is kept for later calls of the same kind.
 
-        The answer may depend on types, sizes, dtypes, devices and options, and on nothing else: on no number in an array,
+        The answer may depend on types, sizes, dtypes, devices and plain options, and on nothing else: on no number in an array,
         no stride, and not on whether gradients are recorded.
         """
         if self.answers is None:

@@ -32,8 +32,12 @@ class Piece(Protocol):
     def scores(self, pool: Array, rows: Array, scores: Array, buffer: Array) -> None:
         """Write the products of rows (B, Hkv, m, D) and keys to their places in (B, Hkv, m, pages of an item, size)."""
 
-    def outputs(self, pool: Array, weights: Array, total: Array, buffer: Array) -> None:
-        """Add weights (B, Hkv, m, Sk), times values, to (B, Hkv, m, D)."""
+    def outputs(self, pool: Array, weights: Array, buffer: Array) -> Array:
+        """Return the products of weights (B, Hkv, m, Sk) and values: of all items, or of one, (1, Hkv, m, D)."""
+
+    @property
+    def items(self) -> slice:
+        """The items that the outputs belong to."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,12 @@ class _Run:
     count: int
     keys: int  # of each page
 
-    def _read(self, pool: Array, width: Array) -> Array:
-        return pool[self.pages, :, : self.keys].astype(width.dtype, copy=False)
+    @property
+    def items(self) -> slice:
+        return slice(self.item, self.item + 1)
+
+    def _read(self, pool: Array, like: Array) -> Array:
+        return pool[self.pages, :, : self.keys].astype(like.dtype, copy=False)
 
     def _place(self, columns: Array) -> Array:
         """Return a view of (B, Hkv, m, n), (pages, Hkv, m, keys)."""
@@ -60,13 +68,13 @@ class _Run:
         np.matmul(rows[self.item], self._read(pool, scores).swapaxes(-1, -2), out=products)
         place[...] = products
 
-    def outputs(self, pool: Array, weights: Array, total: Array, buffer: Array) -> None:
+    def outputs(self, pool: Array, weights: Array, buffer: Array) -> Array:
         place = self._place(weights)
         mine = _lent(buffer, place.shape)
         mine[...] = place
-        of_pages = _lent(buffer[mine.size :], (self.count, *total.shape[1:]))
-        np.matmul(mine, self._read(pool, total), out=of_pages)
-        total[self.item] += of_pages.sum(axis=0)
+        of_pages = _lent(buffer[mine.size :], (*place.shape[:3], pool.shape[3]))
+        np.matmul(mine, self._read(pool, buffer), out=of_pages)
+        return of_pages.sum(axis=0, keepdims=True)
 
 
 @dataclass(frozen=True)
@@ -90,22 +98,29 @@ class Scattered:
         at = self.owner[self.wanted], slice(None), slice(None), self.index[self.wanted]
         scores[at] = products[self.wanted].swapaxes(-1, -2)
 
-    def outputs(self, pool: Array, weights: Array, total: Array, buffer: Array) -> None:
-        of_pages = _lent(buffer, (self.count, *total.shape[1:]))
-        by_pages = weights.reshape(*weights.shape[:3], -1, pool.shape[2])
-        values = pool[self.pages].astype(total.dtype, copy=False)
-        np.matmul(by_pages[self.owner, :, :, self.index], values, out=of_pages)
-        self._add_up(of_pages.reshape(self.count, -1), total.reshape(len(total), -1))
+    @property
+    def items(self) -> slice:
+        return slice(None)
 
-    def _add_up(self, of_pages: Array, total: Array) -> None:
-        """Add what pages (pages, W) give to the totals of items (B, W), as products that BLAS gives to no other threads."""
-        belongs = self.owner[None, :] == np.arange(len(total))[:, None]
+    def outputs(self, pool: Array, weights: Array, buffer: Array) -> Array:
+        B, heads, m, _ = weights.shape
+        of_pages = _lent(buffer, (self.count, heads, m, pool.shape[3]))
+        by_pages = weights.reshape(*weights.shape[:3], -1, pool.shape[2])
+        values = pool[self.pages].astype(buffer.dtype, copy=False)
+        np.matmul(by_pages[self.owner, :, :, self.index], values, out=of_pages)
+        return self._added_up(of_pages.reshape(self.count, -1), B).reshape(B, *of_pages.shape[1:])
+
+    def _added_up(self, of_pages: Array, items: int) -> Array:
+        """Return the totals of items (B, W) of what pages give (pages, W), by products that BLAS gives to no other threads."""
+        belongs = self.owner[None, :] == np.arange(items)[:, None]
         if not isinstance(self.wanted, slice):
             belongs &= self.wanted
-        shares = belongs.astype(total.dtype)
+        shares = belongs.astype(of_pages.dtype)
+        total = np.zeros((items, of_pages.shape[1]), of_pages.dtype)
         step = max(1, _LARGEST_PRODUCT // max(total.size, 1))
         for i in range(0, len(of_pages), step):
             total += shares[:, i : i + step] @ of_pages[i : i + step]
+        return total
 
 
 def cut(table: Array, lengths: list[int], size: int, numbers: int) -> tuple[list[Piece], bool]:

@@ -6,9 +6,10 @@ the rows of the item that it belongs to, as if pages were batch items.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +22,6 @@ from attention_xp._typing import Array, DType
 __all__ = ["Pages"]
 
 _MANY = 2**21  # numbers of all pages from which threads pay
-
-_Worker = Callable[[], AbstractContextManager[Callable[[Piece], None]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +43,11 @@ class Pages(Paged):
         keys, values = (cls(a, table, lengths, pieces, are_scattered, width) for a in (key, value))
         return keys, values
 
+    @staticmethod
+    def stand_in(shape: tuple[int, ...], dtype: DType) -> Array:
+        """Return an array of a shape that takes no memory, to check a call with."""
+        return np.ndarray(shape, dtype, np.zeros(1, dtype), strides=(0,) * len(shape))
+
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """``(B, Hkv, Sk, D)``."""
@@ -55,32 +59,29 @@ class Pages(Paged):
         size, most = self.pool.shape[2], self.table.shape[1]
         scores = np.zeros((B, heads, m, most, size), self.width)  # sums with what memory held before may warn
 
-        @contextmanager
-        def worker() -> Iterator[Callable[[Piece], None]]:
-            with lent([self._longest * heads * size * m], self.width) as (buffer,):
-                yield lambda piece: piece.scores(self.pool, rows, scores, buffer)
+        def do(i: int, buffer: Array) -> None:
+            self.pieces[i].scores(self.pool, rows, scores, buffer)
 
-        self._visit(worker)
+        self._visit(self._longest * heads * m * size, do)
         return scores.reshape(B, heads, m, most * size)[..., : self.shape[2]]
 
     def outputs(self, weights: Array) -> Array:
         """(B, Hkv, m, Sk) @ (B, Hkv, Sk, D) -> (B, Hkv, m, D)."""
         B, heads, m, Sk = weights.shape
-        shape = B, heads, m, self.pool.shape[3]
-        behind = self.table.shape[1] * self.pool.shape[2] - Sk
+        size, width = self.pool.shape[2:]
+        behind = self.table.shape[1] * size - Sk
         if self.are_scattered and behind:
             weights = np.concat([weights, np.zeros((B, heads, m, behind), weights.dtype)], axis=-1)
-        totals = []  # of each thread
+        parts: list[Any] = [None] * len(self.pieces)
 
-        @contextmanager
-        def worker() -> Iterator[Callable[[Piece], None]]:
-            total = np.zeros(shape, self.width)
-            totals.append(total)
-            with lent([self._longest * heads * m * (shape[-1] + self.pool.shape[2])], self.width) as (buffer,):
-                yield lambda piece: piece.outputs(self.pool, weights, total, buffer)
+        def do(i: int, buffer: Array) -> None:
+            parts[i] = self.pieces[i].outputs(self.pool, weights, buffer)
 
-        self._visit(worker)
-        return sum(totals, start=totals.pop())
+        self._visit(self._longest * heads * m * (size + width), do)
+        total = np.zeros((B, heads, m, width), self.width)
+        for piece, part in zip(self.pieces, parts, strict=True):
+            total[piece.items] += part
+        return total
 
     def gathered(self) -> Array:
         """Return a copy as one array, (B, Hkv, Sk, D), with zeros behind the end of an item."""
@@ -91,21 +92,25 @@ class Pages(Paged):
         is_read &= np.repeat(self.table >= 0, size, axis=1)
         return np.where(is_read[:, None, :, None], copied, 0.0)[:, :, :Sk].astype(self.width)
 
-    def _visit(self, worker: _Worker) -> None:
-        """Let a worker do all pieces, or several, each on a thread of its own, some of them."""
+    def _visit(self, length: int, do: Callable[[int, Array], None]) -> None:
+        """Do all pieces with a buffer, or several, each on a thread of its own, some of them."""
 
         @contextmanager
-        def by_number() -> Iterator[Callable[[int], None]]:
-            with worker() as do:
-                yield lambda i: do(self.pieces[i])
+        def worker() -> Iterator[Callable[[int], None]]:
+            with lent([length], self.width) as (buffer,):
+                yield lambda i: do(i, buffer)
 
         with np.errstate(all="ignore"):  # nobody has asked for what lies behind the end
-            if sum(piece.count for piece in self.pieces) * math.prod(self.pool.shape[1:]) >= _MANY:
-                with_blas_held_to_one(lambda threads: run_jobs(len(self.pieces), by_number, threads))
+            if self._numbers >= _MANY:
+                with_blas_held_to_one(lambda threads: run_jobs(len(self.pieces), worker, threads))
                 return
-            with worker() as do:
-                for piece in self.pieces:
-                    do(piece)
+            with worker() as alone:
+                for i in range(len(self.pieces)):
+                    alone(i)
+
+    @cached_property
+    def _numbers(self) -> int:
+        return sum(piece.count for piece in self.pieces) * math.prod(self.pool.shape[1:])
 
     @cached_property
     def _longest(self) -> int:
