@@ -7,15 +7,15 @@ order of the pool, the pages of all items together, and what comes out is put in
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
 from attention_xp._typing import Array
 
-__all__ = ["Piece", "Scattered", "cut"]
+__all__ = ["Piece", "Pieces", "cut"]
 
 _PIECE = 2**20  # numbers of the pages of a piece, about
 _SHORT = 8  # pages of a run below which runs take longer than putting in order, and runs that may be shorter
@@ -78,7 +78,7 @@ class _Run:
 
 
 @dataclass(frozen=True)
-class Scattered:
+class _Scattered:
     """Pages in the order of the pool: all between two bounds, or those with some numbers."""
 
     pages: slice | Array
@@ -123,17 +123,29 @@ class Scattered:
         return total
 
 
-def cut(table: Array, lengths: list[int], size: int, numbers: int) -> tuple[list[Piece], bool]:
-    """Return pieces that hold all pages of all items, and whether they are scattered; `numbers` are those of a page.
+class Pieces(NamedTuple):
+    """Pieces that hold all pages of all items."""
 
-    Entries of the table (B, pages of an item) that are -1 are left out.
-    """
+    all: list[Piece]
+    are_scattered: bool
+    longest: int  # the pages of one
+    count: int  # the pages of all
+
+    @classmethod
+    def of(cls, pieces: Sequence[Piece], *, are_scattered: bool) -> Self:
+        counts = [piece.count for piece in pieces]
+        return cls(list(pieces), are_scattered, max(counts, default=0), sum(counts))
+
+
+def cut(table: Array, lengths: list[int], size: int, numbers: int) -> Pieces:
+    """Return the pieces of a table (B, pages of an item), of which entries -1 are left out; a page has so many numbers."""
     most = max(1, _PIECE // max(numbers, 1))
     if not np.any(table < 0, where=_reached(table, lengths, size)):
         found = list(_runs(table, lengths, size, most))
         if len(found) <= _SHORT + sum(run.count for run in found) // _SHORT:
-            return list(found), False
-    return list(_scattered(np.where(_reached(table, lengths, size), table, -1), most)), True
+            return Pieces.of(found, are_scattered=False)
+    in_order = _scattered(np.where(_reached(table, lengths, size), table, -1), most)
+    return Pieces.of(list(in_order), are_scattered=True)
 
 
 def _lent(buffer: Array, shape: tuple[int, ...]) -> Array:
@@ -172,7 +184,7 @@ def _strided(first: int, count: int, step: int) -> slice:
     return slice(first, stop if stop >= 0 else None, step)
 
 
-def _scattered(table: Array, most: int) -> Iterator[Scattered]:
+def _scattered(table: Array, most: int) -> Iterator[_Scattered]:
     """Yield pieces in the order of the pool; what several items have is read several times."""
     owner, index = np.nonzero(table >= 0)
     pages = table[owner, index]
@@ -182,17 +194,17 @@ def _scattered(table: Array, most: int) -> Iterator[Scattered]:
         some, of, at = (a[i : i + most] for a in (pages, owner, index))
         first, last = int(some[0]), int(some[-1]) + 1
         if last - first > 2 * len(some) or np.any(some[1:] == some[:-1]):
-            yield Scattered(some, of, at, slice(None))  # copied, piece by piece
+            yield _Scattered(some, of, at, slice(None))  # copied, piece by piece
         elif last - first == len(some):
-            yield Scattered(slice(first, last), of, at, slice(None))
+            yield _Scattered(slice(first, last), of, at, slice(None))
         else:
             yield _with_gaps(some, of, at)
 
 
-def _with_gaps(pages: Array, owner: Array, index: Array) -> Scattered:
+def _with_gaps(pages: Array, owner: Array, index: Array) -> _Scattered:
     """Return the stretch of the pool that some pages lie in, where the others are multiplied as well."""
     first, last = int(pages[0]), int(pages[-1]) + 1
     wanted, places = np.zeros(last - first, bool), np.zeros((2, last - first), np.intp)
     wanted[pages - first] = True
     places[:, pages - first] = owner, index
-    return Scattered(slice(first, last), places[0], places[1], wanted)
+    return _Scattered(slice(first, last), places[0], places[1], wanted)

@@ -5,16 +5,15 @@ the rows of the item that it belongs to, as if pages were batch items.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from attention_xp._engine.tile.products import Paged
-from attention_xp._engine.walkers.numpy.page_pieces import Piece, cut
+from attention_xp._engine.walkers.numpy.page_pieces import Pieces, cut
 from attention_xp._engine.walkers.numpy.pool import run_jobs, with_blas_held_to_one
 from attention_xp._engine.walkers.numpy.scratch import lent
 from attention_xp._typing import Array, DType
@@ -31,16 +30,15 @@ class Pages(Paged):
     pool: Array
     table: Array  # (B, pages of an item); entries that no length reaches may be anything
     lengths: list[int]
-    pieces: Sequence[Piece]
-    are_scattered: bool
+    pieces: Pieces
     width: DType  # of the computation
 
     @classmethod
     def of(cls, key: Array, value: Array, table: Array, lengths: list[int], width: DType) -> tuple["Pages", "Pages"]:
         """Return keys and values in the same pages, as many as the longest item has."""
         table = np.where(table < len(key), table, -1)
-        pieces, are_scattered = cut(table, lengths, key.shape[2], math.prod(key.shape[1:]))
-        keys, values = (cls(a, table, lengths, pieces, are_scattered, width) for a in (key, value))
+        pieces = cut(table, lengths, key.shape[2], math.prod(key.shape[1:]))
+        keys, values = (cls(a, table, lengths, pieces, width) for a in (key, value))
         return keys, values
 
     @staticmethod
@@ -60,9 +58,9 @@ class Pages(Paged):
         scores = np.zeros((B, heads, m, most, size), self.width)  # sums with what memory held before may warn
 
         def do(i: int, buffer: Array) -> None:
-            self.pieces[i].scores(self.pool, rows, scores, buffer)
+            self.pieces.all[i].scores(self.pool, rows, scores, buffer)
 
-        self._visit(self._longest * heads * m * size, do)
+        self._visit(self.pieces.longest * heads * m * size, do)
         return scores.reshape(B, heads, m, most * size)[..., : self.shape[2]]
 
     def outputs(self, weights: Array) -> Array:
@@ -70,16 +68,16 @@ class Pages(Paged):
         B, heads, m, Sk = weights.shape
         size, width = self.pool.shape[2:]
         behind = self.table.shape[1] * size - Sk
-        if self.are_scattered and behind:
+        if self.pieces.are_scattered and behind:
             weights = np.concat([weights, np.zeros((B, heads, m, behind), weights.dtype)], axis=-1)
-        parts: list[Any] = [None] * len(self.pieces)
+        parts: list[Any] = [None] * len(self.pieces.all)
 
         def do(i: int, buffer: Array) -> None:
-            parts[i] = self.pieces[i].outputs(self.pool, weights, buffer)
+            parts[i] = self.pieces.all[i].outputs(self.pool, weights, buffer)
 
-        self._visit(self._longest * heads * m * (size + width), do)
+        self._visit(self.pieces.longest * heads * m * (size + width), do)
         total = np.zeros((B, heads, m, width), self.width)
-        for piece, part in zip(self.pieces, parts, strict=True):
+        for piece, part in zip(self.pieces.all, parts, strict=True):
             total[piece.items] += part
         return total
 
@@ -100,18 +98,11 @@ class Pages(Paged):
             with lent([length], self.width) as (buffer,):
                 yield lambda i: do(i, buffer)
 
+        count = len(self.pieces.all)
         with np.errstate(all="ignore"):  # nobody has asked for what lies behind the end
-            if self._numbers >= _MANY:
-                with_blas_held_to_one(lambda threads: run_jobs(len(self.pieces), worker, threads))
+            if count > 1 and self.pieces.count * math.prod(self.pool.shape[1:]) >= _MANY:
+                with_blas_held_to_one(lambda threads: run_jobs(count, worker, threads))
                 return
-            with worker() as alone:
-                for i in range(len(self.pieces)):
-                    alone(i)
-
-    @cached_property
-    def _numbers(self) -> int:
-        return sum(piece.count for piece in self.pieces) * math.prod(self.pool.shape[1:])
-
-    @cached_property
-    def _longest(self) -> int:
-        return max((piece.count for piece in self.pieces), default=0)  # pages of a piece
+            with lent([length], self.width) as (buffer,):
+                for i in range(count):
+                    do(i, buffer)
