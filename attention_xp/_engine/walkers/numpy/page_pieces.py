@@ -6,7 +6,6 @@ of long rows are powers of two, with which a cache serves badly. Tables that are
 order of the pool, the pages of all items together, and what comes out is put in order.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
@@ -23,16 +22,16 @@ _LARGEST_PRODUCT = 2**17  # multiplications for which BLAS calls no other thread
 
 
 class Piece(Protocol):
-    """Some pages. A buffer has room for the scores, and the outputs, of all of them."""
+    """Some pages."""
 
     @property
     def count(self) -> int:
         """The number of pages that are multiplied."""
 
-    def scores(self, pool: Array, rows: Array, scores: Array, buffer: Array) -> None:
+    def scores(self, pool: Array, rows: Array, scores: Array) -> None:
         """Write the products of rows (B, Hkv, m, D) and keys to their places in (B, Hkv, m, pages of an item, size)."""
 
-    def outputs(self, pool: Array, weights: Array, buffer: Array) -> Array:
+    def outputs(self, pool: Array, weights: Array) -> Array:
         """Return the products of weights (B, Hkv, m, Sk) and values: of all items, or of one, (1, Hkv, m, D)."""
 
     @property
@@ -62,18 +61,12 @@ class _Run:
         mine = columns[self.item, :, :, self.column : self.column + self.count * self.keys]
         return mine.reshape(*mine.shape[:2], self.count, self.keys).transpose(2, 0, 1, 3)
 
-    def scores(self, pool: Array, rows: Array, scores: Array, buffer: Array) -> None:
+    def scores(self, pool: Array, rows: Array, scores: Array) -> None:
         place = self._place(scores.reshape(*scores.shape[:3], -1))
-        products = _lent(buffer, place.shape)
-        np.matmul(rows[self.item], self._read(pool, scores).swapaxes(-1, -2), out=products)
-        place[...] = products
+        place[...] = rows[self.item] @ self._read(pool, scores).swapaxes(-1, -2)
 
-    def outputs(self, pool: Array, weights: Array, buffer: Array) -> Array:
-        place = self._place(weights)
-        mine = _lent(buffer, place.shape)
-        mine[...] = place
-        of_pages = _lent(buffer[mine.size :], (*place.shape[:3], pool.shape[3]))
-        np.matmul(mine, self._read(pool, buffer), out=of_pages)
+    def outputs(self, pool: Array, weights: Array) -> Array:
+        of_pages = self._place(weights).copy() @ self._read(pool, weights)
         return of_pages.sum(axis=0, keepdims=True)
 
 
@@ -90,11 +83,9 @@ class _Scattered:
     def count(self) -> int:
         return len(self.owner)
 
-    def scores(self, pool: Array, rows: Array, scores: Array, buffer: Array) -> None:
-        _, heads, m, _, size = scores.shape
-        products = _lent(buffer, (self.count, heads, size, m))
+    def scores(self, pool: Array, rows: Array, scores: Array) -> None:
         keys = pool[self.pages].astype(scores.dtype, copy=False)
-        np.matmul(keys, rows[self.owner].swapaxes(-1, -2), out=products)
+        products = keys @ rows[self.owner].swapaxes(-1, -2)
         at = self.owner[self.wanted], slice(None), slice(None), self.index[self.wanted]
         scores[at] = products[self.wanted].swapaxes(-1, -2)
 
@@ -102,13 +93,10 @@ class _Scattered:
     def items(self) -> slice:
         return slice(None)
 
-    def outputs(self, pool: Array, weights: Array, buffer: Array) -> Array:
-        B, heads, m, _ = weights.shape
-        of_pages = _lent(buffer, (self.count, heads, m, pool.shape[3]))
-        by_pages = weights.reshape(*weights.shape[:3], -1, pool.shape[2])
-        values = pool[self.pages].astype(buffer.dtype, copy=False)
-        np.matmul(by_pages[self.owner, :, :, self.index], values, out=of_pages)
-        return self._added_up(of_pages.reshape(self.count, -1), B).reshape(B, *of_pages.shape[1:])
+    def outputs(self, pool: Array, weights: Array) -> Array:
+        by_pages = weights.reshape(*weights.shape[:3], -1, pool.shape[2])[self.owner, :, :, self.index]
+        of_pages = by_pages @ pool[self.pages].astype(weights.dtype, copy=False)
+        return self._added_up(of_pages.reshape(self.count, -1), len(weights)).reshape(-1, *of_pages.shape[1:])
 
     def _added_up(self, of_pages: Array, items: int) -> Array:
         """Return the totals of items (B, W) of what pages give (pages, W), by products that BLAS gives to no other threads."""
@@ -128,32 +116,29 @@ class Pieces(NamedTuple):
 
     all: list[Piece]
     are_scattered: bool
-    longest: int  # the pages of one
     count: int  # the pages of all
 
     @classmethod
     def of(cls, pieces: Sequence[Piece], *, are_scattered: bool) -> Self:
-        counts = [piece.count for piece in pieces]
-        return cls(list(pieces), are_scattered, max(counts, default=0), sum(counts))
+        return cls(list(pieces), are_scattered, sum(piece.count for piece in pieces))
 
 
 def cut(table: Array, lengths: list[int], size: int, numbers: int) -> Pieces:
     """Return the pieces of a table (B, pages of an item), of which entries -1 are left out; a page has so many numbers."""
-    most = max(1, _PIECE // max(numbers, 1))
-    if not np.any(table < 0, where=_reached(table, lengths, size)):
+    most, is_reached = max(1, _PIECE // max(numbers, 1)), _reached(table, lengths, size)
+    if not np.any(table < 0, where=is_reached):
         found = list(_runs(table, lengths, size, most))
         if len(found) <= _SHORT + sum(run.count for run in found) // _SHORT:
             return Pieces.of(found, are_scattered=False)
-    in_order = _scattered(np.where(_reached(table, lengths, size), table, -1), most)
-    return Pieces.of(list(in_order), are_scattered=True)
+    return Pieces.of(list(_scattered(np.where(is_reached, table, -1), most)), are_scattered=True)
 
 
-def _lent(buffer: Array, shape: tuple[int, ...]) -> Array:
-    return buffer[: math.prod(shape)].reshape(shape)
-
-
-def _reached(table: Array, lengths: list[int], size: int) -> Array:
-    return np.arange(table.shape[1])[None, :] * size < np.asarray(lengths, np.int64)[:, None]
+def _reached(table: Array, lengths: list[int], size: int) -> Array | bool:
+    """Return which entries of a table the lengths reach; True for all."""
+    most = table.shape[1]
+    if min(lengths, default=0) > (most - 1) * size:
+        return True
+    return np.arange(most)[None, :] * size < np.asarray(lengths, np.int64)[:, None]
 
 
 def _runs(table: Array, lengths: list[int], size: int, most: int) -> Iterator[_Run]:
@@ -172,8 +157,8 @@ def _runs(table: Array, lengths: list[int], size: int, most: int) -> Iterator[_R
 
 def _progressions(pages: Array) -> Iterator[tuple[int, int]]:
     """Yield the bounds of runs of numbers at equal distances."""
-    start = 0
-    for last in [*(np.flatnonzero(np.diff(pages, 2)) + 1).tolist(), len(pages) - 1]:
+    start, steps = 0, pages[1:] - pages[:-1]
+    for last in [*(np.flatnonzero(steps[1:] != steps[:-1]) + 1).tolist(), len(pages) - 1]:
         if last > start or (last == start and last == len(pages) - 1):  # where a run begins, the distance may change
             yield start, last + 1
             start = last + 1

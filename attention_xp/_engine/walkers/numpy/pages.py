@@ -5,8 +5,8 @@ the rows of the item that it belongs to, as if pages were batch items.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ import numpy as np
 from attention_xp._engine.tile.products import Paged
 from attention_xp._engine.walkers.numpy.page_pieces import Pieces, cut
 from attention_xp._engine.walkers.numpy.pool import run_jobs, with_blas_held_to_one
-from attention_xp._engine.walkers.numpy.scratch import lent
 from attention_xp._typing import Array, DType
 
 __all__ = ["Pages"]
@@ -57,26 +56,25 @@ class Pages(Paged):
         size, most = self.pool.shape[2], self.table.shape[1]
         scores = np.zeros((B, heads, m, most, size), self.width)  # sums with what memory held before may warn
 
-        def do(i: int, buffer: Array) -> None:
-            self.pieces.all[i].scores(self.pool, rows, scores, buffer)
+        def do(i: int) -> None:
+            self.pieces.all[i].scores(self.pool, rows, scores)
 
-        self._visit(self.pieces.longest * heads * m * size, do)
+        self._visit(do)
         return scores.reshape(B, heads, m, most * size)[..., : self.shape[2]]
 
     def outputs(self, weights: Array) -> Array:
         """(B, Hkv, m, Sk) @ (B, Hkv, Sk, D) -> (B, Hkv, m, D)."""
         B, heads, m, Sk = weights.shape
-        size, width = self.pool.shape[2:]
-        behind = self.table.shape[1] * size - Sk
+        behind = self.table.shape[1] * self.pool.shape[2] - Sk
         if self.pieces.are_scattered and behind:
             weights = np.concat([weights, np.zeros((B, heads, m, behind), weights.dtype)], axis=-1)
         parts: list[Any] = [None] * len(self.pieces.all)
 
-        def do(i: int, buffer: Array) -> None:
-            parts[i] = self.pieces.all[i].outputs(self.pool, weights, buffer)
+        def do(i: int) -> None:
+            parts[i] = self.pieces.all[i].outputs(self.pool, weights)
 
-        self._visit(self.pieces.longest * heads * m * (size + width), do)
-        total = np.zeros((B, heads, m, width), self.width)
+        self._visit(do)
+        total = np.zeros((B, heads, m, self.pool.shape[3]), self.width)
         for piece, part in zip(self.pieces.all, parts, strict=True):
             total[piece.items] += part
         return total
@@ -90,19 +88,12 @@ class Pages(Paged):
         is_read &= np.repeat(self.table >= 0, size, axis=1)
         return np.where(is_read[:, None, :, None], copied, 0.0)[:, :, :Sk].astype(self.width)
 
-    def _visit(self, length: int, do: Callable[[int, Array], None]) -> None:
-        """Do all pieces with a buffer, or several, each on a thread of its own, some of them."""
-
-        @contextmanager
-        def worker() -> Iterator[Callable[[int], None]]:
-            with lent([length], self.width) as (buffer,):
-                yield lambda i: do(i, buffer)
-
+    def _visit(self, do: Callable[[int], None]) -> None:
+        """Do all pieces, or let several threads do some of them each."""
         count = len(self.pieces.all)
         with np.errstate(all="ignore"):  # nobody has asked for what lies behind the end
             if count > 1 and self.pieces.count * math.prod(self.pool.shape[1:]) >= _MANY:
-                with_blas_held_to_one(lambda threads: run_jobs(count, worker, threads))
+                with_blas_held_to_one(lambda threads: run_jobs(count, lambda: nullcontext(do), threads))
                 return
-            with lent([length], self.width) as (buffer,):
-                for i in range(count):
-                    do(i, buffer)
+            for i in range(count):
+                do(i)
