@@ -95,10 +95,24 @@ def _attend_columns(
     S, key, value = cache.key.shape[2], cache.key, cache.value
     if known is not None and not is_jax_namespace(xp):
         S = min(S, max(known, default=0))
-        key, value = key[:, :, :S, :], value[:, :, :S, :]
+        first, S, how = _seen(query, given, how, known, S)
+        key, value = key[:, :, first:S, :], value[:, :, first:S, :]
     if known is None or min(known, default=0) < S or how.get("key_lengths") is not None:
         how = {**how, "key_lengths": _least(xp, cache, "key_lengths", cache.lengths, how)}
     return _attend(query, key, value, given.columns(xp, 0, S), how)
+
+
+def _seen(query: Array, given: Given, how: dict[str, Any], known: list[int], S: int) -> tuple[int, int, dict[str, Any]]:
+    """Return which columns the window of a single row leaves, where nothing else looks at positions, and the other options."""
+    rest, offset = {**how, "window": None}, how.get("query_offset")
+    is_plain = given.mask is None and given.bias is None and how.get("key_lengths") is None
+    is_alike = type(offset) is int and min(known, default=0) >= S
+    if how.get("window") is None or query.shape[2] != 1 or not is_plain or not is_alike or looks_at_positions(rest):
+        return 0, S, how
+    left, right = check_window(how["window"])
+    first = 0 if left is None else max(0, offset - left)
+    last = S if right is None else min(S, offset + right + 1)
+    return (first, last, rest) if first < last else (0, S, how)
 
 
 def _attend(query: Array, key: Array, value: Array, given: Given, how: dict[str, Any]) -> Array:
@@ -118,7 +132,7 @@ def _at_offset(
     lengths = known[0] if known and is_one else cache.lengths
     how = {**how, "query_offset": lengths + (rows - query.shape[2])}
     is_causal = check_flag("is_causal", how.get("is_causal", False))
-    if query.shape[2] == 1 and rows <= 1:  # no key stands behind a single row, nor any before those that a cache holds
+    if query.shape[2] == 1:  # no key stands behind a single row, nor any before those that a cache holds
         is_causal = False
         if isinstance(cache, RollingCache) and _left(how) in (None, cache.key.shape[2] - 1):
             how["window"] = None
