@@ -1,9 +1,14 @@
 """The contenders of attention_xp: the same call on the arrays of each library."""
 
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import cycle
 from typing import Any
 
+import numpy as np
+
 from attention_xp import attention_vjp, flash_attention, scaled_dot_product_attention
+from attention_xp.cache import PagedCache, StaticCache, append, append_and_attend
 from attention_xp.linear import linear_attention
 from benchmarks.case import Case
 from benchmarks.contenders import Call, contender
@@ -31,6 +36,54 @@ def _weights(case: Case) -> Call:
 @contender("ours, NumPy, linear")
 def _linear(case: Case) -> Call:
     return partial(linear_attention, *case.inputs(), is_causal=case.causal)
+
+
+STEPS = (
+    512  # of decoding, after which a sequence starts again: making its cache anew counts, and is less than a hundredth
+)
+
+
+def _decoding(case: Case, empty: Callable[[], Any]) -> Call:
+    """Return a call that takes one step of decoding, from ``kv_length - 1`` positions on."""
+    query, key, value = case.inputs()
+    now = query, key[:, :, -1:], value[:, :, -1:]
+
+    def sequence() -> Iterator[None]:
+        while True:
+            cache = append(empty(), key[:, :, :-1], value[:, :, :-1])
+            for _ in range(STEPS):
+                _, cache = append_and_attend(cache, *now, is_causal=True)
+                yield
+
+    return partial(next, sequence())
+
+
+@contender("ours, NumPy, static cache")
+def _static(case: Case) -> Call:
+    B, heads, S, D = case.kv_shape
+    return _decoding(case, lambda: StaticCache.empty(B, heads, S + STEPS, D, dtype="float32"))
+
+
+@contender("ours, NumPy, paged cache")
+def _paged(case: Case) -> Call:
+    (B, heads, S, D), size = case.kv_shape, case.block_size
+    most = -(-(S + STEPS) // size)
+    how = {"page_size": size, "pages_per_item": most, "dtype": "float32"}
+    return _decoding(case, lambda: PagedCache.empty(B, heads, B * most, D, **how))
+
+
+@contender("ours, NumPy, slices")
+def _slices(case: Case) -> Call:
+    """What the steps of decoding attend, as slices of arrays that are there already."""
+    query, key, value = case.inputs()
+    key, value = (np.concatenate([a, a[:, :, :1].repeat(STEPS, axis=2)], axis=2) for a in (key, value))
+    lengths = cycle(range(case.kv_shape[2], case.kv_shape[2] + STEPS))
+
+    def attend() -> Any:
+        n = next(lengths)
+        return flash_attention(query, key[:, :, :n], value[:, :, :n])
+
+    return attend
 
 
 @contender("ours, NumPy, gradients")

@@ -140,6 +140,24 @@ def decode() -> list[Comparison]:
     return [Comparison(Case((1, 32, 1, 128), kv_heads=8, kv_length=8192), "ours, NumPy", "torch SDPA", 0.7)]
 
 
+def caches() -> list[Comparison]:
+    """A step of decoding, the append included, against attention on slices of the same lengths."""
+    alone, grouped = Case((1, 16, 1, 64), kv_length=4096), Case((1, 32, 1, 64), kv_heads=8, kv_length=4096)
+    small = [Case((4, 16, 1, 64), kv_length=512), Case((1, 9, 1, 64), kv_heads=3, kv_length=500)]
+    cases = [alone, replace(alone, shape=(4, 16, 1, 64)), grouped, *small]
+    pages = [(case, size) for case in cases[:3] for size in (16, 64, 128)]
+    return [
+        *(Comparison(case, "ours, NumPy, static cache", "ours, NumPy, slices", 1.1) for case in cases),
+        *(
+            Comparison(
+                *(replace(case, block_size=size), "ours, NumPy, paged cache", "ours, NumPy, slices", 1.3),
+                label=f", pages of {size}",
+            )
+            for case, size in pages
+        ),
+    ]
+
+
 def tiny() -> list[Comparison]:
     """The overhead of a call on tiny arrays, and the dense kernel on large ones."""
     return [
@@ -184,6 +202,7 @@ SUITES: dict[str, Callable[[], list[Comparison] | list[Memory] | list[Comparison
         torch,
         gradients,
         decode,
+        caches,
         tiny,
         options,
         tiles,
