@@ -41,8 +41,10 @@ def attend_pages(
     if "key_lengths" in how:
         asked = batch_integers(xp, table, "key_lengths", how["key_lengths"])
         lengths = xp.where(asked < lengths, asked, lengths)
-    lengths = within(xp, lengths, 0, table.shape[1] * size)  # an item that has overflowed has no more than all others
-    known = None if known is None else known_integers(xp, lengths)
+    most = table.shape[1] * size
+    if known is None or "key_lengths" in how or not all(0 <= length <= most for length in known):
+        lengths = within(xp, lengths, 0, most)  # an item that has overflowed has no more than all others
+        known = None if known is None else known_integers(xp, lengths)
     if known is not None and is_numpy_namespace(xp) and _has_few_rows(query, key, how):
         return _attend_where_they_lie(query, (key, value, table, lengths), given, how, known, lse=lse)
     reader = _Reader(xp, query, (key, value, table, lengths))

@@ -6,6 +6,7 @@ of long rows are powers of two, with which a cache serves badly. Tables that are
 order of the pool, the pages of all items together, and what comes out is put in order.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
@@ -124,21 +125,14 @@ class Pieces(NamedTuple):
 
 
 def cut(table: Array, lengths: list[int], size: int, numbers: int) -> Pieces:
-    """Return the pieces of a table (B, pages of an item), of which entries -1 are left out; a page has so many numbers."""
-    most, is_reached = max(1, _PIECE // max(numbers, 1)), _reached(table, lengths, size)
-    if not np.any(table < 0, where=is_reached):
-        found = list(_runs(table, lengths, size, most))
-        if len(found) <= _SHORT + sum(run.count for run in found) // _SHORT:
-            return Pieces.of(found, are_scattered=False)
+    """Return the pieces of a table (B, pages of an item) as far as lengths reach; a page has so many numbers."""
+    most = max(1, _PIECE // max(numbers, 1))
+    limit = _SHORT + sum(-(-length // size) for length in lengths) // _SHORT
+    found = list(itertools.islice(_runs(table, lengths, size, most), limit + 1))
+    if len(found) <= limit:
+        return Pieces.of(found, are_scattered=False)
+    is_reached = np.arange(table.shape[1])[None, :] * size < np.asarray(lengths, np.int64)[:, None]
     return Pieces.of(list(_scattered(np.where(is_reached, table, -1), most)), are_scattered=True)
-
-
-def _reached(table: Array, lengths: list[int], size: int) -> Array | bool:
-    """Return which entries of a table the lengths reach; True for all."""
-    most = table.shape[1]
-    if min(lengths, default=0) > (most - 1) * size:
-        return True
-    return np.arange(most)[None, :] * size < np.asarray(lengths, np.int64)[:, None]
 
 
 def _runs(table: Array, lengths: list[int], size: int, most: int) -> Iterator[_Run]:

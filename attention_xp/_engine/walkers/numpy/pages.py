@@ -27,15 +27,15 @@ class Pages(Paged):
     """Keys ``(B, Hkv, Sk, D)`` in NumPy's pages ``(num_pages, Hkv, size, D)``."""
 
     pool: Array
-    table: Array  # (B, pages of an item); entries that no length reaches may be anything
+    table: Array  # (B, pages of an item)
     lengths: list[int]
     pieces: Pieces
     width: DType  # of the computation
 
     @classmethod
     def of(cls, key: Array, value: Array, table: Array, lengths: list[int], width: DType) -> tuple["Pages", "Pages"]:
-        """Return keys and values in the same pages, as many as the longest item has."""
-        table = np.where(table < len(key), table, -1)
+        """Return keys and values in the same pages, as many as the longest item has; what is no page may give anything."""
+        table = np.minimum(np.maximum(table, 0), len(key) - 1)
         pieces = cut(table, lengths, key.shape[2], math.prod(key.shape[1:]))
         keys, values = (cls(a, table, lengths, pieces, width) for a in (key, value))
         return keys, values
@@ -83,9 +83,8 @@ class Pages(Paged):
         """Return a copy as one array, (B, Hkv, Sk, D), with zeros behind the end of an item."""
         B, heads, Sk, width = self.shape
         size, most = self.pool.shape[2], self.table.shape[1]
-        copied = self.pool[np.clip(self.table, 0, len(self.pool) - 1)].swapaxes(1, 2).reshape(B, heads, -1, width)
+        copied = self.pool[self.table].swapaxes(1, 2).reshape(B, heads, -1, width)
         is_read = np.arange(most * size)[None, :] < np.asarray(self.lengths)[:, None]
-        is_read &= np.repeat(self.table >= 0, size, axis=1)
         return np.where(is_read[:, None, :, None], copied, 0.0)[:, :, :Sk].astype(self.width)
 
     def _visit(self, do: Callable[[int], None]) -> None:
