@@ -106,8 +106,9 @@ def _seen(query: Array, given: Given, how: dict[str, Any], known: list[int], S: 
     """Return which columns the window of a single row leaves, where nothing else looks at positions, and the other options."""
     rest, offset = {**how, "window": None}, how.get("query_offset")
     is_plain = given.mask is None and given.bias is None and how.get("key_lengths") is None
-    is_alike = type(offset) is int and min(known, default=0) >= S
-    if how.get("window") is None or query.shape[2] != 1 or not is_plain or not is_alike or looks_at_positions(rest):
+    if how.get("window") is None or query.shape[2] != 1 or not is_plain or looks_at_positions(rest):
+        return 0, S, how
+    if type(offset) is not int or min(known, default=0) < S:
         return 0, S, how
     left, right = check_window(how["window"])
     first = 0 if left is None else max(0, offset - left)

@@ -45,6 +45,23 @@ def test_ragged_steps_equal_one_call(library, kind):
     np.testing.assert_array_equal(to_numpy(lengths(cache)), TOTALS)
 
 
+@pytest.mark.parametrize("window", [(5, 0), (ROLLING - 1, 2), (0, 0)], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_single_rows_attend_their_windows(library, kind, window):
+    """Items that are equally long: what their windows leave is known without a look at positions."""
+    make, cache = library.array, empty(library, kind)
+    whole = reference.attention(QUERY, KEY, VALUE, is_causal=True, window=window).output
+    for i in range(ROWS):
+        rows = [make(a[:, :, i : i + 1]) for a in (QUERY, KEY, VALUE)]
+        output, cache = append_and_attend(cache, *rows, is_causal=i % 2 == 0, window=window)
+        np.testing.assert_allclose(to_numpy(output), whole[:, :, i : i + 1], atol=2e-6)
+        if i in (3, ROWS - 1):
+            np.testing.assert_allclose(to_numpy(attend(cache, rows[0], window=window)), to_numpy(output), atol=1e-6)
+    if kind != "rolling":
+        earlier = attend(cache, make(QUERY[:, :, 7:8]), window=window, query_offset=7, is_causal=True)
+        np.testing.assert_allclose(to_numpy(earlier), whole[:, :, 7:8], atol=2e-6)
+
+
 @pytest.mark.parametrize("kind", ["rolling", "paged"])
 def test_alibi_and_windows_go_by_position(library, kind):
     bias = AlibiBias(library.array(SLOPES))
