@@ -31,11 +31,11 @@ class Rows(NamedTuple):
 
 
 class Block(NamedTuple):
-    """The first rows of one item, which are to lie one behind the other: ``[unit, :, start : start + count]``."""
+    """The first rows of one item, which are to lie one behind the other: ``[unit, :, start : start + rows]``."""
 
     unit: int
     start: int
-    count: int
+    rows: int
 
 
 class _Known(NamedTuple):
@@ -71,7 +71,7 @@ def write_blocks(
     xp: Namespace, key: Array, value: Array, blocks: list[Block], new: tuple[Array, Array], shown: Callable[[], Array]
 ) -> tuple[Array, Array]:
     """Do the same with one block of each item, in host memory; `new` are keys and values (B, H, n, D) and (B, H, n, Dv)."""
-    filled = [(b, block) for b, block in enumerate(blocks) if block.count]
+    filled = [(b, block) for b, block in enumerate(blocks) if block.rows]
     units, starts, ends = [], [], []
     for _, (unit, start, count) in filled:
         units.append(unit)

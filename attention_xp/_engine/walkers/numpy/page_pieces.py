@@ -117,7 +117,7 @@ class Pieces(NamedTuple):
 
     all: list[Piece]
     are_scattered: bool
-    count: int  # the pages of all
+    pages: int  # of all
 
     @classmethod
     def of(cls, pieces: Sequence[Piece], *, are_scattered: bool) -> Self:
