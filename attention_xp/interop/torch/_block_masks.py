@@ -18,6 +18,10 @@ def rule_from_block_mask(block_mask: Any) -> Mask:
     not asked about: as torch's kernels do. torch without a compiler asks the function about all pairs instead; for
     the masks of ``create_block_mask`` that is the same.
 
+    What the function says is stored here, equal blocks once. It is asked in each call instead on a GPU, while torch compiles or
+    maps, where it looks at batch items or heads of which the tables do not tell how many there are, and where more than 2**27
+    pairs would be asked about.
+
     Parameters
     ----------
     block_mask : torch.nn.attention.flex_attention.BlockMask
@@ -26,8 +30,8 @@ def rule_from_block_mask(block_mask: Any) -> Mask:
     Returns
     -------
     Mask
-        It combines with other rules, can be drawn, and serves every call while the block mask stays as it is. Make it once for
-        several calls.
+        It combines with other rules, can be drawn, and serves every call while the block mask, and what its function has
+        captured, stay as they are. Make it once for several calls.
 
     Raises
     ------
