@@ -117,6 +117,16 @@ def tensors_without_storage(torch):
     return shape == ((2, 3), 2, torch.bool, "cpu") and not asked and (x + 1).sum() == 0 and len(asked) == 1
 
 
+def operators_of_scripts(torch):
+    """A function of Python may be announced as one of the operators of TorchScript."""
+
+    def own(*args, **kwargs):
+        """Is not called."""
+
+    torch.jit._builtins._register_builtin(own, "aten::relu")
+    return torch.jit._builtins._find_builtin(own) == "aten::relu"
+
+
 def open_sizes(torch):
     known = importlib.import_module("torch.fx.experimental.symbolic_shapes").statically_known_true
     return known(2 % 2 == 0) is True and known(3 % 2 == 0) is False
@@ -145,6 +155,7 @@ TORCH = {
     "_C._current_autograd_node": (arguments_of_the_kernel,),
     "_C._nn": (the_kernel_itself,),
     "fx.experimental.symbolic_shapes": (open_sizes,),
+    "jit._builtins._register_builtin": (operators_of_scripts,),
     "_C._disabled_torch_function_impl": (tensors_without_storage,),
     "Tensor._make_wrapper_subclass": (tensors_without_storage,),
 }

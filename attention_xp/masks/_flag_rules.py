@@ -148,14 +148,19 @@ class BlockMask(Mask):
 
     def allowed(self, region: Region) -> Array:
         """Look up the blocks of queries and keys."""
-        xp, (n, m), (rows, columns) = region.xp, self._steps, self.layout.shape[-2:]
+        allowed, inside = self._looked_up(region, self.layout)
+        return allowed & inside
+
+    def _looked_up(self, region: Region, table: Array) -> tuple[Array, Array]:
+        """Return for each pair what a table, laid out as the layout, has for its block, and whether it has one."""
+        xp, (n, m), (rows, columns) = region.xp, self._steps, table.shape[-2:]
         i, j = region.q_idx // n, region.kv_idx // m
         inside = (i >= 0) & (i < rows) & (j >= 0) & (j < columns)
-        if 0 in self.layout.shape:
-            return inside
+        if 0 in table.shape:
+            return inside, inside
         block = items(region, self.lead) * rows + within(xp, i, 0, rows - 1)
-        flat = xp.reshape(fetched(region, self.layout), (-1,))
-        return taken(xp, flat, block * columns + within(xp, j, 0, columns - 1)) & inside
+        flat = xp.reshape(fetched(region, table), (-1,))
+        return taken(xp, flat, block * columns + within(xp, j, 0, columns - 1)), inside
 
     def seams(self, q_stop: int, k_stop: int) -> tuple[list[int], list[int]]:
         """Return where blocks begin."""

@@ -14,6 +14,8 @@ from attention_xp.biases import AlibiBias
 from attention_xp.interop.torch import flex_attention, rule_from_block_mask
 from attention_xp.interop.torch._scalars import score_over_tiles
 from attention_xp.masks import CausalMask, WindowMask
+from attention_xp.masks._mask import Either
+from attention_xp.masks._pattern_rule import PatternMask
 from tests.interop._torch_mods import MASK_MODS, SCORE_MODS, B, H, S, captured
 
 pytestmark = [
@@ -159,15 +161,15 @@ def test_tables_skip_what_they_leave_out():
     asked = []
 
     def mask_mod(b, h, q, k):
-        asked.append(1)
+        asked.append((b, h, q, k))
         return (q // 8 == k // 8) & (q >= k)
 
     block_mask = create_block_mask(mask_mod, None, None, S, S, device="cpu", BLOCK_SIZE=8)
     rule = rule_from_block_mask(block_mask)
-    flash_attention(QUERY, KEY, VALUE, rule, impl="tiled", tile=(8, 8))
     asked.clear()
     flash_attention(QUERY, KEY, VALUE, rule, impl="tiled", tile=(8, 8))
-    assert len(asked) == 3
+    assert asked == []  # what it says of the three partial blocks is stored: one triangle
+    assert rule.patterns.shape == (3, 8, 8)
     assert not rule.any_allowed((0, 8), (8, S))
 
 
@@ -243,3 +245,37 @@ def test_sliced_block_masks_raise_what_torch_says():
     sliced = create_block_mask(lambda b, h, q, k: q >= k, B, H, S, S, device="cpu")[:1]
     with pytest.raises(RuntimeError, match="sliced BlockMask"):
         flex_attention(QUERY, KEY, VALUE, block_mask=sliced)
+
+
+@pytest.mark.parametrize(
+    ("mask_mod", "batch", "heads", "kind"),
+    [
+        (flex.and_masks(MASK_MODS["causal"]({}), MASK_MODS["window"]({})), None, None, PatternMask),
+        (MASK_MODS["padding"](captured()), B, H, PatternMask),
+        (lambda b, h, q, k: (q + k + h) % 2 == 0, None, None, Either),  # for how many heads, the tables do not say
+        (MASK_MODS["head's window"](captured()), None, H, PatternMask),
+    ],
+)
+def test_what_a_function_says_is_stored_where_the_tables_tell_for_whom(mask_mod, batch, heads, kind):
+    block_mask = create_block_mask(mask_mod, batch, heads, S, S, device="cpu", BLOCK_SIZE=7)
+    rule = rule_from_block_mask(block_mask)
+    assert type(rule) is kind
+    keep = create_mask(mask_mod, B, H, S, S, device="cpu")
+    assert_close(flash_attention(QUERY, KEY, VALUE, rule), flash_attention(QUERY, KEY, VALUE, keep))
+
+
+def test_block_masks_inside_vmap():
+    documents = torch.stack([torch.arange(S) // 5, torch.arange(S) // 9])
+    x = normal(2, 1, 1, S, 4)
+
+    def attend(x, documents):
+        block_mask = flex.BlockMask.from_kv_blocks(
+            torch.tensor([[[3] * 3]]),
+            torch.arange(3).expand(1, 1, 3, 3),
+            BLOCK_SIZE=8,
+            mask_mod=lambda b, h, q, k: documents[q] == documents[k],
+        )
+        return flex_attention(x, x, x, block_mask=block_mask)
+
+    wanted = [flash_attention(a, a, a, d[:, None] == d) for a, d in zip(x, documents, strict=True)]
+    assert_close(torch.vmap(attend)(x, documents), torch.stack(wanted))

@@ -184,6 +184,23 @@ def test_compiled_inside_and_outside():
     torch.testing.assert_close(inside, compiled(X))
 
 
+def test_what_torch_keeps_of_its_own_functions_is_made_before_one_is_replaced():
+    """Dynamo asks there whether a function that a program has kept may be seen by a mode, or by a `CausalBias`."""
+    torch.overrides._get_overridable_functions.cache_clear()
+    with route():
+        assert any(kept in known for known in torch.overrides.get_overridable_functions().values())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_scripts_made_inside_call_what_torch_has():
+    layer = nn.TransformerEncoderLayer(**SMALL).eval()
+    wanted = layer(X)
+    with route() as routed:
+        found = torch.jit.script(layer)(X)
+    assert routed.calls == 0
+    torch.testing.assert_close(found, wanted)
+
+
 def test_compiled_modules_leave_their_fast_path():
     """Their own kernel would show in the rows kept what is padding: here it is excluded, NaN or not."""
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(**SMALL), 1).eval()

@@ -18,6 +18,7 @@ from attention_xp.masks import (
     WindowMask,
     sparse_transformer_mask,
 )
+from attention_xp.masks._pattern_rule import PatternMask
 
 
 class Case(NamedTuple):
@@ -39,6 +40,8 @@ IDS = np.asarray([[0, 0, 1, 1, 1, 2, 3, 3], [0, 1, 1, 1, 1, 1, 1, 2]])
 JUMBLED = np.asarray([3, 0, 3, 7, 7, 0, 1, 3, 3])
 GLOBAL = np.asarray([True, False, False, True, False, False, False])
 LAYOUT = np.random.default_rng(3).random((2, 3, 4, 5)) < 0.5
+NUMBERS = np.random.default_rng(4).integers(0, 4, (2, 1, 4, 3), dtype=np.int32)
+PATTERNS = np.asarray([[[0, 0, 0]] * 2, [[1, 1, 1]] * 2, [[1, 0, 0], [1, 1, 0]], [[0, 1, 1], [0, 0, 1]]], dtype=bool)
 LENGTHS = np.asarray([2, 7])
 
 
@@ -100,6 +103,11 @@ CASES = {
         lambda b, h, q, k: get(LAYOUT[b, 0], q // 4, k // 4, default=False),
         (2, 1),
     ),
+    "patterns of a batch": Case(
+        lambda make: PatternMask(make(NUMBERS), make(PATTERNS)),
+        lambda b, h, q, k: PATTERNS[get(NUMBERS[b, 0], q // 2, k // 3, default=0), q % 2, k % 3],
+        (2, 1),
+    ),
     "function": Case(
         lambda make: FunctionMask(lambda b, h, q, k: (q + b >= k) & (k != h), batch=2, heads=3),
         lambda b, h, q, k: q + b >= k and k != h,
@@ -129,6 +137,7 @@ CASES = {
 EXACT = [
     name
     for name in CASES
-    if name not in {"jumbled segments", "segments of queries and keys", "function", "prefix LM", "causal segments"}
-    and name not in {"neither", "strided Sparse Transformer", "fixed Sparse Transformer"}
+    if name not in {"jumbled segments", "segments of queries and keys", "function", "patterns of a batch"}
+    and name
+    not in {"prefix LM", "causal segments", "neither", "strided Sparse Transformer", "fixed Sparse Transformer"}
 ]

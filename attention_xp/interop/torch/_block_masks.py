@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from attention_xp.interop.torch._scalars import mask_over_tiles
+from attention_xp.interop.torch._stored import stored
 from attention_xp.masks import BlockMask, FunctionMask, Mask
 
 __all__ = ["rule_from_block_mask"]
@@ -17,6 +18,10 @@ def rule_from_block_mask(block_mask: Any) -> Mask:
     not asked about: as torch's kernels do. torch without a compiler asks the function about all pairs instead; for
     the masks of ``create_block_mask`` that is the same.
 
+    What the function says is stored here, equal blocks once. It is asked in each call instead on a GPU, while torch compiles or
+    maps, where it looks at batch items or heads of which the tables do not tell how many there are, and where more than 2**27
+    pairs would be asked about.
+
     Parameters
     ----------
     block_mask : torch.nn.attention.flex_attention.BlockMask
@@ -25,8 +30,8 @@ def rule_from_block_mask(block_mask: Any) -> Mask:
     Returns
     -------
     Mask
-        It combines with other rules, can be drawn, and serves every call while the block mask stays as it is. Make it once for
-        several calls.
+        It combines with other rules, can be drawn, and serves every call while the block mask, and what its function has
+        captured, stay as they are. Make it once for several calls.
 
     Raises
     ------
@@ -52,13 +57,14 @@ def rule_from_block_mask(block_mask: Any) -> Mask:
         raise TypeError(
             f"block_mask must be a torch.nn.attention.flex_attention.BlockMask, got {type(block_mask).__name__}"
         )
-    rule: Mask = _blocks(block_mask, block_mask.kv_num_blocks, block_mask.kv_indices)
+    partial = _layout(block_mask, block_mask.kv_num_blocks, block_mask.kv_indices)
+    full = None
+    if block_mask.full_kv_num_blocks is not None:
+        full = _layout(block_mask, block_mask.full_kv_num_blocks, block_mask.full_kv_indices)
     if block_mask.mask_mod is not flex.noop_mask:
-        batch, heads = (1, 1, *block_mask.kv_num_blocks.shape[:-1])[-2:]
-        rule &= FunctionMask(mask_over_tiles(block_mask.mask_mod), batch=batch, heads=heads)
-    if block_mask.full_kv_num_blocks is None:
-        return rule
-    return _blocks(block_mask, block_mask.full_kv_num_blocks, block_mask.full_kv_indices) | rule
+        known = stored(block_mask, partial, full)
+        return _asked(block_mask, partial, full) if known is None else known
+    return BlockMask(partial if full is None else partial | full, tuple(block_mask.BLOCK_SIZE))
 
 
 def _flex() -> Any:
@@ -67,7 +73,7 @@ def _flex() -> Any:
     return flex_attention
 
 
-def _blocks(block_mask: Any, counts: torch.Tensor, indices: torch.Tensor) -> BlockMask:
+def _layout(block_mask: Any, counts: torch.Tensor, indices: torch.Tensor) -> Any:
     """Return which blocks a table names: in each row, of so many first entries, the columns."""
     columns = -(-block_mask.seq_lengths[1] // block_mask.BLOCK_SIZE[1])
     places = torch.arange(indices.shape[-1], device=indices.device)
@@ -78,5 +84,13 @@ def _blocks(block_mask: Any, counts: torch.Tensor, indices: torch.Tensor) -> Blo
     while layout.ndim > 2 and layout.shape[0] == 1:  # one pattern for all
         layout = layout[0]
     if layout.device.type == "cpu" and not torch.compiler.is_compiling():
-        layout = layout.numpy()  # is summarised once, and serves torch as well
-    return BlockMask(layout, tuple(block_mask.BLOCK_SIZE))
+        return layout.numpy()  # is summarised once, and serves torch as well
+    return layout
+
+
+def _asked(block_mask: Any, partial: Any, full: Any) -> Mask:
+    """Return the rule that asks the function of a block mask about the pairs of each tile."""
+    size = tuple(block_mask.BLOCK_SIZE)
+    batch, heads = (1, 1, *block_mask.kv_num_blocks.shape[:-1])[-2:]
+    asked = BlockMask(partial, size) & FunctionMask(mask_over_tiles(block_mask.mask_mod), batch=batch, heads=heads)
+    return asked if full is None else BlockMask(full, size) | asked

@@ -60,8 +60,8 @@ def route() -> Iterator[Routed]:
       itself, finds other tensors than were kept, and raises ``CheckpointError``. While gradients are computed the mode is off:
       what is called in a checkpoint must be looked up in ``torch.nn.functional``, as torch's modules do.
     - A function that is compiled is compiled once for inside and once for outside; inside, its calls may not be counted.
-    - With ``need_weights=True``, its default, ``MultiheadAttention`` multiplies by itself and calls no function; so do programs
-      of TorchScript, and ``flex_attention`` has an adapter of its own.
+    - With ``need_weights=True``, its default, ``MultiheadAttention`` multiplies by itself and calls no function. Programs of
+      TorchScript call torch's own, also those made inside; and ``flex_attention`` has an adapter of its own.
 
     Examples
     --------
@@ -77,6 +77,7 @@ def route() -> Iterator[Routed]:
     with _lock:
         if not _routes:
             _own[0] = functional.scaled_dot_product_attention
+            _let_torch_look()
             functional.scaled_dot_product_attention = _routed
             _fast[0] = torch.backends.mha.get_fastpath_enabled()
             torch.backends.mha.set_fastpath_enabled(False)  # also where the mode is not seen: in compiled code
@@ -94,6 +95,12 @@ def route() -> Iterator[Routed]:
             if not _routes and functional.scaled_dot_product_attention is _routed:
                 functional.scaled_dot_product_attention = _own[0]
                 torch.backends.mha.set_fastpath_enabled(_fast[0])
+
+
+def _let_torch_look() -> None:
+    """Let torch make the tables that it keeps for good from what its modules hold, before that is replaced."""
+    torch.overrides.get_overridable_functions()  # without it, Dynamo would take subclasses and modes to the kernel
+    torch.jit._builtins._register_builtin(_routed, "aten::scaled_dot_product_attention")  # programs of TorchScript
 
 
 def _routed(*args: Any, **kwargs: Any) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["mask_over_tiles", "score_over_tiles"]
+__all__ = ["axes_of", "mask_over_blocks", "mask_over_tiles", "score_over_tiles"]
 
 _AXES = "bhqk"
 
@@ -38,7 +38,7 @@ def mask_over_tiles(mask_mod: Callable[..., torch.Tensor]) -> Callable[..., Any]
                 flags = torch.vmap(mask_mod)(*(index.expand(shape).reshape(-1) for index in given))
             else:
                 if not found:
-                    axes = _axes_of(mask_mod, indices)
+                    axes = axes_of(mask_mod, indices)
                     found.append((_mapped(mask_mod, axes, takes_score=False), axes))
                 mapped, axes = found[0]
                 flags = mapped(*(i if axis in axes else i[0] for i, axis in zip(indices, _AXES, strict=True)))
@@ -50,6 +50,17 @@ def mask_over_tiles(mask_mod: Callable[..., torch.Tensor]) -> Callable[..., Any]
     return of_tile
 
 
+def mask_over_blocks(mask_mod: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Return a function of many blocks at a time: of their items and heads, ``(P,)``, queries ``(P, n)`` and keys ``(P, m)``."""
+    mapped = torch.vmap(_mapped(mask_mod, "qk", takes_score=False))
+
+    def of_blocks(*places: torch.Tensor) -> torch.Tensor:
+        with _Indexing():
+            return mapped(*places)
+
+    return of_blocks
+
+
 def _mapped(function: Callable[..., Any], axes: str, *, takes_score: bool) -> Callable[..., Any]:
     """Return a function mapped over some of the four indices, and over as many axes of the score."""
     for axis in reversed(axes):
@@ -58,8 +69,8 @@ def _mapped(function: Callable[..., Any], axes: str, *, takes_score: bool) -> Ca
     return function
 
 
-def _axes_of(mask_mod: Callable[..., Any], indices: list[torch.Tensor]) -> str:
-    """Return what the flags depend on besides the positions: most functions look at neither batch item nor head."""
+def axes_of(mask_mod: Callable[..., Any], indices: list[torch.Tensor]) -> str:
+    """Return what the flags depend on, the positions and perhaps more: most functions look at neither batch item nor head."""
     for axes in ("qk", "hqk", "bqk"):
         if not _varies(mask_mod, [i[:1] for i in indices], [axis for axis in "bh" if axis not in axes]):
             return axes
@@ -73,8 +84,12 @@ def _varies(mask_mod: Callable[..., Any], indices: list[torch.Tensor], axes: lis
         dims = tuple(0 if other == axis else None for other in _AXES)
         function = torch.vmap(function, in_dims=dims, out_dims=None)
     try:
-        function(*(i if axis in axes else i[0] for i, axis in zip(indices, _AXES, strict=True)))
-    except ValueError:
+        with _Constants():
+            function(*(i if axis in axes else i[0] for i, axis in zip(indices, _AXES, strict=True)))
+    except (
+        RuntimeError,
+        ValueError,
+    ):  # what a function has begun with such a constant may change in place, which then fails
         return True
     return False
 
@@ -90,4 +105,18 @@ class _Indexing(TorchFunctionMode):  # type: ignore[misc]
             indices = args[1] if isinstance(args[1], tuple) else (args[1],)
             if all(isinstance(i, torch.Tensor) for i in indices):
                 return torch.ops.aten.index(args[0], list(indices))
+        return func(*args, **(kwargs or {}))
+
+
+class _Constants(TorchFunctionMode):  # type: ignore[misc]
+    """Lets ``b.new_ones(...)``, with which ``and_masks`` of torch begins, depend on no index."""
+
+    _MADE = torch.Tensor.new_ones, torch.Tensor.new_zeros, torch.Tensor.new_full
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call a function of torch."""
+        if func in self._MADE:
+            args = (torch.empty((), dtype=args[0].dtype, device=args[0].device), *args[1:])
         return func(*args, **(kwargs or {}))
