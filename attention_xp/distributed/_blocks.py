@@ -1,0 +1,127 @@
+"""The blocks of a call on sharded arrays: a rank's rows under some keys, with the options that these have in the whole.
+
+What is given to a rank are the masks, lengths and offsets of the whole. Array masks and array biases hold the rank's own
+rows, in the order of its shard, and all keys, in the order of the sequence. Every strategy asks the same three things here:
+the options of a block, whether any of its pairs is allowed, and what is wrong with the call.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from array_api_compat import array_namespace, is_array_api_obj, is_jax_array
+
+from attention_xp._engine.problem.options import DEFAULTS
+from attention_xp._typing import Array
+from attention_xp.distributed._layouts import Stretch, cut
+from attention_xp.masks import CausalMask, LengthMask, Mask, WindowMask
+
+__all__ = ["Call", "Rows"]
+
+Cut = Callable[[Array, Stretch, int], Array]
+
+
+class Rows(NamedTuple):
+    """Adjacent rows of a rank: where they lie in the sequence, and in the shard."""
+
+    whole: Stretch
+    shard: Stretch
+
+    @classmethod
+    def of(cls, stretches: list[Stretch]) -> "list[Rows]":
+        """Return those of a shard that holds stretches of the sequence one behind the other."""
+        firsts = [sum(one.size for one in stretches[:i]) for i in range(len(stretches))]
+        return [cls(whole, Stretch(first, whole.size)) for whole, first in zip(stretches, firsts, strict=True)]
+
+
+class Call:
+    """A call on a whole, as one rank knows it.
+
+    Parameters
+    ----------
+    mask, dropout_rate, options
+        Those of the whole, with array masks and biases of the rank's own rows.
+    Sq, Sk : int
+        The lengths of the whole.
+    cut : callable
+        ``cut(array, stretch, axis)``, for libraries in which a stretch may start where only the program knows.
+    """
+
+    def __init__(
+        self, mask: Any, dropout_rate: Any, options: Mapping[str, Any], *, Sq: int, Sk: int, cut: Cut = cut
+    ) -> None:
+        self.mask, self.dropout_rate, self._cut = mask, dropout_rate, cut
+        self.options = {name: given for name, given in options.items() if given is not DEFAULTS.get(name, None)}
+        self.Sq, self.Sk = Sq, Sk
+        self._rule = _rule(mask, self.options)
+        self._refuse_to_guess()
+
+    def _refuse_to_guess(self) -> None:
+        """Refuse what ranks could not agree on."""
+        rng, rate = self.options.get("rng"), self.dropout_rate
+        if rate and not isinstance(rng, int) and not is_jax_array(rng):
+            raise ValueError("rng must be an int seed or a JAX key, the same on all ranks, where dropout_rate is not 0")
+        is_moved = any(name in self.options for name in ("key_offset", "key_positions"))
+        is_relative = self._rule is not None and self._rule.relative
+        if is_relative and "query_offset" not in self.options and (is_moved or self.Sq != self.Sk):
+            raise ValueError(
+                "query_offset is required with a causal or window mask where the sequences of queries and keys differ in "
+                f"length or keys are moved: expected the position of the first query, got {self.Sq} queries and {self.Sk} keys"
+            )
+
+    def block(self, rows: Rows, keys: Stretch, *, with_sinks: bool) -> tuple[Any, dict[str, Any]]:
+        """Return the mask and the other options of some rows under some keys; sinks belong to one block of each row."""
+        options = dict(self.options)
+        options["query_offset"] = self.options.get("query_offset", 0) + rows.whole.start
+        if "key_positions" in options:
+            options["key_positions"] = self._cut(options["key_positions"], keys, -1)
+        else:
+            options["key_offset"] = self.options.get("key_offset", 0) + keys.start
+        if "query_lengths" in options:
+            options["query_lengths"] = _lowered(options["query_lengths"], rows.whole.start)
+        if "bias" in options:
+            options["bias"] = self._part(options["bias"], rows, keys)
+        if not with_sinks:
+            options.pop("sinks", None)
+        return self._part(self.mask, rows, keys), {**options, "dropout_rate": self.dropout_rate}
+
+    def _part(self, array: Any, rows: Rows, keys: Stretch) -> Any:
+        """Return the part of a block of an array of the rank's own rows and all keys; a rule serves all blocks."""
+        if not is_array_api_obj(array):
+            return array
+        for axis, stretch, whole in ((-1, keys, self.Sk), (-2, rows.shard, None)):
+            if array.ndim >= -axis and array.shape[axis] not in (1, stretch.size if whole is None else -1):
+                array = self._cut(array, stretch, axis)
+        return array
+
+    def any_allowed(self, rows: Rows, keys: Stretch) -> Any:
+        """Return whether some rows may attend some keys, in any batch item and head: a bool, or a traced array."""
+        offset, first = self.options.get("query_offset", 0), self.options.get("key_offset", 0)
+        if self._rule is None or "key_positions" in self.options:
+            return True
+        if not isinstance(offset, int) and is_array_api_obj(offset) and offset.ndim:
+            return True  # an offset for each batch item
+        if is_array_api_obj(first) and first.ndim:
+            return True
+        return self._rule.any_allowed(rows.whole.bounds, keys.bounds, query_offset=offset, key_offset=first)
+
+
+def _rule(mask: Any, options: Mapping[str, Any]) -> Mask | None:
+    """Return the rules of a call together, without those in arrays of all rows and keys."""
+    rules: list[Mask] = [mask] if isinstance(mask, Mask) else []
+    if options.get("is_causal"):
+        rules.append(CausalMask())
+    window = options.get("window")
+    if window is not None:
+        rules.append(WindowMask(*window) if isinstance(window, tuple) else WindowMask(window, window))
+    if "key_lengths" in options:
+        rules.append(LengthMask(options["key_lengths"]))
+    whole: Mask | None = None
+    for rule in rules:
+        whole = rule if whole is None else whole & rule
+    return whole
+
+
+def _lowered(lengths: Any, start: Any) -> Any:
+    """Return how many rows of a block are within lengths, counted from its first."""
+    lowered = lengths - start
+    return max(lowered, 0) if isinstance(lowered, int) else array_namespace(lowered).clip(lowered, min=0)

@@ -1,0 +1,65 @@
+"""Calls with one option or several, as every strategy must compute them: the whole, and what a rank is given of it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from attention_xp.biases import AlibiBias, RelativePositionBias
+from attention_xp.masks import CausalMask, FunctionMask, PrefixMask, SegmentMask, WindowMask
+from tests._inputs import normal
+from tests.score_mods import bent, with_derivative
+
+S, B, H, HKV, D, DV = 16, 2, 4, 2, 8, 6
+KEEP, BIAS = normal(B, 1, S, S, seed=5) > -0.8, normal(B, H, S, S, seed=6)
+SEGMENTS = np.repeat(np.arange(4), [3, 6, 2, 5])
+
+
+def inputs(seed: int = 0) -> tuple[np.ndarray, ...]:
+    """Query, key, value and a gradient of the output."""
+    shapes = (B, H, S, D), (B, HKV, S, D), (B, HKV, S, DV), (B, H, S, DV)
+    return tuple(normal(*shape, seed=seed + i) for i, shape in enumerate(shapes))
+
+
+def diagonals(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+    """Leave out every third diagonal."""
+    return (q_idx + kv_idx + b + h) % 3 != 0
+
+
+# Of arrays of the library (``make``) and the positions of a rank's own rows: its options.
+CALLS: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
+    "nothing": lambda make, rows: {},
+    "causal": lambda make, rows: {"is_causal": True},
+    "window": lambda make, rows: {"window": (3, 1)},
+    "causal window": lambda make, rows: {"is_causal": True, "window": (4, None)},
+    "prefix": lambda make, rows: {"mask": CausalMask() | PrefixMask(make(np.asarray([4, 1])))},
+    "segments": lambda make, rows: {"mask": SegmentMask(make(SEGMENTS)) | WindowMask(1, 1)},
+    "function": lambda make, rows: {"mask": FunctionMask(diagonals)},
+    "lengths": lambda make, rows: {
+        "key_lengths": make(np.asarray([11, 6])),
+        "query_lengths": make(np.asarray([13, 5])),
+    },
+    "plain lengths": lambda make, rows: {"key_lengths": 9, "query_lengths": 7, "is_causal": True},
+    "array": lambda make, rows: {"mask": make(KEEP[:, :, rows])},
+    "padding": lambda make, rows: {"mask": make(KEEP[:, :, :1])},
+    "bias": lambda make, rows: {"bias": make(BIAS[:, :, rows]), "mask": make(np.where(KEEP, 0.5, -np.inf)[:, :, rows])},
+    "alibi": lambda make, rows: {"bias": AlibiBias(make(normal(H))), "is_causal": True},
+    "relative": lambda make, rows: {"bias": RelativePositionBias(make(normal(8, H)), max_distance=6)},
+    "dropout": lambda make, rows: {"dropout_rate": 0.4, "rng": 7, "window": (6, None)},
+    "scores": lambda make, rows: {"score_mod": with_derivative(make.xp, bent), "softcap": 3.0},
+    "sinks": lambda make, rows: {"sinks": make(normal(H)), "is_causal": True},
+    "sinks alone": lambda make, rows: {"sinks": make(normal(H)), "mask": PrefixMask(0)},
+    "offset": lambda make, rows: {"is_causal": True, "query_offset": 3, "key_offset": 1},
+    "ids": lambda make, rows: {"item_ids": make(np.asarray([5, 3])), "mask": FunctionMask(diagonals)},
+    "all": lambda make, rows: {
+        "mask": CausalMask() | PrefixMask(2),
+        "window": (9, 9),
+        "bias": AlibiBias(make(normal(H))),
+        "key_lengths": make(np.asarray([14, 9])),
+        "sinks": make(normal(H, seed=1)),
+        "softcap": 4.0,
+        "score_mod": with_derivative(make.xp, bent),
+        "dropout_rate": 0.3,
+        "rng": 11,
+    },
+}
