@@ -1,7 +1,7 @@
 """How a sequence is dealt out to ranks: one stretch each, or two, so that causal attention is as much work for all."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._checks.numbers import check_count
@@ -46,7 +46,7 @@ def check_layout(layout: Any) -> Layout:
     """Return a layout, or raise a ValueError that names those there are."""
     if layout not in _LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(map(repr, _LAYOUTS))}, got {layout!r}")
-    return layout
+    return cast("Layout", layout)
 
 
 def _check(n: Any, length: int, layout: Any) -> tuple[int, Layout]:
@@ -154,7 +154,7 @@ def unshard_sequence(shards: Sequence[ArrayT], *, layout: Layout, axis: int = -2
         for stretch in stretches(n, rank, length, layout):
             pieces.append((stretch.start, cut(shard, Stretch(first, stretch.size), axis)))
             first += stretch.size
-    return _joined(xp, [piece for _, piece in sorted(pieces, key=lambda pair: pair[0])], axis)
+    return cast("ArrayT", _joined(xp, [piece for _, piece in sorted(pieces, key=lambda pair: pair[0])], axis))
 
 
 def shard_positions(n: int, rank: int, S: int, layout: Layout) -> list[int]:
