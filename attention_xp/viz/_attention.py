@@ -55,8 +55,8 @@ def plot_attention(
 
     Notes
     -----
-    Colours go with the square root of a weight, start at 0, and are the same in all pictures of a grid. A character of a token that cannot be seen is shown by a
-    symbol or a number.
+    Colours go with the square root of a weight, start at 0, and are the same in all pictures of a grid. Characters of tokens
+    that cannot be seen are shown as Python's strings are written.
 
     Examples
     --------

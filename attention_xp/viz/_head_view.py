@@ -112,9 +112,9 @@ def head_view(
     -----
     Point at a token, or choose one by click or by the arrow keys, to see its weights alone, with their numbers; `Escape`
     brings back all lines, of which the 2,500 largest weights have one. Thumbnails are chosen by click or arrow keys, too.
-    Characters of tokens that cannot be seen are shown by symbols or numbers, and markup is shown as it is: nothing in a token
-    is ever run. The file holds a byte for each weight, its square root in 256 steps, so that numbers are
-    right to about two digits.
+    Characters of tokens that cannot be seen are shown as Python's strings are written, and markup is shown as it is: nothing
+    in a token is ever run. The file holds a byte for each weight, its square root in 256 steps, so that numbers are right to about
+    two digits.
 
     Examples
     --------
@@ -137,8 +137,7 @@ def head_view(
 
 def _tokens(tokens: Any, Sq: int, Sk: int) -> tuple[list[str], list[str]]:
     """Return the tokens of queries and keys."""
-    is_pair = isinstance(tokens, list | tuple) and len(tokens) == 2 and not any(isinstance(t, str) for t in tokens)
-    if is_pair:
+    if isinstance(tokens, list | tuple) and len(tokens) == 2 and all(isinstance(side, list | tuple) for side in tokens):
         return (
             check_tokens("tokens[0]", tokens[0], Sq, "queries"),
             check_tokens("tokens[1]", tokens[1], Sk, "keys"),

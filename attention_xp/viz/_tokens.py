@@ -1,6 +1,5 @@
 """Tokens as pictures show them: every character is visible, and none does anything."""
 
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,9 +22,9 @@ def check_tokens(name: str, tokens: Any, count: int, axis: str) -> list[str]:
 
 
 def shown(token: str) -> str:
-    """Return a token with all its characters visible: control characters by their symbols, other silent ones by number.
+    """Return a token with all its characters visible: those that cannot be seen as Python's strings are written.
 
-    Spaces at its ends are shown as open boxes, which also stand for what spaces alone make; an empty token is named.
+    Spaces at its ends are shown as open boxes; an empty token is named.
     """
     if not token:
         return "(empty)"
@@ -36,10 +35,4 @@ def shown(token: str) -> str:
 
 
 def _visible(character: str) -> str:
-    code, kind = ord(character), unicodedata.category(character)
-    if code < 0x20:
-        return chr(0x2400 + code)  # the symbols for control characters, in the order of these
-    if code == 0x7F:
-        return "\u2421"
-    is_silent = kind in {"Cc", "Cf", "Cs", "Zl", "Zp"} and character not in _JOINERS
-    return f"\\u{code:04x}" if is_silent else character
+    return character if character.isprintable() or character in _JOINERS else repr(character)[1:-1]
