@@ -24,7 +24,7 @@ def plot_positions(encoding_or_bias: Array | Bias, *, length: int = 64, ax: Any 
     ----------
     encoding_or_bias : array or Bias
         An encoding ``(S, d_model)``, as `positional_encoding` returns it, of any library and device; or a rule from
-        `attention_xp.biases`.
+        ``attention_xp.biases``.
     length : int, default: 64
         Number of queries and keys for which a bias is drawn.
     ax : matplotlib Axes, optional

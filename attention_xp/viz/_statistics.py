@@ -35,7 +35,7 @@ def plot_statistics(statistics: AttentionStatistics[Any], *, ax: Sequence[Any] |
     Raises
     ------
     TypeError
-        If `statistics` is not what `attention_statistics` returns.
+        If it is given what `attention_statistics` does not return.
     ValueError
         If it has several batch items, or `ax` is no pair.
     ImportError
