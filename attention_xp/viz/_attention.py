@@ -122,12 +122,12 @@ def _plot_one(matrix: Any, rows: list[str] | None, columns: list[str] | None, ti
 
 def _plot_grid(values: Any, heads: list[int], rows: list[str] | None, columns: list[str] | None) -> Any:
     """Draw heads beside and below each other; those at the edges have labels."""
-    across = math.ceil(math.sqrt(len(heads) * 1.3))
+    across = math.ceil(math.sqrt(len(heads)))
     down = math.ceil(len(heads) / across)
     Sq, Sk = values.shape[1:]
     side = min(max(_CELL * max(Sq, Sk), 1.8), _MOST / max(across, down))  # inches
     size = across * side * Sk / max(Sq, Sk) + 2.2, down * (side * Sq / max(Sq, Sk) + 0.3) + 1.0
-    grid = new_axes(down, across, size, sharex=True, sharey=True)
+    grid = new_axes(down, across, size)
     axes = grid.ravel()[: len(heads)]
     for unused in grid.ravel()[len(heads) :]:
         unused.remove()

@@ -15,13 +15,13 @@ _LINE = 1.25  # points from label to label, for each point of its height
 _FEW_HEADS = 8  # up to which each has an entry in the legend
 
 
-def new_axes(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.4, 4.8), **options: Any) -> Any:
+def new_axes(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.4, 4.8)) -> Any:
     """Return an array of Axes, (rows, columns), of a new figure of so many inches."""
     try:
         from matplotlib import pyplot as plt  # noqa: PLC0415
     except ImportError as error:
         raise ImportError("attention_xp.viz plots with matplotlib: pip install 'attention-xp[viz]'") from error
-    return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)[1]
+    return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")[1]
 
 
 def label_tokens(axis: Any, tokens: list[str] | None, count: int, length: float) -> None:

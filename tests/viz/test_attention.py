@@ -80,11 +80,12 @@ def test_labels_fit_the_axes_that_are_given():
     assert 10 <= len(axes.get_yticks()) < 100
 
 
-def test_tokens_are_no_markup():
-    tokens = ["$x^2$", "\n\x1b[31m", " the", "\\frac{", ""]
-    axes = plot_attention(weights_of(5, 5), tokens)
+@pytest.mark.parametrize("head", [None, "all"])
+def test_tokens_are_no_markup(head):
+    tokens = ["$x^2$", "\n\x1b[31m", " the", "$\\frac{$", ""]
+    axes = np.ravel(plot_attention(weights_of(1, 3, 5, 5), tokens, head=head))[0]
     axes.figure.canvas.draw()  # which would fail on mathematics that is none
-    assert labels(axes.yaxis) == ["$x^2$", "\\n\\x1b[31m", "␣the", "\\frac{", "(empty)"]
+    assert labels(axes.yaxis) == ["$x^2$", "\\n\\x1b[31m", "␣the", "$\\frac{$", "(empty)"]
     assert not any(label.get_parse_math() for label in axes.get_yticklabels())
 
 
