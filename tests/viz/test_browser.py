@@ -319,7 +319,11 @@ function bytes(text) { return new DataView(Uint8Array.from(text).buffer); }
 window.model = {
   saved: 0,
   get: (name) => values[name],
-  set: (given) => { Object.assign(values, given); for (const name in given) changes[`change:${name}`]?.forEach((f) => f()); },
+  set: (name, value) => {
+    const isNew = values[name] !== value;
+    values[name] = value;
+    if (isNew) changes[`change:${name}`]?.forEach((f) => f());
+  },
   save_changes: () => { window.model.saved++; },
   on: (name, f) => { (changes[name] ??= []).push(f); },
   off: (name, f) => { changes[name] = changes[name].filter((other) => other !== f); window.model.left = Object.values(changes).flat().length; },
@@ -346,7 +350,7 @@ def test_the_widget_and_its_model_follow_each_other(browser, weights, tmp_path):
     assert shown(page) == "Layer 1, head 2."
     page.get_by_role("gridcell", name="layer 0, head 3").click()
     assert page.evaluate("() => [model.get('layer'), model.get('head'), model.saved]") == [0, 3, 1]
-    page.evaluate("() => model.set({ layer: 2, head: 1 })")
+    page.evaluate("() => { model.set('layer', 2); model.set('head', 1); }")
     assert shown(page) == "Layer 2, head 1."
     option(page, "query", 4).hover()
     assert_shares(shares(page, "key"), weights[2][0, 1, 4])

@@ -314,7 +314,8 @@ function render({ model, el }) {
   const codes = bytes("_codes"), size = Sq * Sk;
   const data = { layers, heads, ...rest, thumbs: bytes("_thumbs"), codes: (l, h) => codes.subarray((l * heads + h) * size, (l * heads + h + 1) * size) };
   const onSelect = (layer, head) => {
-    model.set({ layer, head });
+    model.set("layer", layer);
+    model.set("head", head);
     model.save_changes();
   };
   const view = new View(el, data, { layer: model.get("layer"), head: model.get("head"), onSelect });
