@@ -23,7 +23,7 @@ def _kind(layers: int, heads: int) -> Any:
     import traitlets  # noqa: PLC0415
 
     class HeadViewWidget(anywidget.AnyWidget):  # type: ignore[misc]
-        _esm = static("head_view.js")
+        _esm = static("head_view.js") + static("widget.js")
         _css = static("head_view.css")
         _about = traitlets.Dict().tag(sync=True)
         _codes = traitlets.Bytes().tag(sync=True)

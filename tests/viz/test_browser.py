@@ -334,7 +334,7 @@ window.stop = exported.render({ model: window.model, el: document.getElementById
 
 def test_the_widget_and_its_model_follow_each_other(browser, weights, tmp_path):
     about = head_view(weights, tokens_of(LENGTH))._view
-    script = static("head_view.js").replace("export default", "const exported =")
+    script = (static("head_view.js") + static("widget.js")).replace("export default", "const exported =")
     model = (
         MODEL.replace("ABOUT", json.dumps(about.about))
         .replace("CODES", str(about.codes.ravel().tolist()))
@@ -354,6 +354,9 @@ def test_the_widget_and_its_model_follow_each_other(browser, weights, tmp_path):
     assert shown(page) == "Layer 2, head 1."
     option(page, "query", 4).hover()
     assert_shares(shares(page, "key"), weights[2][0, 1, 4])
+    red = ink(page)["colour"][0]
+    page.evaluate("() => { document.body.dataset.jpThemeLight = 'false'; }")  # as JupyterLab tells its theme
+    assert ink(page)["colour"][0] > red + 60
     assert page.evaluate("() => { stop(); return model.left; }") == 0
     assert page.complaints == []
     page.close()

@@ -25,7 +25,7 @@ def test_the_widget_holds_what_the_page_does(view, tmp_path):
     codes = np.frombuffer(widget._codes, np.uint8).reshape(weights.shape)
     np.testing.assert_allclose(widget._about["scale"] * (codes / 255) ** 2, weights, rtol=1e-12)
     assert widget._about["queries"] == data["about"]["queries"]
-    assert (widget._esm, widget._css) == (static("head_view.js"), static("head_view.css"))
+    assert (widget._esm, widget._css) == (static("head_view.js") + static("widget.js"), static("head_view.css"))
     assert "application/vnd.jupyter.widget-view+json" in view._repr_mimebundle_()[0]
 
 

@@ -1,5 +1,5 @@
 // The view of all layers and heads: thumbnails to choose from, and lines between the tokens of the chosen head.
-// The same file serves the widget (anywidget calls `render`) and the page (page.js makes a `View`).
+// The file begins both the program of the widget, which widget.js ends, and that of the page, which page.js ends.
 // Tokens reach the document as text alone, by textContent.
 
 const MOST_LINES = 2500; // more are a blur, and take longer than 100 ms to draw without a GPU
@@ -42,6 +42,7 @@ class View {
     ]);
     const status = make("p", { class: "axp-status", role: "status" }, [this.name, " ", this.about]);
     root.classList.add("axp");
+    root.dataset.lmSuppressShortcuts = "true"; // JupyterLab would take the arrow keys for its own
     root.replaceChildren(
       make("div", { class: "axp-side" }, [make("p", { class: "axp-status", text: "Layer ↓ and head →" }), this.makePicker()]),
       make("div", { class: "axp-body" }, [status, titles, this.scroll, this.detail]),
@@ -133,8 +134,14 @@ class View {
       PageUp: [0, this.head], PageDown: [layers - 1, this.head],
     }[event.key] ?? [];
     if (l === undefined) return;
-    event.preventDefault();
+    this.keep(event);
     if (l >= 0 && l < layers && h >= 0 && h < heads) this.select(l, h, true);
+  }
+
+  // What is done here is neither scrolling nor a command of the notebook.
+  keep(event) {
+    event.preventDefault();
+    event.stopPropagation();
   }
 
   moveInList(event, side) {
@@ -144,7 +151,7 @@ class View {
     const page = Math.max(1, Math.floor(this.scroll.clientHeight / this.row) - 1);
     const i = { ArrowUp: now - 1, ArrowDown: now + 1, Home: 0, End: last, PageUp: now - page, PageDown: now + page }[event.key];
     if (i === undefined) return;
-    event.preventDefault();
+    this.keep(event);
     this.choose({ side, i: Math.min(Math.max(i, 0), last) });
     this.lists[side].children[this.chosen.i].scrollIntoView({ block: "nearest" });
   }
@@ -307,27 +314,3 @@ class View {
     this.isSheetDrawn = true;
   }
 }
-
-function render({ model, el }) {
-  const { shape: [layers, heads, Sq, Sk], ...rest } = model.get("_about");
-  const bytes = (name) => new Uint8Array(model.get(name).buffer, model.get(name).byteOffset, model.get(name).byteLength);
-  const codes = bytes("_codes"), size = Sq * Sk;
-  const data = { layers, heads, ...rest, thumbs: bytes("_thumbs"), codes: (l, h) => codes.subarray((l * heads + h) * size, (l * heads + h + 1) * size) };
-  const onSelect = (layer, head) => {
-    model.set("layer", layer);
-    model.set("head", head);
-    model.save_changes();
-  };
-  const view = new View(el, data, { layer: model.get("layer"), head: model.get("head"), onSelect });
-  const follow = () => {
-    if (view.layer !== model.get("layer") || view.head !== model.get("head")) view.select(model.get("layer"), model.get("head"));
-  };
-  const changes = ["change:layer", "change:head"];
-  changes.forEach((change) => model.on(change, follow));
-  return () => {
-    changes.forEach((change) => model.off(change, follow));
-    view.destroy();
-  };
-}
-
-export default { render };
