@@ -2,7 +2,7 @@
 // The file begins both the program of the widget, which widget.js ends, and that of the page, which page.js ends.
 // Tokens reach the document as text alone, by textContent.
 
-const MOST_LINES = 2500; // more are a blur, and take longer than 100 ms to draw without a GPU
+const MOST_LINES = 2500; // more are a blur, and slow to draw where there is no GPU
 const LEVELS = 16; // of opacity and width; the lines of a level are one path
 const CELL = 28; // pixels from thumbnail to thumbnail
 const PAD = 8; // pixels above the first token
@@ -218,16 +218,22 @@ class View {
   show() {
     const active = this.hovered ?? this.chosen;
     const other = active && (active.side === "query" ? "key" : "query");
-    for (const side of ["query", "key"]) {
-      const codes = side === other ? this.codesOf(active) : null;
-      [...this.lists[side].children].forEach((option, i) => {
-        option.classList.toggle("axp-active", active?.side === side && active.i === i);
-        option.style.setProperty("--axp-share", codes ? codes[i] / 255 : 0);
-        option.lastChild.textContent = codes?.[i] ? percent(this.weight(codes[i])) : "";
-      });
-    }
+    this.marked?.classList.remove("axp-active");
+    this.marked = active && this.lists[active.side].children[active.i];
+    this.marked?.classList.add("axp-active");
+    if (this.shared && this.shared !== other) this.share(this.shared, null);
+    if (other) this.share(other, this.codesOf(active));
+    this.shared = other;
     this.detail.textContent = active ? this.told(active, other) : "Point at a token, or choose one with the arrow keys, to see its weights alone. Escape shows all.";
     this.drawSoon();
+  }
+
+  // Write the weights beside the tokens of a side, or take them away.
+  share(side, codes) {
+    [...this.lists[side].children].forEach((option, i) => {
+      option.style.setProperty("--axp-share", codes ? codes[i] / 255 : 0);
+      option.lastChild.textContent = codes?.[i] ? percent(this.weight(codes[i])) : "";
+    });
   }
 
   codesOf({ side, i }) {
@@ -253,10 +259,6 @@ class View {
   drawAll() {
     this.isSheetDrawn = false;
     this.drawSoon();
-  }
-
-  colour(name) {
-    return getComputedStyle(this.root).getPropertyValue(name).trim();
   }
 
   // Size a canvas to so many pixels of the page, and return its cleared context.
@@ -289,7 +291,8 @@ class View {
     if (!active) for (const place of this.lines) add(this.codes[place], Math.floor(place / Sk), place % Sk);
     else if (active.side === "query") own.forEach((code, k) => add(code, active.i, k));
     else own.forEach((code, q) => add(code, q, active.i));
-    context.strokeStyle = this.colour(active?.side === "key" ? "--axp-key" : "--axp-query");
+    this.canvas.classList.toggle("axp-of-key", active?.side === "key");
+    context.strokeStyle = getComputedStyle(this.canvas).color;
     paths.forEach((path, level) => {
       const size = (level + 0.5) / LEVELS;
       context.globalAlpha = 0.08 + 0.87 * size;
@@ -304,7 +307,7 @@ class View {
     this.sheet.style.width = `${heads * CELL}px`;
     const small = make("canvas", { width: columns, height: rows }), side = CELL - 4, fit = side / Math.max(rows, columns);
     const picture = small.getContext("2d"), image = picture.createImageData(columns, rows);
-    const colour = this.colour("--axp-query").match(/\w\w/g).map((pair) => parseInt(pair, 16));
+    const colour = getComputedStyle(this.sheet).color.match(/\d+/g).slice(0, 3).map(Number);
     context.imageSmoothingEnabled = false;
     for (let n = 0; n < layers * heads; n++) {
       for (let i = 0; i < rows * columns; i++) image.data.set([...colour, thumbs[n * rows * columns + i]], 4 * i);
