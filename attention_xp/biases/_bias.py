@@ -111,9 +111,13 @@ class Bias(Rule):
         given = (f"{name}={short(value)}" for name, value in attributes(self).items() if not name.startswith("_"))
         return f"{type(self).__name__}({', '.join(given)})"
 
-    def _repr_html_(self) -> str:
-        """Return a picture for notebooks."""
-        return pictured(repr(self), sampled(self, _LENGTH))
+    def _repr_html_(self) -> str | None:
+        """Return a picture for notebooks, which show the text where there is none."""
+        try:
+            values = sampled(self, _LENGTH)
+        except (AttributeError, IndexError, TypeError, ValueError):  # made for other lengths, or for one library
+            return None
+        return pictured(repr(self), values)
 
 
 def evaluated(bias: Bias, region: Region) -> Array:

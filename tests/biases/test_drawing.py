@@ -55,3 +55,18 @@ def test_what_is_excluded_leaves_a_gap():
     svg = ET.fromstring(Gap()._repr_html_()).find(f"{SVG}svg")
     (curve,) = [path.get("d") for path in svg.iter(f"{SVG}path") if path.get("fill") == "none"]
     assert curve.count("M") == 2
+
+
+class OfOneLength(Bias):
+    """Holds an array for all pairs."""
+
+    def __init__(self, table):
+        self.table = table
+
+    def values(self, region):
+        return region.look_up(self.table)
+
+
+def test_a_bias_of_another_length_has_no_picture():
+    assert OfOneLength(np.ones((5, 5)))._repr_html_() is None
+    assert OfOneLength(np.ones((32, 32)))._repr_html_().startswith("<figure")
