@@ -312,6 +312,25 @@ def test_other_tokens_for_queries_and_keys(browser, tmp_path):
     page.close()
 
 
+def test_the_chosen_thumbnail_is_seen_among_many(browser, tmp_path):
+    path = tmp_path / "view.html"
+    head_view([weights_of(1, 30, 3, 3)] * 40, tokens_of(3), layer=39, head=29).save(path)
+    page = open_page(browser, path)
+    seen = """() => {
+        const cell = document.querySelector("[role=gridcell][aria-selected=true]").getBoundingClientRect();
+        const box = document.querySelector(".axp-picker").getBoundingClientRect();
+        return cell.left >= box.left && cell.right <= box.right && cell.top >= box.top && cell.bottom <= box.bottom;
+    }"""
+    assert page.evaluate(seen)
+    page.keyboard.press("Tab")
+    page.keyboard.press("Home")
+    page.keyboard.press("PageUp")
+    assert shown(page) == "Layer 0, head 0."
+    assert page.evaluate(seen)
+    assert page.evaluate("() => window.scrollY") == 0
+    page.close()
+
+
 MODEL = """
 const changes = {};
 const values = { layer: 1, head: 2, _about: ABOUT, _codes: bytes(CODES), _thumbs: bytes(THUMBS) };

@@ -26,7 +26,6 @@ function percent(weight) {
 }
 
 const grouped = (number) => number.toLocaleString("en-GB");
-
 class View {
   constructor(root, data, { layer, head, onSelect }) {
     Object.assign(this, { root, data, onSelect, id: `axp-${++mounted}`, chosen: null, hovered: null });
@@ -59,14 +58,14 @@ class View {
     const { layers, heads } = this.data;
     this.cells = [];
     this.sheet = make("canvas", { class: "axp-sheet", "aria-hidden": "true" });
-    const numbers = Array.from({ length: heads }, (_, h) =>
-      make("span", { role: "columnheader", text: String(h), "aria-label": `head ${h}` }));
-    const rows = [make("div", { role: "row", class: "axp-row" }, [make("span", { role: "columnheader", text: "↓→", "aria-label": "layers down, heads across" }), ...numbers])];
+    const row = (...children) => make("div", { role: "row", class: "axp-row" }, children);
+    const title = (role, text, label) => make("span", { role, text, "aria-label": label });
+    const each = (makeOne) => Array.from({ length: heads }, (_, h) => makeOne(h));
+    const rows = [row(title("columnheader", "↓→", "layers down, heads across"), ...each((h) => title("columnheader", String(h), `head ${h}`)))];
     for (let l = 0; l < layers; l++) {
-      const cells = Array.from({ length: heads }, (_, h) =>
-        make("span", { role: "gridcell", tabindex: "-1", "aria-selected": "false", "aria-label": `layer ${l}, head ${h}` }));
+      const cells = each((h) => make("span", { role: "gridcell", tabindex: "-1", "aria-selected": "false", "aria-label": `layer ${l}, head ${h}` }));
       this.cells.push(cells);
-      rows.push(make("div", { role: "row", class: "axp-row" }, [make("span", { role: "rowheader", text: String(l), "aria-label": `layer ${l}` }), ...cells]));
+      rows.push(row(title("rowheader", String(l), `layer ${l}`), ...cells));
     }
     this.picker = make("div", { role: "grid", "aria-label": "Layers and heads" }, rows);
     return make("div", { class: "axp-picker" }, [this.sheet, this.picker]);
@@ -96,8 +95,11 @@ class View {
     for (const side of ["query", "key"]) {
       const list = this.lists[side];
       const index = (event) => Array.prototype.indexOf.call(list.children, event.target.closest("[role=option]"));
-      on(list, "pointerover", (event) => this.hover(index(event) < 0 ? null : { side, i: index(event) }));
-      on(list, "pointerleave", () => this.hover(null));
+      on(list, "pointerover pointerleave", (event) => {
+        const i = event.type === "pointerover" ? index(event) : -1;
+        this.hovered = i < 0 ? null : { side, i };
+        this.show();
+      });
       on(list, "click", (event) => {
         const i = index(event);
         if (i >= 0) this.choose(this.chosen?.side === side && this.chosen.i === i ? null : { side, i });
@@ -166,13 +168,21 @@ class View {
     cell.setAttribute("tabindex", "0");
     if (isByUser) {
       cell.focus({ preventScroll: true });
-      cell.scrollIntoView({ block: "nearest", inline: "nearest" });
+      this.reveal(cell);
       this.onSelect?.(layer, head);
     }
     this.lines = this.strongest();
     this.name.textContent = `Layer ${layer}, head ${head}.`;
     this.about.textContent = this.described;
     this.show();
+  }
+
+  // Scroll the thumbnails, and nothing around them, until a cell is seen.
+  reveal(cell) {
+    const box = this.picker.parentElement;
+    const near = (now, at, room) => Math.min(Math.max(now, at + CELL + PAD - room), at - CELL);
+    box.scrollTop = near(box.scrollTop, cell.offsetTop, box.clientHeight);
+    box.scrollLeft = near(box.scrollLeft, cell.offsetLeft, box.clientWidth);
   }
 
   // The places of the largest weights of the head, as many as can be told apart.
@@ -195,18 +205,11 @@ class View {
     return this.data.scale * (code / 255) ** 2;
   }
 
-  hover(token) {
-    this.hovered = token;
-    this.show();
-  }
-
   choose(token) {
     const mark = (chosen, isChosen) => {
-      if (!chosen) return;
-      const option = this.lists[chosen.side].children[chosen.i];
-      option.setAttribute("aria-selected", String(isChosen));
-      if (isChosen) this.lists[chosen.side].setAttribute("aria-activedescendant", option.id);
-      else this.lists[chosen.side].removeAttribute("aria-activedescendant");
+      const list = chosen && this.lists[chosen.side], option = list?.children[chosen.i];
+      option?.setAttribute("aria-selected", String(isChosen));
+      list?.setAttribute("aria-activedescendant", isChosen ? option.id : "");
     };
     mark(this.chosen, false);
     this.chosen = token;
@@ -274,7 +277,10 @@ class View {
 
   // Draw what lies within the part that is scrolled to.
   draw() {
-    if (!this.isSheetDrawn) this.drawSheet();
+    if (!this.isSheetDrawn) {
+      this.drawSheet();
+      this.reveal(this.cells[this.layer][this.head]);
+    }
     const width = this.canvas.clientWidth, height = this.scroll.clientHeight, top = this.scroll.scrollTop;
     const context = this.prepared(this.canvas, width, height);
     const active = this.hovered ?? this.chosen, Sk = this.sides.key.length, own = active && this.codesOf(active);
@@ -309,8 +315,9 @@ class View {
     const picture = small.getContext("2d"), image = picture.createImageData(columns, rows);
     const colour = getComputedStyle(this.sheet).color.match(/\d+/g).slice(0, 3).map(Number);
     context.imageSmoothingEnabled = false;
+    for (let i = 0; i < rows * columns; i++) image.data.set(colour, 4 * i);
     for (let n = 0; n < layers * heads; n++) {
-      for (let i = 0; i < rows * columns; i++) image.data.set([...colour, thumbs[n * rows * columns + i]], 4 * i);
+      for (let i = 0; i < rows * columns; i++) image.data[4 * i + 3] = thumbs[n * rows * columns + i];
       picture.putImageData(image, 0, 0);
       context.drawImage(small, (n % heads) * CELL + 2, Math.floor(n / heads) * CELL + 2, columns * fit, rows * fit);
     }
