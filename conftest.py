@@ -25,6 +25,7 @@ pytest_collect_file = documents().pytest()
 
 
 os.environ.setdefault("KERAS_BACKEND", "numpy")  # Keras reads it once, when it is imported
+os.environ.setdefault("MPLBACKEND", "agg")  # matplotlib needs no screen then
 
 _FRAMEWORKS = ("flax", "keras", "numba", "onnx", "transformers")
 _ABSENT = {backend.package for backend in Backend if not backend.is_installed()}
@@ -143,7 +144,9 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown() -> None:
-    """Let go of what JAX compiled before it is too much for a process."""
+    """Let go of figures, and of what JAX compiled before it is too much for a process."""
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
     compiled.bound()
 
 

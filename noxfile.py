@@ -119,6 +119,24 @@ add_tests("cupy", "cupy", on_gpu=("cudnn",), runs=(({}, ON_GPU or QUICK),))
 add_tests("cupy", "cupy", name="cupy-full", on_gpu=("cudnn",), runs=(({}, ON_GPU or PARALLEL),))
 
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@nox.session(name="tests-viz")
+def tests_viz(session: nox.Session) -> None:
+    """Run the tests of pictures, and those of the head view in a browser that is found; arguments go to pytest."""
+    is_debian_of_ci = os.environ.get("CI") and shutil.which("apt-get") and os.geteuid() == 0
+    if not any(map(shutil.which, BROWSERS)) and is_debian_of_ci:
+        session.run("apt-get", "update", "-qq", external=True)
+        session.run("apt-get", "install", "-qq", "--no-install-recommends", "chromium", external=True)
+    if not any(map(shutil.which, BROWSERS)):
+        session.skip(f"none of {', '.join(BROWSERS)} is on the path; Debian has the package chromium")
+    install(session, "tests", "browser")
+    session.run(
+        "python", "-m", "pytest", "--xp=numpy", *(session.posargs or ["tests/viz", "attention_xp/viz", "docs/viz.md"])
+    )
+
+
 @nox.session
 def typing(session: nox.Session) -> None:
     """Check programs as users write them with mypy and pyright, beside PyTorch and JAX; arguments go to pytest."""

@@ -44,7 +44,7 @@ _SHORT_NAMES = {
     "causal_mask": "create_causal_mask",
     "padding_mask": "create_padding_mask",
 }
-_SUBMODULES = frozenset({"biases", "cache", "interop", "linear", "masks"})
+_SUBMODULES = frozenset({"biases", "cache", "interop", "linear", "masks", "viz"})
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
@@ -100,6 +100,7 @@ __all__ = [
     "self_attn",
     "softmax",
     "varlen_attention",
+    "viz",
 ]
 
 

@@ -1,4 +1,11 @@
-from attention_xp import biases as biases, cache as cache, interop as interop, linear as linear, masks as masks
+from attention_xp import (
+    biases as biases,
+    cache as cache,
+    interop as interop,
+    linear as linear,
+    masks as masks,
+    viz as viz,
+)
 from attention_xp._alibi import alibi_slopes
 from attention_xp._attention import flash_attention, scaled_dot_product_attention
 from attention_xp._attention_scores import attention_scores
@@ -87,4 +94,5 @@ __all__ = [
     "self_attn",
     "softmax",
     "varlen_attention",
+    "viz",
 ]

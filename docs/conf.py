@@ -3,14 +3,25 @@
 import re
 from pathlib import Path
 
+import numpy as np
+
 import attention_xp
+from attention_xp import biases, masks, scaled_dot_product_attention
+from attention_xp.viz import head_view
 
 project = "attention_xp"
 author = "The attention_xp developers"
 copyright = f"2026, {author}"  # noqa: A001  # the name is Sphinx's
 release = version = attention_xp.__version__
 
-extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.mathjax"]
+extensions = [
+    "matplotlib.sphinxext.plot_directive",
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+]
 exclude_patterns = ["_build"]
 templates_path = ["_templates"]
 default_role = "autolink"  # single backticks link where there is something to link to
@@ -19,14 +30,50 @@ autodoc_typehints = "none"  # the docstrings tell shapes and types
 autosummary_generate = True
 numpydoc_show_class_members = False
 
+plot_formats = [("png", 110)]
+plot_html_show_formats = plot_html_show_source_link = False
+
 html_theme = "furo"
 html_title = f"{project} {release}"
+html_extra_path = ["generated/extra"]
+
+
+class Offset(biases.Bias):
+    """Prefers the key so many positions before the query."""
+
+    def __init__(self, offset: int) -> None:
+        self.offset = offset
+
+    def values(self, region: masks.Region) -> object:
+        """Return how far from that key each is, negative."""
+        return -3.0 * region.floating(abs(region.q_idx - region.kv_idx - self.offset))
+
+
+def write_head_view(path: Path) -> None:
+    """Write the view of the page on pictures: heads that look to a neighbour, to the beginning, to their like, or around."""
+    tokens = ["The", "cat", "sat", "on", "the", "mat", "because", "the", "cat", "was", "tired", "."]
+    rng = np.random.default_rng(0)
+    words = {word: rng.standard_normal(16) for word in sorted({token.lower() for token in tokens})}
+    x = np.stack([words[token.lower()] for token in tokens])
+    layers = []
+    for layer in range(3):
+        noise = 0.3 * rng.standard_normal((4, *x.shape))
+        heads = [
+            scaled_dot_product_attention(0.2 * x + noise[0], x, x, bias=Offset(layer), is_causal=True)[1],
+            scaled_dot_product_attention(0 * x, x, x, bias=-2.0 * np.arange(len(x)), is_causal=True)[1],
+            scaled_dot_product_attention((1 + layer) * x + noise[2], x, x, is_causal=True)[1],
+            scaled_dot_product_attention(noise[3], x, x, is_causal=True)[1],
+        ]
+        layers.append(np.stack(heads)[None])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head_view(layers, tokens, layer=1).save(path)
 
 
 def setup(app: object) -> None:  # noqa: ARG001
-    """Refuse to build an API page that leaves out a public name."""
+    """Write the head view, and refuse to build an API page that leaves out a public name."""
+    write_head_view(Path(__file__).with_name("generated") / "extra" / "head_view.html")
     page = set(re.findall(r"\w+", Path(__file__).with_name("api.md").read_text("utf-8")))
-    submodules = attention_xp.biases, attention_xp.cache, attention_xp.masks
+    submodules = attention_xp.biases, attention_xp.cache, attention_xp.masks, attention_xp.viz
     missing = {*attention_xp.__all__, *(name for module in submodules for name in module.__all__)} - page
     if missing:
         raise RuntimeError(f"docs/api.md does not mention {', '.join(sorted(missing))}")

@@ -2,15 +2,18 @@
 
 The blocks of a document share one namespace and run in order. A block that imports torch, jax or cupy
 runs where that library can, and stands on its own: it imports all it needs. Every other block belongs to
-NumPy. ``<!-- skip: next -->`` above a block leaves it out.
+NumPy. ``<!-- skip: next -->`` above a block leaves it out. What is plotted when the documentation is built, in blocks
+``eval-rst``, runs as well.
 """
 
 import ast
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
-from sybil import Example, Sybil
+from sybil import Document, Example, Region, Sybil
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
@@ -21,20 +24,43 @@ def documents() -> Sybil:
     """Collect the Markdown files of the project."""
     return Sybil(
         path=str(Path(__file__).parents[1]),
-        parsers=[CodeBlockParser("python", evaluate), SkipParser()],
+        parsers=[CodeBlockParser("python", evaluate), PlotParser(), SkipParser()],
         patterns=["README.md", "docs/*.md", "docs/interop/*.md"],
         fixtures=["document_backends"],
     )
 
 
+class PlotParser(CodeBlockParser):
+    """Finds the blocks of reStructuredText that hold plot directives."""
+
+    language = "{eval-rst}"
+
+    def __call__(self, document: Document) -> Iterator[Region]:
+        """Yield these blocks alone."""
+        return (region for region in super().__call__(document) if ".. plot::" in str(region.parsed))
+
+    def evaluate(self, example: Example) -> None:
+        """Run what the directives hold after their options."""
+        skip_without(example, ("numpy",))
+        bodies = re.findall(r"^\.\. plot::\n((?:   .*\n|\n)+)", f"{example.parsed}\n", re.MULTILINE)
+        assert bodies
+        for body in bodies:
+            exec(re.sub(r"\A(:[\w-]+:.*\n)+", "", dedent(body)), {})  # noqa: S102
+
+
 def evaluate(example: Example) -> None:
     """Run a code block, or skip it with the reason why its library cannot run."""
+    skip_without(example, libraries_of(str(example.parsed)) or ("numpy",))
+    PythonEvaluator()(example)
+
+
+def skip_without(example: Example, libraries: tuple[str, ...]) -> None:
+    """Skip a block with the reason why a library that it needs cannot run."""
     problem: Callable[[str], str | None] = example.namespace["document_backends"]
-    for name in libraries_of(str(example.parsed)) or ("numpy",):
+    for name in libraries:
         reason = problem(name)
         if reason:
             pytest.skip(reason)
-    PythonEvaluator()(example)
 
 
 def libraries_of(source: str) -> tuple[str, ...]:

@@ -45,7 +45,8 @@ def test_nothing_but_the_public_names_is_there():
 
 
 @pytest.mark.parametrize(
-    ("name", "home"), [("CausalMask", "masks"), ("AlibiBias", "biases"), ("linear_attention", "linear")]
+    ("name", "home"),
+    [("CausalMask", "masks"), ("AlibiBias", "biases"), ("linear_attention", "linear"), ("head_view", "viz")],
 )
 def test_a_name_of_a_submodule_tells_where_it_is(name, home):
     text = f"module 'attention_xp' has no attribute '{name}'; it is in attention_xp.{home}: from attention_xp.{home} import {name}"
@@ -57,7 +58,7 @@ def test_a_name_of_a_submodule_tells_where_it_is(name, home):
 
 
 def test_every_public_name_of_a_submodule_is_found():
-    names = {home: getattr(attention_xp, home).__all__ for home in ("biases", "cache", "linear", "masks")}
+    names = {home: getattr(attention_xp, home).__all__ for home in ("biases", "cache", "linear", "masks", "viz")}
     for own in names.values():
         for name in set(own) - set(attention_xp.__all__):
             first = next(other for other in names if name in names[other])  # `Region` is in two

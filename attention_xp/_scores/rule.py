@@ -1,9 +1,10 @@
 """What masks and biases have in common: values made of attributes, some of them arrays."""
 
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from attention_xp._backend.dtypes import dtype_name
+from attention_xp._backend.host import as_numpy
 from attention_xp._backend.libraries import common_namespace, is_numpy, library_name
 from attention_xp._backend.pytrees import register, tell
 from attention_xp._checks.arrays import check_placement
@@ -12,7 +13,9 @@ from attention_xp._scores.frozen import freeze, thaw
 from attention_xp._scores.identity import identity
 from attention_xp._typing import Array, Device, Namespace
 
-__all__ = ["Rule", "arrays_of", "check_library_and_place", "short"]
+__all__ = ["Rule", "arrays_of", "check_library_and_place", "on_host", "short"]
+
+RuleT = TypeVar("RuleT", bound="Rule")
 
 
 class Rule(Attributed):
@@ -89,6 +92,12 @@ def _moved(array: Any, device: Device) -> Any:
     from array_api_compat import to_device  # noqa: PLC0415  # where nothing moves, nothing is loaded
 
     return array if is_numpy(array) else to_device(array, device)
+
+
+def on_host(rule: RuleT) -> RuleT:
+    """Return the same rule with NumPy arrays."""
+    template, arrays = freeze(rule)
+    return thaw(template, list(map(as_numpy, arrays)))  # type: ignore[no-any-return]
 
 
 def arrays_of(rule: Rule) -> Iterator[tuple[str, Array]]:

@@ -55,6 +55,11 @@ class AlibiBias(Bias):
         check_floating(common_namespace(slopes=slopes), slopes=slopes)
         self.slopes = slopes
 
+    @property
+    def lead(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Return the shape of the slopes."""
+        return tuple(self.slopes.shape)
+
     def check(self, xp: Namespace, query: Array, batch: tuple[int, ...], heads: int | None) -> None:
         """Check library, device and the numbers of batch items and heads."""
         super().check(xp, query, batch, heads)

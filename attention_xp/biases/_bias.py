@@ -1,18 +1,23 @@
-"""Biases as rules: their values for a tile of the scores, and their gradients."""
+"""Biases as rules: their values for a tile of the scores, their gradients, and pictures."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from attention_xp._backend.dtypes import is_floating
-from attention_xp._backend.libraries import common_namespace, device
+from attention_xp._backend.libraries import common_namespace, creation_namespace, device
 from attention_xp._backend.shapes import filled_up
 from attention_xp._checks.arrays import check_result, fits, shapes
 from attention_xp._scores.attributes import attributes
+from attention_xp._scores.frame import frame_of
 from attention_xp._scores.region import Region
-from attention_xp._scores.rule import Rule, arrays_of, short
+from attention_xp._scores.rule import Rule, arrays_of, on_host, short
 from attention_xp._typing import Array, Namespace
+from attention_xp.biases._drawing import pictured
 
-__all__ = ["Bias", "check_heads", "evaluated", "spread_over_lead"]
+__all__ = ["Bias", "check_heads", "evaluated", "sampled", "spread_over_lead"]
+
+_LENGTH = 32  # queries and keys of a picture
 
 
 class Bias(Rule):
@@ -29,6 +34,9 @@ class Bias(Rule):
     ----------
     may_exclude : bool
         Whether minus infinity may be among the values. A class that never gives it sets False, which saves time.
+    lead : tuple of int
+        The leading axes ``(..., H)`` that the values depend on, the heads last, so that pictures show all heads; ``()``,
+        the first batch item and head, is always right.
 
     Examples
     --------
@@ -50,6 +58,7 @@ class Bias(Rule):
     """
 
     may_exclude: bool = True
+    lead: tuple[int, ...] = ()
 
     def values(self, region: Region) -> Array:
         """Return a floating array that broadcasts against the scores of a region.
@@ -102,12 +111,36 @@ class Bias(Rule):
         given = (f"{name}={short(value)}" for name, value in attributes(self).items() if not name.startswith("_"))
         return f"{type(self).__name__}({', '.join(given)})"
 
+    def _repr_html_(self) -> str | None:
+        """Return a picture for notebooks, which show the text where there is none."""
+        try:
+            values = sampled(self, _LENGTH)
+        except (AttributeError, IndexError, TypeError, ValueError):  # made for other lengths, or for one library
+            return None
+        return pictured(repr(self), values)
+
 
 def evaluated(bias: Bias, region: Region) -> Array:
     """Return the values of a bias in the dtype of the scores, and refuse what does not broadcast against them."""
     xp, values = region.xp, bias.values(region)
     check_result(xp, f"{type(bias).__name__}.values", values, region.sizes)
     return filled_up(xp, xp.astype(values, region.frame.dtype, copy=False), len(region.sizes))
+
+
+def sampled(bias: Bias, length: int) -> Any:
+    """Return the values for so many queries and keys from position 0 on, (H, length, length), as an array of NumPy.
+
+    They are those of the first batch item; H is 1 where the values do not depend on the head.
+    """
+    import numpy as np  # noqa: PLC0415  # the import of the package loads no array library
+
+    bias, lead, xp = on_host(bias), bias.lead, creation_namespace(None)
+    frame = frame_of(xp, np.empty((length, 0), np.float32), lead[:-1], lead[-1] if lead else None, length)
+    frame = replace(frame, query_offset=0, key_offset=0)
+    bias.check(xp, frame.query, frame.batch, frame.heads)
+    region = Region.whole(frame)
+    values = np.broadcast_to(evaluated(bias, region), region.sizes)
+    return values.reshape(-1, *values.shape[-3:] if lead else (1, length, length))[0]
 
 
 def check_heads(name: str, letters: str, array: Array, axis: int, query: Array, heads: int | None) -> None:

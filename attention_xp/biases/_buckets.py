@@ -83,6 +83,11 @@ class RelativePositionBias(Bias):
             )
         self._starts = _starts(buckets, self.max_distance)
 
+    @property
+    def lead(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Return the number of heads of the table."""
+        return tuple(self.table.shape[1:])
+
     def check(self, xp: Namespace, query: Array, batch: tuple[int, ...], heads: int | None) -> None:
         """Check library, device and the number of heads."""
         super().check(xp, query, batch, heads)

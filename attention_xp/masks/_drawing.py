@@ -8,25 +8,18 @@ from html import escape
 from numbers import Integral
 from typing import Any
 
-from attention_xp._backend.libraries import (
-    common_namespace,
-    creation_namespace,
-    device as device_of,
-    is_numpy,
-    library_name,
-)
+from attention_xp._backend.libraries import common_namespace, creation_namespace, device as device_of, is_numpy
 from attention_xp._backend.values import as_int32
 from attention_xp._checks.arrays import check_integers
 from attention_xp._checks.numbers import check_count, check_position
 from attention_xp._scores.frame import Frame, frame_of
-from attention_xp._scores.frozen import freeze, thaw
 from attention_xp._scores.region import Region, span_between
-from attention_xp._scores.rule import arrays_of
+from attention_xp._scores.rule import arrays_of, on_host
 from attention_xp._typing import Array, Device, DType, Namespace
 from attention_xp.masks._arrays import _mask_of
 from attention_xp.masks._pairs import Pairs, parts_of
 
-__all__ = ["any_allowed", "density", "drawn", "pictured", "to_array"]
+__all__ = ["any_allowed", "density", "drawn", "pictured", "shares_of_blocks", "tile_kinds", "title", "to_array"]
 
 _SIDE = 32  # of a picture, in characters
 _BLOCK = 256  # rows and keys of a block whose pairs are counted together
@@ -133,7 +126,7 @@ def _counted(
     """Yield for each row of blocks the number of allowed pairs, (items, key blocks)."""
     import numpy as np  # noqa: PLC0415  # the import of the package loads no array library
 
-    mask = _on_host(mask)
+    mask = on_host(mask)
     whole = Region.whole(_frame(mask, (rows[1], keys[1]), offsets, creation_namespace(None), None))
     items = math.prod(mask.lead)
     left = np.arange(*keys, block[1])
@@ -161,64 +154,68 @@ def _evaluated(mask: Pairs, whole: Region, rows: tuple[int, int], columns: tuple
     return total
 
 
-def _on_host(mask: Pairs) -> Pairs:
-    """Return the same mask with NumPy arrays."""
-    template, arrays = freeze(mask)
-    return thaw(template, list(map(_as_numpy, arrays)))  # type: ignore[no-any-return]
-
-
-def _as_numpy(array: Array) -> Any:
-    import numpy as np  # noqa: PLC0415
-    from array_api_compat import to_device  # noqa: PLC0415
-
-    xp = common_namespace(array=array)
-    if library_name(xp) in ("torch", "cupy"):
-        array = to_device(array, "cpu")
-    elif library_name(xp) == "strict":
-        array = to_device(array, xp.__array_namespace_info__().default_device())
-    return np.asarray(array)
-
-
 def drawn(mask: Pairs, sizes: tuple[int, int], query_offset: int) -> str:
     """Return a picture of the first batch item and head in characters, under a title."""
     none, some, every = "·▒█" if _can_show("·▒█") else ".+#"
-    shares = _shares(mask, sizes, query_offset)
+    shares = shares_of_blocks(mask, sizes, query_offset)
     lines = ["".join(none if x == 0.0 else every if x == 1.0 else some for x in line) for line in shares]
-    title = _title(mask, sizes)
-    if not _can_show(title):
-        title = title.encode("ascii", "backslashreplace").decode()
-    return "\n".join([title, *lines])
+    heading = title(mask, sizes)
+    if not _can_show(heading):
+        heading = heading.encode("ascii", "backslashreplace").decode()
+    return "\n".join([heading, *lines])
 
 
 def pictured(mask: Pairs) -> str:
     """Return a picture of the first batch item and head as SVG: the darker a square, the more of its pairs are allowed."""
     sizes = mask.extent
-    shares = list(_shares(mask, sizes, 0))
+    shares = list(shares_of_blocks(mask, sizes, 0))
     squares = [
         f'<rect x="{x}" y="{y}" width="1" height="1" fill-opacity="{share:.3g}"/>'
         for y, line in enumerate(shares)
         for x, share in enumerate(line)
         if share
     ]
-    rows, columns, title = len(shares), max(map(len, shares), default=0), escape(_title(mask, sizes))
+    rows, columns, heading = len(shares), max(map(len, shares), default=0), escape(title(mask, sizes))
     return (
-        f'<figure style="margin:0"><figcaption>{title}</figcaption><svg xmlns="http://www.w3.org/2000/svg" role="img" '
+        f'<figure style="margin:0"><figcaption>{heading}</figcaption><svg xmlns="http://www.w3.org/2000/svg" role="img" '
         f'width="{8 * columns}" height="{8 * rows}" viewBox="0 0 {columns} {rows}" shape-rendering="crispEdges" '
-        f'style="background:#fff;outline:1px solid #888"><title>{title}</title><g fill="#1f4e79">{"".join(squares)}</g>'
+        f'style="background:#fff;outline:1px solid #888"><title>{heading}</title><g fill="#1f4e79">{"".join(squares)}</g>'
         "</svg></figure>"
     )
 
 
-def _shares(mask: Pairs, sizes: tuple[int, int], query_offset: int) -> Iterator[list[float]]:
-    """Yield the share of allowed pairs in each block of a line of blocks, of the first batch item and head."""
+def shares_of_blocks(
+    mask: Pairs, sizes: tuple[int, int], query_offset: int, side: int = _SIDE
+) -> Iterator[list[float]]:
+    """Yield the share of allowed pairs in each block of a line of blocks, of the first batch item and head.
+
+    There are at most `side` lines of as many blocks.
+    """
     Sq, Sk, query_offset = _sizes(*sizes, query_offset)
-    block = -(-Sq // _SIDE) or 1, -(-Sk // _SIDE) or 1
+    block = -(-Sq // side) or 1, -(-Sk // side) or 1
     counted = _counted(mask, (0, Sq), (0, Sk), (query_offset, 0), block)
     for counts, height in zip(counted, _lengths(Sq, block[0]), strict=True):
         yield [int(n) / (height * width) for n, width in zip(counts[0], _lengths(Sk, block[1]), strict=True)]
 
 
-def _title(mask: Pairs, sizes: tuple[int, int]) -> str:
+def tile_kinds(mask: Pairs, sizes: tuple[int, int], query_offset: int, tile: tuple[int, int]) -> Any:
+    """Return what a rule says beforehand of each tile, (tiles, tiles): 0 is empty, 2 is full, 1 has to be evaluated.
+
+    The answers are those of `reach` for the first batch item and head.
+    """
+    import numpy as np  # noqa: PLC0415
+
+    (Sq, Sk), (height, width) = sizes, tile
+    top, left = np.arange(0, Sq, height)[:, None], np.arange(0, Sk, width)[None, :]
+    first = 0 if mask.lead else None
+    rows, keys = (top, np.minimum(top + height, Sq)), (left, np.minimum(left + width, Sk))
+    possible, certain = on_host(mask).reach(span_between(np, rows, keys, (query_offset, 0), first, first))
+    shape = (top.size, left.size)
+    return np.broadcast_to(possible, shape).astype(int) + np.broadcast_to(possible & certain, shape)
+
+
+def title(mask: Pairs, sizes: tuple[int, int]) -> str:
+    """Return the title of a picture of a mask."""
     first = ", first batch item and head" if math.prod(mask.lead) > 1 else ""
     return f"{mask!r}: {sizes[0]} queries x {sizes[1]} keys{first}"
 
