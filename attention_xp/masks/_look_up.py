@@ -68,9 +68,8 @@ def items(region: Region, lead: tuple[int, ...]) -> int | Array:
     if math.prod(lead) == 1:
         return 0
     xp = region.xp
-    if region.frame.packing is not None and math.prod(lead[:-1]) > 1:  # each row has that of its sequence
-        item = within(xp, region.b, 0, math.prod(lead[:-1]) - 1)
-        return item if lead[-1] == 1 else item * lead[-1] + region.head
+    if region.frame.packing is not None and math.prod(lead[:-1]) > 1:
+        return region.in_packed(math.prod(lead[:-1]), lead[-1])
     numbers = xp.arange(math.prod(lead), dtype=xp.int32, device=device(region.frame.query))
     if region.frame.heads is None:
         lead = lead[:-1]

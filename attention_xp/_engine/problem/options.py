@@ -23,7 +23,14 @@ __all__ = [
 ]
 
 
-class _PackedScoreOptions(TypedDict, total=False):
+class _KeyPlaces(TypedDict, total=False):
+    """Keyword arguments that say where keys stand."""
+
+    key_offset: int | Array | None
+    key_positions: Array | None
+
+
+class _SharedScoreOptions(TypedDict, total=False):
     """Keyword arguments that the scores depend on, for packed sequences and for all others."""
 
     is_causal: bool
@@ -31,9 +38,11 @@ class _PackedScoreOptions(TypedDict, total=False):
     scale: float | Array | None
     softcap: float | None
     score_mod: ScoreMod | ScoreModAndDerivative | None
+    item_ids: int | Array | None
+    head_ids: int | Array | None
 
 
-class PackedOptions(_PackedScoreOptions, total=False):
+class _SharedOptions(_SharedScoreOptions, total=False):
     """Keyword arguments that mean the same to packed sequences and to all others."""
 
     sinks: Array | None
@@ -42,29 +51,28 @@ class PackedOptions(_PackedScoreOptions, total=False):
     tile: tuple[int, int] | None
 
 
-class _ScoreOptions(_PackedScoreOptions, total=False):
+class PackedOptions(_SharedOptions, _KeyPlaces, total=False):
+    """Keyword arguments of attention in packed sequences, beside those that have a type of their own there."""
+
+
+class _ScoreOptions(_SharedScoreOptions, total=False):
     """Keyword arguments that the scores depend on, wherever the keys stand."""
 
     bias: Array | Bias | None
     query_offset: int | Array | None
-    item_ids: int | Array | None
-    head_ids: Array | None
     query_lengths: int | Array | None
     key_lengths: int | Array | None
 
 
-class ScoreOptions(_ScoreOptions, total=False):
+class ScoreOptions(_ScoreOptions, _KeyPlaces, total=False):
     """Keyword arguments that the scores depend on."""
 
-    key_offset: int | Array | None
-    key_positions: Array | None
 
-
-class CacheOptions(PackedOptions, _ScoreOptions, total=False):
+class CacheOptions(_SharedOptions, _ScoreOptions, total=False):
     """Keyword arguments of every attention function whose keys are in a cache, which says where they stand."""
 
 
-class AttentionOptions(PackedOptions, ScoreOptions, total=False):
+class AttentionOptions(_SharedOptions, ScoreOptions, total=False):
     """Keyword arguments of every attention function."""
 
 
