@@ -6,13 +6,13 @@ from typing import Any
 from attention_xp._backend.dtypes import is_floating
 from attention_xp._backend.libraries import common_namespace, device
 from attention_xp._backend.shapes import filled_up
-from attention_xp._checks.arrays import check_result, fits, shapes
+from attention_xp._checks.arrays import check_result
 from attention_xp._scores.attributes import attributes
 from attention_xp._scores.region import Region
 from attention_xp._scores.rule import Rule, arrays_of, short
 from attention_xp._typing import Array, Namespace
 
-__all__ = ["Bias", "check_heads", "evaluated", "spread_over_lead"]
+__all__ = ["Bias", "evaluated", "spread_over_lead"]
 
 
 class Bias(Rule):
@@ -108,16 +108,6 @@ def evaluated(bias: Bias, region: Region) -> Array:
     xp, values = region.xp, bias.values(region)
     check_result(xp, f"{type(bias).__name__}.values", values, region.sizes)
     return filled_up(xp, xp.astype(values, region.frame.dtype, copy=False), len(region.sizes))
-
-
-def check_heads(name: str, letters: str, array: Array, axis: int, query: Array, heads: int | None) -> None:
-    """Refuse an array with an axis that is neither as long as there are heads, nor of length 1, nor absent."""
-    if not fits(tuple(array.shape[axis:]), (1 if heads is None else heads,)):
-        given = "no heads axis" if heads is None else f"H = {heads}"
-        raise ValueError(
-            f"{name} must hold one number per head: expected {name} {letters} with {given}, "
-            f"{shapes(query=query, **{name: array})}"
-        )
 
 
 def spread_over_lead(region: Region, gradients: Array, lead: tuple[int, ...]) -> Array:
