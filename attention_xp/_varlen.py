@@ -34,8 +34,6 @@ def varlen_attention(
     mask: Mask | None = None,
     dropout_rate: float = 0.0,
     return_lse: Literal[False] = False,
-    bias: Bias | None = None,
-    query_offset: int | Array | None = None,
     **options: Unpack[PackedOptions],
 ) -> ArrayT: ...
 @overload
@@ -49,8 +47,6 @@ def varlen_attention(
     mask: Mask | None = None,
     dropout_rate: float = 0.0,
     return_lse: Literal[True],
-    bias: Bias | None = None,
-    query_offset: int | Array | None = None,
     **options: Unpack[PackedOptions],
 ) -> tuple[ArrayT, ArrayT]: ...
 @overload
@@ -64,8 +60,6 @@ def varlen_attention(
     mask: Mask | None = None,
     dropout_rate: float = 0.0,
     return_lse: bool,
-    bias: Bias | None = None,
-    query_offset: int | Array | None = None,
     **options: Unpack[PackedOptions],
 ) -> ArrayT | tuple[ArrayT, ArrayT]: ...
 @with_options
@@ -79,8 +73,6 @@ def varlen_attention(
     mask: Mask | None = None,
     dropout_rate: float = 0.0,
     return_lse: bool = False,
-    bias: Bias | None = None,
-    query_offset: int | Array | None = None,
     **options: Unpack[PackedOptions],
 ) -> Any:
     r"""Attend within each of several sequences that are packed one after another.
@@ -118,6 +110,9 @@ def varlen_attention(
         Position of the first query of each sequence, or ``(N,)``, one for each; keys start at position 0 unless they are
         given others. Required with `is_causal` and `window` where `cu_seqlens_k` or positions of keys are given: ``0``
         aligns top-left.
+    key_positions : integer array, optional
+        ``(Tk,)``, the position of each packed key in its sequence, in place of `key_offset`. A negative position is that
+        of an empty slot, which is never attended.
     {options}
 
     Returns
@@ -151,7 +146,7 @@ def varlen_attention(
     check_options(varlen_attention, options, dict.fromkeys((*PackedOptions.__annotations__, *_LENGTHS)))
     wanted = Wanted(lse=check_flag("return_lse", return_lse))
     cu_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
-    given = cast("AttentionOptions", {**options, "bias": bias, "query_offset": query_offset})
+    given = cast("AttentionOptions", {"bias": None} | options)
     more = {name: given[name] for name in (*_OF_SEQUENCES, "key_positions") if _is_array(given.get(name))}  # type: ignore[literal-required]
     xp = common_namespace(query=query, key=key, value=value, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_k, **more)
     _check_arrays(xp, query, key, value, cu_seqlens_q, cu_k)
@@ -222,7 +217,7 @@ def _check_rules(options: AttentionOptions, mask: Any, same: bool) -> None:
         or options.get("window") is not None
         or (mask is not None and mask.relative)
     )
-    if (moved or not same) and relative and options["query_offset"] is None:
+    if (moved or not same) and relative and options.get("query_offset") is None:
         cause = moved[0] if moved else "cu_seqlens_k"
         raise ValueError(
             f"query_offset is required with a causal or window mask where {cause} is given: expected an int or (N,), "

@@ -52,7 +52,10 @@ class _SharedOptions(_SharedScoreOptions, total=False):
 
 
 class PackedOptions(_SharedOptions, _KeyPlaces, total=False):
-    """Keyword arguments of attention in packed sequences, beside those that have a type of their own there."""
+    """Keyword arguments of attention in packed sequences, which say nothing of lengths."""
+
+    bias: Bias | None
+    query_offset: int | Array | None
 
 
 class _ScoreOptions(_SharedScoreOptions, total=False):
@@ -149,7 +152,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def with_options(function: _F) -> _F:
-    """Show the options that a function takes in its signature and, at ``{options}``, in its docstring.
+    """Show the options that a function takes in its signature and, at ``{options}``, in its docstring, unless it tells of them.
 
     They are those of the `TypedDict` that its ``**options`` are annotated with.
     """
@@ -164,7 +167,10 @@ def with_options(function: _F) -> _F:
     ]
     function.__signature__ = signature.replace(parameters=[*own, *taken])  # type: ignore[attr-defined]
     if function.__doc__:  # absent under `python -OO`
-        function.__doc__ = inspect.cleandoc(function.__doc__).replace("{options}", _documentation(types))
+        doc = inspect.cleandoc(function.__doc__)
+        function.__doc__ = doc.replace(
+            "{options}", _documentation([name for name in types if f"\n{name} :" not in doc])
+        )
     return function
 
 
