@@ -121,11 +121,6 @@ class Problem(Frame):
         return len(self.addends) > 0 and any(isinstance(addend, Bias) for addend in self.addends)
 
     @property
-    def keys_start_at_0(self) -> bool:
-        """Whether positions of keys are columns."""
-        return self.keys_count_up and self.key_offset is None
-
-    @property
     def has_one_offset(self) -> bool:
         """Whether the first rows of all batch items have the same position."""
         offset = self.query_offset
