@@ -1,7 +1,7 @@
 """Attention over packed sequences of different lengths."""
 
 from numbers import Integral
-from typing import Any, Literal, Unpack, cast, overload
+from typing import Any, Literal, Unpack, overload
 
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._backend.values import known_integers, values_on_host
@@ -20,7 +20,7 @@ from attention_xp.masks._mask import holds_array
 __all__ = ["varlen_attention"]
 
 _LENGTHS = ("query_lengths", "key_lengths")  # which the bounds say
-_OF_SEQUENCES = ("query_offset", "key_offset", "item_ids")  # an int for all sequences, or one each
+_OWN = ("query_offset", "key_offset", "key_positions", "item_ids")  # of which sequences, or keys, have each their own
 
 
 @overload
@@ -146,30 +146,36 @@ def varlen_attention(
     check_options(varlen_attention, options, dict.fromkeys((*PackedOptions.__annotations__, *_LENGTHS)))
     wanted = Wanted(lse=check_flag("return_lse", return_lse))
     cu_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
-    given = cast("AttentionOptions", {"bias": None} | options)
-    more = {name: given[name] for name in (*_OF_SEQUENCES, "key_positions") if _is_array(given.get(name))}  # type: ignore[literal-required]
+    given: Any = {}
+    own: dict[str, Any] = {}
+    more: dict[str, Any] = {}
+    for name, x in options.items():
+        if name not in _OWN:
+            given[name] = x
+        elif x is not None:
+            own[name] = x
+            if hasattr(x, "dtype") and not isinstance(x, Integral):
+                more[name] = x
     xp = common_namespace(query=query, key=key, value=value, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_k, **more)
-    _check_arrays(xp, query, key, value, cu_seqlens_q, cu_k)
-    check_placement(xp, query=query, **more)
+    _check_arrays(xp, query, key, value, cu_seqlens_q, cu_k, **more)
+    _check_rules(given, own, mask, cu_seqlens_k is None)
     count = cu_seqlens_q.shape[0] - 1
-    _check_rules(given, mask, cu_seqlens_k is None)
-    given["query_offset"], given["key_offset"], given["item_ids"] = (
-        _of_sequences(xp, name, given.get(name), count) for name in _OF_SEQUENCES
-    )
-    _check_positions(xp, given.get("key_positions"), key)
+    own = {name: _checked(xp, name, x, key.shape[0], count) for name, x in own.items()}
     packed = tuple(xp.permute_dims(a[None, ...], (0, 2, 1, 3)) for a in (query, key, value))  # -> (1, H, T, D)
     bounds = [
         _host_bounds(xp, *named) for named in (("cu_seqlens_q", cu_seqlens_q, query), ("cu_seqlens_k", cu_k, key))
     ]
     if None in bounds:
-        found = attend_together(xp, packed, (cu_seqlens_q, cu_seqlens_k), mask, dropout_rate, given, wanted)
+        found = attend_together(xp, packed, (cu_seqlens_q, cu_seqlens_k), mask, dropout_rate, given, own, wanted)
     else:
-        found = attend_one_by_one(packed, bounds, mask, dropout_rate, given, wanted)
+        found = attend_one_by_one(packed, bounds, mask, dropout_rate, given, own, wanted)
     output = xp.permute_dims(found.output[0, ...], (1, 0, 2))  # (1, H, T, Dv) -> (T, H, Dv)
     return output if found.lse is None else (output, xp.permute_dims(found.lse[0, ...], (1, 0)))  # (1, H, T) -> (T, H)
 
 
-def _check_arrays(xp: Namespace, query: Array, key: Array, value: Array, cu_q: Array, cu_k: Array) -> None:
+def _check_arrays(
+    xp: Namespace, query: Array, key: Array, value: Array, cu_q: Array, cu_k: Array, **more: Array
+) -> None:
     check_floating(xp, query=query, key=key, value=value)
     for name, a, letters in (
         ("query", query, "(T, H, D)"),
@@ -183,7 +189,7 @@ def _check_arrays(xp: Namespace, query: Array, key: Array, value: Array, cu_q: A
             f"value has {value.shape[0]} packed rows but key has {key.shape[0]}: expected value (Tk, Hkv, Dv), "
             f"{shapes(key=key, value=value)}"
         )
-    check_placement(xp, query=query, key=key, value=value, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k)
+    check_placement(xp, query=query, key=key, value=value, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, **more)
     for name, a in (("cu_seqlens_q", cu_q), ("cu_seqlens_k", cu_k)):
         check_integers(xp, name, a)
         if a.ndim != 1 or a.shape[0] < 1:
@@ -197,7 +203,7 @@ def _check_arrays(xp: Namespace, query: Array, key: Array, value: Array, cu_q: A
         )
 
 
-def _check_rules(options: AttentionOptions, mask: Any, same: bool) -> None:
+def _check_rules(options: AttentionOptions, own: dict[str, Any], mask: Any, same: bool) -> None:
     """Refuse what packed sequences cannot mean."""
     if mask is not None and not isinstance(mask, Mask):
         raise TypeError(f"mask must be a rule from attention_xp.masks for packed sequences, got {type(mask).__name__}")
@@ -210,49 +216,34 @@ def _check_rules(options: AttentionOptions, mask: Any, same: bool) -> None:
     for name in _LENGTHS:
         if options.get(name) is not None:
             raise ValueError(f"{name} cannot be given for packed sequences: cu_seqlens_q and cu_seqlens_k say it")
-    moved = [name for name in ("key_offset", "key_positions") if options.get(name) is not None]
-    check_one_place(options.get("key_offset"), options.get("key_positions"))
+    moved = "key_offset" if "key_offset" in own else "key_positions" if "key_positions" in own else None
+    if moved is not None:
+        check_one_place(own.get("key_offset"), own.get("key_positions"))
     relative = (
         check_flag("is_causal", options.get("is_causal", False))
         or options.get("window") is not None
         or (mask is not None and mask.relative)
     )
-    if (moved or not same) and relative and options.get("query_offset") is None:
-        cause = moved[0] if moved else "cu_seqlens_k"
+    if (moved or not same) and relative and "query_offset" not in own:
         raise ValueError(
-            f"query_offset is required with a causal or window mask where {cause} is given: expected an int or (N,), "
-            "0 aligns each sequence top-left"
+            f"query_offset is required with a causal or window mask where {moved or 'cu_seqlens_k'} is given: expected an "
+            "int or (N,), 0 aligns each sequence top-left"
         )
 
 
-def _is_array(given: Any) -> bool:
-    return hasattr(given, "dtype") and not isinstance(given, Integral)
-
-
-def _of_sequences(xp: Namespace, name: str, given: Any, count: int) -> Any:
-    """Return an option that is an int for all sequences, or one each: as a list where the values can be read."""
-    if given is None:
-        return None
-    if isinstance(given, Integral):
+def _checked(xp: Namespace, name: str, given: Any, keys: int, count: int) -> Any:
+    """Return positions of keys, or an int for all sequences, or one each: as a list where the values can be read."""
+    if name == "key_positions":
+        kind, meaning, letters, size = "an integer array", "one position per packed key", "(Tk,)", keys
+    elif isinstance(given, Integral):
         return check_position(name, given)
-    check_integers(xp, name, given, "an int or an integer array")
-    if tuple(given.shape) != (count,):
-        raise ValueError(
-            f"{name} must be an int or one per sequence: expected (N,) = ({count},), {shapes(**{name: given})}"
-        )
-    known = values_on_host(xp, given)
+    else:
+        kind, meaning, letters, size = "an int or an integer array", "an int or one per sequence", "(N,)", count
+    check_integers(xp, name, given, kind)
+    if tuple(given.shape) != (size,):
+        raise ValueError(f"{name} must be {meaning}: expected {letters} = ({size},), {shapes(**{name: given})}")
+    known = None if name == "key_positions" else values_on_host(xp, given)
     return 0 if count == 0 else given if known is None else known
-
-
-def _check_positions(xp: Namespace, positions: Any, key: Array) -> None:
-    if positions is None:
-        return
-    check_integers(xp, "key_positions", positions)
-    if tuple(positions.shape) != (key.shape[0],):
-        raise ValueError(
-            f"key_positions must say where each packed key stands in its sequence: expected (Tk,) = ({key.shape[0]},), "
-            f"{shapes(key_positions=positions)}"
-        )
 
 
 def _host_bounds(xp: Namespace, name: str, cu_seqlens: Array, packed: Array) -> list[int] | None:

@@ -228,7 +228,7 @@ def test_a_seed_drops_the_same_weights_everywhere(library, make):
         (ValueError, "key_lengths cannot be given", {"key_lengths": 3}),
         (ValueError, "both say where keys stand", {"key_offset": 2, "key_positions": np.arange(T)}),
         (ValueError, r"key_offset must .* one per sequence: expected \(N,\)", {"key_offset": np.arange(T)}),
-        (ValueError, r"where each packed key stands .* \(24,\), got", {"key_positions": np.arange(4)}),
+        (ValueError, r"one position per packed key: expected \(Tk,\) = \(24,\), got", {"key_positions": np.arange(4)}),
         (TypeError, "key_positions must be an integer array", {"key_positions": 3}),
         (TypeError, "item_ids must be an int or an integer array, got float64", {"item_ids": np.ones(4)}),
         (ValueError, r"head_ids \(H,\) = \(4,\), got head_ids \(3,\)", {"head_ids": np.arange(3)}),

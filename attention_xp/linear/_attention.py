@@ -154,7 +154,8 @@ def linear_attention(
     >>> bool(np.allclose(output, np.concat([first, second], axis=2)))
     True
     """
-    check_options(linear_attention, options, _Options.__annotations__)
+    if options:
+        check_options(linear_attention, options, _Options.__annotations__)
     check_flag("return_state", return_state)
     problem = LinearProblem.of(query, key, value, **options)
     output, carry = run(forward, problem)

@@ -2,7 +2,7 @@
 
 import math
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 from attention_xp._backend.libraries import device
 from attention_xp._engine.kernels.choose import attend
@@ -25,29 +25,29 @@ def attend_together(
     mask: Mask | None,
     dropout_rate: float,
     options: AttentionOptions,
+    own: dict[str, Any],
     wanted: Wanted,
 ) -> Attended:
-    """Attend within all sequences in one call, whose bounds only the device knows."""
+    """Attend within all sequences in one call, whose bounds only the device knows; they have `own` positions and numbers."""
     query, key, value = packed
     (cu_q, cu_k), count = cu_seqlens, cu_seqlens[0].shape[0] - 1
-    offsets = options["query_offset"], options["key_offset"]
-    positions: Any = options.get("key_positions")
+    positions = own.get("key_positions")
     places = pack(
         xp,
         query.shape[2],
         key.shape[2],
         (cu_q, cu_q if cu_k is None else cu_k),
-        tuple(0 if offset is None else offset for offset in offsets),  # type: ignore[arg-type]
+        (own.get("query_offset", 0), own.get("key_offset", 0)),
         positions,
-        options["item_ids"],
-        same=cu_k is None and positions is None and offsets == (None, None),
+        own.get("item_ids"),
+        same=cu_k is None and own.keys() <= {"item_ids"},
     )
     rule = None if mask is None else of_sequence(mask, count)
     if positions is not None:
         is_filled = ArrayMask(xp.expand_dims(positions >= 0, axis=0))
         rule = is_filled if rule is None else rule & is_filled
-    said = dict.fromkeys(("key_offset", "key_positions", "item_ids"))
-    options = cast("AttentionOptions", {**options, **said, "bias": _bias_of(options, count, None), "query_offset": 0})
+    bias: Any = options.get("bias")
+    options = {**options, "query_offset": 0, "bias": None if bias is None else SequenceBias(bias, count, None)}
     found = attend(Problem.of(query, key, value, rule, dropout_rate, options, packing=places), wanted)
     if found.lse is None:
         return found
@@ -61,42 +61,30 @@ def attend_one_by_one(
     mask: Mask | None,
     dropout_rate: float,
     options: AttentionOptions,
+    own: dict[str, Any],
     wanted: Wanted,
 ) -> Attended:
     """Attend within one sequence after the other."""
     (query, key, value), found, count = packed, list[Attended](), len(bounds[0]) - 1
-    positions, ids = options.get("key_positions"), options["item_ids"]
+    bias: Any = options.get("bias")
     sequences = list(zip(pairwise(bounds[0]), pairwise(bounds[1]), strict=True))
     sequences = sequences or [((0, 0), (0, 0))]  # a call with none is checked like any other
     for i, ((row, stop), (column, end)) in enumerate(sequences):
-        own: AttentionOptions = {
-            **options,
-            "bias": _bias_of(options, count, i),
-            "query_offset": _of_one(options["query_offset"], i),
-            "key_offset": _of_one(options["key_offset"], i),
-            "key_positions": None if positions is None else positions[column:end],
-            "item_ids": i if ids is None else _of_one(ids, i),
-        }
+        here: Any = {**options, "item_ids": i}
+        for name, x in own.items():
+            here[name] = x if isinstance(x, int) else x[column:end] if name == "key_positions" else x[i]
+        if bias is not None:
+            here["bias"] = SequenceBias(bias, count, i)
         problem = Problem.of(
             query[:, :, row:stop, :],
             key[:, :, column:end, :],
             value[:, :, column:end, :],
             None if mask is None else of_sequence(mask, count, i),
             dropout_rate,
-            own,
+            here,
         )
         found.append(attend(problem, wanted))
     return _side_by_side(problem, found, query.shape[2] - bounds[0][-1])
-
-
-def _bias_of(options: AttentionOptions, count: int, item: int | None) -> SequenceBias | None:
-    bias: Any = options["bias"]
-    return None if bias is None else SequenceBias(bias, count, item)
-
-
-def _of_one(numbers: Any, i: int) -> Any:
-    """Return the number of a sequence; one is for all."""
-    return numbers if numbers is None or isinstance(numbers, int) else numbers[i]
 
 
 def _side_by_side(problem: Problem, found: list[Attended], rest: int) -> Attended:

@@ -150,8 +150,8 @@ def check_one_place(key_offset: Any, key_positions: Any) -> None:
 def key_places(frame: Frame, o: AttentionOptions) -> KeyPlaces:
     """Return the positions of the keys of a call."""
     offset, positions = o["key_offset"], o["key_positions"]
-    check_one_place(offset, positions)
     if positions is not None:
+        check_one_place(offset, positions)
         aligned = aligned_positions(frame, positions)
         if all_above(frame.xp, aligned, -1):
             return KeyPlaces(None, aligned, [], is_given=True)
