@@ -44,64 +44,10 @@ _SHORT_NAMES = {
     "causal_mask": "create_causal_mask",
     "padding_mask": "create_padding_mask",
 }
-_SUBMODULES = frozenset({"biases", "cache", "interop", "linear", "masks", "viz"})
+_SUBMODULES = frozenset({"biases", "cache", "distributed", "interop", "linear", "masks", "viz"})
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = [
-    "AttentionGradients",
-    "AttentionStatistics",
-    "DynamicNTKScaling",
-    "Explanation",
-    "LinearScaling",
-    "Llama3Scaling",
-    "LongRopeScaling",
-    "MultiHeadParams",
-    "NTKScaling",
-    "RotaryCache",
-    "YarnScaling",
-    "__version__",
-    "alibi_slopes",
-    "attention_gradients",
-    "attention_score_visualization",
-    "attention_scores",
-    "attention_statistics",
-    "attention_vjp",
-    "axial_rotary_embedding",
-    "biases",
-    "cache",
-    "causal_mask",
-    "create_causal_mask",
-    "create_look_ahead_mask",
-    "create_padding_mask",
-    "cross_attention",
-    "cross_attn",
-    "dropout",
-    "explain",
-    "flash_attention",
-    "init_multi_head_params",
-    "interop",
-    "layer_normalization",
-    "learned_positional_encoding",
-    "linear",
-    "masks",
-    "merge_attention",
-    "mha",
-    "multi_head_attention",
-    "multi_head_self_attention",
-    "padding_mask",
-    "permute_rotary_weights",
-    "pos_encoding",
-    "positional_encoding",
-    "rotary_cache",
-    "rotary_embedding",
-    "scaled_dot_product_attention",
-    "sdp_attention",
-    "self_attention",
-    "self_attn",
-    "softmax",
-    "varlen_attention",
-    "viz",
-]
+__all__ = sorted((*_HOMES, *_SHORT_NAMES, *_SUBMODULES, "__version__"))  # noqa: PLE0605  # spelt out in the stub
 
 
 def __getattr__(name: str) -> object:
@@ -134,4 +80,4 @@ def _names_of(submodule: str) -> list[str]:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return list(__all__)

@@ -1,6 +1,8 @@
 from attention_xp import (
     biases as biases,
     cache as cache,
+    distributed as distributed,
+    distributed as distributed,
     interop as interop,
     linear as linear,
     masks as masks,
@@ -69,6 +71,8 @@ __all__ = [
     "create_padding_mask",
     "cross_attention",
     "cross_attn",
+    "distributed",
+    "distributed",
     "dropout",
     "explain",
     "flash_attention",

@@ -76,10 +76,6 @@ def _places_of(backend: str, module: Any) -> Iterator[Place]:
 _Device = tuple[str, Device, Callable[[Array], Any], Callable[[Array], Array]]
 
 
-def _numpy_devices() -> list[_Device]:
-    return [("cpu", "cpu", lambda x: x, lambda x: x)]
-
-
 def _torch_devices() -> list[_Device]:
     import torch  # noqa: PLC0415
 
@@ -119,16 +115,18 @@ def _cupy_devices() -> list[_Device]:
     return [(name, None, lambda _: cp.cuda.Device().synchronize(), cp.asnumpy)]
 
 
-def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    return sys.modules["jax"].jit(function)  # type: ignore[no-any-return]
-
-
 _DEVICES: dict[str, Callable[[], list[_Device]]] = {
-    "numpy": _numpy_devices,
+    "numpy": lambda: [("cpu", "cpu", lambda x: x, lambda x: x)],
     "torch": _torch_devices,
     "jax": _jax_devices,
     "cupy": _cupy_devices,
 }
+
+
+def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    return sys.modules["jax"].jit(function)  # type: ignore[no-any-return]
+
+
 _COMPILED = {"jax": _jit}
 
 

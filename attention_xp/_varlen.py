@@ -1,29 +1,26 @@
 """Attention over packed sequences of different lengths."""
 
-import math
-from itertools import pairwise
 from numbers import Integral
-from typing import Any, Literal, Unpack, cast, overload
+from typing import Any, Literal, Unpack, overload
 
-from attention_xp._backend.libraries import common_namespace, device
-from attention_xp._backend.values import values_on_host
+from attention_xp._backend.libraries import common_namespace
+from attention_xp._backend.values import known_integers, values_on_host
 from attention_xp._checks.arrays import check_floating, check_integers, check_placement, shapes
 from attention_xp._checks.numbers import check_flag, check_position
-from attention_xp._engine.kernels.choose import attend
+from attention_xp._engine.kernels.packed import attend_one_by_one, attend_together
+from attention_xp._engine.problem.from_options import check_one_place
 from attention_xp._engine.problem.options import AttentionOptions, PackedOptions, check_options, with_options
-from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.problem.result import Attended, Wanted
+from attention_xp._engine.problem.result import Wanted
 from attention_xp._public_types import Array, ArrayT
-from attention_xp._scores.packing import pack
 from attention_xp._typing import Namespace
 from attention_xp.biases import Bias
 from attention_xp.masks import Mask
 from attention_xp.masks._mask import holds_array
-from attention_xp.masks._packed_rule import of_sequence
 
 __all__ = ["varlen_attention"]
 
 _LENGTHS = ("query_lengths", "key_lengths")  # which the bounds say
+_OWN = ("query_offset", "key_offset", "key_positions", "item_ids")  # of which sequences, or keys, have each their own
 
 
 @overload
@@ -37,8 +34,6 @@ def varlen_attention(
     mask: Mask | None = None,
     dropout_rate: float = 0.0,
     return_lse: Literal[False] = False,
-    bias: Bias | None = None,
-    query_offset: int | Array | None = None,
     **options: Unpack[PackedOptions],
 ) -> ArrayT: ...
 @overload
@@ -52,8 +47,6 @@ def varlen_attention(
     mask: Mask | None = None,
     dropout_rate: float = 0.0,
     return_lse: Literal[True],
-    bias: Bias | None = None,
-    query_offset: int | Array | None = None,
     **options: Unpack[PackedOptions],
 ) -> tuple[ArrayT, ArrayT]: ...
 @overload
@@ -67,8 +60,6 @@ def varlen_attention(
     mask: Mask | None = None,
     dropout_rate: float = 0.0,
     return_lse: bool,
-    bias: Bias | None = None,
-    query_offset: int | Array | None = None,
     **options: Unpack[PackedOptions],
 ) -> ArrayT | tuple[ArrayT, ArrayT]: ...
 @with_options
@@ -82,8 +73,6 @@ def varlen_attention(
     mask: Mask | None = None,
     dropout_rate: float = 0.0,
     return_lse: bool = False,
-    bias: Bias | None = None,
-    query_offset: int | Array | None = None,
     **options: Unpack[PackedOptions],
 ) -> Any:
     r"""Attend within each of several sequences that are packed one after another.
@@ -91,7 +80,9 @@ def varlen_attention(
     .. math:: \mathrm{output}_{c_i : c_{i+1}} = \mathrm{attention}(Q_{c_i : c_{i+1}}, K_{c'_i : c'_{i+1}}, V_{c'_i : c'_{i+1}})
 
     The cost follows the sum of the squares of the lengths. Positions, also those that rules and
-    `score_mod` see, count inside each sequence, and ``b`` is the number of the sequence.
+    `score_mod` see, count inside each sequence, and ``b`` is the number of the sequence. Where an option speaks of
+    the batch shape, it is ``(N,)`` here; so a piece of a packed call, of some of its sequences, heads, rows or keys,
+    gives what it contributes to the whole, and `merge_attention` joins pieces of the keys.
 
     Parameters
     ----------
@@ -113,10 +104,15 @@ def varlen_attention(
     return_lse : bool, default: False
         Whether to return the log-sum-exp as well.
     bias : Bias, optional
-        A rule from ``attention_xp.biases``; arrays are not accepted.
+        A rule from ``attention_xp.biases``, whose arrays may have one row for each sequence in the place of the batch,
+        such as slopes ``(N, H)``; arrays are not accepted.
     query_offset : int or integer array, optional
-        Position of the first query of each sequence, or ``(N,)``, one for each; keys start at position 0. Required with
-        `is_causal` and `window` where `cu_seqlens_k` is given: ``0`` aligns top-left.
+        Position of the first query of each sequence, or ``(N,)``, one for each; keys start at position 0 unless they are
+        given others. Required with `is_causal` and `window` where `cu_seqlens_k` or positions of keys are given: ``0``
+        aligns top-left.
+    key_positions : integer array, optional
+        ``(Tk,)``, the position of each packed key in its sequence, in place of `key_offset`. A negative position is that
+        of an empty slot, which is never attended.
     {options}
 
     Returns
@@ -150,82 +146,36 @@ def varlen_attention(
     check_options(varlen_attention, options, dict.fromkeys((*PackedOptions.__annotations__, *_LENGTHS)))
     wanted = Wanted(lse=check_flag("return_lse", return_lse))
     cu_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
-    xp = common_namespace(query=query, key=key, value=value, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_k)
-    _check_arrays(xp, query, key, value, cu_seqlens_q, cu_k)
-    given = cast("AttentionOptions", {**options, "bias": bias, "query_offset": query_offset})
+    given: Any = {}
+    own: dict[str, Any] = {}
+    more: dict[str, Any] = {}
+    for name, x in options.items():
+        if name not in _OWN:
+            given[name] = x
+        elif x is not None:
+            own[name] = x
+            if hasattr(x, "dtype") and not isinstance(x, Integral):
+                more[name] = x
+    xp = common_namespace(query=query, key=key, value=value, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_k, **more)
+    _check_arrays(xp, query, key, value, cu_seqlens_q, cu_k, **more)
+    _check_rules(given, own, mask, cu_seqlens_k is None)
     count = cu_seqlens_q.shape[0] - 1
-    offset = _check_rules(xp, given, mask, count, cu_seqlens_k is None)
+    own = {name: _checked(xp, name, x, key.shape[0], count) for name, x in own.items()}
     packed = tuple(xp.permute_dims(a[None, ...], (0, 2, 1, 3)) for a in (query, key, value))  # -> (1, H, T, D)
     bounds = [
         _host_bounds(xp, *named) for named in (("cu_seqlens_q", cu_seqlens_q, query), ("cu_seqlens_k", cu_k, key))
     ]
     if None in bounds:
-        places = pack(
-            xp,
-            query.shape[0],
-            key.shape[0],
-            cu_seqlens_q,
-            cu_k,
-            0 if offset is None else offset,
-            same=cu_seqlens_k is None and offset is None,
-        )
-        rule = None if mask is None else of_sequence(mask, count)
-        problem = Problem.of(
-            packed[0], packed[1], packed[2], rule, dropout_rate, {**given, "query_offset": 0}, packing=places
-        )
-        found = _of_real_rows(attend(problem, wanted), places.q_item < count, xp)
+        found = attend_together(xp, packed, (cu_seqlens_q, cu_seqlens_k), mask, dropout_rate, given, own, wanted)
     else:
-        found = _one_by_one(packed, bounds, mask, dropout_rate, given, offset, wanted)
+        found = attend_one_by_one(packed, bounds, mask, dropout_rate, given, own, wanted)
     output = xp.permute_dims(found.output[0, ...], (1, 0, 2))  # (1, H, T, Dv) -> (T, H, Dv)
     return output if found.lse is None else (output, xp.permute_dims(found.lse[0, ...], (1, 0)))  # (1, H, T) -> (T, H)
 
 
-def _one_by_one(
-    packed: tuple[Array, ...],
-    bounds: list[Any],
-    mask: Mask | None,
-    dropout_rate: float,
-    options: AttentionOptions,
-    offset: Any,
-    wanted: Wanted,
-) -> Attended:
-    """Attend within one sequence after the other."""
-    (query, key, value), found = packed, list[Attended]()
-    per_sequence = (offset if isinstance(offset, list) else [offset] * len(bounds[0])) or [0]
-    sequences = list(zip(pairwise(bounds[0]), pairwise(bounds[1]), strict=True))
-    sequences = sequences or [((0, 0), (0, 0))]  # a call with none is checked like any other
-    for i, ((row, stop), (column, end)) in enumerate(sequences):
-        problem = Problem.of(
-            query[:, :, row:stop, :],
-            key[:, :, column:end, :],
-            value[:, :, column:end, :],
-            None if mask is None else of_sequence(mask, len(bounds[0]) - 1, i),
-            dropout_rate,
-            {**options, "query_offset": per_sequence[i], "item_ids": i},
-        )
-        found.append(attend(problem, wanted))
-    return _side_by_side(problem, found, query.shape[2] - bounds[0][-1])
-
-
-def _of_real_rows(found: Attended, is_real: Array, xp: Namespace) -> Attended:
-    """Return what was found with a log-sum-exp of minus infinity behind the last sequence, sinks or not."""
-    return found if found.lse is None else found._replace(lse=xp.where(is_real, found.lse, -math.inf))
-
-
-def _side_by_side(problem: Problem, found: list[Attended], rest: int) -> Attended:
-    """Return what was found for all sequences, and that rows behind them attend nothing."""
-    xp, query = problem.xp, problem.query
-    outputs, lses = [x.output for x in found], [x.lse for x in found]
-    shape = (*problem.lead, rest)
-    outputs.append(xp.zeros((*shape, problem.value.shape[-1]), dtype=query.dtype, device=device(query)))
-    output = xp.astype(xp.concat(outputs, axis=2), query.dtype, copy=False)  # NumPy joins in the machine's byte order
-    if lses[0] is None:
-        return Attended(output, None, None)
-    lses.append(xp.full(shape, -math.inf, dtype=lses[0].dtype, device=device(query)))
-    return Attended(output, None, xp.concat(lses, axis=2))
-
-
-def _check_arrays(xp: Namespace, query: Array, key: Array, value: Array, cu_q: Array, cu_k: Array) -> None:
+def _check_arrays(
+    xp: Namespace, query: Array, key: Array, value: Array, cu_q: Array, cu_k: Array, **more: Array
+) -> None:
     check_floating(xp, query=query, key=key, value=value)
     for name, a, letters in (
         ("query", query, "(T, H, D)"),
@@ -239,7 +189,7 @@ def _check_arrays(xp: Namespace, query: Array, key: Array, value: Array, cu_q: A
             f"value has {value.shape[0]} packed rows but key has {key.shape[0]}: expected value (Tk, Hkv, Dv), "
             f"{shapes(key=key, value=value)}"
         )
-    check_placement(xp, query=query, key=key, value=value, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k)
+    check_placement(xp, query=query, key=key, value=value, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, **more)
     for name, a in (("cu_seqlens_q", cu_q), ("cu_seqlens_k", cu_k)):
         check_integers(xp, name, a)
         if a.ndim != 1 or a.shape[0] < 1:
@@ -253,8 +203,8 @@ def _check_arrays(xp: Namespace, query: Array, key: Array, value: Array, cu_q: A
         )
 
 
-def _check_rules(xp: Namespace, options: AttentionOptions, mask: Any, count: int, same: bool) -> Any:
-    """Refuse what packed sequences cannot mean; return the query offset: one for all, or one each."""
+def _check_rules(options: AttentionOptions, own: dict[str, Any], mask: Any, same: bool) -> None:
+    """Refuse what packed sequences cannot mean."""
     if mask is not None and not isinstance(mask, Mask):
         raise TypeError(f"mask must be a rule from attention_xp.masks for packed sequences, got {type(mask).__name__}")
     if mask is not None and holds_array(mask):
@@ -266,39 +216,42 @@ def _check_rules(xp: Namespace, options: AttentionOptions, mask: Any, count: int
     for name in _LENGTHS:
         if options.get(name) is not None:
             raise ValueError(f"{name} cannot be given for packed sequences: cu_seqlens_q and cu_seqlens_k say it")
-    offset = options.get("query_offset")
+    moved = "key_offset" if "key_offset" in own else "key_positions" if "key_positions" in own else None
+    if moved is not None:
+        check_one_place(own.get("key_offset"), own.get("key_positions"))
     relative = (
         check_flag("is_causal", options.get("is_causal", False))
         or options.get("window") is not None
         or (mask is not None and mask.relative)
     )
-    if not same and relative and offset is None:
+    if (moved or not same) and relative and "query_offset" not in own:
         raise ValueError(
-            "query_offset is required with a causal or window mask where cu_seqlens_k is given: expected an int or (N,), "
-            "0 aligns each sequence top-left"
+            f"query_offset is required with a causal or window mask where {moved or 'cu_seqlens_k'} is given: expected an "
+            "int or (N,), 0 aligns each sequence top-left"
         )
-    return _offsets(xp, offset, count)
 
 
-def _offsets(xp: Namespace, offset: Any, count: int) -> Any:
-    if offset is None:
-        return None
-    if isinstance(offset, Integral):
-        return check_position("query_offset", offset)
-    check_integers(xp, "query_offset", offset, "an int or an integer array")
-    if tuple(offset.shape) != (count,):
-        raise ValueError(
-            f"query_offset must be an int or one per sequence: expected (N,) = ({count},), {shapes(query_offset=offset)}"
-        )
-    known = values_on_host(xp, offset)
-    return offset if known is None else known
+def _checked(xp: Namespace, name: str, given: Any, keys: int, count: int) -> Any:
+    """Return positions of keys, or an int for all sequences, or one each: as a list where the values can be read."""
+    if name == "key_positions":
+        kind, meaning, letters, size = "an integer array", "one position per packed key", "(Tk,)", keys
+    elif isinstance(given, Integral):
+        return check_position(name, given)
+    else:
+        kind, meaning, letters, size = "an int or an integer array", "an int or one per sequence", "(N,)", count
+    check_integers(xp, name, given, kind)
+    if tuple(given.shape) != (size,):
+        raise ValueError(f"{name} must be {meaning}: expected {letters} = ({size},), {shapes(**{name: given})}")
+    known = None if name == "key_positions" else values_on_host(xp, given)
+    return 0 if count == 0 else given if known is None else known
 
 
 def _host_bounds(xp: Namespace, name: str, cu_seqlens: Array, packed: Array) -> list[int] | None:
-    """Return the bounds if they can be read, and then check them."""
+    """Return the bounds if what is computed may depend on them, and check them if they can be read."""
     bounds = values_on_host(xp, cu_seqlens)
-    if bounds is not None and (bounds[0] != 0 or bounds[-1] > packed.shape[0] or sorted(bounds) != bounds):
+    seen = known_integers(xp, cu_seqlens) if bounds is None else bounds
+    if seen is not None and (seen[0] != 0 or seen[-1] > packed.shape[0] or sorted(seen) != seen):
         raise ValueError(
-            f"{name} must start at 0, not decrease and not exceed the {packed.shape[0]} packed rows, got {bounds}"
+            f"{name} must start at 0, not decrease and not exceed the {packed.shape[0]} packed rows, got {seen}"
         )
     return bounds

@@ -150,6 +150,9 @@ OPTIONS = {
         lambda a: a.attend(head_ids=a(2, dtype="int32")), ValueError, ("head_ids", "(H,)", "(4,)", "(2,)")
     ),
     "list of head numbers": Wrong(lambda a: a.attend(head_ids=[0, 1]), TypeError, ("head_ids", "integer array", "list")),
+    "one number for all heads": Wrong(
+        lambda a: a.attend(head_ids=3), TypeError, ("head_ids", "integer array (H,) = (4,)", "int")
+    ),
     "list of lengths": Wrong(lambda a: a.attend(query_lengths=[1, 2]), TypeError, ("query_lengths", "int", "list")),
     "negative length": Wrong(lambda a: a.attend(key_lengths=-1), ValueError, ("key_lengths", "-1")),
     "scale of the wrong kind": Wrong(lambda a: a.attend(scale="big"), TypeError, ("scale", "str")),

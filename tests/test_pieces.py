@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from attention_xp import attention_gradients, attention_vjp, flash_attention, merge_attention
+from attention_xp import attention_gradients, attention_vjp, flash_attention, merge_attention, varlen_attention
 from attention_xp.biases import AlibiBias, RelativePositionBias
 from attention_xp.masks import (
     BlockMask,
@@ -42,7 +42,7 @@ CASES = {
     "nothing": lambda make, b, h, i, j: {},
     "causal": lambda make, b, h, i, j: {"is_causal": True},
     "window": lambda make, b, h, i, j: {"window": (3, 1)},
-    "prefix": lambda make, b, h, i, j: {"mask": CausalMask() | PrefixMask(make(np.asarray([4, 1])[b]))},
+    "prefix": lambda make, b, h, i, j: {"mask": CausalMask() | PrefixMask(make(np.asarray([4, 1, 3])[b]))},
     "segments": lambda make, b, h, i, j: {"mask": SegmentMask(make(SEGMENTS)) | WindowMask(1, 1)},
     "global": lambda make, b, h, i, j: {"mask": GlobalMask(make(IS_GLOBAL)) & ~StridedMask(3)},
     "blocks": lambda make, b, h, i, j: {"mask": BlockMask(make(LAYOUT), (4, 2))},
@@ -58,6 +58,7 @@ CASES = {
         "mask": make(np.where(KEEP, 0.5, -np.inf)[b, :, i, j]),
     },
     "alibi": lambda make, b, h, i, j: {"bias": AlibiBias(make(normal(4)[h])), "is_causal": True},
+    "slopes of items": lambda make, b, h, i, j: {"bias": AlibiBias(make(normal(3, 4)[b, h])), "window": (4, 4)},
     "relative": lambda make, b, h, i, j: {"bias": RelativePositionBias(make(normal(8, 4)[:, h]), max_distance=6)},
     "dropout": lambda make, b, h, i, j: {"dropout_rate": 0.4, "rng": 7, "window": (4, None)},
     "function of scores": lambda make, b, h, i, j: {"score_mod": with_ids(make), "softcap": 3.0},
@@ -149,6 +150,60 @@ def test_pieces_make_the_whole(library, wide, impl, name, kind):
         found[3][rows], found[4][rows] = map(to_numpy, merge_attention(*zip(*parts, strict=True)))
     for total, right in zip(found, (*expected[:3], output, lse), strict=True):
         close(total, right, library)
+
+
+ROWS, KEYS = (6, 2, 5), (8, 3, 7)  # of packed sequences
+PACKED = [name for name in CASES if name not in ("lengths", "array", "bias")]
+
+
+def packed(array, lengths, items, heads, part):
+    """Cut (N, S, H, D) to a part of some sequences and heads, one sequence behind the other; also return their bounds."""
+    parts = [array[i, part.start : min(part.stop, lengths[i]), heads] for i in range(items.start, items.stop)]
+    return np.concatenate(parts), np.cumsum([0, *map(len, parts)])
+
+
+def where_it_stands(make, piece, places):
+    """Say which piece of a packed call it is, in one of the ways that there are."""
+    b, h, i, j = piece
+    items = np.arange(b.start, b.stop)
+    ids = {"item_ids": make(items), "head_ids": make(np.arange(h.start, h.stop))}
+    if b.start == h.start == 0:
+        return ids | {"query_offset": OFFSET + i.start, "key_offset": j.start}
+    each = {"query_offset": make(np.full(len(items), OFFSET + i.start))}
+    if i.start:
+        return ids | each | {"key_positions": make(places)}
+    return ids | each | {"key_offset": make(np.full(len(items), j.start))}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_pieces_of_packed_sequences_make_the_whole(library, wide, impl, name):
+    query, key, value = (
+        normal(3, n, heads, 4, seed=n + heads + s) for n, heads, s in ((6, 4, 0), (8, 2, 1), (8, 2, 2))
+    )
+    columns = np.broadcast_to(np.arange(8)[:, None], (3, 8, 1))
+    whole, how = (slice(0, 3), slice(0, 4), slice(0, 6), slice(0, 8)), {"impl": impl, "tile": (4, 3)}
+
+    def attended(piece, said):
+        b, h, i, j = piece
+        kv = slice(h.start // 2, h.stop // 2)
+        rows, (keys, ends), values = (
+            packed(query, ROWS, b, h, i), packed(key, KEYS, b, kv, j), packed(value, KEYS, b, kv, j)[0],
+        )  # fmt: skip
+        arrays = map(wide, (rows[0], keys, values, rows[1], ends))
+        return varlen_attention(*arrays, **CASES[name](wide, *piece), **said, **how, return_lse=True)
+
+    expected = [to_numpy(x) for x in attended(whole, {"query_offset": OFFSET})]
+    numbers = np.full((3, 6, 4), -1)
+    numbers[:, :, 0] = [[sum(ROWS[:s]) + row for row in range(6)] for s in range(3)]
+    cut = itertools.product((slice(0, 2), slice(2, 3)), HALVES[1], HALVES[2])
+    for b, h, i in itertools.islice(cut, 0, None, 3):  # each part of each axis
+        at = packed(numbers, ROWS, b, 0, i)[0]
+        parts = [
+            attended(piece, where_it_stands(wide, piece, packed(columns, KEYS, b, 0, piece[3])[0]))
+            for piece in ((b, h, i, j) for j in HALVES[3])
+        ]
+        for found, right in zip(merge_attention(*zip(*parts, strict=True)), expected, strict=True):
+            close(found, right[at][:, h], library)
 
 
 @cases
@@ -282,6 +337,15 @@ def test_numbers_of_items_and_heads(library, wide, impl):
         for ids in (7, wide(np.asarray([7, 7])))
     )
     close(one, other, library)
+
+
+def test_the_one_head_without_a_heads_axis_may_have_a_number(library, wide, impl):
+    query, key, value = (wide(x[:, 0]) for x in arrays())
+    found, expected = (
+        flash_attention(query, key, value, impl=impl, mask=FunctionMask(diagonals), dropout_rate=0.5, rng=3, head_ids=h)
+        for h in (5, wide(np.asarray(5)))
+    )
+    close(found, to_numpy(expected), library)
 
 
 def test_parts_without_keys_of_their_own(library, wide, impl):

@@ -26,8 +26,7 @@ OPTIONS = {
     "tile": None,
 }
 SCORES = {n: default for n, default in OPTIONS.items() if n not in ("sinks", "rng", "impl", "tile")}
-OF_PIECES = ("key_offset", "key_positions", "item_ids", "head_ids", "query_lengths", "key_lengths")
-PACKED = {n: default for n, default in OPTIONS.items() if n not in OF_PIECES}
+PACKED = {n: default for n, default in OPTIONS.items() if n not in ("query_lengths", "key_lengths")}
 MASK = {"mask": None, "dropout_rate": 0.0}
 WEIGHTS = {"return_weights": True}
 HEADS = {"params": None, "num_kv_heads": None} | WEIGHTS

@@ -78,6 +78,7 @@ class Before(Mask):
 LIMITS = np.asarray([2, 1, 5, 3], "int32")
 IDS = np.random.default_rng(3).integers(0, 3, (4, 10)).astype("int32")
 LAYOUT = normal(4, 4, 3, 3) > -0.3
+SLOPES = normal(4, 4, seed=7)
 # What is said of all sequences, and of one of them.
 BY_SEQUENCE = {
     "lengths": (LengthMask(LIMITS), lambda i: LengthMask(int(LIMITS[i]))),
@@ -188,6 +189,23 @@ def test_it_compiles(library, make, impl):
     assert_close(torch.compile(attend, fullgraph=True, backend="eager")(*arrays), expected, library)
 
 
+@pytest.mark.backends("torch")
+@pytest.mark.parametrize("places", [{"key_offset": [3, 1, 0, 2]}, {"key_positions": np.arange(T) % 9 - 1}], ids=str)
+def test_a_piece_compiles(library, make, impl, places):
+    torch = pytest.importorskip("torch")
+
+    def attend(query, key, value, bounds):
+        return varlen_attention(query, key, value, bounds, score_mod=lambda s, b, h, i, j: s + b + h * j, **options)
+
+    torch.compiler.reset()
+    options = {"query_offset": [5, 1, 0, 2], "item_ids": [3, 7, 1, 0], "head_ids": [1, 5, 0, 2], **places}
+    options = {name: make(np.asarray(x)) for name, x in options.items()} | {"is_causal": True, "impl": impl}
+    options |= {"bias": AlibiBias(make(SLOPES)), "mask": PrefixMask(make(LIMITS)) | CausalMask()}
+    arrays = [make(x) for x in (Q, K[:T], V[:T], CU_Q)]
+    found = torch.compile(attend, fullgraph=True, backend="eager")(*arrays)
+    assert_close(found, to_numpy(attend(*arrays)), library)
+
+
 def test_a_seed_drops_the_same_weights_everywhere(library, make):
     numpy = varlen_attention(*(x.astype("float32") for x in (Q, K[:T], V[:T])), CU_Q, dropout_rate=0.4, rng=5)
     here = varlen_attention(*(make(x) for x in (Q, K[:T], V[:T], CU_Q)), dropout_rate=0.4, rng=5)
@@ -204,14 +222,17 @@ def test_a_seed_drops_the_same_weights_everywhere(library, make):
         (ValueError, r"expected cu_seqlens_k \(N \+ 1,\)", {"cu_seqlens_k": CU_K[1:]}),
         (TypeError, "mask must be a rule", {"mask": np.ones((T, T), bool)}),
         (TypeError, "bias must be a rule from attention_xp.biases .* got ndarray", {"bias": np.ones((T, T))}),
-        (ValueError, r"slopes \(H,\) or \(B, H\), up to \(1, 4\)", {"bias": AlibiBias(np.ones(3))}),
+        (ValueError, r"slopes \(H,\) or \(B, H\), up to \(4, 4\)", {"bias": AlibiBias(np.ones(3))}),
         (ValueError, r"leading axes of lengths .* expected \(4, 4\), got \(3, 1\)", {"mask": LengthMask(LIMITS[:3])}),
         (TypeError, "return_lse must be", {"return_lse": "yes"}),
         (ValueError, "key_lengths cannot be given", {"key_lengths": 3}),
-        (TypeError, "no argument 'key_offset'", {"key_offset": 2}),
-        (TypeError, "no argument 'key_positions'", {"key_positions": np.arange(T)}),
-        (TypeError, "no argument 'item_ids'", {"item_ids": np.arange(4)}),
-        (TypeError, "no argument 'head_ids'", {"head_ids": np.arange(4)}),
+        (ValueError, "both say where keys stand", {"key_offset": 2, "key_positions": np.arange(T)}),
+        (ValueError, r"key_offset must .* one per sequence: expected \(N,\)", {"key_offset": np.arange(T)}),
+        (ValueError, r"one position per packed key: expected \(Tk,\) = \(24,\), got", {"key_positions": np.arange(4)}),
+        (TypeError, "key_positions must be an integer array", {"key_positions": 3}),
+        (TypeError, "item_ids must be an int or an integer array, got float64", {"item_ids": np.ones(4)}),
+        (ValueError, r"head_ids \(H,\) = \(4,\), got head_ids \(3,\)", {"head_ids": np.arange(3)}),
+        (ValueError, "query_offset is required .* key_offset is given", {"key_offset": 2, "is_causal": True}),
         (ValueError, "query_offset is required", {"cu_seqlens_k": CU_Q, "is_causal": True}),
         (ValueError, r"one per sequence: expected \(N,\) = \(4,\)", {"query_offset": np.asarray([1, 2])}),
     ],
@@ -220,3 +241,41 @@ def test_wrong_calls(error, text, change):
     call = {"query": Q, "key": K[:T], "value": V[:T], "cu_seqlens_q": CU_Q} | change
     with pytest.raises(error, match=text):
         varlen_attention(**call)
+
+
+@pytest.mark.parametrize("bounds", [[0, 5, 3, 24], [1, 24], [0, 25], [-1, 24]], ids=str)
+@pytest.mark.parametrize("name", ["cu_seqlens_q", "cu_seqlens_k"])
+def test_wrong_bounds_are_refused_where_they_can_be_read(library, make, bounds, name):
+    right = [0, *[24] * (len(bounds) - 1)]
+    given = {"cu_seqlens_q": right, "cu_seqlens_k": right} | {name: bounds}
+    with pytest.raises(ValueError, match=f"{name} must start at 0, not decrease and not exceed the 24 packed rows"):
+        varlen_attention(*map(make, (Q, K[:T], V[:T])), **{n: make(np.asarray(x)) for n, x in given.items()})
+
+
+@pytest.mark.parametrize("heads", [4, 1])
+def test_a_bias_may_say_something_of_each_sequence(library, make, impl, heads):
+    slopes = abs(SLOPES[:, :heads])
+    bias = AlibiBias(make(slopes))
+    found = varlen_attention(*map(make, (Q, K[:T], V[:T], CU_Q)), bias=bias, impl=impl, tile=(8, 16))
+    expected = np.zeros((T, H, D))
+    for i, (a, b) in enumerate(itertools.pairwise(CU_Q)):
+        arrays = (x.transpose(1, 0, 2)[None] for x in (Q[a:b], K[a:b], V[a:b]))
+        expected[a:b] = flash_attention(*arrays, bias=AlibiBias(slopes[i]), impl="dense")[0].transpose(1, 0, 2)
+    assert_close(found, expected, library)
+
+
+@pytest.mark.backends("torch", "jax")
+def test_slopes_of_each_sequence_have_gradients(library, impl):
+    def loss(slopes):
+        arrays = [library.array(x) for x in (Q, K[:T], V[:T], CU_Q)]
+        return varlen_attention(*arrays, bias=AlibiBias(slopes), impl=impl, tile=(8, 16)) ** 2
+
+    def by_itself(slopes):
+        xp, parts = library.namespace(), []
+        for i, (a, b) in enumerate(itertools.pairwise(CU_Q)):
+            heads_first = (library.array(x[a:b].transpose(1, 0, 2)[None]) for x in (Q, K, V))
+            parts.append(flash_attention(*heads_first, bias=AlibiBias(slopes[i]), impl="dense"))
+        return xp.concat(parts, axis=-2) ** 2
+
+    found, expected = (gradients(library, f)(abs(SLOPES))[0] for f in (loss, by_itself))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

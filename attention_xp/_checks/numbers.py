@@ -1,6 +1,7 @@
 """Complaints about plain Python values: numbers, flags, names and callables."""
 
 import sys
+from collections.abc import Collection
 from numbers import Real
 from operator import index
 from typing import Any
@@ -10,8 +11,8 @@ from attention_xp._backend.libraries import described
 __all__ = [
     "check_count",
     "check_flag",
-    "check_impl",
     "check_int",
+    "check_name",
     "check_number",
     "check_position",
     "check_positive",
@@ -19,8 +20,6 @@ __all__ = [
     "check_tile",
     "check_window",
 ]
-
-_IMPLEMENTATIONS = ("auto", "dense", "tiled", "fused")
 
 
 def check_flag(name: str, given: Any) -> bool:
@@ -117,13 +116,13 @@ def check_score_mod(given: Any) -> tuple[Any, Any]:
     return pair
 
 
-def check_impl(impl: Any) -> str:
-    """Return the name of a kernel, or ``"auto"``."""
-    if not isinstance(impl, str):
-        raise TypeError(f"impl must be a str, got {type(impl).__name__}")
-    if impl not in _IMPLEMENTATIONS:
-        raise ValueError(f"impl must be one of {', '.join(_IMPLEMENTATIONS)}, got {impl!r}")
-    return impl
+def check_name(name: str, given: Any, known: Collection[str]) -> str:
+    """Return one of some names."""
+    if not isinstance(given, str):
+        raise TypeError(f"{name} must be a str, got {type(given).__name__}")
+    if given not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {given!r}")
+    return given
 
 
 def _is_int(given: Any) -> bool:

@@ -136,14 +136,12 @@ def seed_words(rng: Any, like: Array, *, xp: Namespace) -> tuple[Any, Any]:
     They are plain ints where the seed is known to Python, and int32 arrays without axes where a generator on a device,
     or a traced key, holds it.
     """
-    return _words(int(rng) if isinstance(rng, Integral) else rng, library_name(xp), device(like))
-
-
-def _words(rng: Any, library: str, device: Device) -> tuple[Any, Any]:
+    library = library_name(xp)
+    rng = int(rng) if isinstance(rng, Integral) else rng
     if library == "jax" and rng is None:
         raise ValueError("rng is required with JAX arrays: pass a key such as jax.random.key(0), or an int seed")
     if library == "torch" and not isinstance(rng, int):
-        words = _torch_words(rng, device)
+        words = _torch_words(rng, device(like))
     elif library == "jax" and not isinstance(rng, int):
         words = _jax_words(rng)
     elif library == "cupy" and not isinstance(rng, int | None):

@@ -42,12 +42,9 @@ def survivors(
     )
     words = threefry(key, (rows, columns))  # each (..., m // 2 + 1, n // 2 + 1)
     limit = smallest_draw(rate)
-    keep = xp.stack([xp.stack(_both_survive(word, limit), axis=-2) for word in words], axis=-1)
+    halves = ([((word >> shift) & (_HALF - 1)) >= limit for shift in (0, 16)] for word in words)
+    keep = xp.stack([xp.stack(pair, axis=-2) for pair in halves], axis=-1)
     return xp.reshape(keep, (*keep.shape[:-4], 2 * keep.shape[-4], 2 * keep.shape[-2]))  # from (..., m, 2, n, 2)
-
-
-def _both_survive(word: Array, limit: int) -> list[Array]:
-    return [((word >> shift) & (_HALF - 1)) >= limit for shift in (0, 16)]
 
 
 def survivors_one_by_one(key: tuple[Any, Any], rate: float, q_idx: Array, kv_idx: Array, *, xp: Namespace) -> Array:

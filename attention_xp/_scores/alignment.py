@@ -120,15 +120,18 @@ def aligned_item_ids(frame: Frame, given: Any) -> Array | None:
 
 
 def aligned_head_ids(frame: Frame, given: Any) -> Array | None:
-    """Align the numbers of heads, (H, 1, 1) int32."""
+    """Align the numbers of heads, (H, 1, 1) int32; without a heads axis there is one, which may be an int."""
     if given is None:
         return None
-    check_integers(frame.xp, "head_ids", given)
+    if frame.heads is None and isinstance(given, Integral):
+        number = check_position("head_ids", given)
+        return frame.xp.full((1, 1), number, dtype=frame.xp.int32, device=device(frame.query))
+    axes = "()" if frame.heads is None else f"(H,) = ({frame.heads},)"
+    check_integers(frame.xp, "head_ids", given, f"an integer array {axes}{' or an int' if frame.heads is None else ''}")
     check_placement(frame.xp, query=frame.query, head_ids=given)
     expected = () if frame.heads is None else (frame.heads,)
     if tuple(given.shape) != expected:
-        letters = "head_ids ()" if frame.heads is None else f"head_ids (H,) = {expected}"
-        raise ValueError(f"head_ids must hold one number per head: expected {letters}, {shapes(head_ids=given)}")
+        raise ValueError(f"head_ids must hold one number per head: expected head_ids {axes}, {shapes(head_ids=given)}")
     return filled_up(frame.xp, as_int32(frame.xp, given), len(expected) + 2, behind=2)
 
 

@@ -1,6 +1,7 @@
 """Rectangles of the scores: their index arrays, the matching pieces of other arrays, and their bounds."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple, Self
 
 from attention_xp._backend.libraries import device, library_name
@@ -134,9 +135,9 @@ class Region(NamedTuple):
 
     @property
     def b(self) -> Array:
-        """Flat index over the batch axes, or the `item_ids` of the call, ``(..., 1, 1, 1)``; packed, a row's sequence."""
+        """Flat index over the batch axes, or the `item_ids` of the call, ``(..., 1, 1, 1)``; packed, of a row's sequence."""
         if self.frame.packing is not None:
-            return self._packed(self.frame.packing.q_item, 1)
+            return self._packed(self.frame.packing.q_id, 1)
         return self.item if self.frame.item_ids is None else self.look_up(self.frame.item_ids)
 
     @property
@@ -152,9 +153,8 @@ class Region(NamedTuple):
         if isinstance(values, int):
             return values
         ndim = self.frame.ndim
-        if self.frame.packing is not None and values.ndim and values.shape[-1] != 1:  # of each row its own
-            item = within(self.xp, self.b, 0, values.shape[-1] - 1)
-            return self.xp.reshape(self.xp.take(values, self.xp.reshape(item, (-1,)), axis=0), item.shape)
+        if self.frame.packing is not None and values.ndim and values.shape[-1] != 1:
+            return self._at(values, self.in_packed(values.shape[-1], 1))
         return self.look_up(filled_up(self.xp, values, ndim, behind=ndim - len(self.frame.batch)))
 
     def per_head(self, values: Array) -> Array:
@@ -165,6 +165,8 @@ class Region(NamedTuple):
         numbers = self.floating(values)
         if self.frame.heads is None and numbers.ndim > 0:
             numbers = numbers[..., 0]
+        elif self.frame.packing is not None and numbers.ndim > 1 and numbers.shape[0] != 1:
+            return self._at(numbers, self.in_packed(*numbers.shape))
         return self.look_up(filled_up(self.xp, numbers, self.frame.ndim, behind=2 if numbers.ndim > 0 else 0))
 
     def floating(self, numbers: Array) -> Array:
@@ -183,6 +185,21 @@ class Region(NamedTuple):
         starts = [0 if length == 1 else start for start, length in zip(self.starts[first:], shape, strict=True)]
         sizes = [1 if length == 1 else size for size, length in zip(self.sizes[first:], shape, strict=True)]
         return aligned if tuple(sizes) == shape else self.cut(aligned, starts, sizes)
+
+    def in_packed(self, items: int, heads: int) -> Array:
+        """Return the flat index into numbers ``(N, H)`` of packed sequences: each row has those of its own."""
+        packing: Any = self.frame.packing
+        item = within(self.xp, self._packed(packing.q_item, 1), 0, items - 1)  # rows behind the last attend nothing
+        return item if heads == 1 else item * heads + self.head
+
+    def in_sequence(self, item: int, count: int) -> "Region":
+        """Return the region of a batch of one as that of an item of a batch of `count`."""
+        return self._replace(frame=replace(self.frame, batch=(count,)), starts=(item, *self.starts[1:]))
+
+    def _at(self, numbers: Array, index: Array) -> Array:
+        """Return numbers by their flat index."""
+        xp = self.xp
+        return xp.reshape(xp.take(xp.reshape(numbers, (-1,)), xp.reshape(index, (-1,)), axis=0), index.shape)
 
     def _count(self, axis: int) -> Array:
         """Return the indices of this region along an axis."""

@@ -7,7 +7,7 @@ from typing import Any
 from attention_xp._backend.dtypes import is_floating
 from attention_xp._backend.libraries import common_namespace, creation_namespace, device
 from attention_xp._backend.shapes import filled_up
-from attention_xp._checks.arrays import check_result, fits, shapes
+from attention_xp._checks.arrays import check_result
 from attention_xp._scores.attributes import attributes
 from attention_xp._scores.frame import frame_of
 from attention_xp._scores.region import Region
@@ -15,7 +15,7 @@ from attention_xp._scores.rule import Rule, arrays_of, on_host, short
 from attention_xp._typing import Array, Namespace
 from attention_xp.biases._drawing import pictured
 
-__all__ = ["Bias", "check_heads", "evaluated", "sampled", "spread_over_lead"]
+__all__ = ["Bias", "evaluated", "sampled", "spread_over_lead"]
 
 _LENGTH = 32  # queries and keys of a picture
 
@@ -141,16 +141,6 @@ def sampled(bias: Bias, length: int) -> Any:
     region = Region.whole(frame)
     values = np.broadcast_to(evaluated(bias, region), region.sizes)
     return values.reshape(-1, *values.shape[-3:] if lead else (1, length, length))[0]
-
-
-def check_heads(name: str, letters: str, array: Array, axis: int, query: Array, heads: int | None) -> None:
-    """Refuse an array with an axis that is neither as long as there are heads, nor of length 1, nor absent."""
-    if not fits(tuple(array.shape[axis:]), (1 if heads is None else heads,)):
-        given = "no heads axis" if heads is None else f"H = {heads}"
-        raise ValueError(
-            f"{name} must hold one number per head: expected {name} {letters} with {given}, "
-            f"{shapes(query=query, **{name: array})}"
-        )
 
 
 def spread_over_lead(region: Region, gradients: Array, lead: tuple[int, ...]) -> Array:

@@ -5,11 +5,11 @@ import math
 from attention_xp._backend.libraries import common_namespace, device, padded
 from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.values import FAR, all_above
-from attention_xp._checks.arrays import check_floating, shapes
+from attention_xp._checks.arrays import check_floating, fits, shapes
 from attention_xp._checks.numbers import check_count, check_flag
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array, Namespace
-from attention_xp.biases._bias import Bias, check_heads, spread_over_lead
+from attention_xp.biases._bias import Bias, spread_over_lead
 from attention_xp.masks._pairs import rule
 
 __all__ = ["RelativePositionBias"]
@@ -91,7 +91,12 @@ class RelativePositionBias(Bias):
     def check(self, xp: Namespace, query: Array, batch: tuple[int, ...], heads: int | None) -> None:
         """Check library, device and the number of heads."""
         super().check(xp, query, batch, heads)
-        check_heads("table", "(num_buckets, H)", self.table, 1, query, heads)
+        if not fits(tuple(self.table.shape[1:]), (1 if heads is None else heads,)):
+            given = "no heads axis" if heads is None else f"H = {heads}"
+            raise ValueError(
+                f"table must hold one number per head: expected table (num_buckets, H) with {given}, "
+                f"{shapes(query=query, table=self.table)}"
+            )
 
     def values(self, region: Region) -> Array:
         """Look up the bucket of each diagonal, and copy it along the diagonal; of each pair where positions jump."""

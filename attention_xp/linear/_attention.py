@@ -1,9 +1,11 @@
 """Linear attention: memory of a fixed size in place of all keys and values."""
 
-from typing import Any, Literal, overload
+import inspect
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 from attention_xp._checks.numbers import check_flag
-from attention_xp._public_types import Array, ArrayT
+from attention_xp._engine.problem.options import check_options
+from attention_xp._public_types import Array, ArrayT, Generic, HeldT
 from attention_xp.linear._compute import forward, run
 from attention_xp.linear._feature_maps import FeatureMap
 from attention_xp.linear._problem import LinearProblem, LinearState
@@ -11,23 +13,29 @@ from attention_xp.linear._problem import LinearProblem, LinearState
 __all__ = ["linear_attention"]
 
 
+class _Options(TypedDict, Generic[HeldT], total=False):
+    """Keyword arguments of linear attention, beside the one that its result depends on."""
+
+    feature_map: Literal["elu", "relu"] | FeatureMap | None
+    normalize: bool | None
+    is_causal: bool
+    update_rule: Literal["linear", "gated", "delta", "gated_delta"]
+    decay: Array | None
+    beta: Array | None
+    scale: float | None
+    state: LinearState[HeldT] | None
+    chunk_size: int
+    impl: Literal["auto", "recurrent", "chunked"]
+
+
 @overload
 def linear_attention(
     query: ArrayT,
     key: ArrayT,
     value: ArrayT,
     *,
-    feature_map: Literal["elu", "relu"] | FeatureMap | None = "elu",
-    normalize: bool | None = None,
-    is_causal: bool = False,
-    update_rule: Literal["linear", "gated", "delta", "gated_delta"] = "linear",
-    decay: Array | None = None,
-    beta: Array | None = None,
-    scale: float | None = None,
-    state: LinearState[ArrayT] | None = None,
     return_state: Literal[False] = False,
-    chunk_size: int = 64,
-    impl: Literal["auto", "recurrent", "chunked"] = "auto",
+    **options: Unpack[_Options[ArrayT]],
 ) -> ArrayT: ...
 @overload
 def linear_attention(
@@ -35,17 +43,8 @@ def linear_attention(
     key: ArrayT,
     value: ArrayT,
     *,
-    feature_map: Literal["elu", "relu"] | FeatureMap | None = "elu",
-    normalize: bool | None = None,
-    is_causal: bool = False,
-    update_rule: Literal["linear", "gated", "delta", "gated_delta"] = "linear",
-    decay: Array | None = None,
-    beta: Array | None = None,
-    scale: float | None = None,
-    state: LinearState[ArrayT] | None = None,
     return_state: Literal[True],
-    chunk_size: int = 64,
-    impl: Literal["auto", "recurrent", "chunked"] = "auto",
+    **options: Unpack[_Options[ArrayT]],
 ) -> tuple[ArrayT, LinearState[ArrayT]]: ...
 @overload
 def linear_attention(
@@ -53,34 +52,16 @@ def linear_attention(
     key: ArrayT,
     value: ArrayT,
     *,
-    feature_map: Literal["elu", "relu"] | FeatureMap | None = "elu",
-    normalize: bool | None = None,
-    is_causal: bool = False,
-    update_rule: Literal["linear", "gated", "delta", "gated_delta"] = "linear",
-    decay: Array | None = None,
-    beta: Array | None = None,
-    scale: float | None = None,
-    state: LinearState[ArrayT] | None = None,
     return_state: bool,
-    chunk_size: int = 64,
-    impl: Literal["auto", "recurrent", "chunked"] = "auto",
+    **options: Unpack[_Options[ArrayT]],
 ) -> ArrayT | tuple[ArrayT, LinearState[ArrayT]]: ...
 def linear_attention(
     query: Array,
     key: Array,
     value: Array,
     *,
-    feature_map: Literal["elu", "relu"] | FeatureMap | None = "elu",
-    normalize: bool | None = None,
-    is_causal: bool = False,
-    update_rule: Literal["linear", "gated", "delta", "gated_delta"] = "linear",
-    decay: Array | None = None,
-    beta: Array | None = None,
-    scale: float | None = None,
-    state: LinearState | None = None,
     return_state: bool = False,
-    chunk_size: int = 64,
-    impl: Literal["auto", "recurrent", "chunked"] = "auto",
+    **options: Unpack[_Options],
 ) -> Any:
     r"""Attend in time and memory linear in the length, by keeping a matrix instead of all keys and values.
 
@@ -173,22 +154,21 @@ def linear_attention(
     >>> bool(np.allclose(output, np.concat([first, second], axis=2)))
     True
     """
+    if options:
+        check_options(linear_attention, options, _Options.__annotations__)
     check_flag("return_state", return_state)
-    problem = LinearProblem.of(
-        query,
-        key,
-        value,
-        feature_map=feature_map,
-        normalize=normalize,
-        is_causal=is_causal,
-        update_rule=update_rule,
-        decay=decay,
-        beta=beta,
-        scale=scale,
-        state=state,
-        chunk_size=chunk_size,
-        impl=impl,
-    )
+    problem = LinearProblem.of(query, key, value, **options)
     output, carry = run(forward, problem)
     output = problem.grouping.join(output)
     return (output, problem.state(carry)) if return_state else output
+
+
+# The options are shown with the defaults that they have where they are checked.
+_own = inspect.signature(linear_attention)
+_options = inspect.signature(LinearProblem.of).parameters
+linear_attention.__signature__ = _own.replace(  # type: ignore[attr-defined]
+    parameters=[
+        *[p for p in _own.parameters.values() if p.kind is not p.VAR_KEYWORD],
+        *[_options[name].replace(annotation=kind) for name, kind in _Options.__annotations__.items()],
+    ]
+)

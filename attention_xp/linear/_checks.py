@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._backend.sizes import is_open
 from attention_xp._checks.arrays import check_floating, fits, shapes
-from attention_xp._checks.numbers import check_count
+from attention_xp._checks.numbers import check_count, check_name
 from attention_xp._typing import Array
 from attention_xp.linear._feature_maps import NAMED, RowMap
 from attention_xp.linear._performer import PerformerFeatures
@@ -20,10 +20,7 @@ _IMPLEMENTATIONS = ("auto", "recurrent", "chunked")
 
 def check_rule(update_rule: Any, decay: Any, beta: Any) -> None:
     """Check that the rule exists, and that decay and beta are given exactly where it takes them."""
-    if not isinstance(update_rule, str):
-        raise TypeError(f"update_rule must be a str, got {type(update_rule).__name__}")
-    if update_rule not in _RULES:
-        raise ValueError(f"update_rule must be one of {', '.join(_RULES)}, got {update_rule!r}")
+    check_name("update_rule", update_rule, _RULES)
     for i, (name, given) in enumerate((("decay", decay), ("beta", beta))):
         if _RULES[update_rule][i] and given is None:
             raise ValueError(f"{name} is required with update_rule={update_rule!r}: expected {name} {_LETTERS[name]}")
@@ -34,10 +31,7 @@ def check_rule(update_rule: Any, decay: Any, beta: Any) -> None:
 
 def check_size(impl: Any, chunk_size: Any) -> int:
     """Return the number of positions of a chunk."""
-    if not isinstance(impl, str):
-        raise TypeError(f"impl must be a str, got {type(impl).__name__}")
-    if impl not in _IMPLEMENTATIONS:
-        raise ValueError(f"impl must be one of {', '.join(_IMPLEMENTATIONS)}, got {impl!r}")
+    check_name("impl", impl, _IMPLEMENTATIONS)
     size = check_count("chunk_size", chunk_size)
     return 1 if impl == "recurrent" else size
 

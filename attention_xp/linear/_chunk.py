@@ -78,10 +78,8 @@ class Chunk:
         faded_query = self.decay.from_start(self.query)
         scores = self.decay.scores(self.query, self.key)
         sums = xp.matmul(faded_query, self.found.memory) + xp.matmul(scores, self.written)
-        return sums, self._divisor(), faded_query, scores
-
-    def _divisor(self) -> Array | None:
-        return weights_sum(self.query, self.key_sums, self.xp) if self.setting.normalize else None
+        divisor = weights_sum(self.query, self.key_sums, xp) if self.setting.normalize else None
+        return sums, divisor, faded_query, scores
 
     def output(self) -> Array:
         """Return the output, (..., C, Dv)."""

@@ -87,14 +87,11 @@ def _forward(problem: LinearProblem, *, keep: bool) -> tuple[Array, Carry, Rows]
         return chunk.carry(), (output, *(_flat(carry, problem) if keep else ()))
 
     if problem.key.shape[-2] == 0:
-        shape = (*_joint_lead(problem), 0, problem.value.shape[-1])
+        leads = zip(problem.query.shape[:-2], problem.lead, strict=True)
+        shape = (*(n if m == 1 else m for n, m in leads), 0, problem.value.shape[-1])
         return xp.zeros(shape, dtype=out_dtype, device=device(problem.query)), start, ()
     carry, (output, *kept) = scan(step, start, _rows(problem), size=problem.size, xp=xp)
     return output, carry, tuple(kept)
-
-
-def _joint_lead(problem: LinearProblem) -> tuple[int, ...]:
-    return tuple(n if m == 1 else m for n, m in zip(problem.query.shape[:-2], problem.lead, strict=True))
 
 
 def _flat(carry: Carry, problem: LinearProblem) -> Rows:

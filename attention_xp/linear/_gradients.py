@@ -4,10 +4,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from attention_xp._backend.libraries import common_namespace, same_device
-from attention_xp._checks.arrays import check_floating, shapes
+from attention_xp._backend.libraries import common_namespace
+from attention_xp._checks.arrays import check_floating, check_placement, shapes
 from attention_xp._checks.numbers import check_flag
-from attention_xp._suggestions import no_such_argument
+from attention_xp._engine.problem.options import check_options
 from attention_xp._typing import Array
 from attention_xp.linear._attention import linear_attention
 from attention_xp.linear._chunk import Carry, reduced
@@ -71,7 +71,7 @@ def linear_attention_vjp(
     >>> vjp(np.ones_like(output)).key.shape
     (2, 4, 100, 8)
     """
-    _check_options(options)
+    check_options(linear_attention_vjp, options, inspect.signature(linear_attention).parameters)
     return_state = check_flag("return_state", options.get("return_state", False))
     pulls: list[Any] = []
 
@@ -107,22 +107,14 @@ linear_attention_vjp.__signature__ = inspect.signature(linear_attention).replace
 )
 
 
-def _check_options(options: dict[str, Any]) -> None:
-    taken = inspect.signature(linear_attention).parameters
-    if not options.keys() <= taken.keys():
-        raise TypeError(no_such_argument("linear_attention_vjp", options, taken))
-
-
 def _check_like(name: str, expected: Array, of_gradient: str, grad: Array) -> None:
     """Check that a gradient fits what it is the gradient of."""
-    xp = common_namespace(**{name: expected, of_gradient: grad})
+    both = {name: expected, of_gradient: grad}
+    xp = common_namespace(**both)
     check_floating(xp, **{of_gradient: grad})
-    if not same_device(xp, expected, grad):
-        raise ValueError(f"{of_gradient} is on {grad.device} but {name} is on {expected.device}: expected one device")
+    check_placement(xp, **both)
     if tuple(grad.shape) != tuple(expected.shape):
-        raise ValueError(
-            f"{of_gradient} must have the shape of the {name}, {shapes(**{name: expected, of_gradient: grad})}"
-        )
+        raise ValueError(f"{of_gradient} must have the shape of the {name}, {shapes(**both)}")
 
 
 def _end(problem: LinearProblem, carry: Carry, grad: LinearState | None) -> Carry:

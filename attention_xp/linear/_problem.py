@@ -143,7 +143,11 @@ class LinearProblem:
         fit = Companions(key, value, batch, kv_heads)
         scale = _default_scale(query, feature_map) if scale is None else check_number("scale", scale)
         normalize = feature_map is not None if normalize is None else check_flag("normalize", normalize)
-        _check_normalizer(state, normalize)
+        if state is not None and normalize and state.normalizer is None:
+            raise ValueError(
+                "state.normalizer is required to normalize: expected the sum of the keys so far, (..., Hkv, D), "
+                "or normalize=False"
+            )
         if ours is None and callable(feature_map):
             mapped = [
                 apply(feature_map, xp.astype(x, computation_dtype(xp, x.dtype), copy=False)) for x in (query, key)
@@ -184,14 +188,6 @@ def _companions(decay: Any, beta: Any, state: Any) -> dict[str, Array]:
     if state is not None and state.normalizer is not None:
         given |= {"state.normalizer": state.normalizer}
     return {name: a for name, a in given.items() if a is not None or name == "state.memory"}
-
-
-def _check_normalizer(state: LinearState | None, normalize: bool) -> None:
-    if state is not None and normalize and state.normalizer is None:
-        raise ValueError(
-            "state.normalizer is required to normalize: expected the sum of the keys so far, (..., Hkv, D), "
-            "or normalize=False"
-        )
 
 
 def _default_scale(query: Array, feature_map: Any) -> float:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from attention_xp._backend.shapes import filled_up
 from attention_xp._typing import Array, Device, DType, Namespace
 
-__all__ = ["Triangle", "power_of_two", "triangle", "unit_lower_inverse"]
+__all__ = ["Triangle", "triangle", "unit_lower_inverse"]
 
 
 class Triangle(NamedTuple):
@@ -25,14 +25,9 @@ class Triangle(NamedTuple):
         return self.lower[..., :C, :C]
 
 
-def power_of_two(n: int) -> int:
-    """Return the smallest power of two that is not below `n`."""
-    return 1 << max(n - 1, 0).bit_length()
-
-
 def triangle(C: int, *, ndim: int, split: bool, xp: Namespace, dtype: DType, device: Device) -> Triangle:
     """Return the triangle of at least `C` rows, in `ndim` axes; with `split` its squares, of the scales 1, 2, 4, ..."""
-    n = power_of_two(C)
+    n = 1 << max(C - 1, 0).bit_length()  # the smallest power of two that is not below C
     index = xp.arange(n, dtype=xp.int32, device=device)
     row, column = filled_up(xp, index, ndim, behind=1), filled_up(xp, index, ndim)
 

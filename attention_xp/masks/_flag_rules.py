@@ -10,7 +10,7 @@ from attention_xp._checks.arrays import shapes
 from attention_xp._checks.numbers import check_count
 from attention_xp._scores.region import Region, Span
 from attention_xp._typing import Array
-from attention_xp.masks._look_up import by_position, changes, fetched, item_of, items, remembered, summable, taken
+from attention_xp.masks._look_up import by_position, changes, item_of, items, remembered, summable, taken
 from attention_xp.masks._mask import Mask
 from attention_xp.masks._pairs import Reach, rule
 from attention_xp.masks._summaries import Counts
@@ -159,7 +159,7 @@ class BlockMask(Mask):
         if 0 in table.shape:
             return inside, inside
         block = items(region, self.lead) * rows + within(xp, i, 0, rows - 1)
-        flat = xp.reshape(fetched(region, table), (-1,))
+        flat = xp.reshape(region.own(table), (-1,))
         return taken(xp, flat, block * columns + within(xp, j, 0, columns - 1)), inside
 
     def seams(self, q_stop: int, k_stop: int) -> tuple[list[int], list[int]]:

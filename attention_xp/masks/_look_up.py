@@ -22,7 +22,6 @@ __all__ = [
     "changes",
     "check_counts",
     "clipped",
-    "fetched",
     "item_of",
     "items",
     "kept_by",
@@ -51,16 +50,11 @@ def changes(values: Array) -> list[int]:
     return [*(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), len(values)]
 
 
-def fetched(region: Region, array: Array) -> Array:
-    """Return an array of a mask in the library and on the device of the query."""
-    return region.own(array)
-
-
 def line_up(region: Region, counts: int | Array) -> int | Array:
     """Return one number per batch item, aligned with the scores."""
     if isinstance(counts, int):
         return min(counts, FAR)
-    return region.per_batch(as_int32(region.xp, fetched(region, counts)))
+    return region.per_batch(as_int32(region.xp, region.own(counts)))
 
 
 def items(region: Region, lead: tuple[int, ...]) -> int | Array:
@@ -68,9 +62,8 @@ def items(region: Region, lead: tuple[int, ...]) -> int | Array:
     if math.prod(lead) == 1:
         return 0
     xp = region.xp
-    if region.frame.packing is not None and math.prod(lead[:-1]) > 1:  # each row has that of its sequence
-        item = within(xp, region.b, 0, math.prod(lead[:-1]) - 1)
-        return item if lead[-1] == 1 else item * lead[-1] + region.head
+    if region.frame.packing is not None and math.prod(lead[:-1]) > 1:
+        return region.in_packed(math.prod(lead[:-1]), lead[-1])
     numbers = xp.arange(math.prod(lead), dtype=xp.int32, device=device(region.frame.query))
     if region.frame.heads is None:
         lead = lead[:-1]
@@ -81,7 +74,7 @@ def by_position(region: Region, values: Array, position: Array) -> tuple[Array, 
     """Look up the last axis of ``(..., S)`` by position; also return which positions lie in ``[0, S)``."""
     xp, length = region.xp, as_number(region.xp, values.shape[-1])
     inside = (position >= 0) & (position < length)
-    values = fetched(region, values)
+    values = region.own(values)
     if values.shape[-1] == 0:
         return xp.zeros(inside.shape, dtype=values.dtype, device=device(inside)), inside
     item = items(region, (*values.shape[:-1], 1))

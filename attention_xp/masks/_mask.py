@@ -7,7 +7,6 @@ from attention_xp._backend.libraries import common_namespace
 from attention_xp._scores.region import Region, Span
 from attention_xp._scores.rule import check_library_and_place
 from attention_xp._typing import Array, Namespace
-from attention_xp.masks._look_up import fetched
 from attention_xp.masks._pairs import Reach, parts_of, rule
 from attention_xp.masks._shown import Shown
 
@@ -284,7 +283,7 @@ class ArrayMask(Mask):
             if n != 1 and region.starts[axis] + region.sizes[axis] > n:
                 padding = ": a padding mask (B, Sk) goes in as mask[:, None, None, :]" if self.array.ndim == 2 else ""
                 raise ValueError(f"{self!r} says nothing of pairs beyond its {n} {('rows', 'keys')[axis]}{padding}")
-        return region.look_up(fetched(region, self.array))
+        return region.look_up(region.own(self.array))
 
 
 def _as_mask(thing: Any) -> Mask | None:

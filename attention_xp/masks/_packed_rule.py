@@ -1,7 +1,7 @@
 """The rules of packed sequences: sequences do not attend each other, and rules with an item for each sequence."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from attention_xp._backend.shapes import filled_up
@@ -62,9 +62,7 @@ class SequenceMask(Mask):
 
     def allowed(self, region: Region) -> Array:
         """Evaluate the inner rule on the scores of the sequence, as an item of a batch of all sequences."""
-        frame = replace(region.frame, batch=(self.count,), item_ids=None)
-        starts = region.starts if self.item is None else (self.item, *region.starts[1:])
-        return self.inner.pairs(region._replace(frame=frame, starts=starts))
+        return self.inner.pairs(region if self.item is None else region.in_sequence(self.item, self.count))
 
     def seams(self, q_stop: int, k_stop: int) -> tuple[list[int], list[int]]:
         """Return the seams of the inner rule."""

@@ -4,7 +4,7 @@ from attention_xp._backend.libraries import common_namespace
 from attention_xp._scores.region import Region, Span
 from attention_xp._typing import Array
 from attention_xp.masks._flag_rules import BlockMask
-from attention_xp.masks._look_up import fetched, remembered, taken
+from attention_xp.masks._look_up import remembered, taken
 from attention_xp.masks._pairs import Reach, rule
 
 __all__ = ["PatternMask"]
@@ -43,7 +43,7 @@ class PatternMask(BlockMask):
             return inside
         n, m = self._steps
         pair = (number * n + region.q_idx % n) * m + region.kv_idx % m
-        flat = region.xp.reshape(fetched(region, self.patterns), (-1,))
+        flat = region.xp.reshape(region.own(self.patterns), (-1,))
         return taken(region.xp, flat, pair) & inside
 
     def reach(self, span: Span) -> Reach:

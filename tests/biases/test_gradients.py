@@ -113,7 +113,8 @@ def test_a_vector_jacobian_product_over_packed_sequences(library, make, name):
     frame = _region(np.float32, 0, make).frame
     pack = importlib.import_module("attention_xp._scores.packing").pack
     rows, keys = ([0, 3, 7], [0, 4, 11])
-    packing = pack(frame.xp, 7, 11, make(np.asarray(rows)), make(np.asarray(keys)), 2, same=False)
+    bounds = make(np.asarray(rows)), make(np.asarray(keys))
+    packing = pack(frame.xp, 7, 11, bounds, (2, 0), None, None, same=False)
     region = type(_region(np.float32, 0, make)).whole(dataclasses.replace(frame, packing=packing))
     grad, total = np.zeros((2, 4, 7, 11)), np.zeros(bias.arrays[0].shape)
     for (i, stop), (j, end) in zip(itertools.pairwise(rows), itertools.pairwise(keys), strict=True):

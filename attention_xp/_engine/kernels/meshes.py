@@ -8,22 +8,18 @@ from attention_xp._engine.problem.problem import Problem
 
 __all__ = ["refused_mesh"]
 
-_AXES = {-1: "the width", -2: "the sequence", -3: "the heads"}
-
 
 def refused_mesh(problem: Problem, treated: Container[int]) -> str | None:
     """Return why a kernel cannot compute a problem: an array is sharded along an axis that it does not handle."""
     if library_name(problem.xp) != "jax":
         return None
+    of_heads = "the batch" if problem.heads is None else "the heads"
     for name, array in (("query", problem.query), ("key", problem.key), ("value", problem.value)):
         for axis in explicit_axes(array):
             if axis not in treated:
+                where = {-1: "the width", -2: "the sequence", -3: of_heads}.get(axis, "the batch")
                 return (
-                    f"{name} is sharded along {_name(problem, axis)}, over an explicit axis of a mesh: expected the call "
+                    f"{name} is sharded along {where}, over an explicit axis of a mesh: expected the call "
                     "inside jax.shard_map, over batch and heads"
                 )
     return None
-
-
-def _name(problem: Problem, axis: int) -> str:
-    return _AXES[axis] if axis > -3 or (axis == -3 and problem.heads is not None) else "the batch"

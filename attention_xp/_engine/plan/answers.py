@@ -89,10 +89,9 @@ def answers_about(rules: tuple[Mask, ...], grid: Grid, item: Item, blocks: list[
     cuts = _seams(rules, blocks[-1][1], grid.keys, item)
     parts = [part for rows in blocks for part in bounds(*rows, grid.part)]
     chunks = [_cut(bounds(*part, grid.chunk), cuts.chunks) for part in parts]
-    strips = _cut(
-        _strips(grid.keys, grid.strip, phase=blocks[0][0] + item.offset - item.key_offset),
-        cuts.strips,
-    )
+    # A diagonal through the first row of a block meets a corner of a strip.
+    first = min((blocks[0][0] + item.offset - item.key_offset) % grid.strip, grid.keys)
+    strips = _cut([*bounds(0, first, grid.strip), *bounds(first, grid.keys, grid.strip)], cuts.strips)
     answers = np.stack(asked(rules, [chunk for some in chunks for chunk in some], strips, item))
     return Answers(parts, chunks, strips, answers[:, 0], answers[:, 1])
 
@@ -123,9 +122,3 @@ def asked(rules: tuple[Mask, ...], chunks: list[Bounds], strips: list[Bounds], i
     span = span_of((row_lo[:, None], row_hi[:, None]), (k_lo, k_hi), item)
     grid = (len(chunks), len(strips))
     return [np.stack([np.broadcast_to(answer, grid) for answer in rule.reach(span)]) for rule in rules]
-
-
-def _strips(length: int, size: int, *, phase: int) -> list[Bounds]:
-    """Cut the keys so that a diagonal through the first row of a block meets a corner of a strip."""
-    first = min(phase % size, length)
-    return [*bounds(0, first, size), *bounds(first, length, size)]

@@ -30,6 +30,7 @@ __all__ = [
     "KeyPlaces",
     "array_options",
     "bias_parts",
+    "check_one_place",
     "key_places",
     "lined_up",
     "mask_parts",
@@ -140,12 +141,17 @@ class KeyPlaces(NamedTuple):
     is_given: bool
 
 
+def check_one_place(key_offset: Any, key_positions: Any) -> None:
+    """Refuse two answers to where the keys stand."""
+    if key_offset is not None and key_positions is not None:
+        raise ValueError("key_offset and key_positions both say where keys stand: expected one of them")
+
+
 def key_places(frame: Frame, o: AttentionOptions) -> KeyPlaces:
     """Return the positions of the keys of a call."""
     offset, positions = o["key_offset"], o["key_positions"]
     if positions is not None:
-        if offset is not None:
-            raise ValueError("key_offset and key_positions both say where keys stand: expected one of them")
+        check_one_place(offset, positions)
         aligned = aligned_positions(frame, positions)
         if all_above(frame.xp, aligned, -1):
             return KeyPlaces(None, aligned, [], is_given=True)

@@ -23,7 +23,14 @@ __all__ = [
 ]
 
 
-class _PackedScoreOptions(TypedDict, total=False):
+class _KeyPlaces(TypedDict, total=False):
+    """Keyword arguments that say where keys stand."""
+
+    key_offset: int | Array | None
+    key_positions: Array | None
+
+
+class _SharedScoreOptions(TypedDict, total=False):
     """Keyword arguments that the scores depend on, for packed sequences and for all others."""
 
     is_causal: bool
@@ -31,9 +38,11 @@ class _PackedScoreOptions(TypedDict, total=False):
     scale: float | Array | None
     softcap: float | None
     score_mod: ScoreMod | ScoreModAndDerivative | None
+    item_ids: int | Array | None
+    head_ids: int | Array | None
 
 
-class PackedOptions(_PackedScoreOptions, total=False):
+class _SharedOptions(_SharedScoreOptions, total=False):
     """Keyword arguments that mean the same to packed sequences and to all others."""
 
     sinks: Array | None
@@ -42,29 +51,31 @@ class PackedOptions(_PackedScoreOptions, total=False):
     tile: tuple[int, int] | None
 
 
-class _ScoreOptions(_PackedScoreOptions, total=False):
+class PackedOptions(_SharedOptions, _KeyPlaces, total=False):
+    """Keyword arguments of attention in packed sequences, which say nothing of lengths."""
+
+    bias: Bias | None
+    query_offset: int | Array | None
+
+
+class _ScoreOptions(_SharedScoreOptions, total=False):
     """Keyword arguments that the scores depend on, wherever the keys stand."""
 
     bias: Array | Bias | None
     query_offset: int | Array | None
-    item_ids: int | Array | None
-    head_ids: Array | None
     query_lengths: int | Array | None
     key_lengths: int | Array | None
 
 
-class ScoreOptions(_ScoreOptions, total=False):
+class ScoreOptions(_ScoreOptions, _KeyPlaces, total=False):
     """Keyword arguments that the scores depend on."""
 
-    key_offset: int | Array | None
-    key_positions: Array | None
 
-
-class CacheOptions(PackedOptions, _ScoreOptions, total=False):
+class CacheOptions(_SharedOptions, _ScoreOptions, total=False):
     """Keyword arguments of every attention function whose keys are in a cache, which says where they stand."""
 
 
-class AttentionOptions(PackedOptions, ScoreOptions, total=False):
+class AttentionOptions(_SharedOptions, ScoreOptions, total=False):
     """Keyword arguments of every attention function."""
 
 
@@ -141,7 +152,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def with_options(function: _F) -> _F:
-    """Show the options that a function takes in its signature and, at ``{options}``, in its docstring.
+    """Show the options that a function takes in its signature and, at ``{options}``, in its docstring, unless it tells of them.
 
     They are those of the `TypedDict` that its ``**options`` are annotated with.
     """
@@ -156,7 +167,10 @@ def with_options(function: _F) -> _F:
     ]
     function.__signature__ = signature.replace(parameters=[*own, *taken])  # type: ignore[attr-defined]
     if function.__doc__:  # absent under `python -OO`
-        function.__doc__ = inspect.cleandoc(function.__doc__).replace("{options}", _documentation(types))
+        doc = inspect.cleandoc(function.__doc__)
+        function.__doc__ = doc.replace(
+            "{options}", _documentation([name for name in types if f"\n{name} :" not in doc])
+        )
     return function
 
 

@@ -9,7 +9,7 @@ from attention_xp._backend.derivatives import scaled
 from attention_xp._backend.dtypes import floating_dtype
 from attention_xp._backend.libraries import common_namespace, is_cupy_namespace
 from attention_xp._checks.arrays import check_inputs
-from attention_xp._checks.numbers import check_impl, check_positive, check_score_mod, check_tile
+from attention_xp._checks.numbers import check_name, check_positive, check_score_mod, check_tile
 from attention_xp._engine.problem.from_options import (
     array_options,
     bias_parts,
@@ -42,6 +42,7 @@ from attention_xp.masks._pairs import parts_of
 __all__ = ["Problem", "is_foreign"]
 
 _T = TypeVar("_T")
+_IMPLEMENTATIONS = ("auto", "dense", "tiled", "fused")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +119,6 @@ class Problem(Frame):
     def has_bias_rule(self) -> bool:
         """Whether the bias is a rule."""
         return len(self.addends) > 0 and any(isinstance(addend, Bias) for addend in self.addends)
-
-    @property
-    def keys_start_at_0(self) -> bool:
-        """Whether positions of keys are columns."""
-        return self.keys_count_up and self.key_offset is None
 
     @property
     def has_one_offset(self) -> bool:
@@ -289,7 +285,7 @@ class Problem(Frame):
             head_ids=aligned_head_ids(frame, o["head_ids"]),
             query_lengths=rows,
             dropout_rate=rate,
-            impl=check_impl(o["impl"]),
+            impl=check_name("impl", o["impl"], _IMPLEMENTATIONS),
             tile=check_tile(o["tile"]),
             seed=seed_words(o["rng"], query, xp=xp) if rate else None,
             packing=packing,

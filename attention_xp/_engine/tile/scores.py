@@ -15,9 +15,7 @@ from attention_xp.biases._bias import Bias, evaluated
 __all__ = [
     "Pull",
     "added",
-    "addition",
     "as_scores",
-    "changed",
     "dropped",
     "is_bent",
     "largest_score",
@@ -55,7 +53,7 @@ def modified(problem: Problem, ops: ScorePrimitives, region: Region, scores: Arr
     if problem.softcap is not None:
         scores = ops.multiply(ops.tanh(scores), problem.softcap)
     if problem.score_mod is not None:
-        scores = ops.replace(scores, changed(problem, region, scores))
+        scores = ops.replace(scores, as_scores(problem, problem.score_mod, region, scores))
     return added(problem, ops, region, scores)
 
 
@@ -99,12 +97,7 @@ def _score_mod(problem: Problem, ops: ScorePrimitives, region: Region, scores: A
     if found is not None:
         return found
     derivative = as_scores(problem, problem.score_derivative, region, scores)
-    return changed(problem, region, scores), lambda grad_scores: (ops.multiply(grad_scores, derivative),)
-
-
-def changed(problem: Problem, region: Region, scores: Array) -> Array:
-    """Return the scores after `score_mod`, in their shape and dtype."""
-    return as_scores(problem, problem.score_mod, region, scores)
+    return as_scores(problem, function, region, scores), lambda grad_scores: (ops.multiply(grad_scores, derivative),)
 
 
 def as_scores(problem: Problem, function: ScoreMod | None, region: Region, scores: Array) -> Array:
@@ -120,13 +113,8 @@ def as_scores(problem: Problem, function: ScoreMod | None, region: Region, score
 def added(problem: Problem, ops: ScorePrimitives, region: Region, scores: Array) -> Array:
     """Return the scores with bias and floating mask."""
     for addend in problem.addends:
-        scores = ops.add(scores, addition(region, addend))
+        scores = ops.add(scores, evaluated(addend, region) if isinstance(addend, Bias) else region.look_up(addend))
     return scores
-
-
-def addition(region: Region, addend: Array | Bias) -> Array:
-    """Return what is added to the scores of a region; it broadcasts against them."""
-    return evaluated(addend, region) if isinstance(addend, Bias) else region.look_up(addend)
 
 
 def survival_factor(problem: Problem) -> float:

@@ -10,7 +10,6 @@ from attention_xp._checks.numbers import check_count, check_flag
 from attention_xp._typing import Array, Namespace
 from attention_xp._varlen import varlen_attention
 from attention_xp.cache._pages import laid_out, missing, readable
-from attention_xp.interop.flash_attn._alibi import SequenceAlibi
 from attention_xp.interop.flash_attn._layout import (
     as_theirs,
     known_draw,
@@ -131,8 +130,6 @@ def flash_attn_varlen_func(
         dropout_p=dropout_p,
         rng=rng,
     )
-    if alibi_slopes is not None and alibi_slopes.ndim == 2:
-        how["bias"] = SequenceAlibi(alibi_slopes)
     wants = check_flag("return_attn_probs", return_attn_probs)
     how = with_offset(known_draw(xp, q, how) if wants else how, lengths[1] - lengths[0])
     mask, wrong = None, None

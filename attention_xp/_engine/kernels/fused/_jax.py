@@ -28,7 +28,7 @@ from attention_xp._engine.kernels.fused._translation import (
 )
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
-from attention_xp._typing import Array, Device
+from attention_xp._typing import Array
 from attention_xp.masks import Mask
 
 __all__ = ["attend", "is_worthwhile", "refusal"]
@@ -57,15 +57,10 @@ def _refused_device(problem: Problem) -> str | None:
         return f"cuDNN's attention computes in 16 bits (float16 or bfloat16), not in {dtype_name(problem.dtype)}"
     if float(device.compute_capability) < _OLDEST:
         return f"cuDNN's attention needs a GPU of compute capability {_OLDEST} (Ampere) or later"
-    widest = _widest(device)
+    widest = 256 if float(device.compute_capability) >= 9.0 else 128  # Hopper and later have twice that of others
     if widest < D or D % _STEP:
         return f"cuDNN's attention needs a head dimension D that is a multiple of {_STEP} up to {widest}, not {D}"
     return None
-
-
-def _widest(device: Device) -> int:
-    """Return the largest head dimension: Hopper and later have twice that of their predecessors."""
-    return 256 if float(device.compute_capability) >= 9.0 else 128
 
 
 def _refused_option(problem: Problem, wanted: Wanted) -> str | None:

@@ -44,7 +44,8 @@ def unknown_option(problem: Problem, wanted: Wanted) -> str | None:
         return "bias but an array of (Sq, Sk)"
     if problem.packing is not None:
         return "packed sequences"
-    if not problem.keys_start_at_0 and not all(rule._is_of_places for rule in problem.rules):
+    is_moved = not problem.keys_count_up or problem.key_offset is not None
+    if is_moved and not all(rule._is_of_places for rule in problem.rules):
         return "key_offset or key_positions under a mask"
     if problem.is_empty:
         return "empty axes"
