@@ -6,7 +6,9 @@ from attention_xp._attention import flash_attention
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._checks.arrays import shapes
 from attention_xp._checks.numbers import check_flag
+from attention_xp.interop._border import named_as
 from attention_xp.interop.flash_attn._layout import (
+    THEIR_NAMES,
     as_theirs,
     known_draw,
     signed_weights,
@@ -20,6 +22,7 @@ from attention_xp.interop.flash_attn._options import check_arrays, check_axes, o
 __all__ = ["flash_attn_func", "flash_attn_kvpacked_func", "flash_attn_qkvpacked_func"]
 
 
+@named_as(THEIR_NAMES)
 def flash_attn_func(
     q: Any,
     k: Any,
@@ -136,6 +139,7 @@ def flash_attn_func(
     return as_theirs(swapped(xp, out)), their_lse(xp, lse), weights
 
 
+@named_as({"k": "kv[:, :, 0]", "v": "kv[:, :, 1]"})
 def flash_attn_kvpacked_func(
     q: Any,
     kv: Any,
@@ -201,6 +205,7 @@ def flash_attn_kvpacked_func(
     )
 
 
+@named_as({"q": "qkv[:, :, 0]", "k": "qkv[:, :, 1]", "v": "qkv[:, :, 2]"})
 def flash_attn_qkvpacked_func(
     qkv: Any,
     dropout_p: float = 0.0,

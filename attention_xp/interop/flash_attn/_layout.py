@@ -8,7 +8,28 @@ from attention_xp._backend.libraries import device, is_tensor
 from attention_xp._random.draws import seed_words
 from attention_xp._typing import Array, Namespace
 
-__all__ = ["as_theirs", "known_draw", "signed_weights", "swapped", "their_lse", "with_offset", "without_weights"]
+__all__ = [
+    "THEIR_NAMES",
+    "as_theirs",
+    "known_draw",
+    "signed_weights",
+    "swapped",
+    "their_lse",
+    "with_offset",
+    "without_weights",
+]
+
+# Our names in errors, and theirs.
+THEIR_NAMES = {
+    "query": "q",
+    "key": "k",
+    "value": "v",
+    "scale": "softmax_scale",
+    "slopes": "alibi_slopes",
+    "bias": "alibi_slopes",
+    "window": "window_size",
+    "dropout_rate": "dropout_p",
+}
 
 _RELATIVE = {"is_causal", "window", "bias"}
 

@@ -10,8 +10,10 @@ from attention_xp._checks.numbers import check_count, check_flag
 from attention_xp._typing import Array, Namespace
 from attention_xp._varlen import varlen_attention
 from attention_xp.cache._pages import laid_out, missing, readable
+from attention_xp.interop._border import named_as
 from attention_xp.interop.flash_attn._alibi import SequenceAlibi
 from attention_xp.interop.flash_attn._layout import (
+    THEIR_NAMES,
     as_theirs,
     known_draw,
     signed_weights,
@@ -26,6 +28,7 @@ from attention_xp.masks import LengthMask
 __all__ = ["flash_attn_varlen_func"]
 
 
+@named_as(THEIR_NAMES)
 def flash_attn_varlen_func(
     q: Any,
     k: Any,
