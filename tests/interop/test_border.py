@@ -57,6 +57,11 @@ CASES = {
     ),
     "kvpacked": (flash_attn.flash_attn_kvpacked_func, made("numpy", q=(2, 5, 4, 8), kv=(2, 6, 2, 2, 8))),
     "qkvpacked": (flash_attn.flash_attn_qkvpacked_func, made("numpy", qkv=(2, 6, 3, 2, 8))),
+    "varlen kvpacked": (flash_attn.flash_attn_varlen_kvpacked_func, made("numpy", q=(5, 4, 8), kv=(5, 2, 2, 8), **BOUNDS)),
+    "varlen qkvpacked": (
+        flash_attn.flash_attn_varlen_qkvpacked_func,
+        made("numpy", qkv=(5, 3, 4, 8), cu_seqlens=ENDS, max_seqlen=3),
+    ),
     "varlen": (flash_attn.flash_attn_varlen_func, made("numpy", **PACKED, **BOUNDS, alibi_slopes=(2, 4), **THEIRS)),
     "pages": (flash_attn.flash_attn_varlen_func, made("torch", **PAGES, **BOUNDS, block_table=TABLE)),
     "kvcache": (

@@ -1,4 +1,7 @@
-"""ALiBi with slopes for each packed sequence."""
+"""ALiBi with slopes for each packed sequence.
+
+In place of this, `AlibiBias` itself, once `varlen_attention` takes its slopes ``(N, H)`` as those of each sequence.
+"""
 
 from attention_xp._backend.values import within
 from attention_xp._typing import Array

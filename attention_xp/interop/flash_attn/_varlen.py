@@ -198,7 +198,7 @@ def _read(
         raise ValueError(
             f"block_table must hold the pages of each sequence: expected ({N}, any), {shapes(block_table=table)}"
         )
-    table = as_int32(xp, table)[:, : -(-most // max(size, 1))]
+    table = as_int32(xp, table)[:, : min(-(-most // max(size, 1)), table.shape[1])]
     wrong = missing(xp, table, lengths, size, k.shape[0])
     known = known_integers(xp, xp.astype(wrong, xp.int32))
     if known is not None and 1 in known:
