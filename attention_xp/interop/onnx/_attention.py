@@ -83,7 +83,7 @@ def attention(
         0 means none.
     softmax_precision : int, optional
         A number of ``onnx.TensorProto``: FLOAT (1), FLOAT16 (10), DOUBLE (11) or BFLOAT16 (16). At least that is
-        computed in: all of the call in float64 for DOUBLE, and nothing ever in 16 bits.
+        computed in: all of the call in float64 for DOUBLE, and no softmax in 16 bits.
     num_outputs : int, default: 4
         Ours: how many of the outputs are wanted, 1 to 4. The fourth alone has the size of all scores, and where it is
         not wanted the memory that is needed grows with the lengths and not with their product.
