@@ -7,12 +7,14 @@ a series of sizes beside the one that was chosen. Run it again when a kernel cha
 import math
 from typing import NamedTuple
 
+from attention_xp._backend.dtypes import dtype_name
 from attention_xp._backend.libraries import library_name
+from attention_xp._backend.processor import has_bfloat16_products
 from attention_xp._backend.sizes import is_open
 from attention_xp._engine.plan.tile_sizes import FOLD
 from attention_xp._engine.problem.problem import Problem
 
-__all__ = ["formula_is_faster", "sdpa_is_faster"]
+__all__ = ["formula_is_faster", "sdpa_is_faster", "sdpa_is_faster_wide"]
 
 
 class _Border(NamedTuple):
@@ -29,6 +31,7 @@ _BORDERS = {
     "jax": _Border(2**13, 2**14),
 }
 _UNMEASURED = _Border(2**16, 2**16)  # cupy, strict
+_NARROW_GRADIENTS = 2**15  # scores of a head from which torch's gradients are faster in bfloat16, with a unit for it
 _UNEQUAL_WIDTHS = 2**14  # scores from which torch's own way for Dv != D is slower than ours
 
 
@@ -47,6 +50,20 @@ def formula_is_faster(problem: Problem) -> bool:
 def sdpa_is_faster(problem: Problem) -> bool:
     """Return whether torch's kernel is faster than ours: where ``Dv != D``, torch computes the plain formula."""
     return bool(problem.query.shape[-1] == problem.value.shape[-1]) or _scores(problem) < _UNEQUAL_WIDTHS
+
+
+def sdpa_is_faster_wide(problem: Problem) -> bool:
+    """Return whether torch's kernel and its gradients are faster on the CPU in 32 bits than in the 16 of the inputs.
+
+    Backward in 16 bits takes up to sixteen times as long as in 32 where the processor multiplies no such matrices. Forward
+    alone, 16 bits are as fast in float16 and faster in bfloat16.
+    """
+    kind = dtype_name(problem.query.dtype)
+    if kind not in ("float16", "bfloat16") or problem.query.device.type != "cpu":
+        return False
+    if kind == "float16" or not has_bfloat16_products():
+        return True
+    return bool(problem.query.shape[-2] * problem.key.shape[-2] < _NARROW_GRADIENTS)
 
 
 def _scores(problem: Problem) -> int:

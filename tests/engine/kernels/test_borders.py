@@ -2,8 +2,10 @@
 
 import pytest
 
+from attention_xp import flash_attention
 from attention_xp._engine.kernels import fused, tiled
 from attention_xp._engine.kernels.choose import choose
+from attention_xp._engine.plan import borders
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Wanted
 
@@ -57,3 +59,28 @@ def test_torch_has_no_kernel_for_unequal_widths(library, length, width, is_guest
     shapes = (1, 8, length, 8), (1, 8, length, 8), (1, 8, length, width)
     assert fused.is_worthwhile(problem(library, *shapes), Wanted()) is is_guest
     assert (choose(problem(library, *shapes), Wanted()) == "fused") is is_guest
+
+
+@pytest.mark.backends("torch")
+@pytest.mark.parametrize(
+    ("dtype", "has_unit", "length", "is_wide"),
+    [
+        ("float16", True, 256, True),
+        ("bfloat16", True, 64, True),
+        ("bfloat16", True, 256, False),
+        ("bfloat16", False, 256, True),
+    ],
+)
+def test_torch_takes_gradients_in_32_bits_where_16_are_slower(library, monkeypatch, dtype, has_unit, length, is_wide):
+    """What autograd has kept tells in which dtype the kernel computed."""
+    monkeypatch.setattr(borders, "has_bfloat16_products", lambda: has_unit)
+    torch = pytest.importorskip("torch")
+    x = torch.ones((1, 2, length, 7 + has_unit), dtype=getattr(torch, dtype))  # another width: no answer is known yet
+    attend, records = {"scale": 0.5}, []
+    for is_recorded in (False, True):
+        output = flash_attention(x.clone().requires_grad_(is_recorded), x, x, **attend)
+        assert output.dtype == x.dtype
+        records.append(output.grad_fn)
+    plain, recorded = records
+    assert plain is None
+    assert recorded.name().startswith("ToCopy") is is_wide

@@ -4,6 +4,7 @@ import math
 import sys
 from typing import Any
 
+from attention_xp._backend.autocast import narrows
 from attention_xp._backend.modes import (
     differentiates_again,
     in_forward_mode,
@@ -27,7 +28,7 @@ from attention_xp._engine.kernels.fused._translation import (
     unknown_option,
     with_zero_keys,
 )
-from attention_xp._engine.plan.borders import sdpa_is_faster
+from attention_xp._engine.plan.borders import sdpa_is_faster, sdpa_is_faster_wide
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._typing import Array
@@ -100,14 +101,29 @@ def computed(problem: Problem) -> Array:
 
 def _raw_and_output(problem: Problem) -> tuple[Array, Array]:
     """Return the output of the kernel as it came, and the output of the problem, with zeros where it has them."""
-    keywords = problem.once(_keywords)
+    keywords, given = problem.once(_keywords), _widened(problem) if problem.once(_may_be_widened) else problem
     if problem.once(_is_taken_as_it_is):
-        raw = output = _called(problem.query, problem.key, problem.value, keywords)
+        raw = output = _called(given.query, given.key, given.value, keywords)
     else:
-        raw, output = _translated(problem, keywords)
-    if output.dtype != problem.query.dtype:  # under autocast
+        raw, output = _translated(given, keywords)
+    if output.dtype != problem.query.dtype:  # under autocast, or widened
         output = output.to(problem.query.dtype)
     return raw, output
+
+
+def _may_be_widened(problem: Problem) -> bool:
+    """Whether the kernel computes in 32 bits where gradients may be asked for; not in a trace, which has no sizes to compare."""
+    return not is_traced() and sdpa_is_faster_wide(problem)
+
+
+def _widened(problem: Problem) -> Problem:
+    """Return the problem in 32 bits where gradients may be asked for, unless autocast would narrow it again.
+
+    Autograd keeps query, key, value and output for them, now in twice the memory.
+    """
+    if not _is_followed(problem) or narrows(problem.query):
+        return problem
+    return problem.of_arrays(problem.query.float(), problem.key.float(), problem.value.float())
 
 
 def _keywords(problem: Problem) -> dict[str, Any]:

@@ -1,8 +1,12 @@
 """Problems of torch with tensors on the CPU: NumPy's walker computes them, on the same memory and without copies.
 
 It is one to three times as fast as Python loops over torch's operations, most of all where rules exclude much. The
-loops remain for other devices, for calls that torch traces or records, for dtypes that NumPy lacks, for functions of the
-user and biases that are rules, and for small problems, which fit into one tile of all heads.
+loops remain for other devices, for calls that torch traces or records, for functions of the user and biases that are
+rules, and for small problems, which fit into one tile of all heads.
+
+Tensors in 16 bits are the exception: NumPy has no bfloat16, and converts float16 a number at a time. Torch widens each of
+them once, as a whole, which takes twice their memory while the call lasts and hardly any time; tile by tile, keys would be
+widened once for every block of rows. What comes out is float32, and is rounded once at the end.
 """
 
 import dataclasses
@@ -21,7 +25,8 @@ from attention_xp._typing import Array
 
 __all__ = ["backward", "forward"]
 
-_READABLE = {"bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8"}
+_READABLE = {"bool", "bfloat16", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8"}
+_NARROW = {"bfloat16", "float16"}
 
 
 def forward(problem: Problem) -> tuple[Array, Array] | None:
@@ -74,7 +79,7 @@ def _views(problem: Problem, others: tuple[Array | None, ...]) -> tuple[Problem,
 
 
 def _is_readable(array: Array) -> bool:
-    """Whether NumPy can read an array in place, and torch does not record what is done with it."""
+    """Whether NumPy can read an array, and torch does not record what is done with it."""
     if is_numpy(array):
         return True
     torch: Any = sys.modules["torch"]
@@ -89,7 +94,17 @@ def _is_readable(array: Array) -> bool:
 
 
 def _view(array: Array) -> Array:
-    return array if is_numpy(array) else array.detach().numpy()
+    """Return an array as NumPy reads it: in place, or widened where it has 16 bits."""
+    if is_numpy(array):
+        return array
+    array = array.detach()
+    return (_widened(array) if dtype_name(array.dtype) in _NARROW else array).numpy()
+
+
+def _widened(array: Array) -> Array:
+    """Return a tensor in float32; along axes that repeat the same numbers, these are not repeated in memory."""
+    distinct = array[tuple(slice(0, 1) if step == 0 else slice(None) for step in array.stride())]
+    return distinct.float().expand(array.shape)
 
 
 def _given_back(result: Any) -> Any:
