@@ -204,8 +204,8 @@ class Problem(Frame):
     def once(self, question: Callable[..., _T], *more: Any) -> _T:
         """Return ``question(self, *more)``; for a known call, the answer is kept for later calls of the same kind.
 
-        The answer may depend on types, sizes, dtypes, devices and plain options, and on nothing else: on no number in an array,
-        no stride, and not on whether gradients are recorded.
+        The answer may depend on types, sizes, dtypes, devices and plain options, on whether one of query, key and value requires
+        gradients, and on nothing else: on no number in an array, no stride, and not on whether gradients are recorded.
         """
         if self.answers is None:
             return question(self, *more)

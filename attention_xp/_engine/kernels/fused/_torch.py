@@ -28,7 +28,7 @@ from attention_xp._engine.kernels.fused._translation import (
     unknown_option,
     with_zero_keys,
 )
-from attention_xp._engine.plan.borders import sdpa_is_faster, sdpa_is_faster_wide
+from attention_xp._engine.plan.borders import sdpa_is_faster, sdpa_is_faster_wide, sdpa_is_slow_for_few_rows
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._typing import Array
@@ -67,7 +67,7 @@ def is_worthwhile(problem: Problem) -> bool:
     arrays = problem.operands
     if is_transformed() and (is_mapped(*arrays) or differentiates_again(*arrays, *problem.addends)):
         return False
-    return sdpa_is_faster(problem)
+    return sdpa_is_faster(problem) and not sdpa_is_slow_for_few_rows(problem)
 
 
 def attend(problem: Problem, wanted: Wanted) -> Attended | None:  # noqa: ARG001

@@ -15,9 +15,9 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from attention_xp._backend.dtypes import dtype_name
-from attention_xp._backend.libraries import is_numpy, library_name
-from attention_xp._backend.modes import in_forward_mode, is_compiling, is_recorded
+from attention_xp._backend.libraries import is_numpy
 from attention_xp._engine.plan.borders import formula_is_faster
+from attention_xp._engine.plan.host import is_for_numpy
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.gradients import Gradients, Known
 from attention_xp._scores.frozen import freeze, thaw
@@ -53,13 +53,7 @@ def backward(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Gradie
 
 def _views(problem: Problem, others: tuple[Array | None, ...]) -> tuple[Problem, tuple[Array | None, ...]] | None:
     """Return a problem and further tensors as views of NumPy, ``None`` where that cannot be."""
-    if library_name(problem.xp) != "torch" or is_compiling(problem.xp) or problem.query.device.type != "cpu":
-        return None
-    if formula_is_faster(problem):
-        return None
-    if is_recorded() or in_forward_mode():
-        return None
-    if problem.packing is not None or problem.has_bias_rule or problem.has_foreign_code():
+    if not is_for_numpy(problem) or formula_is_faster(problem):
         return None
     kept = dataclasses.replace(problem, xp=None, dtype=None, rules=())
     template, arrays = freeze((kept, others))
