@@ -13,7 +13,7 @@ from attention_xp.linear import linear_attention
 from benchmarks.case import Case
 from benchmarks.contenders import Call, contender
 
-__all__ = ["by_autograd", "compiled_bytes", "differentiated", "recompile"]
+__all__ = ["as_tensors", "by_autograd", "compiled_bytes", "differentiated", "recompile"]
 
 
 @contender("ours, NumPy")
@@ -116,7 +116,7 @@ def _torch_gradients(case: Case, torch: Any) -> Call:
 
 def by_autograd(case: Case, torch: Any, attend: Any) -> Call:
     """Return a call that goes forward, and backward by torch."""
-    *arrays, gradient = map(torch.from_numpy, case.inputs_and_gradient())
+    *arrays, gradient = as_tensors(case, torch, case.inputs_and_gradient())
     arrays = [x.requires_grad_() for x in arrays]
 
     def differentiate() -> Any:
@@ -128,7 +128,12 @@ def by_autograd(case: Case, torch: Any, attend: Any) -> Call:
 
 def _on_tensors(case: Case, torch: Any, **how: Any) -> Call:
     options = case.options(torch.from_numpy) | how
-    return partial(flash_attention, *map(torch.from_numpy, case.inputs()), **options)
+    return partial(flash_attention, *as_tensors(case, torch, case.inputs()), **options)
+
+
+def as_tensors(case: Case, torch: Any, arrays: list[Any]) -> list[Any]:
+    """Return arrays as tensors of the dtype of the case."""
+    return [torch.from_numpy(x).to(getattr(torch, case.dtype)) for x in arrays]
 
 
 def _jitted(case: Case, jax: Any, **how: Any) -> tuple[Any, list[Any]]:

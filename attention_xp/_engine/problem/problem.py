@@ -167,7 +167,7 @@ class Problem(Frame):
     @classmethod
     def _made_of(cls, fields: dict[str, Any], **arrays: Any) -> Self:
         problem = object.__new__(cls)  # setting the fields one by one takes as long as attention on small arrays
-        vars(problem).update(fields, **arrays)
+        object.__setattr__(problem, "__dict__", fields | arrays)
         return problem
 
     def with_keys(self, key: Any, value: Any) -> Self:
@@ -213,6 +213,11 @@ class Problem(Frame):
         if name not in self.answers:
             self.answers[name] = question(self, *more)
         return self.answers[name]  # type: ignore[no-any-return]
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the call is of a known kind, and therefore in no trace, transformation or forward mode."""
+        return self.answers is not None
 
     @classmethod
     def _checked(

@@ -2,6 +2,8 @@
 
 import math
 import sys
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from attention_xp._backend.autocast import narrows
@@ -78,6 +80,10 @@ def attend(problem: Problem, wanted: Wanted) -> Attended | None:  # noqa: ARG001
     and it suffices to look there. Rows that are filled with zeros afterwards count as well, for gradients go back through
     what the kernel computed there.
     """
+    keywords = problem.once(_keywords_alone)
+    if keywords is not None:
+        output = _called(problem, problem.query, problem.key, problem.value, keywords)
+        return Attended(output if output.dtype == problem.query.dtype else output.to(problem.query.dtype), None, None)
     try:
         (raw, output), rules = _raw_and_output(problem), column_rules(problem)
     except NotImplementedError as error:
@@ -103,12 +109,20 @@ def _raw_and_output(problem: Problem) -> tuple[Array, Array]:
     """Return the output of the kernel as it came, and the output of the problem, with zeros where it has them."""
     keywords, given = problem.once(_keywords), _widened(problem) if problem.once(_may_be_widened) else problem
     if problem.once(_is_taken_as_it_is):
-        raw = output = _called(given.query, given.key, given.value, keywords)
+        raw = output = _called(problem, given.query, given.key, given.value, keywords)
     else:
         raw, output = _translated(given, keywords)
     if output.dtype != problem.query.dtype:  # under autocast, or widened
         output = output.to(problem.query.dtype)
     return raw, output
+
+
+def _keywords_alone(problem: Problem) -> dict[str, Any] | None:
+    """Return the keywords of a known call for which there is nothing to do but to call the kernel, as for most tiny ones."""
+    may_exclude = len(problem.rules) > 0 or problem.query_lengths is not None
+    if not problem.is_known or may_exclude or not _is_taken_as_it_is(problem) or _may_be_widened(problem):
+        return None
+    return _keywords(problem)
 
 
 def _may_be_widened(problem: Problem) -> bool:
@@ -173,6 +187,7 @@ def _translated(problem: Problem, keywords: dict[str, Any]) -> tuple[Array, Arra
     if is_followed:
         query = fill_empty_rows(problem, rules, query)
     raw = output = _called(
+        problem,
         operand(problem, query),
         operand(problem, with_zero_keys(problem, rules, key)),
         operand(problem, with_zero_keys(problem, rules, value)),
@@ -185,13 +200,11 @@ def _translated(problem: Problem, keywords: dict[str, Any]) -> tuple[Array, Arra
     return raw, fill_padding(problem, output)
 
 
-def _called(query: Array, key: Array, value: Array, keywords: dict[str, Any]) -> Array:
+def _called(problem: Problem, query: Array, key: Array, value: Array, keywords: dict[str, Any]) -> Array:
     """Call the kernel, and give its gradients derivatives of their own."""
     output = _kernel()(query, key, value, **keywords)
-    if output.requires_grad and not is_traced() and not shares_keys():
-        from attention_xp._engine.kernels.fused._torch_again import follow_gradients  # noqa: PLC0415  # imports torch
-
-        follow_gradients(output)
+    if output.requires_grad and (problem.is_known or not is_traced()) and not shares_keys():
+        _follow_gradients()(output)
     return output
 
 
@@ -201,8 +214,16 @@ def _kernel() -> Any:
     The replacement that ``context_parallel`` makes is taken: it adds the keys of other ranks.
     """
     torch = sys.modules["torch"]
-    own, named = torch._C._nn.scaled_dot_product_attention, torch.nn.functional.scaled_dot_product_attention
-    return own if named is own or not shares_keys() else named
+    return (
+        torch.nn.functional.scaled_dot_product_attention if shares_keys() else torch._C._nn.scaled_dot_product_attention
+    )
+
+
+@cache
+def _follow_gradients() -> Callable[[Array], None]:
+    from attention_xp._engine.kernels.fused._torch_again import follow_gradients  # noqa: PLC0415  # imports torch
+
+    return follow_gradients
 
 
 def _is_followed(problem: Problem) -> bool:
