@@ -202,6 +202,19 @@ def options() -> list[Comparison]:
     ]
 
 
+def loops() -> list[Comparison]:
+    """What loops that numba compiles take of the time of NumPy's own operations, and of torch's kernel."""
+    cases = [USUAL, replace(USUAL, causal=True), replace(USUAL, factor=5.0), replace(USUAL, factor=LARGE)]
+    with_one = [replace(USUAL, option=name) for name in ("softcap", "float bias", "boolean mask", "dropout")]
+    ours = "ours, NumPy, with numba", "ours, NumPy, without numba"
+    both = "ours, NumPy, gradients, with numba", "ours, NumPy, gradients, without numba"
+    return [
+        *(Comparison(case, *ours) for case in [*cases, *with_one]),
+        *(Comparison(case, *both) for case in (USUAL, with_one[-1])),
+        *(Comparison(case, name, "torch SDPA") for case in cases[:3] for name in ours),
+    ]
+
+
 def tiles() -> list[Comparison]:
     """Other tile sizes against the chosen one; runs only when named."""
     sizes = {
@@ -233,6 +246,7 @@ SUITES: dict[str, Callable[[], list[Comparison] | list[Memory] | list[Comparison
         caches,
         tiny,
         options,
+        loops,
         tiles,
     )
 }
