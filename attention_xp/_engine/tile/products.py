@@ -137,8 +137,8 @@ def value_rows(problem: Problem, weights: Array, rows: Array, *, exclusive: bool
 def silenced_rows(columns: Array, rows: Array, xp: Namespace) -> Array:
     """Return ``columns @ rows``, where a row that is not finite counts as 0 under a weight of 0, and as NaN otherwise."""
     is_bad = xp.any(~xp.isfinite(rows), axis=-1, keepdims=True)
-    reached = _outputs(columns, xp.astype(is_bad, rows.dtype), xp) > 0.0
-    return xp.where(reached, nan, _outputs(columns, clean(rows), xp))
+    products = _outputs(columns, xp.concat((clean(rows), xp.astype(is_bad, rows.dtype)), axis=-1), xp)
+    return xp.where(products[..., -1:] > 0.0, nan, products[..., :-1])
 
 
 def clean(key: Array) -> Array:
@@ -190,17 +190,17 @@ def _outputs(weights: Array, value: Array, xp: Namespace) -> Array:
 
 def _reached(weights: Array, value: Array) -> tuple[Array, Array]:
     """Return which outputs become infinity, and which become minus infinity, by a value with a positive weight."""
-    xp = array_namespace(weights, value)
+    xp, width = array_namespace(weights, value), value.shape[-1]
     undefined = xp.isnan(value)  # both infinities at once, as inf - inf
-    sources = (undefined | (value == inf), undefined | (value == -inf))
-    rises, falls = (_outputs(weights, xp.astype(source, value.dtype), xp) > 0.0 for source in sources)
-    return rises, falls
+    sources = xp.concat((undefined | (value == inf), undefined | (value == -inf)), axis=-1)
+    reached = _outputs(weights, xp.astype(sources, value.dtype), xp) > 0.0
+    return reached[..., :width], reached[..., width:]
 
 
 def quarantined_outputs(weights: Array, value: Array, xp: Namespace) -> Array:
     """Return ``weights @ value``, where values that are not finite count as 0 under a weight of 0."""
     rises, falls = flags_by_value(xp, lambda: xp.all(xp.isfinite(value)), _reached, weights, value)
-    output = _outputs(weights, xp.where(xp.isfinite(value), value, 0.0), xp)
+    output = _outputs(weights, clean(value), xp)
     output = xp.where(rises, inf, output)
     # One after the other: `jax_debug_nans` refuses an array of NaN, even if no entry of it is taken.
     output = xp.where(falls, -inf, output)
