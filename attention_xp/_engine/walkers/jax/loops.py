@@ -17,7 +17,7 @@ from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.plan.tile_sizes import stack
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.arithmetic import Arithmetic, allowed_pairs
-from attention_xp._engine.tile.products import query_key
+from attention_xp._engine.tile.products import quarantined_at_once, query_key, weights_value
 from attention_xp._engine.tile.step import scale_in_base
 from attention_xp._scores.region import Region, Span
 from attention_xp._typing import Array, DType
@@ -95,7 +95,8 @@ class Guarded(Arithmetic):
 
     def weights_value(self, weights: Array, value: Array, *, exclusive: bool) -> Array:
         """(..., H, m, n) @ (..., Hkv, n, Dv) -> (..., H, m, Dv)."""
-        return self.guarded(super().weights_value, weights, value, exclusive=exclusive)
+        product = partial(weights_value, self.problem, careful=quarantined_at_once)
+        return self.guarded(product, weights, value, exclusive=exclusive)
 
     def allowed(self, rules: tuple[Mask, ...], region: Region) -> Callable[[], Array] | None:
         """Return a function that evaluates the rules: only on tiles that are mixed."""
