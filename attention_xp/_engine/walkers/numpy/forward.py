@@ -10,7 +10,6 @@ import numpy as np
 
 from attention_xp._engine.plan.plan import Bounds, Tile
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.sink import has_sink
 from attention_xp._engine.tile.step import Running, advance, log_sum_exp, normalized, scale_in_base, scored, start
 from attention_xp._engine.walkers.numpy.forward_walk import ForwardWalk
 from attention_xp._engine.walkers.numpy.gather import Gather
@@ -118,7 +117,7 @@ class ForwardWorker:
 
     def _start(self, block: _Block, tiles: list[Tile], shift: Array | float | None) -> Running:
         has_whole = len(tiles) > 0 and _is_whole(tiles[0], block.region)  # then it is written, not added to zeros
-        if has_whole and shift is not None and not has_sink(self.problem):
+        if has_whole and shift is not None and self.problem.sinks is None:
             return Running(None, None, None)
         sums = self.ops.sums(block.region.sizes[-2])
         if not has_whole:
