@@ -1,0 +1,86 @@
+"""Differentiable exchanges between ranks."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from attention_xp._typing import Array
+from attention_xp.distributed._torch.messages import Ranks
+
+__all__ = ["by_chunks", "exchange", "shared"]
+
+
+class _Exchange(torch.autograd.Function):  # type: ignore[misc]
+    """Give each rank its part; the gradients go back the same way."""
+
+    @staticmethod
+    def forward(ctx: Any, parts: Array, ranks: Ranks, step: str) -> Array:
+        """Return the parts (n, ...) that all ranks have for this one."""
+        ctx.given = ranks, step
+        return torch.stack(ranks.channel().exchanged(list(parts), step))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Array) -> tuple[Array, None, None]:
+        """Return the gradients of the parts."""
+        ranks, step = ctx.given
+        channel = ranks.channel(", way back")
+        return torch.stack(channel.exchanged(list(gradient), step)), None, None
+
+
+class _Shared(torch.autograd.Function):  # type: ignore[misc]
+    """A tensor that all ranks hold alike; its gradients are summed over them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Array, ranks: Ranks, name: str) -> Array:
+        """Return the tensor."""
+        ctx.given = ranks, name
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Array) -> tuple[Array, None, None]:
+        """Return the sum of the gradients of all ranks."""
+        ranks, name = ctx.given
+        with torch.no_grad():
+            rows = by_chunks(gradient.reshape(-1, 1), lambda parts: parts.sum(0), ranks, f"summing gradients of {name}")
+        return rows.reshape(gradient.shape), None, None
+
+
+class _Rejoined(torch.autograd.Function):  # type: ignore[misc]
+    """Gather what each rank has, where all ranks go on alike: each has the whole gradient already."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Array, ranks: Ranks, step: str) -> Array:
+        """Return what all ranks have, (n, ...)."""
+        ctx.rank = ranks.rank
+        return torch.stack(ranks.channel().exchanged([x] * ranks.n, step))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Array) -> tuple[Array, None, None]:
+        """Return this rank's part."""
+        return gradient[ctx.rank], None, None
+
+
+def exchange(parts: Array, ranks: Ranks, step: str) -> Array:
+    """Return the parts (n, ...) that all ranks have for this one, of those (n, ...) that this one has for all."""
+    return _Exchange.apply(parts, ranks, step)  # type: ignore[no-any-return]
+
+
+def shared(x: Any, ranks: Ranks, name: str) -> Any:
+    """Return a tensor that all ranks hold alike, so that each has the gradient of one process."""
+    if not isinstance(x, torch.Tensor) or not x.requires_grad or not torch.is_grad_enabled():
+        return x
+    return _Shared.apply(x, ranks, name)
+
+
+def by_chunks(rows: Array, combined: Callable[[Array], Array], ranks: Ranks, step: str) -> Array:
+    """Combine rows (R, ...) of all ranks: each rank combines some, (n, R / n, ...) -> (R / n, ...), and all get all of them.
+
+    What is sent does not depend on the number of ranks: twice the rows.
+    """
+    count = math.ceil(rows.shape[0] / ranks.n)
+    padded = torch.nn.functional.pad(rows, (0, 0) * (rows.ndim - 1) + (0, count * ranks.n - rows.shape[0]))
+    arrived = exchange(padded.reshape(ranks.n, count, *rows.shape[1:]), ranks, step)
+    joined = _Rejoined.apply(combined(arrived), ranks, step)
+    return joined.flatten(0, 1)[: rows.shape[0]]  # type: ignore[no-any-return]
