@@ -13,9 +13,10 @@ from array_api_compat import array_namespace, is_array_api_obj, is_jax_array
 from attention_xp._engine.problem.options import DEFAULTS
 from attention_xp._typing import Array
 from attention_xp.distributed._layouts import Stretch, cut
-from attention_xp.masks import CausalMask, LengthMask, Mask, WindowMask
+from attention_xp.masks import ArrayMask, CausalMask, LengthMask, Mask, WindowMask
+from attention_xp.masks._mask import Both, Either, Not
 
-__all__ = ["Call", "Rows"]
+__all__ = ["Call", "Rows", "with_arrays"]
 
 Cut = Callable[[Array, Stretch, int], Array]
 
@@ -85,7 +86,9 @@ class Call:
         return self._part(self.mask, rows, keys), {**options, "dropout_rate": self.dropout_rate}
 
     def _part(self, array: Any, rows: Rows, keys: Stretch) -> Any:
-        """Return the part of a block of an array of the rank's own rows and all keys; a rule serves all blocks."""
+        """Return the part of a block of an array of the rank's own rows and all keys, also in a rule; other rules serve all."""
+        if isinstance(array, Mask):
+            return with_arrays(array, lambda inner: self._part(inner, rows, keys))
         if not is_array_api_obj(array):
             return array
         for axis, stretch, whole in ((-1, keys, self.Sk), (-2, rows.shard, None)):
@@ -103,6 +106,15 @@ class Call:
         if is_array_api_obj(first) and first.ndim:
             return True
         return self._rule.any_allowed(rows.whole.bounds, keys.bounds, query_offset=offset, key_offset=first)
+
+
+def with_arrays(mask: Mask, changed: Callable[[Array], Array]) -> Mask:
+    """Return a mask in which the arrays of pairs that it is made of are changed."""
+    if isinstance(mask, ArrayMask):
+        return ArrayMask(changed(mask.array))
+    if isinstance(mask, Both | Either):
+        return type(mask)(with_arrays(mask.left, changed), with_arrays(mask.right, changed))
+    return Not(with_arrays(mask.inner, changed)) if isinstance(mask, Not) else mask
 
 
 def _rule(mask: Any, options: Mapping[str, Any]) -> Mask | None:

@@ -9,7 +9,7 @@ import torch
 from attention_xp._typing import Array
 from attention_xp.distributed._torch.messages import Ranks
 
-__all__ = ["by_chunks", "exchange", "shared"]
+__all__ = ["by_chunks", "exchange", "gathered", "shared", "tied"]
 
 
 class _Exchange(torch.autograd.Function):  # type: ignore[misc]
@@ -62,9 +62,37 @@ class _Rejoined(torch.autograd.Function):  # type: ignore[misc]
         return gradient[ctx.rank], None, None
 
 
+class _Tied(torch.autograd.Function):  # type: ignore[misc]
+    """Results, and tensors that have a gradient wherever these have one."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Array, lse: Array, *tensors: Array) -> tuple[Array, Array]:
+        """Return the results."""
+        ctx.save_for_backward(*tensors)
+        return output.view_as(output), lse.view_as(lse)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Array) -> tuple[Array, ...]:
+        """Return the gradients of the results, and zeros."""
+        return *gradients, *map(torch.zeros_like, ctx.saved_tensors)
+
+
+def tied(output: Array, lse: Array, tensors: list[Array]) -> tuple[Array, Array]:
+    """Return results from which the gradients of some tensors are asked for on all ranks, used or not.
+
+    A rank may have no use for a tensor that all hold alike; the others wait for its share all the same.
+    """
+    return _Tied.apply(output, lse, *tensors) if tensors else (output, lse)
+
+
 def exchange(parts: Array, ranks: Ranks, step: str) -> Array:
     """Return the parts (n, ...) that all ranks have for this one, of those (n, ...) that this one has for all."""
-    return _Exchange.apply(parts, ranks, step)  # type: ignore[no-any-return]
+    return _Exchange.apply(parts, ranks, step)
+
+
+def gathered(x: Array, ranks: Ranks, step: str) -> Array:
+    """Return what all ranks have, (n, ...), where each goes on in its own way: gradients are summed over ranks."""
+    return exchange(x.expand(ranks.n, *x.shape), ranks, step)
 
 
 def shared(x: Any, ranks: Ranks, name: str) -> Any:
@@ -83,4 +111,4 @@ def by_chunks(rows: Array, combined: Callable[[Array], Array], ranks: Ranks, ste
     padded = torch.nn.functional.pad(rows, (0, 0) * (rows.ndim - 1) + (0, count * ranks.n - rows.shape[0]))
     arrived = exchange(padded.reshape(ranks.n, count, *rows.shape[1:]), ranks, step)
     joined = _Rejoined.apply(combined(arrived), ranks, step)
-    return joined.flatten(0, 1)[: rows.shape[0]]  # type: ignore[no-any-return]
+    return joined.flatten(0, 1)[: rows.shape[0]]

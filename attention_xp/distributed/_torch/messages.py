@@ -87,7 +87,8 @@ class Pending:
         self.works: list[Any] = []
         self.peers: list[int] = []
         self.tensors: list[Array] = []
-        self._at, self._error = 0, None
+        self._at = 0
+        self._error: RuntimeError | None = None
 
     def wait(self) -> None:
         """Wait until all have arrived."""

@@ -95,8 +95,9 @@ class Ring:
 
     def size(self, key: Array, value: Array, wanted: list[Stretch]) -> int:
         """Return how many numbers a message holds."""
-        width = key[..., :1, :].numel() + value[..., :1, :].numel()
-        return width * sum(one.size for one in wanted)
+        width: int = key[..., :1, :].numel() + value[..., :1, :].numel()
+        count: int = sum(one.size for one in wanted)
+        return width * count
 
 
 def joined(tensors: list[Array], like: Array) -> Array:

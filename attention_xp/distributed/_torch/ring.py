@@ -122,7 +122,7 @@ def _arriving(ring: Ring, channel: Channel, key: Array, value: Array) -> Iterato
 def _sent_round(ring: Ring, channel: Channel, slopes: Slopes, key: Array, value: Array) -> tuple[Array, Array]:
     """Return the gradients of key and value: each rank sends what it finds for the keys of another one back to that."""
     rank, n = ring.rank, channel.ranks.n
-    totals = tuple(torch.zeros_like(x, dtype=wide(x.dtype)) for x in (key, value))
+    of_key, of_value = (torch.zeros_like(x, dtype=wide(x.dtype)) for x in (key, value))
     returning: tuple[Pending, Array, int] | None = None
 
     def collect() -> None:
@@ -131,26 +131,28 @@ def _sent_round(ring: Ring, channel: Channel, slopes: Slopes, key: Array, value:
         pending, message, receiver = returning
         pending.wait()
         wanted = ring.reached[receiver, rank]
-        for total, piece in zip(ring.pieces(*totals, wanted), ring.unpacked(message, key, value, wanted), strict=True):
+        for total, piece in zip(
+            ring.pieces(of_key, of_value, wanted), ring.unpacked(message, key, value, wanted), strict=True
+        ):
             total.key.add_(piece.key)
             total.value.add_(piece.value)
 
     for step, pieces in _arriving(ring, channel, key, value):
-        found = ring.own_pieces(*totals) if step == 0 else [piece.zeros(wide(key.dtype)) for piece in pieces]
+        found = ring.own_pieces(of_key, of_value) if step == 0 else [piece.zeros(wide(key.dtype)) for piece in pieces]
         slopes.add(step, pieces, found)
         collect()
         if step > 0:
             owner, receiver = (rank - step) % n, (rank + step) % n
             size = ring.size(key, value, ring.reached[receiver, rank])
-            message = totals[0].new_empty(size)
-            parts = joined([x for piece in found for x in piece[1:]], totals[0])
+            message = of_key.new_empty(size)
+            parts = joined([x for piece in found for x in piece[1:]], of_key)
             returning = (
                 channel.start({owner: parts}, {receiver: message}, f"gradients of step {step}"),
                 message,
                 receiver,
             )
     collect()
-    return totals  # type: ignore[return-value]
+    return of_key, of_value
 
 
 def _widened(array: Array) -> Array:

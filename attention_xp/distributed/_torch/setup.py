@@ -1,6 +1,6 @@
 """What all strategies do first: compare the calls of all ranks, and say which arguments these hold alike."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from attention_xp._typing import Array
 from attention_xp.biases import Bias
 from attention_xp.distributed._layouts import Layout
 from attention_xp.distributed._torch.agreement import agree
-from attention_xp.distributed._torch.collectives import shared
+from attention_xp.distributed._torch.collectives import shared, tied
 from attention_xp.distributed._torch.messages import Ranks
 
 __all__ = ["Prepared", "finished", "prepared"]
@@ -29,6 +29,7 @@ class Prepared(NamedTuple):
     options: dict[str, Any]
     layout: Layout
     mesh: Any  # of the DTensors that were given, None for plain tensors
+    shared: list[Array]  # what all ranks hold alike and has gradients
 
 
 def prepared(
@@ -49,6 +50,8 @@ def prepared(
     """Return a call as its strategy needs it, or raise on every rank what is wrong with it on one."""
     ranks = Ranks(group, function, timeout)
     mesh = _mesh(query, key, value, layout, group)
+    if mesh is not None and not has_own_rows:
+        raise TypeError(f"{function} computes with plain tensors: expected query.to_local(), got DTensors")
     if mesh is not None:
         query, key, value = query.to_local(), key.to_local(), value.to_local()
     arrays = {"query": query, "key": key, "value": value, "mask": mask}
@@ -56,19 +59,24 @@ def prepared(
     agree(ranks.channel(), {"function": function, **arrays, **how, **options}, query.device)
     _check(query, key, value, layout, ranks.n, has_own_rows=has_own_rows)
     _refuse_captured(query, options.get("score_mod"))
-    options = dict(options)
-    for name in ("sinks", "scale"):
-        options[name] = shared(options.get(name), ranks, name)
+    shares: list[Array] = []
+
+    def mark(x: Any, name: str) -> Any:
+        marked = shared(x, ranks, name)
+        shares.extend([] if marked is x else [marked])
+        return marked
+
     rows = query.shape[-2] if has_own_rows else None
-    options["bias"], mask = (
-        _shared_addend(given, rows, ranks, name) for name, given in (("bias", options.get("bias")), ("mask", mask))
-    )
-    given = {name: option for name, option in options.items() if option is not None}
-    return Prepared(ranks, query, key, value, mask, dropout_rate, given, layout, mesh)
+    options = {name: mark(x, name) if name in {"sinks", "scale"} else x for name, x in options.items() if x is not None}
+    mask = _marked(mask, rows, mark, "mask")
+    if "bias" in options:
+        options["bias"] = _marked(options["bias"], rows, mark, "bias")
+    return Prepared(ranks, query, key, value, mask, dropout_rate, options, layout, mesh, shares)
 
 
 def finished(given: Prepared, output: Array, lse: Array, *, return_lse: bool) -> Any:
     """Return the results of a call as they were asked for."""
+    output, lse = tied(output, lse, given.shared)
     if given.mesh is not None:
         output, lse = (
             DTensor.from_local(x, given.mesh, (Shard(axis),))
@@ -128,9 +136,9 @@ def _refuse_captured(query: Array, score_mod: Any) -> None:
         )
 
 
-def _shared_addend(given: Any, rows: int | None, ranks: Ranks, name: str) -> Any:
-    """Mark what all ranks hold alike in a bias or a floating mask: the arrays of a rule, and arrays without rows of their own."""
+def _marked(given: Any, rows: int | None, mark: Callable[[Any, str], Any], name: str) -> Any:
+    """Mark what all ranks hold alike in a bias or a mask: the arrays of a bias, and arrays without rows of their own."""
     if isinstance(given, Bias):
         template, arrays = freeze(given)
-        return thaw(template, [shared(array, ranks, name) for array in arrays])
-    return given if hasattr(given, "shape") and given.shape[-2:-1] == (rows,) else shared(given, ranks, name)
+        return thaw(template, [mark(array, name) for array in arrays])
+    return given if hasattr(given, "shape") and given.shape[-2:-1] == (rows,) else mark(given, name)

@@ -8,7 +8,7 @@ from attention_xp._gradients import attention_gradients
 from attention_xp._typing import Array, DType
 from attention_xp.biases import Bias
 from attention_xp.distributed._blocks import Call
-from attention_xp.distributed._layouts import cut
+from attention_xp.distributed._layouts import Stretch, cut
 from attention_xp.distributed._torch.plan import Piece, Ring
 
 __all__ = ["Slopes", "wide"]
@@ -77,11 +77,17 @@ class Slopes:
             self._add_of_query(i, slopes.query)
             self._add_others(i, piece, options, slopes)
 
+    def _lines(self, rows: Stretch) -> tuple[Array, Array, Array, Array | None]:
+        """Return the results of some rows."""
+        output, lse, gradient, of_lse = self._results
+        gradient = cut(gradient, rows, -2).to(self._query.dtype)
+        return cut(output, rows, -2), cut(lse, rows, -1), gradient, None if of_lse is None else cut(of_lse, rows, -1)
+
     def _add_of_query(self, i: int, slope: Array) -> None:
         rows = self._ring.rows[i].shard
         if self._scale is not None:  # until here the gradient of the product of both
             of_scale = torch.sum(slope * cut(self._query, rows, -2))
-            self._total(self._scale).add_(of_scale)
+            self._add(self._scale, of_scale)
             slope = slope * self._scale
         cut(self.of_query, rows, -2).add_(slope)
 
