@@ -8,10 +8,12 @@ import array_api_compat.torch as xp
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from attention_xp import distributed, flash_attention
 from attention_xp.distributed import shard_positions
 from attention_xp.distributed._torch import ring
+from attention_xp.masks import ArrayMask, CausalMask
 from tests.distributed._calls import CALLS, HKV, S, inputs
 
 TIMEOUT = 20.0
@@ -70,6 +72,104 @@ def attended(strategy: str, layout: str, names: str, dtype: str = "float64", hkv
     return results(_strategy(strategy, layout), names, getattr(torch, dtype), *_here(strategy, layout), hkv)
 
 
+def _tensors() -> list[torch.Tensor]:
+    """Query, key, value, and a gradient of the output."""
+    return [torch.from_numpy(np.ascontiguousarray(x)) for x in inputs()]
+
+
+def crossed(strategy: str, layout: str) -> tuple[float, tuple[int, ...]]:
+    """The error where there are twice as many keys as queries, and the shape of the output."""
+    query, key, value, _ = _tensors()
+    key, value = (torch.cat([x, x.flip(-2)], -2) for x in (key, value))
+    n, rank = dist.get_world_size(), dist.get_rank()
+    (rows, _), keys = _here(strategy, layout), shard_positions(n, rank, 2 * S, layout)
+    options = {"is_causal": True, "query_offset": S, "sinks": torch.ones(4, dtype=query.dtype)}
+    found = _strategy(strategy, layout)(query[:, :, rows], key[:, :, keys], value[:, :, keys], **options)
+    return _error(found, flash_attention(query, key, value, **options)[:, :, rows]), tuple(found.shape)
+
+
+def _error(found: torch.Tensor, ought: torch.Tensor) -> float:
+    return float(torch.max(torch.abs(found - ought)))
+
+
+def decoded() -> float:
+    """The error of a row that attends a cache of which each rank has a stretch, on some ranks an empty one."""
+    query, key, value, _ = _tensors()
+    keys = shard_positions(dist.get_world_size(), dist.get_rank(), S, "contiguous")
+    options = {"is_causal": True, "query_offset": 9, "key_lengths": torch.tensor([10, 7])}
+    row = query[:, :, 9:10]
+    found = _strategy("merged", "contiguous")(row, key[:, :, keys], value[:, :, keys], **options)
+    return _error(found, flash_attention(row, key, value, **options))
+
+
+def with_array_rule(strategy: str, layout: str) -> float:
+    """The error where an array of pairs is a part of a rule."""
+    query, key, value, _ = _tensors()
+    (rows, keys), keep = (
+        _here(strategy, layout),
+        torch.rand(2, 4, S, S, generator=torch.Generator().manual_seed(0)) > 0.4,
+    )
+    function = _strategy(strategy, layout)
+    found = function(query[:, :, rows], key[:, :, keys], value[:, :, keys], CausalMask() & ~ArrayMask(keep[:, :, rows]))
+    return _error(found, flash_attention(query, key, value, CausalMask() & ~ArrayMask(keep))[:, :, rows])
+
+
+def on_mesh(strategy: str) -> Any:
+    """Whether DTensors give what tensors do, gradients too, and what comes out."""
+    mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
+    query, key, value, upstream = _tensors()
+    parts = [distribute_tensor(x, mesh, [Shard(2)]).requires_grad_() for x in (query, key, value)]
+    try:
+        found = _strategy(strategy, "contiguous", group=mesh)(*parts, is_causal=True)
+    except TypeError as error:
+        return type(error).__name__
+    found.backward(distribute_tensor(upstream, mesh, [Shard(2)]))
+    whole = [x.requires_grad_() for x in (query, key, value)]
+    ought = flash_attention(*whole, is_causal=True)
+    ought.backward(upstream)
+    pairs = zip((found, *(x.grad for x in parts)), (ought, *(x.grad for x in whole)), strict=True)
+    is_right = all(_error(one.full_tensor(), other) < 1e-13 for one, other in pairs)
+    return is_right, type(found).__name__, tuple(found.shape)
+
+
+def alone(strategy: str) -> float:
+    """The error in a group of one rank."""
+    groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
+    query, key, value, _ = _tensors()
+    found = _strategy(strategy, "zigzag", group=groups[dist.get_rank()])(query, key, value, is_causal=True)
+    return _error(found, flash_attention(query, key, value, is_causal=True))
+
+
+def wrong(strategy: str, case: str) -> str:
+    """What is said to a call that is wrong on all ranks."""
+    x, how, options, weight = torch.zeros(1, 2, 4, 4), {}, {}, torch.ones((), requires_grad=True)
+    query, key, value = x, x, x
+    if case == "odd":
+        query = key = value = x[:, :, :3]
+    elif case == "values":
+        value = x.to(torch.float64)
+    elif case == "heads":
+        query = x[:, :1]
+        key = value = query
+    elif case == "axes":
+        query = key = value = x[0]
+    elif case == "width":
+        key = x[..., :3]
+    elif case == "captured":
+        options["score_mod"] = lambda score, b, h, q_idx, kv_idx: score * weight
+    elif case == "generator":
+        options = {"dropout_rate": 0.1, "rng": torch.Generator()}
+    elif case == "group":
+        how["group"] = "ring"
+    elif case == "axes of a mesh":
+        how["group"] = dist.device_mesh.init_device_mesh("cpu", (2, 1), mesh_dim_names=("a", "b"))
+    try:
+        _strategy(strategy, "zigzag", **how)(query, key, value, **options)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return "nothing"
+
+
 def dropped(strategy: str, layout: str) -> np.ndarray:
     """Which weights of the rows of this rank are not dropped."""
     rows, keys = _here(strategy, layout)
@@ -92,18 +192,17 @@ def counted(layout: str, names: str, sequence: int, dtype: str = "float64") -> t
     """How many blocks the ring computes forward, and how many bytes it sends forward and back, the comparison left out."""
     blocks, sent, attend, batch = [], [], ring.flash_attention, dist.batch_isend_irecv
     ring.flash_attention = lambda *a, **o: blocks.append(1) or attend(*a, **o)
-    dist.batch_isend_irecv = lambda ops: (
-        sent.append(sum(o.tensor.nbytes for o in ops if o.op is dist.isend)) or batch(ops)
-    )
+    is_sent = lambda op: op.op is dist.isend and op.tensor.is_floating_point()
+    dist.batch_isend_irecv = lambda ops: sent.append(sum(op.tensor.nbytes for op in ops if is_sent(op))) or batch(ops)
     n, rank = dist.get_world_size(), dist.get_rank()
     x = torch.ones(1, 1, sequence, 4, dtype=getattr(torch, dtype))[:, :, shard_positions(n, rank, sequence, layout)]
     try:
         output = _strategy("ring", layout)(x.requires_grad_(), x, x, **_options(names, Make(x.dtype), slice(None)))
-        forward = sum(sent[1:])
+        forward = sum(sent)
         output.sum().backward()
     finally:
         ring.flash_attention, dist.batch_isend_irecv = attend, batch
-    return len(blocks), [forward, sum(sent[1:]) - forward]
+    return len(blocks), [forward, sum(sent) - forward]
 
 
 def refused(strategy: str, odd: int, change: str, timeout: float = TIMEOUT) -> str:
@@ -136,11 +235,9 @@ def refused(strategy: str, odd: int, change: str, timeout: float = TIMEOUT) -> s
 
 
 def died(odd: int, timeout: float, way: str) -> str:
-    """What is said where one rank ends before the call, in the middle of it, or on the way back."""
+    """What is said where one rank ends in the middle of a call, or before the way back."""
     x = torch.zeros(1, 1, 4, 4, requires_grad=True)
     is_odd = dist.get_rank() == odd
-    if is_odd and way == "before":
-        os._exit(1)
     if is_odd and way == "in step 1":
         ring.flash_attention = lambda *_, **__: os._exit(1)
     start = time.monotonic()

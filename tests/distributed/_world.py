@@ -8,6 +8,7 @@ from typing import Any
 
 __all__ = ["World"]
 
+_JOBS = "tests.distributed._torch_jobs"
 _START, _ANSWER = 120.0, 60.0  # seconds; a machine may be busy
 
 
@@ -15,7 +16,8 @@ class World:
     """So many ranks, each a process that waits for jobs."""
 
     def __init__(self, n: int, folder: Any) -> None:
-        self.n, context = n, mp.get_context("spawn")
+        self.n, context = n, mp.get_context("forkserver")
+        context.set_forkserver_preload([_JOBS])  # torch is imported once for all
         self._ends, others = zip(*(context.Pipe() for _ in range(n)), strict=True)
         self._processes = [
             context.Process(target=_serve, args=(rank, n, str(folder / "store"), end), daemon=True)
@@ -33,7 +35,7 @@ class World:
         return self._answers(_ANSWER)
 
     def _answers(self, seconds: float) -> list[Any]:
-        deadline, found = time.monotonic() + seconds, []
+        deadline, found, wrong = time.monotonic() + seconds, [], []
         for rank, end in enumerate(self._ends):
             if not end.poll(max(deadline - time.monotonic(), 0)):
                 self.close()
@@ -42,8 +44,9 @@ class World:
                 is_right, answer = end.recv()
             except EOFError:
                 is_right, answer = True, None
-            assert is_right, f"rank {rank}:\n{answer}"
             found.append(answer)
+            wrong += [] if is_right else [f"rank {rank}:\n{answer}"]
+        assert not wrong, "\n".join(wrong)
         return found
 
     def close(self) -> None:
@@ -58,7 +61,7 @@ def _serve(rank: int, n: int, store: str, end: Any) -> None:
     torch, dist = (importlib.import_module(name) for name in ("torch", "torch.distributed"))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(store, n), rank=rank, world_size=n)
-    jobs = importlib.import_module("tests.distributed._torch_jobs")
+    jobs = importlib.import_module(_JOBS)
     end.send((True, "ready"))
     while True:
         job, arguments = end.recv()

@@ -14,27 +14,27 @@ from attention_xp._backend.libraries import is_array
 from attention_xp._scores.frozen import freeze
 from attention_xp._scores.rule import Rule
 from attention_xp._typing import Array
-from attention_xp.distributed._torch.messages import Channel
+from attention_xp.distributed._torch.messages import Ranks
 
 __all__ = ["agree"]
 
 _LOOKED_INTO = 2**20  # bytes of an array of integers: lengths, ids and positions, which decide what is sent
 
 
-def agree(channel: Channel, call: Mapping[str, Any], device: Any) -> None:
+def agree(ranks: Ranks, call: Mapping[str, Any], device: Any) -> None:
     """Raise a ValueError on every rank unless all ranks describe a call alike.
 
     It is asked in every call: of a rank that knows a kind of call, one that meets it for the first time would have no answer.
     """
     text = json.dumps({name: _described(given) for name, given in call.items()}).encode()
     digest = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
-    ranks, own = channel.ranks, torch.tensor([digest, len(text)], device=device)
-    numbers = [head.tolist() for head in channel.exchanged([own] * ranks.n, "comparing the calls of all ranks")]
+    channel, own = ranks.channel("comparing the calls of all ranks"), torch.tensor([digest, len(text)], device=device)
+    numbers = [head.tolist() for head in channel.exchanged([own] * ranks.n)]
     if all(number == numbers[0] for number in numbers):
         return
     longest = max(size for _, size in numbers)
     padded = torch.tensor(list(text.ljust(longest)), dtype=torch.uint8, device=device)
-    texts = channel.exchanged([padded] * ranks.n, "comparing the calls of all ranks")
+    texts = channel.exchanged([padded] * ranks.n, turn=1)
     calls = [json.loads(bytes(one.tolist())) for one in texts]
     raise ValueError(f"{ranks.function} on rank {ranks.rank} of {ranks.n}: ranks differ in {_differences(calls)}")
 
@@ -61,7 +61,7 @@ def _described(given: Any) -> str:
         return f"({', '.join(map(_described, given))})"
     if callable(given):
         return f"{getattr(given, '__module__', '')}.{getattr(given, '__qualname__', type(given).__name__)}"
-    return repr(given)
+    return repr(given) if given is None or isinstance(given, bool | int | float | str) else type(given).__name__
 
 
 def _of_array(array: Array) -> str:

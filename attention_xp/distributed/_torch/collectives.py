@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from attention_xp._typing import Array
-from attention_xp.distributed._torch.messages import Ranks
+from attention_xp.distributed._torch.messages import Channel, Ranks
 
 __all__ = ["by_chunks", "exchange", "gathered", "shared", "tied"]
 
@@ -16,50 +16,46 @@ class _Exchange(torch.autograd.Function):  # type: ignore[misc]
     """Give each rank its part; the gradients go back the same way."""
 
     @staticmethod
-    def forward(ctx: Any, parts: Array, ranks: Ranks, step: str) -> Array:
+    def forward(ctx: Any, parts: Array, channel: Channel) -> Array:
         """Return the parts (n, ...) that all ranks have for this one."""
-        ctx.given = ranks, step
-        return torch.stack(ranks.channel().exchanged(list(parts), step))
+        ctx.channel = channel
+        return torch.stack(channel.exchanged(list(parts)))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Array) -> tuple[Array, None, None]:
+    def backward(ctx: Any, gradient: Array) -> tuple[Array, None]:
         """Return the gradients of the parts."""
-        ranks, step = ctx.given
-        channel = ranks.channel(", way back")
-        return torch.stack(channel.exchanged(list(gradient), step)), None, None
-
-
-class _Shared(torch.autograd.Function):  # type: ignore[misc]
-    """A tensor that all ranks hold alike; its gradients are summed over them."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Array, ranks: Ranks, name: str) -> Array:
-        """Return the tensor."""
-        ctx.given = ranks, name
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Array) -> tuple[Array, None, None]:
-        """Return the sum of the gradients of all ranks."""
-        ranks, name = ctx.given
-        with torch.no_grad():
-            rows = by_chunks(gradient.reshape(-1, 1), lambda parts: parts.sum(0), ranks, f"summing gradients of {name}")
-        return rows.reshape(gradient.shape), None, None
+        return torch.stack(ctx.channel.back().exchanged(list(gradient))), None
 
 
 class _Rejoined(torch.autograd.Function):  # type: ignore[misc]
     """Gather what each rank has, where all ranks go on alike: each has the whole gradient already."""
 
     @staticmethod
-    def forward(ctx: Any, x: Array, ranks: Ranks, step: str) -> Array:
+    def forward(ctx: Any, x: Array, channel: Channel) -> Array:
         """Return what all ranks have, (n, ...)."""
-        ctx.rank = ranks.rank
-        return torch.stack(ranks.channel().exchanged([x] * ranks.n, step))
+        ctx.rank = channel.ranks.rank
+        return torch.stack(channel.exchanged([x] * channel.ranks.n))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Array) -> tuple[Array, None, None]:
+    def backward(ctx: Any, gradient: Array) -> tuple[Array, None]:
         """Return this rank's part."""
-        return gradient[ctx.rank], None, None
+        return gradient[ctx.rank], None
+
+
+class _Shared(torch.autograd.Function):  # type: ignore[misc]
+    """A tensor that all ranks hold alike; its gradients are summed over them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Array, channels: tuple[Channel, Channel]) -> Array:
+        """Return the tensor."""
+        ctx.channels = channels
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Array) -> tuple[Array, None]:
+        """Return the sum of the gradients of all ranks."""
+        rows = _by_chunks(gradient.reshape(-1, 1), lambda parts: parts.sum(0), ctx.channels)
+        return rows.reshape(gradient.shape), None
 
 
 class _Tied(torch.autograd.Function):  # type: ignore[misc]
@@ -85,30 +81,35 @@ def tied(output: Array, lse: Array, tensors: list[Array]) -> tuple[Array, Array]
     return _Tied.apply(output, lse, *tensors) if tensors else (output, lse)
 
 
-def exchange(parts: Array, ranks: Ranks, step: str) -> Array:
+def exchange(parts: Array, ranks: Ranks, purpose: str) -> Array:
     """Return the parts (n, ...) that all ranks have for this one, of those (n, ...) that this one has for all."""
-    return _Exchange.apply(parts, ranks, step)
+    return _Exchange.apply(parts, ranks.channel(purpose))
 
 
-def gathered(x: Array, ranks: Ranks, step: str) -> Array:
+def gathered(x: Array, ranks: Ranks, purpose: str) -> Array:
     """Return what all ranks have, (n, ...), where each goes on in its own way: gradients are summed over ranks."""
-    return exchange(x.expand(ranks.n, *x.shape), ranks, step)
+    return exchange(x.expand(ranks.n, *x.shape), ranks, purpose)
 
 
 def shared(x: Any, ranks: Ranks, name: str) -> Any:
     """Return a tensor that all ranks hold alike, so that each has the gradient of one process."""
     if not isinstance(x, torch.Tensor) or not x.requires_grad or not torch.is_grad_enabled():
         return x
-    return _Shared.apply(x, ranks, name)
+    purpose = f"summing gradients of {name}"
+    return _Shared.apply(x, (ranks.channel(purpose), ranks.channel(purpose)))
 
 
-def by_chunks(rows: Array, combined: Callable[[Array], Array], ranks: Ranks, step: str) -> Array:
+def by_chunks(rows: Array, combined: Callable[[Array], Array], ranks: Ranks, purpose: str) -> Array:
     """Combine rows (R, ...) of all ranks: each rank combines some, (n, R / n, ...) -> (R / n, ...), and all get all of them.
 
     What is sent does not depend on the number of ranks: twice the rows.
     """
-    count = math.ceil(rows.shape[0] / ranks.n)
-    padded = torch.nn.functional.pad(rows, (0, 0) * (rows.ndim - 1) + (0, count * ranks.n - rows.shape[0]))
-    arrived = exchange(padded.reshape(ranks.n, count, *rows.shape[1:]), ranks, step)
-    joined = _Rejoined.apply(combined(arrived), ranks, step)
-    return joined.flatten(0, 1)[: rows.shape[0]]
+    return _by_chunks(rows, combined, (ranks.channel(purpose), ranks.channel(purpose)))
+
+
+def _by_chunks(rows: Array, combined: Callable[[Array], Array], channels: tuple[Channel, Channel]) -> Array:
+    n = channels[0].ranks.n
+    count = math.ceil(rows.shape[0] / n)
+    padded = torch.nn.functional.pad(rows, (0, 0) * (rows.ndim - 1) + (0, count * n - rows.shape[0]))
+    arrived = _Exchange.apply(padded.reshape(n, count, *rows.shape[1:]), channels[0])
+    return _Rejoined.apply(combined(arrived), channels[1]).flatten(0, 1)[: rows.shape[0]]

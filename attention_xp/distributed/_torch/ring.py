@@ -59,7 +59,8 @@ class _Attention(torch.autograd.Function):  # type: ignore[misc]
         ring = Ring(call, ranks.rank, ranks.n, template.layout)
         _check(ring, query, key, value)
         merged: list[Any] = [None] * len(ring.rows)
-        for step, pieces in _arriving(ring, ranks.channel(), key, value):
+        channel = ranks.channel("")
+        for step, pieces in _arriving(ring, channel, key, value):
             for i, piece, is_own in ring.blocks(step, pieces):
                 rows = ring.rows[i]
                 mask, options = call.block(rows, piece.keys, with_sinks=is_own)
@@ -68,7 +69,7 @@ class _Attention(torch.autograd.Function):  # type: ignore[misc]
                 merged[i] = part if merged[i] is None else merge_attention(*zip(merged[i], part, strict=True))
         output, lse = (torch.cat(parts, axis) for parts, axis in zip(zip(*merged, strict=True), (-2, -1), strict=True))
         output = output.to(query.dtype)
-        ctx.template, ctx.ring = template, ring
+        ctx.template, ctx.ring, ctx.channel = template, ring, channel
         ctx.others = [None if isinstance(array, torch.Tensor) else array for array in arrays]
         tensors = [array for array in arrays if isinstance(array, torch.Tensor)]
         ctx.save_for_backward(query, key, value, output, lse, *tensors)
@@ -86,7 +87,7 @@ class _Attention(torch.autograd.Function):  # type: ignore[misc]
         arrays = [_widened(next(rest)) if other is None else other for other in ctx.others]
         call = ctx.template.call(query, key, arrays)
         slopes = Slopes(call, ctx.ring, query, (output, lse, grad_output, grad_lse))
-        of_keys = _sent_round(ctx.ring, ctx.template.ranks.channel(", way back"), slopes, key, value)
+        of_keys = _sent_round(ctx.ring, ctx.channel.back(), slopes, key, value)
         found = (slopes.of_query, *of_keys, *map(slopes.of, arrays))
         # autograd casts a gradient to the dtype of its tensor
         return None, *(
@@ -147,7 +148,7 @@ def _sent_round(ring: Ring, channel: Channel, slopes: Slopes, key: Array, value:
             message = of_key.new_empty(size)
             parts = joined([x for piece in found for x in piece[1:]], of_key)
             returning = (
-                channel.start({owner: parts}, {receiver: message}, f"gradients of step {step}"),
+                channel.start({owner: parts}, {receiver: message}, f"gradients of step {step}", turn=1),
                 message,
                 receiver,
             )

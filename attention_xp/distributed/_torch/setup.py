@@ -12,7 +12,7 @@ from attention_xp.biases import Bias
 from attention_xp.distributed._layouts import Layout
 from attention_xp.distributed._torch.agreement import agree
 from attention_xp.distributed._torch.collectives import shared, tied
-from attention_xp.distributed._torch.messages import Ranks
+from attention_xp.distributed._torch.messages import Ranks, process_group
 
 __all__ = ["Prepared", "finished", "prepared"]
 
@@ -56,7 +56,7 @@ def prepared(
         query, key, value = query.to_local(), key.to_local(), value.to_local()
     arrays = {"query": query, "key": key, "value": value, "mask": mask}
     how = {"dropout_rate": dropout_rate, "layout": layout, "return_lse": return_lse}
-    agree(ranks.channel(), {"function": function, **arrays, **how, **options}, query.device)
+    agree(ranks, {"function": function, **arrays, **how, **options}, query.device)
     _check(query, key, value, layout, ranks.n, has_own_rows=has_own_rows)
     _refuse_captured(query, options.get("score_mod"))
     shares: list[Array] = []
@@ -116,7 +116,7 @@ def _mesh(query: Any, key: Any, value: Any, layout: Layout, group: Any) -> Any:
     if layout != "contiguous":
         raise ValueError(f"layout of DTensors must be 'contiguous', as they shard their axes, got {layout!r}")
     mesh = query.device_mesh
-    if group is not mesh and Ranks(group, "", None).group is not mesh.get_group():
+    if process_group(group) is not mesh.get_group():
         raise ValueError("group must be the device mesh of the DTensors, or its process group")
     return mesh
 

@@ -64,14 +64,8 @@ class Slopes:
             if self._scale is not None:
                 query, options = query * self._scale, {**options, "scale": 1.0}
             key, value = (x.to(self._query.dtype) for x in piece[1:])
-            lines = [
-                None if x is None else cut(x, rows.shard, a)
-                for x, a in zip(self._results, (-2, -1, -2, -1), strict=True)
-            ]
-            output, lse, gradient, of_lse = lines
-            slopes = attention_gradients(
-                query, key, value, output, lse, gradient.to(query.dtype), mask, grad_lse=of_lse, **options
-            )
+            output, lse, gradient, of_lse = self._lines(rows.shard)
+            slopes = attention_gradients(query, key, value, output, lse, gradient, mask, grad_lse=of_lse, **options)
             sums[piece.keys].key.add_(slopes.key)
             sums[piece.keys].value.add_(slopes.value)
             self._add_of_query(i, slopes.query)

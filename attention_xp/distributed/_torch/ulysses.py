@@ -8,12 +8,12 @@ import torch
 from attention_xp._attention import flash_attention
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
-from attention_xp.distributed._blocks import Call, with_arrays
+from attention_xp.distributed._blocks import Call, with_leaves
 from attention_xp.distributed._layouts import shard_sequence, unshard_sequence
 from attention_xp.distributed._torch.collectives import exchange, gathered
 from attention_xp.distributed._torch.heads import BiasOfHeads, MaskOfHeads
 from attention_xp.distributed._torch.setup import Prepared, finished, prepared
-from attention_xp.masks import Mask
+from attention_xp.masks import ArrayMask, Mask
 
 __all__ = ["ulysses_attention"]
 
@@ -88,22 +88,25 @@ class _Heads:
 
     def addend(self, given: Any, name: str) -> Any:
         """Return a mask or bias for all rows of this rank's heads."""
-        place = self._first, self._all, self._given.options.get("head_ids")
         if isinstance(given, Bias):
-            return BiasOfHeads(given, *place)
+            return BiasOfHeads(given, *self._place)
         if isinstance(given, Mask):
-            given = with_arrays(given, lambda array: self._all_rows(torch.as_tensor(array), name))
-            return MaskOfHeads(given, *place) if given.lead and given.lead[-1] > 1 else given
-        if given is None or not self._has_own_rows(given):
-            return self._some(given, -3)
-        has_heads = given.ndim > 2 and given.shape[-3] == self._all
-        return self.of(given, name) if has_heads else self._all_rows(given, name)
+            return with_leaves(given, lambda leaf: self._of_leaf(leaf, name))
+        return given if given is None else self._of_array(given, name)
 
-    def _has_own_rows(self, array: Array) -> bool:
-        return bool(array.shape[-2:-1] == (self._given.query.shape[-2],))
+    @property
+    def _place(self) -> tuple[int, int, Any]:
+        return self._first, self._all, self._given.options.get("head_ids")
 
-    def _all_rows(self, array: Array, name: str) -> Array:
-        """Return the rows of all ranks of an array that has those of this one."""
-        if not self._has_own_rows(array):
-            return array
+    def _of_leaf(self, leaf: Mask, name: str) -> Mask:
+        if isinstance(leaf, ArrayMask):
+            return ArrayMask(self._of_array(torch.as_tensor(leaf.array), name))
+        return MaskOfHeads(leaf, *self._place) if leaf.lead and leaf.lead[-1] > 1 else leaf
+
+    def _of_array(self, array: Array, name: str) -> Array:
+        """Return all rows of this rank's heads of an array, which may have neither rows of its own nor heads."""
+        if array.shape[-2:-1] != (self._given.query.shape[-2],):
+            return self._some(array, -3)
+        if array.ndim > 2 and array.shape[-3] == self._all:
+            return self.of(array, name)
         return unshard_sequence(list(gathered(array, self._ranks, f"gathering {name}")), layout=self._layout)
