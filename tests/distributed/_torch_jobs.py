@@ -7,6 +7,7 @@ from typing import Any
 import array_api_compat.torch as xp
 import numpy as np
 import torch
+import torch._dynamo  # what checkpoints load when they are first used; here once for all ranks
 import torch.distributed as dist
 from torch.distributed.tensor import Shard, distribute_tensor
 

@@ -2,11 +2,17 @@
 
 import functools
 import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from attention_xp import flash_attention
+from attention_xp.distributed._blocks import Call, Rows
+from attention_xp.distributed._layouts import Stretch, stretches
 from tests.distributed._calls import CALLS, S
 from tests.distributed._world import World
 
@@ -157,6 +163,35 @@ def test_a_window_sends_the_keys_it_reaches(worlds):
     # On the way back the keys once more, and the gradients of those of another rank.
     assert [sent for _, sent in found] == [[4 * width, 4 * width], *[[4 * width, 8 * width]] * 2, [0, 4 * width]]
     assert [blocks for blocks, _ in found] == [1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("layout", ["zigzag", "contiguous"])
+@pytest.mark.parametrize("names", ["nothing", "causal", "window", "prefix", "plain lengths", "segments", "offset"])
+def test_what_is_sent_reaches_from_the_first_to_the_last_key_that_is_attended(library, layout, names):
+    plan = importlib.import_module("attention_xp.distributed._torch.plan")
+    n, options = 4, CALLS[names](library.array, slice(None))
+    call = Call(options.pop("mask", None), 0.0, options, Sq=S, Sk=S)
+    for rank in range(n):
+        for (receiver, owner), found in plan.Ring(call, rank, n, layout).reached.items():
+            rows = Rows.of(stretches(n, receiver, S, layout))
+            ought = []
+            for keys in stretches(n, owner, S, layout):
+                each = [k for k in range(*keys.bounds) if any(call.any_allowed(one, Stretch(k, 1)) for one in rows)]
+                ought += [Stretch(each[0], each[-1] + 1 - each[0])] if each else []
+            assert found == ought
+
+
+@pytest.mark.rare
+def test_the_program_of_the_documentation_runs():
+    program = Path(__file__).parents[2] / "examples" / "ring_torch.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
+    paths = os.pathsep.join([str(program.parents[1]), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.run(
+        command, capture_output=True, text=True, timeout=150, check=True, env={**os.environ, "PYTHONPATH": paths}
+    )
+    errors = [float(line.split()[-1]) for line in run.stdout.splitlines() if line.startswith("rank")]
+    assert len(errors) == 2
+    assert max(errors) < 1e-5
 
 
 @pytest.mark.parametrize(

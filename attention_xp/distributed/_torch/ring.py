@@ -106,12 +106,13 @@ def _check(ring: Ring, query: Array, key: Array, value: Array) -> None:
 def _arriving(ring: Ring, channel: Channel, key: Array, value: Array) -> Iterator[tuple[int, list[Piece]]]:
     """Yield the keys and values of one rank after the other; those of the next one are on their way meanwhile."""
     rank, n = ring.rank, channel.ranks.n
-    pieces = ring.own_pieces(key, value)
+    pieces, packed, message = ring.own_pieces(key, value), None, None
     for step in range(n):
         if step + 1 < n:
             receiver, owner = (rank + step + 1) % n, (rank - step - 1) % n
-            wanted = ring.reached[rank, owner]
-            message = ring.packed(key, value, ring.reached[receiver, rank])
+            wanted, asked = ring.reached[rank, owner], ring.reached[receiver, rank]
+            if asked != packed:
+                packed, message = asked, ring.packed(key, value, asked)
             arriving = key.new_empty(ring.size(key, value, wanted))
             pending = channel.start({receiver: message}, {owner: arriving}, f"step {step + 1}")
         yield step, pieces
