@@ -14,7 +14,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from attention_xp import distributed, flash_attention
 from attention_xp.distributed import shard_positions
 from attention_xp.distributed._torch import ring
-from attention_xp.masks import ArrayMask, CausalMask
+from attention_xp.masks import ArrayMask, CausalMask, GlobalMask
 from tests.distributed._calls import CALLS, HKV, S, inputs
 
 TIMEOUT = 20.0
@@ -209,6 +209,8 @@ def counted(layout: str, names: str, sequence: int, dtype: str = "float64") -> t
 def refused(strategy: str, odd: int, change: str, timeout: float = TIMEOUT) -> str:
     """What is said to a call that one rank makes otherwise; afterwards the group must serve a right call."""
     x, options = torch.zeros(1, 4, 4, 4), {"is_causal": True, "dropout_rate": 0.1, "rng": 3}
+    if change == "lengths":
+        options["key_lengths"] = torch.tensor([3])
     key, is_odd = x, dist.get_rank() == odd
     if is_odd and change == "shape":
         x = key = torch.zeros(1, 4, 6, 4)
@@ -219,7 +221,9 @@ def refused(strategy: str, odd: int, change: str, timeout: float = TIMEOUT) -> s
     elif is_odd and change == "seed":
         options["rng"] = 4
     elif is_odd and change == "lengths":
-        options["key_lengths"] = torch.tensor([3])
+        options["key_lengths"] = torch.tensor([4])
+    elif change == "rule":
+        options["mask"] = GlobalMask(torch.tensor([is_odd, *[False] * 15]))
     elif is_odd and change == "stall":
         time.sleep(4 * timeout)
     start = time.monotonic()

@@ -197,11 +197,12 @@ def test_the_program_of_the_documentation_runs():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("shape", "ranks differ in query"),
+        ("shape", "query (float32[1, 4, 4, 4] on rank 0, 1, 3; float32[1, 4, 6, 4] on rank 2)"),
         ("dtype", "ranks differ in key"),
         ("option", "is_causal"),
         ("seed", "rng"),
         ("lengths", "key_lengths"),
+        ("rule", "mask (GlobalMask"),
     ],
 )
 @strategies
