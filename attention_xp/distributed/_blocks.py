@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from array_api_compat import array_namespace, is_array_api_obj, is_jax_array
 
 from attention_xp._engine.problem.options import DEFAULTS
+from attention_xp._scores.frozen import freeze
 from attention_xp._typing import Array
 from attention_xp.distributed._layouts import Stretch, cut
 from attention_xp.masks import ArrayMask, CausalMask, LengthMask, Mask, WindowMask
@@ -109,6 +110,13 @@ class Call:
         if is_array_api_obj(first) and first.ndim:
             return True
         return self._rule.any_allowed(rows.whole.bounds, keys.bounds, query_offset=offset, key_offset=first)
+
+    @property
+    def identity(self) -> Any:
+        """What `any_allowed` depends on, as a value; None where arrays are a part of it, which may change."""
+        offsets = [self.options.get(name, 0) for name in ("query_offset", "key_offset")]
+        is_plain = "key_positions" not in self.options and all(isinstance(one, int) for one in offsets)
+        return (self._rule, *offsets) if is_plain and not freeze((self._rule,))[1] else None
 
 
 def with_leaves(mask: Mask, changed: Callable[[Mask], Mask]) -> Mask:

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -189,7 +190,7 @@ def test_the_program_of_the_documentation_runs():
     run = subprocess.run(
         command, capture_output=True, text=True, timeout=150, check=True, env={**os.environ, "PYTHONPATH": paths}
     )
-    errors = [float(line.split()[-1]) for line in run.stdout.splitlines() if line.startswith("rank")]
+    errors = list(map(float, re.findall(r"error (\d\S*?)(?=\s|rank|$)", run.stdout)))
     assert len(errors) == 2
     assert max(errors) < 1e-5
 
@@ -227,5 +228,6 @@ def test_a_rank_that_dies_is_named(worlds, way):
     answers = worlds(3, way).run("died", 1, 5.0, way)
     assert answers[1] is None
     for rank in (0, 2):
-        assert answers[rank].startswith(f"ConnectionError: ring_attention on rank {rank} of 3")
-        assert "rank 1 is gone" in answers[rank]
+        # Where it is not rank 1 itself that a rank waits for, it is one that has given up.
+        assert re.match(rf"(Connection|Timeout)Error: ring_attention on rank {rank} of 3, ", answers[rank])
+        assert re.search(r"rank 1 is gone: |did not answer within 5 seconds; gone is rank 1$", answers[rank])

@@ -18,6 +18,7 @@ __all__ = ["Channel", "Pending", "Ranks", "process_group"]
 
 _calls: Any = weakref.WeakKeyDictionary()  # how many calls each group has seen
 _EVER = timedelta(days=365)
+_NEVER = 2**31 - 1  # a tag that nobody receives
 
 
 class Ranks:
@@ -120,7 +121,9 @@ class Pending:
             thread.start()
             thread.join(timeout)
             if thread.is_alive():
-                raise TimeoutError(f"{self._place}: rank {self._peer} did not answer within {timeout:g} seconds")
+                raise TimeoutError(
+                    f"{self._place}: rank {self._peer} did not answer within {timeout:g} seconds{self._gone()}"
+                )
         if self._error is not None:
             self._fail(self._error)
 
@@ -131,6 +134,16 @@ class Pending:
                 work.wait() if timeout is None else work.wait(timeout)
         except RuntimeError as error:  # of gloo and NCCL alike
             self._error = error
+
+    def _gone(self) -> str:
+        """Say which ranks are gone, perhaps the reason why another one has given up: gloo refuses to send to them."""
+        group, one, gone = self._ranks.group, torch.zeros(1), []
+        for peer in self._ranks.others:
+            try:
+                dist.batch_isend_irecv([dist.P2POp(dist.isend, one, dist.get_global_rank(group, peer), group, _NEVER)])
+            except RuntimeError:
+                gone.append(peer)
+        return f"; gone is rank {', '.join(map(str, gone))}" if gone else ""
 
     @property
     def _place(self) -> str:

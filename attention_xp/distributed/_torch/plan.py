@@ -1,7 +1,7 @@
 """Which keys of which rank the rows of a rank can reach."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -10,6 +10,10 @@ from attention_xp.distributed._blocks import Call, Rows
 from attention_xp.distributed._layouts import Layout, Stretch, cut, stretches
 
 __all__ = ["Piece", "Ring", "joined"]
+
+
+_answers: dict[Any, dict[Any, bool]] = {}  # of the rules of earlier calls
+_KINDS = 32  # so many calls are remembered
 
 
 class Piece(NamedTuple):
@@ -33,6 +37,7 @@ class Ring:
 
     def __init__(self, call: Call, rank: int, n: int, layout: Layout) -> None:
         self.call, self.rank, self.n = call, rank, n
+        self._answers = _answers_of(call)
         self._queries, self._keys = (
             [Rows.of(stretches(n, r, length, layout)) for r in range(n)] for length in (call.Sq, call.Sk)
         )
@@ -52,7 +57,7 @@ class Ring:
         """Return the smallest stretch of some keys that holds all that some rows may attend."""
 
         def is_reached(start: int, stop: int) -> bool:
-            return any(self.call.any_allowed(one, Stretch(start, stop - start)) for one in rows)
+            return any(self._is_allowed(one, Stretch(start, stop - start)) for one in rows)
 
         start, stop = keys.bounds
         if start == stop or not is_reached(start, stop):
@@ -60,6 +65,12 @@ class Ring:
         first = _least(start, stop - 1, lambda key: is_reached(start, key + 1))
         last = -_least(1 - stop, -start, lambda key: is_reached(-key, stop))
         return Stretch(first, last + 1 - first)
+
+    def _is_allowed(self, rows: Rows, keys: Stretch) -> bool:
+        asked = rows.whole, keys
+        if asked not in self._answers:
+            self._answers[asked] = bool(self.call.any_allowed(rows, keys))
+        return self._answers[asked]
 
     def own_pieces(self, key: Array, value: Array) -> list[Piece]:
         """Return views of all keys and values of this rank."""
@@ -70,7 +81,7 @@ class Ring:
         for i, rows in enumerate(self.rows):
             for j, piece in enumerate(pieces):
                 is_own = step == 0 and i == j
-                if is_own or self.call.any_allowed(rows, piece.keys):
+                if is_own or self._is_allowed(rows, piece.keys):
                     yield i, piece, is_own
 
     def packed(self, key: Array, value: Array, wanted: list[Stretch]) -> Array:
@@ -98,6 +109,16 @@ class Ring:
         width: int = key[..., :1, :].numel() + value[..., :1, :].numel()
         count: int = sum(one.size for one in wanted)
         return width * count
+
+
+def _answers_of(call: Call) -> dict[Any, bool]:
+    """Return what the rules of a call are known to say, which is kept for other calls with the same rules."""
+    identity = call.identity
+    if identity is None:
+        return {}
+    if identity not in _answers and len(_answers) == _KINDS:
+        _answers.pop(next(iter(_answers)))
+    return _answers.setdefault(identity, {})
 
 
 def joined(tensors: list[Array], like: Array) -> Array:
