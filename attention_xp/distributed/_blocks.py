@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 from array_api_compat import array_namespace, is_array_api_obj, is_jax_array
 
 from attention_xp._engine.problem.options import DEFAULTS
+from attention_xp._scores.frozen import freeze
 from attention_xp._typing import Array
 from attention_xp.distributed._layouts import Stretch, cut
-from attention_xp.masks import CausalMask, LengthMask, Mask, WindowMask
+from attention_xp.masks import ArrayMask, CausalMask, LengthMask, Mask, WindowMask
+from attention_xp.masks._mask import Both, Either, Not, conjuncts, holds_array
 
-__all__ = ["Call", "Rows"]
+__all__ = ["Call", "Rows", "with_leaves"]
 
 Cut = Callable[[Array, Stretch, int], Array]
 
@@ -85,13 +87,18 @@ class Call:
         return self._part(self.mask, rows, keys), {**options, "dropout_rate": self.dropout_rate}
 
     def _part(self, array: Any, rows: Rows, keys: Stretch) -> Any:
-        """Return the part of a block of an array of the rank's own rows and all keys; a rule serves all blocks."""
+        """Return the part of a block of an array of the rank's own rows and all keys, also in a rule; other rules serve all."""
+        if isinstance(array, Mask):
+            return with_leaves(array, lambda leaf: self._of_leaf(leaf, rows, keys))
         if not is_array_api_obj(array):
             return array
         for axis, stretch, whole in ((-1, keys, self.Sk), (-2, rows.shard, None)):
             if array.ndim >= -axis and array.shape[axis] not in (1, stretch.size if whole is None else -1):
                 array = self._cut(array, stretch, axis)
         return array
+
+    def _of_leaf(self, leaf: Mask, rows: Rows, keys: Stretch) -> Mask:
+        return ArrayMask(self._part(leaf.array, rows, keys)) if isinstance(leaf, ArrayMask) else leaf
 
     def any_allowed(self, rows: Rows, keys: Stretch) -> Any:
         """Return whether some rows may attend some keys, in any batch item and head: a bool, or a traced array."""
@@ -104,10 +111,24 @@ class Call:
             return True
         return self._rule.any_allowed(rows.whole.bounds, keys.bounds, query_offset=offset, key_offset=first)
 
+    @property
+    def identity(self) -> Any:
+        """What `any_allowed` depends on, as a value; None where arrays are a part of it, which may change."""
+        offsets = [self.options.get(name, 0) for name in ("query_offset", "key_offset")]
+        is_plain = "key_positions" not in self.options and all(isinstance(one, int) for one in offsets)
+        return (self._rule, *offsets) if is_plain and not freeze((self._rule,))[1] else None
+
+
+def with_leaves(mask: Mask, changed: Callable[[Mask], Mask]) -> Mask:
+    """Return a combination of masks in which those that are no combinations are changed."""
+    if isinstance(mask, Both | Either):
+        return type(mask)(with_leaves(mask.left, changed), with_leaves(mask.right, changed))
+    return Not(with_leaves(mask.inner, changed)) if isinstance(mask, Not) else changed(mask)
+
 
 def _rule(mask: Any, options: Mapping[str, Any]) -> Mask | None:
     """Return the rules of a call together, without those in arrays of all rows and keys."""
-    rules: list[Mask] = [mask] if isinstance(mask, Mask) else []
+    rules = [one for one in conjuncts(mask) if not holds_array(one)] if isinstance(mask, Mask) else []
     if options.get("is_causal"):
         rules.append(CausalMask())
     window = options.get("window")
