@@ -14,6 +14,7 @@ from attention_xp._engine.problem.options import DEFAULTS
 from attention_xp._typing import Array
 from attention_xp.distributed._layouts import Stretch, cut
 from attention_xp.masks import CausalMask, LengthMask, Mask, WindowMask
+from attention_xp.masks._mask import conjuncts
 
 __all__ = ["Call", "Rows"]
 
@@ -86,12 +87,26 @@ class Call:
 
     def _part(self, array: Any, rows: Rows, keys: Stretch) -> Any:
         """Return the part of a block of an array of the rank's own rows and all keys; a rule serves all blocks."""
-        if not is_array_api_obj(array):
-            return array
-        for axis, stretch, whole in ((-1, keys, self.Sk), (-2, rows.shard, None)):
-            if array.ndim >= -axis and array.shape[axis] not in (1, stretch.size if whole is None else -1):
+        if is_array_api_obj(array):
+            for stretch, axis in self.places(array, rows, keys):
                 array = self._cut(array, stretch, axis)
         return array
+
+    def places(self, array: Any, rows: Rows, keys: Stretch) -> list[tuple[Stretch, int]]:
+        """Return where a block lies in an array of the rank's own rows and all keys, and along which axes."""
+        found = []
+        if array.ndim >= 1 and array.shape[-1] not in (1, keys.size):
+            found.append((keys, -1))
+        if array.ndim >= 2 and array.shape[-2] != 1:
+            found.append((rows.shard, -2))
+        return found
+
+    @property
+    def band(self) -> tuple[int | None, int | None]:
+        """How far before and behind a row the keys reach that it may attend; None on a side where that is not known."""
+        bands = [rule._as_band or (None, None) for rule in ([] if self._rule is None else conjuncts(self._rule))]
+        left, right = ([band[side] for band in bands if band[side] is not None] for side in (0, 1))
+        return min(left, default=None), min(right, default=None)
 
     def any_allowed(self, rows: Rows, keys: Stretch) -> Any:
         """Return whether some rows may attend some keys, in any batch item and head: a bool, or a traced array."""
