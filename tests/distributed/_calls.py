@@ -41,6 +41,7 @@ CALLS: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
     },
     "plain lengths": lambda make, rows: {"key_lengths": 9, "query_lengths": 7, "is_causal": True},
     "array": lambda make, rows: {"mask": make(KEEP[:, :, rows])},
+    "array in a rule": lambda make, rows: {"mask": CausalMask() | make(KEEP[:, :, rows])},
     "padding": lambda make, rows: {"mask": make(KEEP[:, :, :1])},
     "bias": lambda make, rows: {"bias": make(BIAS[:, :, rows]), "mask": make(np.where(KEEP, 0.5, -np.inf)[:, :, rows])},
     "alibi": lambda make, rows: {"bias": AlibiBias(make(normal(H))), "is_causal": True},

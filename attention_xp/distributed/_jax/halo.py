@@ -7,7 +7,7 @@ from jax import lax
 
 from attention_xp._typing import Array
 from attention_xp.distributed._blocks import Call, Rows
-from attention_xp.distributed._jax.ranks import Ranks, partial_result, spread, swapped
+from attention_xp.distributed._jax.ranks import Ranks, partial_result, swapped
 from attention_xp.distributed._layouts import Stretch
 
 __all__ = ["Halo", "halo_attention", "halo_of"]

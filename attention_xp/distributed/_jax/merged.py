@@ -9,7 +9,14 @@ from attention_xp._merge import merge_attention
 from attention_xp._softmax import log_sum, nonzero
 from attention_xp._typing import Array
 from attention_xp.distributed._blocks import Rows
-from attention_xp.distributed._jax.ranks import How, Ranks, dynamic_cut, finished, partial_result, spread
+from attention_xp.distributed._jax.ranks import (
+    How,
+    Ranks,
+    dynamic_cut,
+    finished,
+    partial_result,
+    spread,
+)
 from attention_xp.distributed._layouts import Layout, Stretch
 
 __all__ = ["merged_attention"]

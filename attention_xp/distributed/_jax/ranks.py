@@ -1,21 +1,32 @@
 """The ranks of a call inside `jax.shard_map`: which rows and keys each holds, and what every strategy does with them."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from attention_xp._attention import flash_attention
 from attention_xp._backend.sharding import spread_over, varying_axes
 from attention_xp._checks.arrays import shapes
-from attention_xp._attention import flash_attention
 from attention_xp._merge import merge_attention
 from attention_xp._typing import Array, DType
 from attention_xp.distributed._blocks import Call, Cut, Rows
 from attention_xp.distributed._layouts import Layout, Stretch, check_lengths, stretches
 
-__all__ = ["Ranks", "dynamic_cut", "finished", "partial_result", "spread", "swapped"]
+__all__ = [
+    "How",
+    "Ranks",
+    "dynamic_cut",
+    "finished",
+    "nothing_attended",
+    "partial_result",
+    "spread",
+    "swapped",
+    "where_allowed",
+]
 
 
 def dynamic_cut(array: Array, stretch: Stretch, axis: int) -> Array:
@@ -119,12 +130,19 @@ def _has_sizes(array: Array, rows: int, keys: int) -> bool:
     )
 
 
-def spread(arrays: Any, ranks: Ranks, *more: Any) -> Any:
+def spread(arrays: Any, ranks: Ranks) -> Any:
     """Return arrays with types that vary over the ranks, and over what else one of them varies over.
 
     What all ranks hold alike has gradients from all of them: JAX sums these up where the type was changed.
     """
-    return spread_over(arrays, varying_axes([arrays, *more]) | {ranks.group})
+    axes = varying_axes(arrays) | {ranks.group}
+
+    def spread(array: Array) -> Array:
+        if varying_axes(array) == axes or not jnp.issubdtype(array.dtype, jnp.floating):
+            return spread_over(array, axes)
+        return swapped(partial(spread_over, axes=axes), array).astype(array.dtype)
+
+    return jax.tree.map(spread, arrays)
 
 
 def partial_result(

@@ -17,10 +17,16 @@ from attention_xp._gradients import attention_gradients
 from attention_xp._merge import merge_attention
 from attention_xp._scores.frozen import freeze, thaw
 from attention_xp._typing import Array
-from attention_xp.biases import Bias
 from attention_xp.distributed._blocks import Call, Rows
 from attention_xp.distributed._jax.halo import halo_attention, halo_of
-from attention_xp.distributed._jax.ranks import How, Ranks, dynamic_cut, finished, partial_result, spread
+from attention_xp.distributed._jax.ranks import (
+    How,
+    Ranks,
+    dynamic_cut,
+    finished,
+    partial_result,
+    spread,
+)
 from attention_xp.distributed._layouts import Layout, Stretch
 
 __all__ = ["ring_attention"]
@@ -95,11 +101,9 @@ class _Ring:
 
             return (), self._each_block(call, source, block, state)
 
-        shapes = jax.eval_shape(lambda *x: partial_result(*x, None, {}), query, key, value)
-        nothing = spread_like(
-            [jnp.full(x.shape, v, x.dtype) for x, v in zip(shapes, (0.0, -jnp.inf), strict=True)], operands
-        )
-        return self._round(visit, (key, value), (), tuple(nothing))[1]
+        output, lse = jax.eval_shape(lambda *x: partial_result(*x, None, {}), query, key, value)
+        nothing = jnp.zeros(output.shape, output.dtype), jnp.full(lse.shape, -jnp.inf, lse.dtype)
+        return self._round(visit, (key, value), (), spread_like(nothing, operands))[1]
 
     def _forward(self, operands: dict[str, Any]) -> tuple[Any, Any]:
         output, lse = self._attend(operands)
@@ -140,7 +144,7 @@ class _Ring:
         own, zeros = spread_like((own, tuple(jnp.zeros_like(wide[name]) for name in ("key", "value"))), operands)
         of_keys, own = self._round(visit, (operands["key"], operands["value"]), zeros, own)
         own |= {"key": of_keys[0], "value": of_keys[1]}
-        if "scale" in operands and operands["scale"]:
+        if operands.get("scale"):
             (scale,) = operands["scale"]
             own["scale"] = [jnp.sum(wide["query"] * own["query"]) / scale.astype(lse.dtype)]
         return (self._like(operands, own),)
@@ -192,6 +196,7 @@ class _Ring:
         all_rows, all_keys = self.ranks.rows(), self.ranks.keys(source)
 
         def visited(rows: Rows, keys: Rows, state: Any) -> Any:
+            # JAX differentiates no such condition: it would put sums over all devices into a branch that only some take.
             allowed = call.any_allowed(rows, keys.whole)
             if isinstance(allowed, bool):
                 return block(rows, keys, state) if allowed else state
