@@ -21,11 +21,9 @@ __all__ = [
     "Ranks",
     "dynamic_cut",
     "finished",
-    "nothing_attended",
     "partial_result",
     "spread",
     "swapped",
-    "where_allowed",
 ]
 
 
