@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from attention_xp._attention import flash_attention
+from attention_xp._backend.dtypes import computation_dtype
 from attention_xp._backend.sharding import spread_over, varying_axes
 from attention_xp._checks.arrays import shapes
 from attention_xp._merge import merge_attention
@@ -25,6 +26,9 @@ __all__ = [
     "spread",
     "swapped",
 ]
+
+
+_PLACES = ("query_offset", "key_offset", "key_positions", "query_lengths", "key_lengths")
 
 
 def dynamic_cut(array: Array, stretch: Stretch, axis: int) -> Array:
@@ -80,7 +84,9 @@ class Ranks(NamedTuple):
 
     def call(self, mask: Any, dropout_rate: Any, options: Mapping[str, Any], cut: Cut = dynamic_cut) -> Call:
         """Return the call on the whole; sinks are merged when all else is."""
-        rest = {name: given for name, given in options.items() if name != "sinks"}
+        rest = {
+            name: _narrow(given) if name in _PLACES else given for name, given in options.items() if name != "sinks"
+        }
         return Call(mask, dropout_rate, rest, Sq=self.Sq, Sk=self.Sk, cut=cut)
 
     def in_order(self, gathered: Array, axis: int = -2) -> Array:
@@ -99,6 +105,11 @@ class Ranks(NamedTuple):
         rows = sorted(Rows.of(held), key=lambda rows: (rows.shard if back else rows.whole).start)
         pieces = [dynamic_cut(array, one.whole if back else one.shard, axis) for one in rows]
         return jnp.concatenate(pieces, axis=axis)
+
+
+def _narrow(given: Any) -> Any:
+    """Return an array of integers as one of int32, as the numbers of devices are; a number as it is."""
+    return jnp.asarray(given).astype(jnp.int32) if hasattr(given, "ndim") else given
 
 
 class How(NamedTuple):
@@ -147,7 +158,7 @@ def partial_result(
     query: Array, key: Array, value: Array, mask: Any, options: Mapping[str, Any]
 ) -> tuple[Array, Array]:
     """Return output and log-sum-exp of a block of rows and keys, both in the dtype of the computation."""
-    dtype = jnp.promote_types(query.dtype, jnp.float32)
+    dtype = computation_dtype(jnp, query.dtype)
     output, lse = flash_attention(query, key, value, mask, **options, output_dtype=dtype, return_lse=True)
     return output, lse
 
@@ -166,7 +177,7 @@ def swapped(move: Callable[[Array], Array], array: Array) -> Array:
 
     The array moves as it is. The gradients of several ranks are summed up in the wide dtype, and rounded once.
     """
-    dtype = jnp.promote_types(array.dtype, jnp.float32)
+    dtype = computation_dtype(jnp, array.dtype)
 
     @jax.custom_vjp
     def moved(array: Array) -> Array:

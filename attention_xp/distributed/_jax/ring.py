@@ -18,6 +18,7 @@ from attention_xp._merge import merge_attention
 from attention_xp._scores.frozen import freeze, thaw
 from attention_xp._typing import Array
 from attention_xp.distributed._blocks import Call, Rows
+from attention_xp.distributed._jax.functions import captured_by, replaced, with_functions
 from attention_xp.distributed._jax.halo import halo_attention, halo_of
 from attention_xp.distributed._jax.ranks import (
     How,
@@ -56,7 +57,7 @@ def ring_attention(
     if halo is not None:
         output, lse = halo_attention(ranks, halo, query, key, value, mask, dropout_rate, options)
     else:
-        output, lse = _Ring(ranks, dropout_rate, call).attend(query, key, value)
+        output, lse = _Ring(ranks, dropout_rate, call, query).attend(query, key, value)
     return finished(output, lse, options.get("sinks"), query.dtype, how)
 
 
@@ -66,9 +67,10 @@ class _Ring:
     What is differentiated is a function of all arrays of the call, in a dict by the name of the argument.
     """
 
-    def __init__(self, ranks: Ranks, dropout_rate: Any, call: Call) -> None:
+    def __init__(self, ranks: Ranks, dropout_rate: Any, call: Call, query: Array) -> None:
         self.ranks, self.dropout_rate = ranks, dropout_rate
         given = {"mask": call.mask, **call.options}
+        self.captured = captured_by(given, query)
         frozen = {name: freeze(thing) for name, thing in given.items()}
         self.templates = {name: template for name, (template, _) in frozen.items()}
         self.arrays = {name: [jnp.asarray(x) for x in arrays] for name, (_, arrays) in frozen.items()}
@@ -77,11 +79,14 @@ class _Ring:
         """Return output and log-sum-exp of the rows of this device, in the dtype of the computation."""
         operands = {"query": query, "key": key, "value": value, **self.arrays}
         attend = jax.custom_vjp(self._attend)
-        attend.defvjp(self._forward, self._backward)
-        return attend(spread(operands, self.ranks))
+        attend.defvjp(self._forward, self._backward, symbolic_zeros=True)
+        return attend({**spread(operands, self.ranks), "captured": self.captured})
 
     def _call(self, operands: dict[str, Any]) -> Call:
         given = {name: thaw(template, operands[name]) for name, template in self.templates.items()}
+        if self.captured:
+            new = dict(zip(map(id, self.captured), operands["captured"], strict=True))
+            given = with_functions(given, lambda function, _: replaced(function, new))
         return self.ranks.call(given.pop("mask"), self.dropout_rate, given)
 
     def _attend(self, operands: dict[str, Any]) -> tuple[Array, Array]:
@@ -105,12 +110,19 @@ class _Ring:
         nothing = jnp.zeros(output.shape, output.dtype), jnp.full(lse.shape, -jnp.inf, lse.dtype)
         return self._round(visit, (key, value), (), spread_like(nothing, operands))[1]
 
-    def _forward(self, operands: dict[str, Any]) -> tuple[Any, Any]:
+    def _forward(self, primals: dict[str, Any]) -> tuple[Any, Any]:
+        if any(primal.perturbed for primal in primals["captured"]):
+            raise ValueError(
+                "ring_attention has no gradients by arrays that functions capture: expected jax.lax.stop_gradient of what "
+                "score_mod or a mask closes over, or gathered_attention or ulysses_attention, which have these gradients"
+            )
+        operands = jax.tree.map(lambda primal: primal.value, primals)
         output, lse = self._attend(operands)
         return (output, lse), (operands, output, lse)
 
     def _backward(self, kept: Any, gradients: tuple[Array, Array]) -> tuple[Any]:
         operands, *of_rows = kept
+        gradients = spread_like(tuple(map(_instantiated, gradients)), of_rows)
         call, lse = self._call(operands), of_rows[1]
         wide = {name: operands[name].astype(lse.dtype) for name in ("query", "key", "value")}
         of_rows += gradients
@@ -209,6 +221,12 @@ class _Ring:
             return visited(_chosen(all_rows, i // 2), _chosen(all_keys, i % 2), state)
 
         return lax.fori_loop(jnp.int32(0), jnp.int32(4), pair, state)
+
+
+def _instantiated(gradient: Any) -> Array:
+    """Return a gradient as an array, where JAX knows that it is zero as well."""
+    is_zero = isinstance(gradient, jax.custom_derivatives.SymbolicZero)
+    return jnp.zeros(gradient.shape, gradient.dtype) if is_zero else gradient
 
 
 def _chosen(rows: list[Rows], i: Array) -> Rows:
