@@ -113,8 +113,8 @@ class Call:
     def band(self) -> tuple[int | None, int | None]:
         """How far before and behind a row the keys reach that it may attend; None on a side where that is not known."""
         bands = [rule._as_band or (None, None) for rule in self._rules]
-        left, right = ([band[side] for band in bands if band[side] is not None] for side in (0, 1))
-        return min(left, default=None), min(right, default=None)
+        left, right = zip((None, None), *bands, strict=True)
+        return _least(left), _least(right)
 
     def any_allowed(self, rows: Rows, keys: Stretch) -> Any:
         """Return whether some rows may attend some keys, in any batch item and head: a bool, or a traced array."""
@@ -126,6 +126,10 @@ class Call:
         if is_array_api_obj(first) and first.ndim:
             return True
         return self._rule.any_allowed(rows.whole.bounds, keys.bounds, query_offset=offset, key_offset=first)
+
+
+def _least(numbers: tuple[int | None, ...]) -> int | None:
+    return min((number for number in numbers if number is not None), default=None)
 
 
 def _rules(mask: Any, options: Mapping[str, Any]) -> list[Mask]:

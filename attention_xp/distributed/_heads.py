@@ -50,20 +50,10 @@ def _has_heads(rule: Any) -> bool:
 
 
 class _OfHeads:
-    """What a mask and a bias of some heads have in common."""
+    """What a mask and a bias of some heads have in common: they are asked as a rule of all heads."""
 
     inner: Any
     heads: Heads
-
-    @property
-    def _is_ours(self) -> bool:
-        """Whether the rule depends on its attributes alone."""
-        return bool(self.inner._is_ours) if isinstance(self.inner, Bias) else not is_foreign(self.inner)
-
-    @property
-    def lead(self) -> tuple[int, ...]:
-        """The leading axes, with the heads that there are here: where they matter, they are never one."""
-        return tuple(self.inner.lead)
 
     def check(self, xp: Namespace, query: Array, batch: tuple[int, ...], heads: int | None) -> None:  # noqa: ARG002
         """Check the rule as one of all heads."""
@@ -74,6 +64,14 @@ class _OfHeads:
 class _MaskOfHeads(_OfHeads, Mask):
     inner: Mask
     heads: Heads
+
+    @property
+    def _is_ours(self) -> bool:  # type: ignore[override]
+        return not is_foreign(self.inner)
+
+    @property
+    def lead(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.inner.lead
 
     @property
     def relative(self) -> bool:  # type: ignore[override]
@@ -94,6 +92,14 @@ class _MaskOfHeads(_OfHeads, Mask):
 class _BiasOfHeads(_OfHeads, Bias):
     inner: Bias
     heads: Heads
+
+    @property
+    def _is_ours(self) -> bool:  # type: ignore[override]
+        return self.inner._is_ours
+
+    @property
+    def lead(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.inner.lead
 
     @property
     def may_exclude(self) -> bool:  # type: ignore[override]

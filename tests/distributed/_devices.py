@@ -1,6 +1,6 @@
 """A program: on some of eight devices of JAX, every strategy computes what one device does.
 
-Called with the names of checks, and of what they take, such as ``whole ring_attention zigzag``.
+Called with a strategy, or with the names of checks of rings.
 """
 
 import re
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as Spec
 
-from attention_xp import distributed, flash_attention
+from attention_xp import attention_gradients, distributed, flash_attention
 from attention_xp.distributed import shard_positions
 from attention_xp.distributed._jax.ranks import How, Ranks
 from attention_xp.distributed._jax.ring import _Ring
@@ -112,35 +112,56 @@ def slopes(attend: Callable[..., Any], split: Split, arrays: list[Any], ups: lis
     return results, [*found[0], *found[1]]
 
 
-def both(strategy: str, layout: str, name: str, n: int = 4, batch: int = 1, dtype: Any = float, **more: Any) -> Any:
-    """Return results and gradients of the devices, joined, and those of one device."""
+class OfNumPy:
+    """Make arrays of NumPy of those of a call."""
+
+    xp = np
+
+    def __call__(self, array: Any) -> Any:
+        return np.asarray(array)
+
+
+def on_devices(strategy: str, layout: str, name: str, n: int, batch: int = 1, dtype: Any = float, **more: Any) -> Any:
+    """Return results and gradients of the devices, joined."""
     *arrays, up = (jnp.asarray(x, dtype) for x in inputs())
     case = Case(strategy, layout, n, arrays[0].shape[-2], batch)
-    lse_up = jnp.cos(jnp.arange(up[..., 0].size, dtype=float)).reshape(up.shape[:-1])
-    whole, own = (Split({"mask": None, **CALLS[name](make, rows), **more}) for rows in (slice(None), case.rows))
-
-    def alone(query: Any, key: Any, value: Any, given: list[Any]) -> Any:
-        return flash_attention(query, key, value, **whole.joined(given), return_lse=True)
-
-    expected = slopes(alone, whole, arrays, [up, lse_up])
+    own = Split({"mask": None, **CALLS[name](make, case.rows), **more})
     shards = [case.cut(arrays[0], is_query=True), *map(case.cut, arrays[1:])]
-    ups = [case.cut(x, is_query=True) for x in (up, lse_up)]
+    ups = [case.cut(x, is_query=True) for x in (up, jnp.asarray(lse_up(up)))]
     results, found = slopes(case.over_devices(own, arrays), own, shards, ups)
     results = [case.joined(x, is_query=True) for x in results]
-    found = [case.joined(x, is_query=i not in (1, 2)) for i, x in enumerate(found)]
-    return [*results, *found], [*expected[0], *expected[1]]
+    return [*results, *(case.joined(x, is_query=i not in (1, 2)) for i, x in enumerate(found))]
+
+
+def lse_up(up: Any) -> Any:
+    return np.cos(np.arange(up[..., 0].size, dtype=float)).reshape(up.shape[:-1])
+
+
+def of_numpy(name: str, more: dict[str, Any]) -> list[Any]:
+    """Return the same of one call on arrays of NumPy."""
+    query, key, value, up = inputs()
+    options = {**CALLS[name](OfNumPy(), slice(None)), **more}
+    output, lse = flash_attention(query, key, value, **options, return_lse=True)
+    grad_lse = np.where(np.isfinite(lse), lse_up(up), 0.0)
+    found = attention_gradients(query, key, value, output, lse, up, **options, grad_lse=grad_lse)
+    of_scale = [(query * found.query).sum() / options["scale"]] if "scale" in options else []
+    of_options = [found.bias, found.mask, of_scale, found.sinks]  # by name
+    return [output, lse, found.query, found.key, found.value, *jax.tree.leaves(of_options)]
 
 
 def check_same(strategy: str, layout: str, name: str, n: int = 4, batch: int = 1, **more: Any) -> None:
-    for one, other in zip(*both(strategy, layout, name, n, batch, **more), strict=True):
+    expected = of_numpy(name, {key: np.asarray(x) if hasattr(x, "ndim") else x for key, x in more.items()})
+    for one, other in zip(on_devices(strategy, layout, name, n, batch, **more), expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-13, err_msg=f"{strategy} {layout} {name} {n}")
 
 
-def whole(strategy: str, layout: str) -> None:
-    """Every option; where all ranks compute alike in both layouts, a few of them in the second."""
+def options(strategy: str) -> None:
+    """Every option; where both layouts are computed alike, a few of them in the second."""
+    for name in CALLS:
+        check_same(strategy, "zigzag", name)
     few = ("window", "bias", "all")
-    for name in CALLS if strategy == "ring_attention" or layout == "zigzag" else few:
-        check_same(strategy, layout, name)
+    for name in ("causal", "causal window", "segments", "lengths", "dropout", *few) if "ring" in strategy else few:
+        check_same(strategy, "contiguous", name)
 
 
 def further(strategy: str) -> None:
@@ -149,25 +170,18 @@ def further(strategy: str) -> None:
         check_same(strategy, "zigzag", "all", n)
     check_same(strategy, "zigzag", "bias", 2, batch=2, scale=jnp.asarray(0.3))
     check_same(strategy, "contiguous", "alibi", 4, impl="tiled", tile=(2, 3))
-    check_same(
-        strategy,
-        "contiguous",
-        "window",
-        4 if strategy == "ulysses_attention" else 8,
-        dropout_rate=0.4,
-        rng=jax.random.key(3),
-        sinks=jnp.ones(4),
-    )
+    n = 4 if strategy == "ulysses_attention" else 8
+    check_same(strategy, "contiguous", "window", n, dropout_rate=0.4, rng=3, sinks=jnp.ones(4))
 
 
 def narrow(strategy: str) -> None:
     """The errors of 16-bit arrays are at most twice those of one call."""
     for layout, name in (("zigzag", "causal"), ("contiguous", "window")):
-        exact = both(strategy, layout, name, dtype=float)[1]
-        found, alone = both(strategy, layout, name, dtype=jnp.bfloat16)
-        for one, other, right in zip(found, alone, exact, strict=True):
+        found = on_devices(strategy, layout, name, 4, dtype=jnp.bfloat16)
+        alone = on_devices("gathered_attention", "contiguous", name, 1, dtype=jnp.bfloat16)
+        for one, other, right in zip(found, alone, of_numpy(name, {}), strict=True):
             assert one.dtype == other.dtype
-            error, most = (np.abs(np.asarray(x, float) - np.asarray(right)).max() for x in (one, other))
+            error, most = (np.abs(np.asarray(x, float) - right).max() for x in (one, other))
             assert error <= 2.0 * most, (strategy, layout, name, error, most)
 
 
@@ -304,5 +318,9 @@ def captured() -> None:
 
 if __name__ == "__main__":
     Backend.JAX.namespace()  # configured for tests
-    check, *arguments = sys.argv[1:]
-    globals()[check](*arguments)
+    for check in sys.argv[1:]:
+        if check in STRATEGIES:
+            for each in (options, further, narrow, drawn):
+                each(check)
+        else:
+            globals()[check]()

@@ -33,21 +33,13 @@ def finish(*processes, seconds=600):
         assert process.returncode == 0, output
 
 
-@pytest.mark.parametrize("layout", ["zigzag", "contiguous"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_options(strategy, layout):
-    finish(start("_devices", "whole", strategy, layout, devices=8))
+def test_strategies(strategy):
+    finish(start("_devices", strategy, devices=8))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("check", ["further", "narrow", "drawn"])
-def test_other_calls(check, strategy):
-    finish(start("_devices", check, strategy, devices=8))
-
-
-@pytest.mark.parametrize("check", ["cost", "work", "captured", "refused"])
-def test_rings(check):
-    finish(start("_devices", check, devices=8))
+def test_rings():
+    finish(start("_devices", "cost", "work", "captured", "refused", devices=8))
 
 
 def test_two_processes():

@@ -44,7 +44,8 @@ def merged_attention(
     parts = []
     for keys in ranks.keys(ranks.rank):
         of_keys, given = call.block(rows, keys.whole, with_sinks=False)
-        parts.append(partial_result(query, *(dynamic_cut(x, keys.shard, -2) for x in (key, value)), of_keys, given))
+        part = [dynamic_cut(x, keys.shard, -2) for x in (key, value)]
+        parts.append(partial_result(query, part[0], part[1], of_keys, given))
     output, lse = merge_attention(*zip(*parts, strict=True))
     return finished(*_merged(output, lse, ranks.group), options.get("sinks"), query.dtype, how)
 

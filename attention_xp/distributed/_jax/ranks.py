@@ -125,7 +125,7 @@ def _size(group: Any) -> int:
     if not isinstance(group, str):
         raise TypeError(f"group must be the name of an axis of the mesh, got {type(group).__name__}")
     try:
-        return lax.axis_size(group)
+        return int(lax.axis_size(group))
     except NameError:
         raise ValueError(
             f"group must be the name of an axis of the mesh inside jax.shard_map, got {group!r}, which is none here"
@@ -179,7 +179,7 @@ def swapped(move: Callable[[Array], Array], array: Array) -> Array:
     """
     dtype = computation_dtype(jnp, array.dtype)
 
-    @jax.custom_vjp
+    @jax.custom_vjp  # type: ignore[untyped-decorator]
     def moved(array: Array) -> Array:
         return move(array).astype(dtype)
 

@@ -75,7 +75,7 @@ class _Ring:
         self.templates = {name: template for name, (template, _) in frozen.items()}
         self.arrays = {name: [jnp.asarray(x) for x in arrays] for name, (_, arrays) in frozen.items()}
 
-    def attend(self, query: Array, key: Array, value: Array) -> tuple[Array, Array]:
+    def attend(self, query: Array, key: Array, value: Array) -> Any:
         """Return output and log-sum-exp of the rows of this device, in the dtype of the computation."""
         operands = {"query": query, "key": key, "value": value, **self.arrays}
         attend = jax.custom_vjp(self._attend)
@@ -89,15 +89,15 @@ class _Ring:
             given = with_functions(given, lambda function, _: replaced(function, new))
         return self.ranks.call(given.pop("mask"), self.dropout_rate, given)
 
-    def _attend(self, operands: dict[str, Any]) -> tuple[Array, Array]:
+    def _attend(self, operands: dict[str, Any]) -> Any:
         query, key, value = (operands[name] for name in ("query", "key", "value"))
         call = self._call(operands)
 
         def visit(source: Any, sent: _State, _: Any, state: Any) -> tuple[Any, Any]:
             def block(rows: Rows, keys: Rows, state: Any) -> Any:
                 mask, options = call.block(rows, keys.whole, with_sinks=False)
-                parts = (dynamic_cut(x, keys.shard, -2) for x in sent)
-                found = partial_result(dynamic_cut(query, rows.shard, -2), *parts, mask, options)
+                key, value = (dynamic_cut(x, keys.shard, -2) for x in sent)
+                found = partial_result(dynamic_cut(query, rows.shard, -2), key, value, mask, options)
                 before = dynamic_cut(state[0], rows.shard, -2), dynamic_cut(state[1], rows.shard, -1)
                 merged = merge_attention(*zip(before, found, strict=True))
                 return tuple(
@@ -106,7 +106,7 @@ class _Ring:
 
             return (), self._each_block(call, source, block, state)
 
-        output, lse = jax.eval_shape(lambda *x: partial_result(*x, None, {}), query, key, value)
+        output, lse = jax.eval_shape(lambda q, k, v: partial_result(q, k, v, None, {}), query, key, value)
         nothing = jnp.zeros(output.shape, output.dtype), jnp.full(lse.shape, -jnp.inf, lse.dtype)
         return self._round(visit, (key, value), (), spread_like(nothing, operands))[1]
 
