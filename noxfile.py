@@ -110,7 +110,7 @@ add_tests("jax", "jax", runs=runs_on_jax("--quick"))
 add_tests("jax", "jax", name="jax-full", runs=runs_on_jax())
 # Other people's code meets ours where all of it is installed.
 add_tests(
-    "interop", "torch", "jax", "frameworks", xp="numpy,torch,jax",
+    "interop", "torch", "jax", "frameworks", xp="numpy,torch,jax,strict",
     runs=(({"JAX_ENABLE_X64": "1", **QUICKLY}, (["-n", "auto", "--dist", "worksteal", "tests/interop", "attention_xp/interop"], ["docs/interop"])),),
 )  # fmt: skip
 # One process has the device; where there is none, a double over NumPy stands in for CuPy.

@@ -21,7 +21,8 @@ class Case:
     """One call of attention on standard normal float32 input.
 
     The query is multiplied by `factor`, which is then the standard deviation of the scores. A `window` is
-    the number of earlier keys that a causal query sees. `option` is one name of `OPTIONS`.
+    the number of earlier keys that a causal query sees. `option` is one name of `OPTIONS`. torch's contenders convert
+    query, key, value and gradient to `dtype`.
     """
 
     shape: tuple[int, int, int, int] = (1, 8, 2048, 64)
@@ -34,6 +35,7 @@ class Case:
     block_size: int = 128
     tile: tuple[int, int] | None = None
     value_width: int | None = None
+    dtype: str = "float32"
 
     @property
     def kv_shape(self) -> tuple[int, int, int, int]:
@@ -103,6 +105,7 @@ class Case:
         words += [self.option or ""] * (self.option is not None)
         words += [f"of {self.block_size}"] * (self.option in ("blocks", "bigbird"))
         words += [f"values {self.value_width} wide"] * (self.value_width is not None)
+        words += [self.dtype] * (self.dtype != "float32")
         words += [f"tile {self.tile[0]} x {self.tile[1]}"] if self.tile else []
         return " ".join(words)
 

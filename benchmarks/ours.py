@@ -1,5 +1,6 @@
 """The contenders of attention_xp: the same call on the arrays of each library."""
 
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import cycle
@@ -8,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from attention_xp import attention_vjp, flash_attention, scaled_dot_product_attention
+from attention_xp._engine.walkers.numpy.compiled import found
 from attention_xp.cache import PagedCache, StaticCache, append, append_and_attend
 from attention_xp.linear import linear_attention
 from benchmarks.case import Case
 from benchmarks.contenders import Call, contender
 
-__all__ = ["by_autograd", "compiled_bytes", "differentiated", "recompile"]
+__all__ = ["as_tensors", "by_autograd", "compiled_bytes", "differentiated", "recompile", "without_loops"]
 
 
 @contender("ours, NumPy")
@@ -26,6 +28,20 @@ for kernel in ("dense", "tiled"):
     @contender(f"ours, NumPy, {kernel}")
     def _numpy_by(case: Case, kernel: str = kernel) -> Call:
         return partial(flash_attention, *case.inputs(), **case.options(), impl=kernel)
+
+
+def without_loops(prepare: Callable[[Case], Call]) -> Callable[[Case], Call]:
+    """Prepare a call in a process in which no call is large enough for loops that numba compiles."""
+
+    def prepared(case: Case) -> Call:
+        found.LEAST = sys.maxsize
+        return prepare(case)
+
+    return prepared
+
+
+contender("ours, NumPy, without numba")(without_loops(_numpy))
+contender("ours, NumPy, with numba", "numba")(lambda case, _: _numpy(case))
 
 
 @contender("ours, NumPy, with weights")
@@ -97,6 +113,10 @@ def _gradients(case: Case) -> Call:
     return differentiate
 
 
+contender("ours, NumPy, gradients, without numba")(without_loops(_gradients))
+contender("ours, NumPy, gradients, with numba", "numba")(lambda case, _: _gradients(case))
+
+
 @contender("ours, torch", "torch")
 def _torch(case: Case, torch: Any) -> Call:
     return _on_tensors(case, torch)
@@ -116,7 +136,7 @@ def _torch_gradients(case: Case, torch: Any) -> Call:
 
 def by_autograd(case: Case, torch: Any, attend: Any) -> Call:
     """Return a call that goes forward, and backward by torch."""
-    *arrays, gradient = map(torch.from_numpy, case.inputs_and_gradient())
+    *arrays, gradient = as_tensors(case, torch, case.inputs_and_gradient())
     arrays = [x.requires_grad_() for x in arrays]
 
     def differentiate() -> Any:
@@ -128,7 +148,12 @@ def by_autograd(case: Case, torch: Any, attend: Any) -> Call:
 
 def _on_tensors(case: Case, torch: Any, **how: Any) -> Call:
     options = case.options(torch.from_numpy) | how
-    return partial(flash_attention, *map(torch.from_numpy, case.inputs()), **options)
+    return partial(flash_attention, *as_tensors(case, torch, case.inputs()), **options)
+
+
+def as_tensors(case: Case, torch: Any, arrays: list[Any]) -> list[Any]:
+    """Return arrays as tensors of the dtype of the case."""
+    return [torch.from_numpy(x).to(getattr(torch, case.dtype)) for x in arrays]
 
 
 def _jitted(case: Case, jax: Any, **how: Any) -> tuple[Any, list[Any]]:

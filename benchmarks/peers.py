@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks.case import Case
 from benchmarks.contenders import Call, contender
 from benchmarks.formula import usual_attention
-from benchmarks.ours import by_autograd, compiled_bytes, differentiated, recompile
+from benchmarks.ours import as_tensors, by_autograd, compiled_bytes, differentiated, recompile
 
 __all__: list[str] = []
 
@@ -27,7 +27,7 @@ def _formula(case: Case) -> Call:
 def _torch(case: Case, torch: Any) -> Call:
     attend = torch.nn.functional.scaled_dot_product_attention
     options = {"enable_gqa": True} if case.kv_heads else {}
-    return partial(attend, *map(torch.from_numpy, case.inputs()), is_causal=case.causal, **options)
+    return partial(attend, *as_tensors(case, torch, case.inputs()), is_causal=case.causal, **options)
 
 
 @contender("torch SDPA, gradients", "torch")

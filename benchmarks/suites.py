@@ -13,6 +13,7 @@ __all__ = ["DEFAULT", "SUITES"]
 SHAPES = [Case((1, 8, 2048, 64)), Case((4, 12, 512, 64)), Case((1, 4, 4096, 64)), Case((1, 8, 1024, 128))]
 LARGE = 30.0  # standard deviation of large scores, by which the query is multiplied
 TINY, USUAL, LONG = Case((2, 4, 16, 32)), Case((1, 8, 2048, 64)), Case((1, 8, 4096, 64))
+NARROW = [replace(USUAL, option="softcap"), replace(USUAL, option="sinks"), replace(LONG, window=256)]
 PATTERNS = [
     replace(LONG, option="blocks", block_size=128),
     replace(LONG, option="bigbird", block_size=64),
@@ -100,10 +101,11 @@ def memory() -> list[Memory]:
 
 def jax() -> list[Comparison]:
     """Jitted, on JAX arrays."""
+    longest = [Case((1, 8, 8192, 64), causal=causal) for causal in (False, True)]
     return [
         *_four("ours, JAX", "jax.nn", 0.32, "full", causal=False),
         *_four("ours, JAX", "jax.nn", 0.32, "causal", causal=True),
-        Comparison(Case((1, 8, 8192, 64)), "ours, JAX, compiling", "jax.nn, compiling", 2.5, label=": compiling"),
+        *(Comparison(case, "ours, JAX, compiling", "jax.nn, compiling", 2.5, label=": compiling") for case in longest),
     ]
 
 
@@ -113,10 +115,13 @@ def _microseconds(outcome: Duel, _case: Case) -> float:
 
 def torch() -> list[Comparison]:
     """What a call costs on top of the kernel of torch, which it ends in."""
-    tiny = Comparison(TINY, "ours, torch", "torch SDPA", 12, value=_microseconds, unit="µs")
+    costs = [
+        Comparison(TINY, f"ours, torch{what}", f"torch SDPA{what}", most, value=_microseconds, unit="µs")
+        for what, most in (("", 10), (", gradients", 15))
+    ]
     backward = [replace(USUAL, causal=causal) for causal in (False, True)]
     return [
-        tiny,
+        *costs,
         Comparison(USUAL, "ours, torch", "torch SDPA", 1.02),
         *(Comparison(case, "ours, torch, gradients", "torch SDPA, gradients", 1.03) for case in backward),
     ]
@@ -135,9 +140,32 @@ def gradients() -> list[Comparison | Memory]:
     ]
 
 
+def narrow() -> list[Comparison]:
+    """16 bits on torch's tensors against 32, and with gradients against torch's kernel in 16."""
+    cases = [replace(case, causal=True, dtype=kind) for case in NARROW for kind in ("bfloat16", "float16")]
+    kinds = [(case, f"ours, torch{what}") for what in ("", ", gradients") for case in cases]
+    plain = [replace(USUAL, dtype=kind) for kind in ("bfloat16", "float16")]
+    return [
+        *(
+            Comparison(case, ours, ours, 1.2, replace(case, dtype="float32"), label=" / float32")
+            for case, ours in kinds
+        ),
+        *(
+            Comparison(case, f"ours, torch{what}", f"torch SDPA{what}", 1.05)
+            for what in ("", ", gradients")
+            for case in plain
+        ),
+    ]
+
+
 def decode() -> list[Comparison]:
     """One query on a long cache of keys and values, 32 heads on 8."""
-    return [Comparison(Case((1, 32, 1, 128), kv_heads=8, kv_length=8192), "ours, NumPy", "torch SDPA", 0.7)]
+    cases = [Case((1, 32, 1, 128), kv_heads=8, kv_length=length) for length in (8192, 2048, 512)]
+    return [
+        Comparison(cases[0], "ours, NumPy", "torch SDPA", 0.7),
+        *(Comparison(case, "ours, torch", "torch SDPA", 1.05) for case in cases),
+        Comparison(cases[0], "ours, torch, gradients", "torch SDPA, gradients", 0.7),
+    ]
 
 
 def caches() -> list[Comparison]:
@@ -175,6 +203,19 @@ def options() -> list[Comparison]:
     ]
 
 
+def loops() -> list[Comparison]:
+    """What loops that numba compiles take of the time of NumPy's own operations, and of torch's kernel."""
+    cases = [USUAL, replace(USUAL, causal=True), replace(USUAL, factor=5.0), replace(USUAL, factor=LARGE)]
+    with_one = [replace(USUAL, option=name) for name in ("softcap", "float bias", "boolean mask", "dropout")]
+    ours = "ours, NumPy, with numba", "ours, NumPy, without numba"
+    both = "ours, NumPy, gradients, with numba", "ours, NumPy, gradients, without numba"
+    return [
+        *(Comparison(case, *ours) for case in [*cases, *with_one]),
+        *(Comparison(case, *both) for case in (USUAL, with_one[-1])),
+        *(Comparison(case, name, "torch SDPA") for case in cases[:3] for name in ours),
+    ]
+
+
 def tiles() -> list[Comparison]:
     """Other tile sizes against the chosen one; runs only when named."""
     sizes = {
@@ -201,10 +242,12 @@ SUITES: dict[str, Callable[[], list[Comparison] | list[Memory] | list[Comparison
         jax,
         torch,
         gradients,
+        narrow,
         decode,
         caches,
         tiny,
         options,
+        loops,
         tiles,
     )
 }

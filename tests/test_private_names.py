@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+from collections import OrderedDict
 
 import pytest
 
@@ -94,6 +95,17 @@ def arguments_of_the_kernel(torch):
     return all(kept) and (node._saved_is_causal, node._saved_scale) == (True, 0.5) and nodes[0] is not None
 
 
+def hooks_without_handles(torch):
+    """What `Tensor.register_hook` does, apart from the handle; others may be registered afterwards."""
+    x, seen = torch.ones(2, requires_grad=True), []
+    output = 2 * x
+    output._backward_hooks = OrderedDict(ours=seen.append)
+    output.grad_fn._register_hook_dict(output)
+    output.register_hook(lambda gradient: 3 * gradient)
+    output.sum().backward()
+    return len(seen) == 1 and seen[0].tolist() == [1.0, 1.0] and x.grad.tolist() == [6.0, 6.0]
+
+
 def the_kernel_itself(torch):
     x = torch.arange(8.0).reshape(1, 1, 2, 4)
     own, public = torch._C._nn.scaled_dot_product_attention, torch.nn.functional.scaled_dot_product_attention
@@ -153,13 +165,14 @@ TORCH = {
     "_remove_batch_dim": (batches_of_gradients,),
     "_add_batch_dim": (batches_of_gradients,),
     "_C._current_autograd_node": (arguments_of_the_kernel,),
+    "Tensor._backward_hooks": (hooks_without_handles,),
     "_C._nn": (the_kernel_itself,),
     "fx.experimental.symbolic_shapes": (open_sizes,),
     "jit._builtins._register_builtin": (operators_of_scripts,),
     "_C._disabled_torch_function_impl": (tensors_without_storage,),
     "Tensor._make_wrapper_subclass": (tensors_without_storage,),
 }
-OF_NODES = {"_saved_is_causal", "_saved_scale"}
+OF_NODES = {"_saved_is_causal", "_saved_scale", "_register_hook_dict"}
 JAX = {"_src.core.trace_state_clean": (state_of_traces, batch_tracers)}
 
 
@@ -182,7 +195,7 @@ def private_names():
             if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
                 owner = ast.unparse(node.value)
                 if (
-                    owner.split(".")[0].split("[")[0] in {"torch", "jax", "functorch", "node"}
+                    owner.split(".")[0].split("[")[0] in {"torch", "jax", "functorch", "node", "output"}
                     or "sys.modules[" in owner
                 ):
                     yield node.attr

@@ -311,6 +311,16 @@ def test_shapes_of_tensors_without_numbers(library, impl):
     assert (output.shape, output.device.type) == (query.shape, "meta")
 
 
+@pytest.mark.parametrize("name", ["scale", "softcap"])
+def test_a_number_that_differs_from_call_to_call(library, name):
+    """From the second value on, torch compiles for any: the number is a symbol."""
+    x = library.array(normal(2, 4, 5, 8))
+    attend = lambda number: ax.flash_attention(x, x, x, **{name: number})
+    compiled = importlib.import_module("torch").compile(attend, fullgraph=True, backend="eager")
+    for number in (0.3, 0.5, 0.7):
+        np.testing.assert_allclose(to_numpy(compiled(number)), to_numpy(attend(number)), atol=1e-6)
+
+
 @pytest.mark.parametrize("options", [{}, {"is_causal": True, "bias": True, "sinks": True}], ids=["plain", "options"])
 def test_forward_mode_inside_forward_mode(library, options):
     """A rule of our own for forward mode would hide its changes from another one around it."""

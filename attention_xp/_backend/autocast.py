@@ -10,7 +10,7 @@ from attention_xp._backend.libraries import is_torch_namespace
 from attention_xp._backend.modes import is_compiling
 from attention_xp._typing import Array, Namespace
 
-__all__ = ["NOTHING", "may_differ", "outside_autocast", "sheltered", "unnarrowed"]
+__all__ = ["NOTHING", "may_differ", "narrows", "outside_autocast", "sheltered", "unnarrowed"]
 
 _SHELTERED: ContextVar[bool] = ContextVar("sheltered", default=False)  # whether one of our contexts has switched it off
 NOTHING: AbstractContextManager[Any] = nullcontext()
@@ -18,12 +18,12 @@ NOTHING: AbstractContextManager[Any] = nullcontext()
 
 def outside_autocast(xp: Namespace, array: Array) -> AbstractContextManager[Any]:
     """Return a context in which torch narrows no product by itself."""
-    if is_torch_namespace(xp) and _narrows(array):
+    if is_torch_namespace(xp) and narrows(array):
         return sys.modules["torch"].autocast(array.device.type, enabled=False)  # type: ignore[no-any-return]
     return NOTHING
 
 
-def _narrows(array: Array) -> bool:
+def narrows(array: Array) -> bool:
     """Whether torch narrows products of a tensor."""
     kind = array.device.type
     return kind != "meta" and bool(sys.modules["torch"].is_autocast_enabled(kind))
@@ -31,7 +31,7 @@ def _narrows(array: Array) -> bool:
 
 def may_differ(xp: Namespace, a: Array, b: Array) -> bool:
     """Whether dtypes of two arrays may differ: under autocast, which makes one dtype of all but float64."""
-    if not is_torch_namespace(xp) or not _narrows(a):
+    if not is_torch_namespace(xp) or not narrows(a):
         return False
     return bool(max(a.dtype.itemsize, b.dtype.itemsize) <= 4)
 
@@ -49,7 +49,7 @@ def unnarrowed(xp: Namespace, array: Array) -> tuple[Namespace, AbstractContextM
     """Return a context in which torch narrows no product, and the namespace for it."""
     if not is_torch_namespace(xp) or is_compiling(xp):
         return xp, outside_autocast(xp, array)
-    if not _narrows(array) and not _SHELTERED.get():
+    if not narrows(array) and not _SHELTERED.get():
         return xp, NOTHING
     from attention_xp._backend.unnarrowed import NAMESPACE  # noqa: PLC0415  # imports torch
 

@@ -26,7 +26,10 @@ __all__ = [
 
 def shares_keys() -> bool:
     """Whether torch's ``context_parallel`` is active, which replaces torch's kernel by one of its own."""
-    kernel = sys.modules["torch"].nn.functional.scaled_dot_product_attention
+    torch = sys.modules["torch"]
+    kernel = torch.nn.functional.scaled_dot_product_attention
+    if kernel is torch._C._nn.scaled_dot_product_attention:
+        return False
     return str(getattr(kernel, "__module__", None)).startswith("torch.distributed.tensor.experimental")
 
 
@@ -100,7 +103,12 @@ def is_traced() -> bool:
 
 def is_plain() -> bool:
     """Whether torch is in no special mode, so that a call depends on its arguments alone; JAX's modes show in arrays."""
-    return not is_traced() and ("torch" not in sys.modules or not in_forward_mode())
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return True
+    if torch.compiler.is_compiling() or _has_levels(torch) or torch.jit.is_tracing():
+        return False
+    return bool(torch.autograd.forward_ad._current_level < 0)
 
 
 def is_jit_tracing() -> bool:

@@ -39,10 +39,14 @@ def with_rows(xp: Namespace, buffer: Array, units: Array, slots: Array, keep: Ar
 
 def put_rows(xp: Namespace, buffer: Array, units: Array, slots: Array, keep: Array | None, rows: Array) -> Array:
     """Do the same in the buffer itself, and return it; on JAX, return a copy. `keep` is None where all rows are kept."""
-    if is_jax_namespace(xp):
-        keep = xp.ones_like(units, dtype=xp.bool) if keep is None else keep
-        return with_rows(xp, buffer, units, slots, keep, rows)
     if rows.shape[0] == 0:
+        return buffer
+    if not (is_torch_namespace(xp) or is_cupy_namespace(xp) or is_numpy_namespace(xp)):
+        keep = xp.ones_like(units, dtype=xp.bool) if keep is None else keep
+        written = with_rows(xp, buffer, units, slots, keep, rows)
+        if is_jax_namespace(xp):
+            return written
+        buffer[...] = written  # the standard writes to no places that arrays say
         return buffer
     if keep is not None:
         units, slots, rows = _repeated(xp, buffer, units, slots, keep, rows)

@@ -55,14 +55,14 @@ def _called(
     check_options(function, options)
     query, key, value = arrays
     name = library_name(common_namespace(query=query, key=key, value=value))
-    if name not in _MODULES:
-        raise TypeError(f"{function.__name__} computes with arrays of torch or JAX, got arrays of {name}")
     if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float)):
         raise TypeError(f"timeout must be a number of seconds, got {type(timeout).__name__}")
     if timeout is not None and not timeout > 0:
         raise ValueError(f"timeout must be positive, got {timeout}")
     check_layout(layout)
     check_flag("return_lse", return_lse)
+    if name not in _MODULES:
+        raise TypeError(f"{function.__name__} computes with arrays of torch or JAX, got arrays of {name}")
     computed = getattr(import_module(_MODULES[name]), function.__name__)
     return computed(
         *(query, key, value, mask, dropout_rate, dict(options)),

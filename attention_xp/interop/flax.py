@@ -11,10 +11,13 @@ from flax.nnx.nn import dtypes
 
 from attention_xp import MultiHeadParams, flash_attention, scaled_dot_product_attention
 from attention_xp._backend.dtypes import computation_dtype
+from attention_xp._checks.numbers import check_number
+from attention_xp.interop._border import as_flag, converted, named_as
 
 __all__ = ["attention_fn", "multi_head_params"]
 
 
+@named_as({"rng": "dropout_rng"})
 def attention_fn(
     query: jax.Array,
     key: jax.Array,
@@ -110,19 +113,25 @@ def attention_fn(
     True
     """
     del force_fp32_for_softmax
+    if module is not None and not hasattr(module, "sow"):
+        raise TypeError(f"module must be a module of linen or nnx, got {type(module).__name__}")
     _refuse(
         einsum_dot_general=einsum_dot_general,
         qk_attn_weights_einsum=qk_attn_weights_einsum,
         attn_weights_value_einsum=attn_weights_value_einsum,
     )
-    drops = not deterministic and dropout_rate > 0.0
+    query, key, value = converted(jnp.asarray, query=query, key=key, value=value)
+    drops = not as_flag("deterministic", deterministic) and check_number("dropout_rate", dropout_rate) > 0.0
     if drops and dropout_rng is None:
         raise ValueError(f"dropout_rng is required where dropout_rate is {dropout_rate} and not deterministic")
+    if dtype is not None:
+        (dtype,) = converted(jnp.dtype, dtype=dtype)
     q, k, v = _heads_first(*promote_dtype((query, key, value), dtype=dtype))
-    allowed = None if mask is None else jnp.asarray(mask).astype(bool)
+    (allowed,) = (None,) if mask is None else converted(lambda a: jnp.asarray(a).astype(bool), mask=mask)
+    (added,) = (None,) if bias is None else converted(jnp.asarray, bias=bias)
     options: dict[str, Any] = {
-        "bias": None if bias is None else jnp.asarray(bias).astype(computation_dtype(jnp, q.dtype)),
-        "is_causal": bool(is_causal),
+        "bias": None if added is None else added.astype(computation_dtype(jnp, q.dtype)),
+        "is_causal": as_flag("is_causal", is_causal),
         "query_offset": 0,
         "impl": "auto" if precision is None else "dense",  # whose products are differentiated with their precision
     }
@@ -131,7 +140,7 @@ def attention_fn(
             output, weights = scaled_dot_product_attention(q, k, v, allowed, **options)
             _sow(module, weights if jnp.ndim(query) > 3 else weights[0])
         if drops or module is None:
-            options |= _dropout(q, dropout_rng, broadcast_dropout) if drops else {}
+            options |= _dropout(q, dropout_rng, as_flag("broadcast_dropout", broadcast_dropout)) if drops else {}
             output = flash_attention(q, k, v, allowed, dropout_rate if drops else 0.0, **options)
     output = jnp.swapaxes(output, -3, -2)  # (..., H, Sq, Dv) -> (..., Sq, H, Dv)
     return output if jnp.ndim(query) > 3 else output[0]
@@ -144,12 +153,18 @@ def _heads_first(query: Any, key: Any, value: Any) -> tuple[Any, ...]:
         and key.shape[-3:-1] == value.shape[-3:-1]
         and key.shape[-1] == query.shape[-1]
         and query.shape[-2] % max(key.shape[-2], 1) == 0
+        and _join(query.shape[:-3], key.shape[:-3], value.shape[:-3])
     ):
         raise ValueError(
             "query, key and value do not fit: expected (..., Sq, H, D), (..., Sk, Hkv, D) and (..., Sk, Hkv, Dv), H a "
             f"multiple of Hkv, got {query.shape}, {key.shape} and {value.shape}"
         )
     return tuple(jnp.swapaxes(a if a.ndim > 3 else a[None], -3, -2) for a in (query, key, value))
+
+
+def _join(*batches: tuple[int, ...]) -> bool:
+    """Whether batch axes broadcast."""
+    return all(len({n for n in sizes if n != 1}) < 2 for sizes in zip(*batches, strict=True))
 
 
 def _dropout(query: Any, rng: Any, is_broadcast: bool) -> dict[str, Any]:
@@ -171,7 +186,7 @@ def _precision(given: Any) -> AbstractContextManager[Any]:
         return nullcontext()
     try:
         (precision,) = set(map(jax.lax.Precision, given if isinstance(given, tuple) else (given,)))
-    except ValueError:
+    except (TypeError, ValueError):
         raise NotImplementedError(
             f"precision must be one jax.lax.Precision, or its name, for both factors, got {given!r}"
         ) from None

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import reduce
-from operator import and_, index
+from operator import and_
 from typing import Any, Literal, overload
 
 import jax
@@ -11,10 +11,19 @@ from jax.typing import ArrayLike
 
 from attention_xp import flash_attention
 from attention_xp._backend.dtypes import computation_dtype
+from attention_xp._checks.arrays import shapes
+from attention_xp.interop._border import as_flag, as_index, check_broadcast, converted, named_as
 from attention_xp.masks import ArrayMask, Mask, WindowMask
 
 __all__ = ["dot_product_attention"]
 
+_THEIRS = {
+    "query_lengths": "query_seq_lengths",
+    "key_lengths": "key_value_seq_lengths",
+    "window": "local_window_size",
+    "impl='fused'": "implementation='cudnn'",
+    "impl='dense' and impl='tiled'": "implementation='xla'",
+}
 _IMPLEMENTATIONS: dict[str | None, Any] = {None: "auto", "xla": "dense", "cudnn": "fused"}
 
 
@@ -50,6 +59,7 @@ def dot_product_attention(
     implementation: Literal["xla", "cudnn"] | None = None,
     return_residual: Literal[True],
 ) -> tuple[jax.Array, jax.Array]: ...
+@named_as(_THEIRS)
 def dot_product_attention(
     query: ArrayLike,
     key: ArrayLike,
@@ -128,11 +138,16 @@ def dot_product_attention(
     >>> bool(jnp.allclose(output, jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=(2, 0)), atol=1e-5))
     True
     """
-    if implementation not in _IMPLEMENTATIONS:
+    chosen: Any = implementation
+    if not isinstance(chosen, str | None) or chosen not in _IMPLEMENTATIONS:
         raise ValueError(f"implementation must be 'xla', 'cudnn' or None, got {implementation!r}")
+    query, key, value = converted(jnp.asarray, query=query, key=key, value=value)
     q, k, v = _inputs(query, key, value)
-    shape = jnp.shape(jnp.asarray(query))
-    factor: Any = scale
+    shape, sizes = query.shape, (len(q), *q.shape[1:3], k.shape[2])
+    (bias,) = (None,) if bias is None else converted(jnp.asarray, bias=bias)
+    (mask,) = (None,) if mask is None else converted(jnp.asarray, mask=mask)
+    check_broadcast("(B, N, T, S)", sizes, bias=bias, mask=mask)
+    wants_residual = as_flag("return_residual", return_residual)
     wide = computation_dtype(jnp, q.dtype)
     result: Any = flash_attention(
         q,
@@ -140,30 +155,37 @@ def dot_product_attention(
         v,
         _rule(mask, local_window_size),
         bias=None if bias is None else _with_four_axes("bias", bias).astype(wide),
-        is_causal=bool(is_causal),
+        is_causal=as_flag("is_causal", is_causal),
         query_offset=0,
         query_lengths=_lengths("query_seq_lengths", query_seq_lengths, len(k)),
         key_lengths=_lengths("key_value_seq_lengths", key_value_seq_lengths, len(k)),
-        scale=factor if factor is None or isinstance(factor, int | float) else jnp.asarray(factor, wide),
+        scale=_factor(scale, wide),
         impl=_IMPLEMENTATIONS[implementation],
-        return_lse=bool(return_residual),
+        return_lse=wants_residual,
     )
-    if not return_residual:
+    if not wants_residual:
         return jnp.reshape(jnp.swapaxes(result, 1, 2), shape)
     output, lse = result
     residual = jax.lax.stop_gradient(jnp.swapaxes(lse, 1, 2).astype(q.dtype))  # (B, N, T) -> (B, T, N)
     return jnp.reshape(jnp.swapaxes(output, 1, 2), shape), jnp.reshape(residual, shape[:-1])
 
 
+def _factor(scale: Any, dtype: Any) -> Any:
+    """Return the factor of the scores; one that is no plain number is an array without axes."""
+    if scale is None or isinstance(scale, int | float):
+        return scale
+    return converted(jnp.asarray, scale=scale)[0].astype(dtype)
+
+
 def _inputs(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
     """Return query, key and value ``(B, K, S, H)``, as alike as the original wants them."""
     q, k, v = (_with_four_axes(name, a) for name, a in (("query", query), ("key", key), ("value", value)))
     if v.shape != k.shape:
-        raise ValueError(f"value must have the shape of key: expected {k.shape}, got {v.shape}")
+        raise ValueError(f"value must have the shape of key, {shapes(key=key, value=value)}")
     if len(q) != len(k) or q.shape[-1] != k.shape[-1] or q.shape[2] % max(k.shape[2], 1):
         raise ValueError(
-            "query does not fit key: expected query (B, T, N, H), key (B, S, K, H), N a multiple of K, got query "
-            f"{q.shape}, key {k.shape}"
+            "query does not fit key: expected query (B, T, N, H), key (B, S, K, H), N a multiple of K, "
+            f"{shapes(query=query, key=key)}"
         )
     for name, a in (("query", q), ("value", v)):
         if a.dtype != k.dtype:
@@ -173,7 +195,7 @@ def _inputs(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
 
 def _with_four_axes(name: str, given: Any) -> Any:
     """Return an array with axes of length 1 in front."""
-    array = jnp.asarray(given)
+    (array,) = converted(jnp.asarray, **{name: given})
     if array.ndim > 4:
         raise ValueError(f"{name} must have at most 4 axes, got {name} {array.shape}")
     return jnp.reshape(array, (1,) * (4 - array.ndim) + array.shape)
@@ -183,7 +205,7 @@ def _lengths(name: str, given: Any, batch: int) -> Any:
     """Return lengths as the original wants them."""
     if given is None:
         return None
-    lengths = jnp.asarray(given)
+    (lengths,) = converted(jnp.asarray, **{name: given})
     if lengths.shape != (batch,) or lengths.dtype != jnp.int32:
         raise ValueError(f"{name} must be int32 (B,) = ({batch},), got {lengths.dtype} {lengths.shape}")
     return lengths
@@ -198,7 +220,10 @@ def _rule(mask: Any, window: Any) -> Mask | None:
             raise ValueError(f"mask must be boolean, got {array.dtype}: what is added to the scores goes into bias")
         rules.append(ArrayMask(array))
     if window is not None:
-        rules += _window(*map(index, window if isinstance(window, Sequence) else (window, window)))
+        sides = window if isinstance(window, Sequence) else (window, window)
+        if len(sides) != 2:
+            raise ValueError(f"local_window_size must be an int or a pair (left, right), got {window!r}")
+        rules += _window(*(as_index("local_window_size", side) for side in sides))
     return reduce(and_, rules) if rules else None
 
 

@@ -5,13 +5,20 @@ from typing import Any
 import keras
 
 from attention_xp import MultiHeadParams, flash_attention as attend
+from attention_xp.interop._border import as_flag, check_broadcast, converted, named_as
 
 __all__ = ["dot_product_attention", "multi_head_params"]
 
+_THEIRS = {
+    "softcap": "attn_logits_soft_cap",
+    "impl='fused'": "flash_attention=True",
+    "impl='dense' and impl='tiled'": "flash_attention=False",
+}
 _BACKENDS = ("numpy", "torch", "jax")
 _IMPLEMENTATIONS: dict[bool | None, Any] = {None: "auto", True: "fused", False: "dense"}
 
 
+@named_as(_THEIRS)
 def dot_product_attention(
     query: Any,
     key: Any,
@@ -80,7 +87,9 @@ def dot_product_attention(
     >>> bool(keras.ops.max(abs(output - keras.ops.dot_product_attention(x, x, x, is_causal=True))) < 1e-5)
     True
     """
-    options = is_causal, flash_attention, attn_logits_soft_cap
+    if flash_attention is not None:
+        flash_attention = as_flag("flash_attention", flash_attention)
+    options = as_flag("is_causal", is_causal), flash_attention, attn_logits_soft_cap
     if any(isinstance(x, keras.KerasTensor) for x in (query, key, value)):
         return _Attention(*options).symbolic_call(query, key, value, bias=bias, mask=mask, scale=scale)
     return _attend(query, key, value, bias, mask, scale, *options)
@@ -118,17 +127,21 @@ def _attend(
     """Attend with tensors of the backend, or what it makes tensors of."""
     _check_backend()
     convert = keras.ops.convert_to_tensor
-    query, key, value = convert(query), convert(key), convert(value)
+    query, key, value = converted(convert, query=query, key=key, value=value)
     _check_shapes(query, key, value)
+    (mask,) = (None,) if mask is None else converted(convert, mask=mask)
+    (bias,) = (None,) if bias is None else converted(convert, bias=bias)
+    (B, T, N, _), S = query.shape, key.shape[1]
+    check_broadcast("(B, N, T, S)", (B, N, T, S), bias=bias, mask=mask)
     dtype = keras.backend.result_type(query.dtype, key.dtype, value.dtype)
     q, k, v = (keras.ops.swapaxes(keras.ops.cast(x, dtype), 1, 2) for x in (query, key, value))  # (B, K, S, H)
     output = attend(
         q,
         k,
         v,
-        None if mask is None else keras.ops.cast(convert(mask), "bool"),
-        bias=None if bias is None else convert(bias, dtype=dtype),
-        is_causal=bool(is_causal),
+        None if mask is None else keras.ops.cast(mask, "bool"),
+        bias=None if bias is None else keras.ops.cast(bias, dtype),
+        is_causal=is_causal,
         query_offset=0,
         scale=scale,
         softcap=softcap,

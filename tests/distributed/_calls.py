@@ -51,7 +51,11 @@ CALLS: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
     "sinks": lambda make, rows: {"sinks": make(normal(H)), "is_causal": True},
     "sinks alone": lambda make, rows: {"sinks": make(normal(H)), "mask": PrefixMask(0)},
     "offset": lambda make, rows: {"is_causal": True, "query_offset": 3, "key_offset": 1},
-    "ids": lambda make, rows: {"item_ids": make(np.asarray([5, 3])), "mask": FunctionMask(diagonals)},
+    "ids": lambda make, rows: {
+        "item_ids": make(np.asarray([5, 3])),
+        "head_ids": make(np.asarray([6, 1, 0, 4])),
+        "mask": FunctionMask(diagonals),
+    },
     "all": lambda make, rows: {
         "mask": CausalMask() | PrefixMask(2),
         "window": (9, 9),

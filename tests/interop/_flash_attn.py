@@ -14,6 +14,8 @@ from attention_xp.interop.flash_attn import (
     flash_attn_kvpacked_func,
     flash_attn_qkvpacked_func,
     flash_attn_varlen_func,
+    flash_attn_varlen_kvpacked_func,
+    flash_attn_varlen_qkvpacked_func,
     flash_attn_with_kvcache,
 )
 from tests._backends import Backend, to_numpy
@@ -152,6 +154,40 @@ def dense_call(seed: int, library: Backend, dtype: str) -> Found:
     return Found([*pairs, (found[2], np.zeros((0,)))], (kind, B, H, Hkv, Sq, Sk, D, options))
 
 
+def varlen_packed_call(seed: int, library: Backend, dtype: str) -> Found:
+    """A random call on packed sequences whose keys and values, or all three, lie in one array."""
+    make = Maker(seed, library, dtype)
+    draw, (H, Hkv), has_all = make.draw, make.heads(), make.draw.random() < 0.5
+    N, D = draw.randint(1, 4), draw.choice([5, 8])
+    many = [[draw.randint(0, 7) for _ in range(N)] for _ in range(1 if has_all else 2)]
+    bounds = [np.concatenate([[0], np.cumsum(n)]) for n in many]
+    both, ours, slopes = make.options(N, H)
+    options = {**both, **ours, "return_attn_probs": True}
+    behind = draw.choice([0, 2])
+    if has_all:
+        qkv, packed = make.normal(bounds[0][-1] + behind, 3, H, D)
+        q, k, v = (qkv[:, i] for i in range(3))
+        found = flash_attn_varlen_qkvpacked_func(packed, make.integers(bounds[0]), max(many[0]), **options)
+    else:
+        (q, ours_q), (kv, packed) = make.normal(bounds[0][-1] + behind, H, D), make.normal(bounds[1][-1], 2, Hkv, D)
+        k, v = kv[:, 0], kv[:, 1]
+        found = flash_attn_varlen_kvpacked_func(ours_q, packed, *map(make.integers, bounds), *map(max, many), **options)
+    wanted = sequences(q, k, v, bounds[0], bounds[-1], slopes, both)
+    return Found(
+        [*zip(found[:2], wanted, strict=True), (found[2], np.zeros((0,)))], (has_all, H, Hkv, D, many, options)
+    )
+
+
+def sequences(q: Any, k: Any, v: Any, begin: Any, of_keys: Any, slopes: Any, both: Any) -> tuple[Any, Any]:
+    """Output and log-sum-exp of packed sequences."""
+    out, lse = np.zeros((len(q), q.shape[1], v.shape[2])), np.full((q.shape[1], len(q)), np.inf)
+    for i, (rows, keys) in enumerate(zip(pairwise(begin), pairwise(of_keys), strict=True)):
+        own = slice(*rows)
+        parts = q[own], *(a[slice(*keys)] for a in (k, v))
+        out[own], lse[:, own], _ = sequence(*parts, slopes=slopes[i], **both)
+    return out, lse
+
+
 def varlen_call(seed: int, library: Backend, dtype: str) -> Found:
     """A random call on packed sequences, whose keys may lie in pages."""
     make = Maker(seed, library, dtype)
@@ -174,10 +210,7 @@ def varlen_call(seed: int, library: Backend, dtype: str) -> Found:
         ours_q, ours_k, ours_v, *map(make.integers, bounds), max(many[0]), max(many[1]) + draw.choice([0, 3]),
         return_attn_probs=True, **both, **ours,
     )  # fmt: skip
-    out, lse = np.zeros((len(q), H, Dv)), np.full((H, len(q)), np.inf)
-    for i in range(N):
-        rows, keys = (slice(b[i], b[i + 1]) for b in bounds)
-        out[rows], lse[:, rows], _ = sequence(q[rows], k[keys], v[keys], slopes=slopes[i], **both)
+    out, lse = sequences(q, k, v, *bounds, slopes, both)
     return Found([(found[0], out), (found[1], lse), (found[2], np.zeros((0,)))], (paged, H, Hkv, D, many, both, ours))
 
 
@@ -277,4 +310,4 @@ def turn(
     return q, k, {"rotary_cos": ours_cos, "rotary_sin": ours_sin, "rotary_interleaved": interleaved}
 
 
-CALLS = {"dense": dense_call, "varlen": varlen_call, "kvcache": cache_call}
+CALLS = {"dense": dense_call, "varlen": varlen_call, "varlen packed": varlen_packed_call, "kvcache": cache_call}

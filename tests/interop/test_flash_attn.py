@@ -36,6 +36,8 @@ SIGNATURES = {
     "flash_attn_kvpacked_func": (["q", "kv"], SHARED),
     "flash_attn_qkvpacked_func": (["qkv"], SHARED),
     "flash_attn_varlen_func": (["q", "k", "v", *BOUNDS], SHARED | {"block_table": None}),
+    "flash_attn_varlen_kvpacked_func": (["q", "kv", *BOUNDS], SHARED),
+    "flash_attn_varlen_qkvpacked_func": (["qkv", "cu_seqlens", "max_seqlen"], SHARED),
     "flash_attn_with_kvcache": (["q", "k_cache", "v_cache"], OF_CACHE),
 }
 
@@ -55,6 +57,7 @@ def test_signature(name):
 IN_JAX = {
     "dense": [0, 3],
     "varlen": [20],
+    "varlen packed": [1],
     "kvcache": [22],
 }  # few, with many options: each call compiles for a second or more
 
@@ -96,7 +99,7 @@ def test_rows_without_keys(library):
     assert not to_numpy(out)[:, :3].any()
     assert to_numpy(out)[:, 3:].any()
     assert np.isposinf(to_numpy(lse)).tolist() == [[[True, True, True, False, False]] * 2]
-    out, lse, _ = flash_attn_func(q, k[:, :0], k[:, :0], return_attn_probs=True)
+    out, lse, _ = flash_attn_func(q, k[:, :0, ...], k[:, :0, ...], return_attn_probs=True)
     assert not to_numpy(out).any()
     assert np.isposinf(to_numpy(lse)).all()
 

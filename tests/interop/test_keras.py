@@ -143,7 +143,7 @@ def test_flash_attention():
         ({"value": (B, S + 1, K, H)}, "expected .B, T, N, H."),
         ({"query": (B, T, 3, H)}, "N a multiple of K"),
         ({"mask": (3, 1, T, S)}, "mask does not broadcast"),
-        ({"attn_logits_soft_cap": -1.0}, "softcap must be positive"),
+        ({"attn_logits_soft_cap": -1.0}, "attn_logits_soft_cap must be positive"),
     ],
 )
 def test_what_does_not_fit(change, named):

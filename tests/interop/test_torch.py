@@ -128,6 +128,12 @@ def test_autocast_gives_its_dtype():
     assert_close(found, wanted)
 
 
+def test_shapes_of_tensors_without_numbers():
+    x = torch.empty(2, 4, 5, 8, device="meta")
+    output = scaled_dot_product_attention(x, x, x, is_causal=True)
+    assert (output.shape, output.device) == (x.shape, x.device)
+
+
 def test_dropout_is_that_of_the_global_generator_or_of_a_seed():
     x = normal(1, 2, 64, 8)
     calls = []

@@ -235,9 +235,9 @@ def test_dropout_only_while_a_layer_trains() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"head_mask": torch.ones(4)}, NotImplementedError, "head_mask is not known"),
-        ({"sinks": torch.ones(2, 4, 6, 1)}, NotImplementedError, "sinks is not known"),
-        ({"indices": torch.zeros(2, 6, 3)}, NotImplementedError, "indices is not known"),
+        ({"head_mask": torch.ones(4)}, NotImplementedError, "'head_mask' is not known"),
+        ({"sinks": torch.ones(2, 4, 6, 1)}, NotImplementedError, "'sinks' is not known"),
+        ({"indices": torch.zeros(2, 6, 3)}, NotImplementedError, "'indices' is not known"),
         ({"sliding_window": 4}, NotImplementedError, "sliding_window needs the attention_mask"),
         ({"cu_seq_lens_q": torch.tensor([0, 6])}, NotImplementedError, "cu_seq_lens_q needs the attention_mask"),
         ({"attention_mask": "carried"}, ValueError, r"was made for \(Sq, Sk\) = \(3, 5\), got \(6, 9\)"),

@@ -7,12 +7,15 @@ a series of sizes beside the one that was chosen. Run it again when a kernel cha
 import math
 from typing import NamedTuple
 
+from attention_xp._backend.dtypes import dtype_name
 from attention_xp._backend.libraries import library_name
+from attention_xp._backend.processor import has_bfloat16_products
 from attention_xp._backend.sizes import is_open
+from attention_xp._engine.plan.host import is_for_numpy, may_need_gradients
 from attention_xp._engine.plan.tile_sizes import FOLD
 from attention_xp._engine.problem.problem import Problem
 
-__all__ = ["formula_is_faster", "sdpa_is_faster"]
+__all__ = ["formula_is_faster", "sdpa_is_faster", "sdpa_is_faster_wide", "sdpa_is_slow_for_few_rows"]
 
 
 class _Border(NamedTuple):
@@ -29,6 +32,16 @@ _BORDERS = {
     "jax": _Border(2**13, 2**14),
 }
 _UNMEASURED = _Border(2**16, 2**16)  # cupy, strict
+_RULED = (
+    2**17,
+    2**18,
+)  # scores, and numbers of all keys, from which NumPy's tiles are faster on torch's tensors under rules
+_FEW_ROWS = 32  # of a key/value head
+_PADDED_KEYS = (
+    2**21
+)  # numbers of all keys from which, for few rows, a copy without padding is slower than NumPy's tiles
+_LARGE_HEAD = 2**21  # bytes of the keys of a head, with which its values no longer stay in the second-level cache
+_NARROW_GRADIENTS = 2**15  # scores of a head from which torch's gradients are faster in bfloat16, with a unit for it
 _UNEQUAL_WIDTHS = 2**14  # scores from which torch's own way for Dv != D is slower than ours
 
 
@@ -37,16 +50,51 @@ def formula_is_faster(problem: Problem) -> bool:
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
     if is_open(Sq, Sk, *problem.lead):
         return False  # whatever the sizes turn out to be, tiles keep the memory in proportion
-    border = _BORDERS.get(library_name(problem.xp), _UNMEASURED)
     shares = problem.group > 1 and Sq <= FOLD
+    if problem.rules and is_for_numpy(problem) and not (shares and may_need_gradients(problem)):
+        # The formula first looks for keys that are not finite, and copies them all.
+        return _scores(problem) < _RULED[0] and math.prod(problem.key.shape) < _RULED[1]
+    border = _BORDERS.get(library_name(problem.xp), _UNMEASURED)
     rows = Sq * problem.group if shares else Sq
     is_small = rows * Sk < border.of_a_job or (_scores(problem) < border.in_all and not shares)
-    return rows <= border.rows or is_small
+    return rows <= border.rows or is_small or sdpa_is_slow_for_few_rows(problem)
 
 
 def sdpa_is_faster(problem: Problem) -> bool:
     """Return whether torch's kernel is faster than ours: where ``Dv != D``, torch computes the plain formula."""
     return bool(problem.query.shape[-1] == problem.value.shape[-1]) or _scores(problem) < _UNEQUAL_WIDTHS
+
+
+def sdpa_is_slow_for_few_rows(problem: Problem) -> bool:
+    """Return whether our kernels are faster than torch's on the CPU for a few rows on many keys, as in decoding.
+
+    Torch's kernel computes the query heads of a group one by one, and reads their keys from memory for each; the formula
+    computes them in one product. Where keys are padded, a copy without the padding has to be made for torch's kernel; tiles
+    skip it. In 16 bits, ours would first have to widen all keys.
+    """
+    if not is_for_numpy(problem) or problem.query.dtype != problem.dtype:
+        return False
+    if problem.query.shape[-2] * problem.group > _FEW_ROWS:
+        return False
+    if problem.rules:
+        is_padded = any(rule._as_lengths is not None for rule in problem.rules)
+        return is_padded and math.prod(problem.key.shape) >= _PADDED_KEYS
+    numbers = problem.key.shape[-2] * problem.key.shape[-1]
+    return problem.group > 1 and bool(numbers * problem.dtype.itemsize >= _LARGE_HEAD)
+
+
+def sdpa_is_faster_wide(problem: Problem) -> bool:
+    """Return whether torch's kernel and its gradients are faster on the CPU in 32 bits than in the 16 of the inputs.
+
+    Backward in 16 bits takes up to sixteen times as long as in 32 where the processor multiplies no such matrices. Forward
+    alone, 16 bits are as fast in float16 and faster in bfloat16.
+    """
+    kind = dtype_name(problem.query.dtype)
+    if kind not in ("float16", "bfloat16") or problem.query.device.type != "cpu":
+        return False
+    if kind == "float16" or not has_bfloat16_products():
+        return True
+    return bool(problem.query.shape[-2] * problem.key.shape[-2] < _NARROW_GRADIENTS)
 
 
 def _scores(problem: Problem) -> int:

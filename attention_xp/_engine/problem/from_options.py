@@ -54,7 +54,8 @@ def array_options(mask: Any, bias: Any, o: AttentionOptions) -> dict[str, Any]:
         "key_lengths",
         "scale",
     ):
-        if not isinstance(o[name], int) and hasattr(o[name], "dtype") and not isinstance(o[name], Real):
+        # Numbers first: torch cannot trace what attributes a symbol has.
+        if not isinstance(o[name], (int, float)) and hasattr(o[name], "dtype") and not isinstance(o[name], Real):
             given[name] = o[name]
     return {name: a for name, a in given.items() if a is not None}
 

@@ -50,6 +50,8 @@ def known_call(
             *options.items(),
             *map(_kind, options.values()),
         )
+        if is_tensor(query):
+            name = (*name, query.requires_grad or key.requires_grad or value.requires_grad)
         layout, fields = _KNOWN.get(name, _UNKNOWN)
         # Only torch has layouts.
         if layout is not None and not (query.layout is layout and key.layout is layout and value.layout is layout):

@@ -167,7 +167,7 @@ class Problem(Frame):
     @classmethod
     def _made_of(cls, fields: dict[str, Any], **arrays: Any) -> Self:
         problem = object.__new__(cls)  # setting the fields one by one takes as long as attention on small arrays
-        vars(problem).update(fields, **arrays)
+        object.__setattr__(problem, "__dict__", fields | arrays)
         return problem
 
     def with_keys(self, key: Any, value: Any) -> Self:
@@ -204,8 +204,8 @@ class Problem(Frame):
     def once(self, question: Callable[..., _T], *more: Any) -> _T:
         """Return ``question(self, *more)``; for a known call, the answer is kept for later calls of the same kind.
 
-        The answer may depend on types, sizes, dtypes, devices and plain options, and on nothing else: on no number in an array,
-        no stride, and not on whether gradients are recorded.
+        The answer may depend on types, sizes, dtypes, devices and plain options, on whether one of query, key and value requires
+        gradients, and on nothing else: on no number in an array, no stride, and not on whether gradients are recorded.
         """
         if self.answers is None:
             return question(self, *more)
@@ -213,6 +213,11 @@ class Problem(Frame):
         if name not in self.answers:
             self.answers[name] = question(self, *more)
         return self.answers[name]  # type: ignore[no-any-return]
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the call is of a known kind, and therefore in no trace, transformation or forward mode."""
+        return self.answers is not None
 
     @classmethod
     def _checked(

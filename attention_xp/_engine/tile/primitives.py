@@ -3,7 +3,7 @@
 A walker has types of its own for keys, for values and for which pairs are allowed: the step passes them on as they came.
 """
 
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from typing import Protocol, TypeVar
 
 from attention_xp._engine.plan.plan import Bounds
@@ -24,7 +24,7 @@ __all__ = [
     "ValueT_contra",
 ]
 
-AllowedT = TypeVar("AllowedT", bound=Sized)  # an array or a list, and never None
+AllowedT = TypeVar("AllowedT", bound=Sized | Callable[[], Array])  # an array, a list, or what gives one; never None
 KeyT_contra = TypeVar("KeyT_contra", contravariant=True)
 ValueT_contra = TypeVar("ValueT_contra", contravariant=True)
 

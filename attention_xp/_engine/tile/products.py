@@ -18,6 +18,7 @@ __all__ = [
     "are_finite",
     "clean",
     "key_rows",
+    "quarantined_at_once",
     "quarantined_key",
     "quarantined_outputs",
     "query_key",
@@ -26,6 +27,9 @@ __all__ = [
     "value_rows",
     "weights_value",
 ]
+
+
+Product = Callable[[Array, Array, Namespace], Array]
 
 
 class Paged(ABC):
@@ -78,11 +82,13 @@ def are_finite(query: Array, key: Array) -> Array:
     return xp.all(xp.isfinite(query)) & xp.all(xp.isfinite(key))
 
 
-def weights_value(problem: Problem, weights: Array, value: Array, *, exclusive: bool) -> Array:
+def weights_value(
+    problem: Problem, weights: Array, value: Array, *, exclusive: bool, careful: Product | None = None
+) -> Array:
     """Return ``weights @ value``: (..., H, Sq, Sk) @ (..., Hkv, Sk, Dv) -> (..., H, Sq, Dv).
 
     With `exclusive`, some weights are exactly 0 by exclusion: a value that is not finite then reaches
-    those rows alone whose weight for it is positive.
+    those rows alone whose weight for it is positive. A walker may bring a `careful` product for that.
     """
     folded, xp = _fold(problem, weights), problem.xp
     if isinstance(value, Paged):
@@ -92,9 +98,8 @@ def weights_value(problem: Problem, weights: Array, value: Array, *, exclusive: 
         return _unfold(problem, outputs)
     if not exclusive:
         return _unfold(problem, _outputs(folded, value, xp))
-    return _unfold(
-        problem, by_value(xp, lambda: xp.all(xp.isfinite(value)), _outputs, quarantined_outputs, folded, value, xp)
-    )
+    careful = quarantined_outputs if careful is None else careful
+    return _unfold(problem, by_value(xp, lambda: xp.all(xp.isfinite(value)), _outputs, careful, folded, value, xp))
 
 
 def query_rows(problem: Problem, grad_scores: Array, key: Array, *, exclusive: bool) -> Array:
@@ -137,8 +142,8 @@ def value_rows(problem: Problem, weights: Array, rows: Array, *, exclusive: bool
 def silenced_rows(columns: Array, rows: Array, xp: Namespace) -> Array:
     """Return ``columns @ rows``, where a row that is not finite counts as 0 under a weight of 0, and as NaN otherwise."""
     is_bad = xp.any(~xp.isfinite(rows), axis=-1, keepdims=True)
-    reached = _outputs(columns, xp.astype(is_bad, rows.dtype), xp) > 0.0
-    return xp.where(reached, nan, _outputs(columns, clean(rows), xp))
+    products = _outputs(columns, xp.concat((clean(rows), xp.astype(is_bad, rows.dtype)), axis=-1), xp)
+    return xp.where(products[..., -1:] > 0.0, nan, products[..., :-1])
 
 
 def clean(key: Array) -> Array:
@@ -200,7 +205,22 @@ def _reached(weights: Array, value: Array) -> tuple[Array, Array]:
 def quarantined_outputs(weights: Array, value: Array, xp: Namespace) -> Array:
     """Return ``weights @ value``, where values that are not finite count as 0 under a weight of 0."""
     rises, falls = flags_by_value(xp, lambda: xp.all(xp.isfinite(value)), _reached, weights, value)
-    output = _outputs(weights, xp.where(xp.isfinite(value), value, 0.0), xp)
+    return _with_infinities(_outputs(weights, clean(value), xp), rises, falls, xp)
+
+
+def quarantined_at_once(weights: Array, value: Array, xp: Namespace) -> Array:
+    """Return the same by a single product, for values of which some are known not to be finite."""
+    width, beside = value.shape[-1], value[..., None, :]  # (..., n, 1, Dv)
+    kind = xp.reshape(xp.arange(3, device=device(value)), (1,) * (value.ndim - 1) + (3, 1))
+    source = xp.isnan(beside) | (beside == xp.where(kind == 1, inf, -inf))
+    operand = xp.where(kind == 0, clean(beside), xp.astype(source, value.dtype))  # (..., n, 3, Dv)
+    products = _outputs(weights, xp.reshape(operand, (*value.shape[:-1], 3 * width)), xp)
+    output, rises, falls = (products[..., i * width : (i + 1) * width] for i in range(3))
+    return _with_infinities(output, rises > 0.0, falls > 0.0, xp)
+
+
+def _with_infinities(output: Array, rises: Array, falls: Array, xp: Namespace) -> Array:
+    """Return outputs with the infinities that reach them; both of them make NaN."""
     output = xp.where(rises, inf, output)
     # One after the other: `jax_debug_nans` refuses an array of NaN, even if no entry of it is taken.
     output = xp.where(falls, -inf, output)

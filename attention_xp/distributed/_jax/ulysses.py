@@ -35,7 +35,7 @@ def ulysses_attention(
     """Exchange rows for heads, attend, and exchange them back; see the function of the package."""
     ranks = Ranks.of(query, key, mask, options, How(group, layout, return_lse, timeout))
     ranks.call(mask, dropout_rate, options)  # checks it
-    exchange = _Exchange.of(ranks, query, key)
+    exchange = _Exchange.of(ranks, query, key, options.get("head_ids"))
     query, key, value = spread((query, key, value), ranks)
     key, value = (exchange.repeated(x) for x in (key, value))
     output, lse = flash_attention(
@@ -53,19 +53,20 @@ def ulysses_attention(
 class _Exchange:
     """What each device gives away of its rows, and gets of its heads."""
 
-    def __init__(self, ranks: Ranks, H: int, Hkv: int) -> None:
+    def __init__(self, ranks: Ranks, H: int, Hkv: int, head_ids: Any) -> None:
         self.ranks, self.H, self.times = ranks, H, math.lcm(Hkv, ranks.n) // Hkv
         self.first = ranks.rank * (H // ranks.n)
+        self.ids = None if head_ids is None else jnp.asarray(head_ids)
 
     @classmethod
-    def of(cls, ranks: Ranks, query: Array, key: Array) -> "_Exchange":
+    def of(cls, ranks: Ranks, query: Array, key: Array, head_ids: Any) -> "_Exchange":
         """Check that there are heads for all devices."""
         if query.ndim < 3 or key.ndim < 3 or query.shape[-3] % ranks.n or query.shape[-3] % key.shape[-3]:
             raise ValueError(
                 f"the number of heads must be divisible by that of ranks, {ranks.n}, and by that of key/value heads: "
                 f"expected query (..., H, Sq, D) and key (..., Hkv, Sk, D), {shapes(query=query, key=key)}"
             )
-        return cls(ranks, query.shape[-3], key.shape[-3])
+        return cls(ranks, query.shape[-3], key.shape[-3], head_ids)
 
     def to_heads(self, x: Array) -> Array:
         """Return all rows of some heads: (..., H, S / n, D) -> (..., H / n, S, D)."""
@@ -85,10 +86,8 @@ class _Exchange:
 
     def own(self, given: Any) -> Any:
         """Return a mask or a bias as it is for all rows of these heads."""
-        return of_heads(with_arrays(given, self._of_pairs), self._heads(None))
-
-    def _heads(self, ids: Array | None) -> Heads:
-        return Heads(self.first, self.H, ids, dynamic_cut)
+        heads = Heads(self.first, self.H, self.ids, dynamic_cut)
+        return of_heads(with_arrays(given, self._of_pairs), heads)
 
     def _of_pairs(self, array: Array) -> Array:
         """Return an array of this device's rows and all heads as one of all rows and these heads."""
@@ -106,12 +105,8 @@ class _Exchange:
 
     def options(self, given: dict[str, Any]) -> dict[str, Any]:
         """Return the options of a call for these heads."""
-        ids, options = given.get("head_ids"), dict(given)
-        if ids is not None:
-            ids = jnp.asarray(ids)
-        options["head_ids"] = self._of_heads(jnp.arange(self.H, dtype=jnp.int32) if ids is None else ids, 0)
-        if given.get("bias") is not None:
-            options["bias"] = of_heads(with_arrays(given["bias"], self._of_pairs), self._heads(ids))
+        ids = jnp.arange(self.H, dtype=jnp.int32) if self.ids is None else self.ids
+        options = {**given, "head_ids": self._of_heads(ids, 0), "bias": self.own(given.get("bias"))}
         if given.get("sinks") is not None:
             options["sinks"] = self._of_heads(given["sinks"], 0)
         return options

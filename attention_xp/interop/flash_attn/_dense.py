@@ -6,11 +6,14 @@ from attention_xp._attention import flash_attention
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._checks.arrays import shapes
 from attention_xp._checks.numbers import check_flag
+from attention_xp.interop._border import named_as
 from attention_xp.interop.flash_attn._layout import (
+    THEIR_NAMES,
     as_theirs,
     known_draw,
     signed_weights,
     swapped,
+    taken_apart,
     their_lse,
     with_offset,
     without_weights,
@@ -20,6 +23,7 @@ from attention_xp.interop.flash_attn._options import check_arrays, check_axes, o
 __all__ = ["flash_attn_func", "flash_attn_kvpacked_func", "flash_attn_qkvpacked_func"]
 
 
+@named_as(THEIR_NAMES)
 def flash_attn_func(
     q: Any,
     k: Any,
@@ -136,6 +140,7 @@ def flash_attn_func(
     return as_theirs(swapped(xp, out)), their_lse(xp, lse), weights
 
 
+@named_as({"k": "kv[:, :, 0]", "v": "kv[:, :, 1]"})
 def flash_attn_kvpacked_func(
     q: Any,
     kv: Any,
@@ -184,7 +189,7 @@ def flash_attn_kvpacked_func(
     >>> flash_attn_kvpacked_func(np.ones((2, 3, 8, 64)), np.ones((2, 5, 2, 4, 64)), causal=True).shape
     (2, 3, 8, 64)
     """
-    k, v = _taken_apart("kv", kv, 2)
+    k, v = taken_apart("kv", kv, "(B, Sk, 2, Hkv, D)")
     return flash_attn_func(
         q,
         k,
@@ -201,6 +206,7 @@ def flash_attn_kvpacked_func(
     )
 
 
+@named_as({"q": "qkv[:, :, 0]", "k": "qkv[:, :, 1]", "v": "qkv[:, :, 2]"})
 def flash_attn_qkvpacked_func(
     qkv: Any,
     dropout_p: float = 0.0,
@@ -246,7 +252,7 @@ def flash_attn_qkvpacked_func(
     >>> flash_attn_qkvpacked_func(np.ones((2, 5, 3, 8, 64)), window_size=(2, 2)).shape
     (2, 5, 8, 64)
     """
-    q, k, v = _taken_apart("qkv", qkv, 3)
+    q, k, v = taken_apart("qkv", qkv, "(B, S, 3, H, D)")
     return flash_attn_func(
         q,
         k,
@@ -261,12 +267,3 @@ def flash_attn_qkvpacked_func(
         return_attn_probs,
         rng=rng,
     )
-
-
-def _taken_apart(name: str, packed: Any, count: int) -> list[Any]:
-    common_namespace(**{name: packed})
-    if packed.ndim != 5 or packed.shape[2] != count:
-        raise ValueError(
-            f"{name} must hold {count} arrays: expected {name} (B, S, {count}, H, D), {shapes(**{name: packed})}"
-        )
-    return [packed[:, :, i, :, :] for i in range(count)]

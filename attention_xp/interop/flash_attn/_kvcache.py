@@ -12,7 +12,8 @@ from attention_xp._rotary.cache import RotaryCache
 from attention_xp._rotary.embedding import rotary_embedding
 from attention_xp._typing import Array, Namespace
 from attention_xp.cache._paged import paged_attention
-from attention_xp.interop.flash_attn._layout import as_theirs, swapped, their_lse, with_offset
+from attention_xp.interop._border import named_as
+from attention_xp.interop.flash_attn._layout import THEIR_NAMES, as_theirs, swapped, their_lse, with_offset
 from attention_xp.interop.flash_attn._options import check_arrays, check_axes, options_of
 from attention_xp.interop.flash_attn._places import Places, item_integers
 from attention_xp.masks import LengthMask
@@ -20,6 +21,7 @@ from attention_xp.masks import LengthMask
 __all__ = ["flash_attn_with_kvcache"]
 
 
+@named_as({**THEIR_NAMES, "key": "k_cache", "value": "v_cache"})
 def flash_attn_with_kvcache(
     q: Any,
     k_cache: Any,

@@ -4,11 +4,34 @@ import math
 from typing import Any
 
 from attention_xp._attention import scaled_dot_product_attention
-from attention_xp._backend.libraries import device, is_tensor
+from attention_xp._backend.libraries import common_namespace, device, is_tensor
+from attention_xp._checks.arrays import shapes
 from attention_xp._random.draws import seed_words
 from attention_xp._typing import Array, Namespace
 
-__all__ = ["as_theirs", "known_draw", "signed_weights", "swapped", "their_lse", "with_offset", "without_weights"]
+__all__ = [
+    "THEIR_NAMES",
+    "as_theirs",
+    "known_draw",
+    "signed_weights",
+    "swapped",
+    "taken_apart",
+    "their_lse",
+    "with_offset",
+    "without_weights",
+]
+
+# Our names in errors, and theirs.
+THEIR_NAMES = {
+    "query": "q",
+    "key": "k",
+    "value": "v",
+    "scale": "softmax_scale",
+    "slopes": "alibi_slopes",
+    "bias": "alibi_slopes",
+    "window": "window_size",
+    "dropout_rate": "dropout_p",
+}
 
 _RELATIVE = {"is_causal", "window", "bias"}
 
@@ -16,6 +39,15 @@ _RELATIVE = {"is_causal", "window", "bias"}
 def swapped(xp: Namespace, array: Array) -> Array:
     """Exchange sequence and heads: (B, S, H, D) <-> (B, H, S, D)."""
     return xp.permute_dims(array, (0, 2, 1, 3))
+
+
+def taken_apart(name: str, packed: Any, letters: str) -> list[Any]:
+    """Return the arrays that lie side by side along the last axis but two, of which `letters` says how many there are."""
+    common_namespace(**{name: packed})
+    sizes = letters.strip("()").split(", ")
+    if packed.ndim != len(sizes) or packed.shape[-3] != int(sizes[-3]):
+        raise ValueError(f"{name} must hold {sizes[-3]} arrays: expected {name} {letters}, {shapes(**{name: packed})}")
+    return [packed[..., i, :, :] for i in range(int(sizes[-3]))]
 
 
 def as_theirs(array: Array) -> Array:

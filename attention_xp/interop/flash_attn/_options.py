@@ -1,5 +1,6 @@
 """What the arguments of flash-attn mean in our terms."""
 
+from numbers import Real
 from operator import index
 from typing import Any
 
@@ -54,7 +55,7 @@ def options_of(
     """Return our options, without where the queries stand; `rows` is the number of these where it is known."""
     found: dict[str, Any] = _window(check_flag("causal", causal), window_size, rows)
     if softmax_scale is not None:
-        is_array = hasattr(softmax_scale, "dtype")
+        is_array = not isinstance(softmax_scale, Real) and hasattr(softmax_scale, "dtype")
         found["scale"] = softmax_scale if is_array else check_number("softmax_scale", softmax_scale)
     if check_number("softcap", softcap) > 0.0:
         found["softcap"] = float(softcap)

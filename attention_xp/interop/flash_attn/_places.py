@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from attention_xp._backend.libraries import device, is_jax_namespace
+from attention_xp._backend.libraries import common_namespace, device, is_jax_namespace
 from attention_xp._backend.rows import along, put_rows
 from attention_xp._backend.values import as_int32, known_integers, within
 from attention_xp._checks.arrays import check_integers, check_placement, shapes
@@ -48,7 +48,10 @@ class Places(NamedTuple):
                 )
         room = table.shape[1] * size
         if room == 0:
-            raise ValueError(f"k_cache has no room: expected k_cache (B, capacity, Hkv, D), {shapes(k_cache=cache)}")
+            pages = {} if block_table is None else {"block_table": table}
+            raise ValueError(
+                f"k_cache has no room: expected k_cache (B, capacity, Hkv, D), {shapes(k_cache=cache, **pages)}"
+            )
         old = item_integers(xp, cache, batch, "cache_seqlens", room if seqlens is None else seqlens)
         new = old + rows
         wrong = missing(xp, table, new, size, count) | (old < 0)
@@ -92,11 +95,14 @@ def item_integers(xp: Namespace, cache: Array, batch: int, name: str, given: Any
         raise ValueError(
             f"{name} must hold one number for each item of q: expected (B,) = {(batch,)}, {shapes(**{name: given})}"
         )
+    if hasattr(given, "dtype"):
+        common_namespace(k_cache=cache, **{name: given})
     like = xp.zeros((batch,), dtype=xp.int32, device=device(cache))
     return batch_integers(xp, like, name, given)
 
 
 def _checked_table(xp: Namespace, cache: Array, table: Array, batch: int) -> Array:
+    common_namespace(k_cache=cache, block_table=table)
     check_integers(xp, "block_table", table)
     check_placement(xp, k_cache=cache, block_table=table)
     check_axes("block_table", table, "(B, any)")

@@ -10,7 +10,9 @@ from attention_xp._checks.numbers import check_count, check_flag
 from attention_xp._typing import Array, Namespace
 from attention_xp._varlen import varlen_attention
 from attention_xp.cache._pages import laid_out, missing, readable
+from attention_xp.interop._border import named_as
 from attention_xp.interop.flash_attn._layout import (
+    THEIR_NAMES,
     as_theirs,
     known_draw,
     signed_weights,
@@ -25,6 +27,7 @@ from attention_xp.masks import LengthMask
 __all__ = ["flash_attn_varlen_func"]
 
 
+@named_as(THEIR_NAMES)
 def flash_attn_varlen_func(
     q: Any,
     k: Any,
@@ -192,7 +195,7 @@ def _read(
         raise ValueError(
             f"block_table must hold the pages of each sequence: expected ({N}, any), {shapes(block_table=table)}"
         )
-    table = as_int32(xp, table)[:, : -(-most // max(size, 1))]
+    table = as_int32(xp, table)[:, : min(-(-most // max(size, 1)), table.shape[1])]
     wrong = missing(xp, table, lengths, size, k.shape[0])
     known = known_integers(xp, xp.astype(wrong, xp.int32))
     if known is not None and 1 in known:

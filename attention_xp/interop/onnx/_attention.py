@@ -12,6 +12,7 @@ from attention_xp._checks.numbers import check_count, check_int, check_number
 from attention_xp._heads import join
 from attention_xp._public_types import Array as PublicArray, ArrayT
 from attention_xp._typing import Array, DType, Namespace
+from attention_xp.interop._border import named_as
 from attention_xp.interop.onnx._inputs import check_axes, flag, heads_first, namespace_of
 
 __all__ = ["attention"]
@@ -21,6 +22,7 @@ _WEIGHTS = 3
 _PRECISIONS = {1: "FLOAT", 10: "FLOAT16", 11: "DOUBLE", 16: "BFLOAT16"}  # as onnx.TensorProto numbers them
 
 
+@named_as({"query": "Q", "key": "K", "value": "V", "mask": "attn_mask", "key_lengths": "nonpad_kv_seqlen"})
 def attention(
     Q: ArrayT,
     K: ArrayT,
@@ -81,7 +83,7 @@ def attention(
         0 means none.
     softmax_precision : int, optional
         A number of ``onnx.TensorProto``: FLOAT (1), FLOAT16 (10), DOUBLE (11) or BFLOAT16 (16). At least that is
-        computed in: all of the call in float64 for DOUBLE, and nothing ever in 16 bits.
+        computed in: all of the call in float64 for DOUBLE, and no softmax in 16 bits.
     num_outputs : int, default: 4
         Ours: how many of the outputs are wanted, 1 to 4. The fourth alone has the size of all scores, and where it is
         not wanted the memory that is needed grows with the lengths and not with their product.
@@ -118,7 +120,7 @@ def attention(
     ((2, 4, 1, 16), (2, 4, 9, 16), (2, 4, 1, 9))
     """
     caches = {"past_key": past_key, "past_value": past_value, "nonpad_kv_seqlen": nonpad_kv_seqlen}
-    xp = namespace_of(Q=Q, K=K, V=V, attn_mask=attn_mask, **caches)
+    xp = namespace_of({"Q": Q, "K": K, "V": V}, attn_mask=attn_mask, **caches)
     check_floating(xp, Q=Q, K=K, V=V)
     check_axes((3, 4), "Q (B, H, Sq, D) or (B, Sq, H * D)", Q=Q, K=K, V=V)
     if not is_alike(K.dtype, Q.dtype):

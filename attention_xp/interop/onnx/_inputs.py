@@ -11,9 +11,9 @@ from attention_xp._typing import Array, Namespace
 __all__ = ["check_axes", "flag", "heads_first", "namespace_of"]
 
 
-def namespace_of(**inputs: Any) -> Namespace:
+def namespace_of(required: dict[str, Any], **optional: Any) -> Namespace:
     """Return the one namespace of all inputs that are not left out."""
-    return common_namespace(**{name: a for name, a in inputs.items() if a is not None})
+    return common_namespace(**required, **{name: a for name, a in optional.items() if a is not None})
 
 
 def flag(name: str, given: Any) -> bool:

@@ -2,16 +2,19 @@
 
 from typing import Any, Literal
 
+from attention_xp._checks.arrays import shapes
 from attention_xp._checks.numbers import check_number
 from attention_xp._heads import join
 from attention_xp._public_types import Array, ArrayT
 from attention_xp._typing import Namespace
+from attention_xp.interop._border import named_as
 from attention_xp.interop.onnx._inputs import check_axes, heads_first, namespace_of
 from attention_xp.linear import LinearState, linear_attention as attend
 
 __all__ = ["linear_attention"]
 
 
+@named_as({"state.memory": "past_state", "state": "past_state"})
 def linear_attention(
     query: ArrayT,
     key: ArrayT,
@@ -88,10 +91,13 @@ def linear_attention(
     >>> output.shape, state.shape
     ((2, 5, 12), (2, 3, 4, 4))
     """
-    xp = namespace_of(query=query, key=key, value=value, past_state=past_state, decay=decay, beta=beta)
+    xp = namespace_of({"query": query, "key": key, "value": value}, past_state=past_state, decay=decay, beta=beta)
     check_axes(
         (3,), "query (B, S, H * D), key (B, S, Hkv * D), value (B, S, Hkv * Dv)", query=query, key=key, value=value
     )
+    for name, a in (("key", key), ("value", value)):
+        if a.shape[1] != query.shape[1]:
+            raise ValueError(f"{name} must have the length of query, {shapes(query=query, **{name: a})}")
     found, state = attend(
         heads_first(xp, "query", query, "q_num_heads", q_num_heads),
         heads_first(xp, "key", key, "kv_num_heads", kv_num_heads),

@@ -8,11 +8,21 @@ from attention_xp._heads import join
 from attention_xp._public_types import Array, ArrayT
 from attention_xp._rotary.cache import RotaryCache
 from attention_xp._rotary.embedding import rotary_embedding as embed
+from attention_xp.interop._border import named_as
 from attention_xp.interop.onnx._inputs import check_axes, flag, heads_first, namespace_of
 
 __all__ = ["rotary_embedding"]
 
 
+@named_as(
+    {
+        "x": "X",
+        "positions": "position_ids",
+        "cache.cos": "cos_cache",
+        "cache.sin": "sin_cache",
+        "rotary_dim": "rotary_embedding_dim",
+    }
+)
 def rotary_embedding(
     X: ArrayT,
     cos_cache: Array,
@@ -72,7 +82,7 @@ def rotary_embedding(
     >>> rotary_embedding(np.ones((1, 3, 8)), np.cos(angles), np.sin(angles), np.asarray([[7, 8, 9]]), num_heads=2).shape
     (1, 3, 8)
     """
-    xp = namespace_of(X=X, cos_cache=cos_cache, sin_cache=sin_cache, position_ids=position_ids)
+    xp = namespace_of({"X": X, "cos_cache": cos_cache, "sin_cache": sin_cache}, position_ids=position_ids)
     check_axes((3, 4), "X (B, H, S, D) or (B, S, H * D)", X=X)
     caches = {"cos_cache": cos_cache, "sin_cache": sin_cache}
     if position_ids is None:
@@ -81,7 +91,7 @@ def rotary_embedding(
         check_axes((2,), "with position_ids caches (positions, R / 2)", **caches)
         check_integers(xp, "position_ids", position_ids)
     x: Any = X if X.ndim == 4 else heads_first(xp, "X", X, "num_heads", num_heads)
-    if num_heads is not None and x.shape[1] != num_heads:
+    if num_heads is not None and x.shape[1] != check_count("num_heads", num_heads):
         raise ValueError(f"num_heads is {num_heads}: expected X (B, {num_heads}, S, D), {shapes(X=X)}")
     width = check_count("rotary_embedding_dim", rotary_embedding_dim, low=0) or x.shape[-1]
     if 2 * cos_cache.shape[-1] != width:

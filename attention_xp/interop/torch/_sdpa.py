@@ -9,10 +9,12 @@ from torch.nn.attention.bias import CausalBias, CausalVariant
 from attention_xp._attention import flash_attention
 from attention_xp._checks.arrays import shapes
 from attention_xp._checks.numbers import check_number
+from attention_xp.interop._border import as_flag, check_tensors, named_as
 
 __all__ = ["scaled_dot_product_attention"]
 
 
+@named_as({"mask": "attn_mask", "dropout_rate": "dropout_p"})
 def scaled_dot_product_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -81,6 +83,7 @@ def scaled_dot_product_attention(
     """
     _check_tensors(query=query, key=key, value=value)
     query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
+    enable_gqa = as_flag("enable_gqa", enable_gqa)
     has_new_axis = enable_gqa and max(query.ndim, key.ndim, value.ndim) == 3
     query, key, value = _lined_up(query, key, value, enable_gqa)
     # A call is checked once for all of its kind only if nothing but plain options is given.
@@ -105,9 +108,8 @@ def scaled_dot_product_attention(
 
 
 def _check_tensors(**tensors: Any) -> None:
+    check_tensors(**tensors)
     for name, a in tensors.items():
-        if not isinstance(a, torch.Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(a).__name__}")
         if a.is_nested:
             raise NotImplementedError(f"{name} is nested: expected packed sequences, (T, H, D), in varlen_attn")
         if a.ndim < 2:
@@ -117,8 +119,7 @@ def _check_tensors(**tensors: Any) -> None:
 def _check_mask(mask: Any) -> None:
     if mask is None:
         return
-    if not isinstance(mask, torch.Tensor):
-        raise TypeError(f"attn_mask must be a tensor, got {type(mask).__name__}")
+    check_tensors(attn_mask=mask)
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise TypeError(f"attn_mask must be boolean or floating, got {mask.dtype}")
     if mask.ndim < 2:
@@ -128,7 +129,7 @@ def _check_mask(mask: Any) -> None:
 def _autocast(*tensors: torch.Tensor | None) -> Any:
     """Return tensors in the dtype that torch's autocast gives its own function, whose list is not ours to join."""
     kind = tensors[0].device.type  # type: ignore[union-attr]
-    if not torch.is_autocast_enabled(kind):
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
         return tensors
     dtype, kept = torch.get_autocast_dtype(kind), (torch.bool, torch.float64)
     return tuple(a if a is None or isinstance(a, CausalBias) or a.dtype in kept else a.to(dtype) for a in tensors)

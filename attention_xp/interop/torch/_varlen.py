@@ -1,19 +1,43 @@
 """torch's ``varlen_attn``, computed here."""
 
+from operator import index
 from typing import Any
 
 import torch
 
 from attention_xp._backend.libraries import common_namespace
-from attention_xp._checks.arrays import shapes
+from attention_xp._backend.values import known_integers
+from attention_xp._checks.arrays import check_integers, check_placement, shapes
 from attention_xp._checks.numbers import check_count
 from attention_xp._varlen import varlen_attention
-from attention_xp.cache._pages import laid_out, reached
+from attention_xp.cache._pages import laid_out, missing, reached
+from attention_xp.interop._border import as_flag, check_tensors, named_as
 from attention_xp.masks import LengthMask
 
 __all__ = ["varlen_attn"]
 
+_LETTERS = {
+    "query": "(T, H, D)",
+    "key": "(Tk, Hkv, D)",
+    "value": "(Tk, Hkv, Dv)",
+    "cu_seq_q": "(N + 1,)",
+    "cu_seq_k": "(N + 1,)",
+    "seqused_k": "(N,)",
+    "block_table": "(N, pages of a sequence)",
+}
+_PAGES = {"key": "(pages, page size, Hkv, D)", "value": "(pages, page size, Hkv, Dv)"}
 
+
+@named_as(
+    {
+        "cu_seqlens_q": "cu_seq_q",
+        "cu_seqlens_k": "cu_seq_k",
+        "mask": "seqused_k",
+        "lengths": "seqused_k",
+        "query_offset": "seqused_k",
+        "window": "window_size",
+    }
+)
 def varlen_attn(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -97,17 +121,19 @@ def varlen_attn(
     """
     for name, most in (("max_q", max_q), ("max_k", max_k)):
         check_count(name, most, low=0)
-    if num_splits not in (None, 1):
+    _check(query, key, value, cu_seq_q, cu_seq_k, seqused_k, block_table)
+    if num_splits is not None and check_count("num_splits", num_splits) != 1:
         raise NotImplementedError(f"num_splits={num_splits}: keys are not split here, expected 1 or None")
     if block_table is not None:
         key, value, cu_seq_k = _gathered(key, value, block_table, seqused_k)
     elif cu_seq_k is None:
         raise ValueError("cu_seq_k is required without block_table: expected cu_seq_k (N + 1,)")
-    if query.ndim == key.ndim == 3 and query.shape[1] != key.shape[1] and not enable_gqa:
+    if query.ndim == key.ndim == 3 and query.shape[1] != key.shape[1] and not as_flag("enable_gqa", enable_gqa):
         raise ValueError(
             f"query and key have different numbers of heads without enable_gqa=True: {shapes(query=query, key=key)}"
         )
-    used = torch.diff(cu_seq_k) if seqused_k is None else seqused_k
+    wants_lse = return_aux is not None and as_flag("return_aux.lse", getattr(return_aux, "lse", return_aux))
+    used = _used(seqused_k, torch.diff(cu_seq_k))
     found = varlen_attention(
         query,
         key,
@@ -118,34 +144,69 @@ def varlen_attn(
         window=_window(window_size),
         query_offset=used - torch.diff(cu_seq_q),
         scale=scale,
-        return_lse=(wants_lse := return_aux is not None and bool(return_aux.lse)),
+        return_lse=wants_lse,
     )
     return (found[0], found[1].transpose(0, 1)) if wants_lse else found
 
 
+def _check(query: Any, key: Any, value: Any, bounds_q: Any, bounds_k: Any, used: Any, table: Any) -> None:
+    """Check kinds, numbers of axes, and that all is there for each sequence."""
+    if table is not None and used is None:
+        raise ValueError("block_table needs seqused_k: expected seqused_k (N,), the number of keys of each sequence")
+    given = {"query": query, "key": key, "value": value, "cu_seq_q": bounds_q}
+    given |= {} if table is not None or bounds_k is None else {"cu_seq_k": bounds_k}
+    given |= {name: a for name, a in (("seqused_k", used), ("block_table", table)) if a is not None}
+    check_tensors(**given)
+    xp = common_namespace(query=query)
+    check_placement(xp, **given)
+    letters = _LETTERS | ({} if table is None else _PAGES)
+    for name, a in given.items():
+        if a.ndim != letters[name].count(",") + (",)" not in letters[name]):
+            raise ValueError(
+                f"{name} has the wrong number of axes: expected {name} {letters[name]}, {shapes(**{name: a})}"
+            )
+        if name in ("cu_seq_q", "cu_seq_k", "seqused_k", "block_table"):
+            check_integers(xp, name, a)
+    N = len(bounds_q) - 1
+    for name, count in (("cu_seq_k", N + 1), ("seqused_k", N), ("block_table", N)):
+        if name in given and len(given[name]) != count:
+            raise ValueError(
+                f"{name} does not fit the {N} sequences of cu_seq_q: expected {letters[name]}, {shapes(**{name: given[name]})}"
+            )
+    if table is not None and value.shape[:-1] != key.shape[:-1]:
+        raise ValueError(f"value must have the shape of key but for the width, {shapes(key=key, value=value)}")
+
+
+def _used(given: torch.Tensor | None, lengths: torch.Tensor) -> torch.Tensor:
+    """Return how many keys of each sequence count, which is known in host memory to be as many as there are, or fewer."""
+    if given is None:
+        return lengths
+    known = known_integers(common_namespace(seqused_k=given), ((given < 0) | (given > lengths)).int())
+    if known is not None and 1 in known:
+        i = known.index(1)
+        raise ValueError(f"seqused_k[{i}] is {int(given[i])}, but sequence {i} has {int(lengths[i])} keys")
+    return given
+
+
 def _window(size: Any) -> tuple[int | None, int | None] | None:
     """Return a window in our form."""
-    if len(size) != 2 or any(n < -1 for n in size):
+    try:
+        left, right = map(index, size)
+    except (TypeError, ValueError):
+        raise ValueError(f"window_size must be two ints (left, right), got {size!r}") from None
+    if min(left, right) < -1:
         raise ValueError(f"window_size must be (left, right), each -1 or more, got {size}")
-    if tuple(size) == (-1, -1):
+    if (left, right) == (-1, -1):
         return None
-    left, right = size
     return (None if left == -1 else left, None if right == -1 else right)
 
 
-def _gathered(key: Any, value: Any, table: torch.Tensor, used: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+def _gathered(key: Any, value: Any, table: torch.Tensor, used: Any) -> tuple[torch.Tensor, ...]:
     """Return keys and values of all sequences one behind the other, and their bounds: as many slots as the table has."""
-    if used is None:
-        raise ValueError("block_table needs seqused_k: expected seqused_k (N,), the number of keys of each sequence")
-    for name, a in (("key", key), ("value", value)):
-        if a.ndim != 4:
-            raise ValueError(
-                f"{name} must hold pages: expected {name} (pages, page size, Hkv, D), {shapes(**{name: a})}"
-            )
-    if table.ndim != 2:
+    xp, size, count = common_namespace(key=key), key.shape[1], key.shape[0]
+    known = known_integers(xp, missing(xp, table, used, size, count).int())
+    if known is not None and 1 in known:
         raise ValueError(
-            f"block_table must have 2 axes: expected (N, pages of a sequence), {shapes(block_table=table)}"
+            f"sequence {known.index(1)} reaches an entry of block_table that is none of the {count} pages of key"
         )
-    xp = common_namespace(query=key)
-    is_reached = reached(xp, table, used, key.shape[1])
-    return laid_out(xp, key, value, xp.where(is_reached, table, 0))  # what no length reaches may be anything
+    return laid_out(xp, key, value, xp.where(reached(xp, table, used, size), table, 0))  # others may be anything

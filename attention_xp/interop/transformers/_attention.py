@@ -13,8 +13,11 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import _active_collector
 
 from attention_xp import flash_attention, scaled_dot_product_attention
+from attention_xp._checks.arrays import shapes
+from attention_xp._checks.numbers import check_count, check_number
 from attention_xp._scores.region import span_between
 from attention_xp._typing import Array
+from attention_xp.interop._border import as_flag, as_index, check_tensors, named_as
 from attention_xp.interop.transformers._carried_mask import CarriedMask
 from attention_xp.interop.transformers._mask_functions import EVERYTHING, conjunction, padding_rule, translated
 from attention_xp.masks import CausalMask, LengthMask, Mask
@@ -29,6 +32,15 @@ _BOOKKEEPING = frozenset(
         "past_key_value", "past_key_values", "position_ids", "return_dict", "seq_idx", "sliding_window", "use_cache",
     }
 )  # fmt: skip
+
+
+_THEIRS = {
+    "mask": "attention_mask",
+    "scale": "scaling",
+    "bias": "position_bias",
+    "sinks": "s_aux",
+    "dropout_rate": "dropout",
+}
 
 
 def register(name: str = "attention_xp") -> None:
@@ -131,8 +143,12 @@ def attention_mask(
     }
     if is_tracing(q_offset if attention_mask is None else attention_mask):
         return eager_mask(**arguments, allow_is_bidirectional_skip=allow_is_bidirectional_skip)
+    for name, size in (("batch_size", batch_size), ("q_length", q_length), ("kv_length", kv_length)):
+        check_count(name, size, low=0)
     # A static cache counts in a tensor, which changes in place.
-    arguments |= {"q_offset": int(q_offset), "kv_offset": int(kv_offset)}
+    arguments |= {name: as_index(name, n) for name, n in {"q_offset": q_offset, "kv_offset": kv_offset}.items()}
+    if attention_mask is not None:
+        _check_padding(attention_mask, batch_size)
     shift = arguments["kv_offset"]
     rules = [translated(mask_function, shift, is_mapped=use_vmap)]
     if attention_mask is not None:
@@ -144,6 +160,15 @@ def attention_mask(
     return CarriedMask(rule, query_offset, arguments)
 
 
+def _check_padding(attention_mask: Any, batch_size: int) -> None:
+    check_tensors(attention_mask=attention_mask)
+    if attention_mask.ndim != 2 or len(attention_mask) != batch_size:
+        raise ValueError(
+            f"attention_mask must say of each position whether it is a token: expected ({batch_size}, S), "
+            f"{shapes(attention_mask=attention_mask)}"
+        )
+
+
 def _simplest(rule: Mask, Sq: int, Sk: int, query_offset: int) -> Mask:
     """Return a rule that says the same of these rows and keys, and is asked faster: steps of decoding are small."""
     if Sq == 1 and rule == CausalMask():
@@ -152,6 +177,7 @@ def _simplest(rule: Mask, Sq: int, Sk: int, query_offset: int) -> Mask:
     return EVERYTHING if bool(is_certain) else rule
 
 
+@named_as(_THEIRS)
 def attention_forward(
     module: torch.nn.Module,
     query: Array,
@@ -210,6 +236,7 @@ def attention_forward(
     ValueError
         If the mask was made for other lengths.
     """
+    _check_layer(query, key, value, dropout)
     softcap, sinks = kwargs.pop("softcap", None), kwargs.pop("s_aux", None)
     _refuse_unknown(kwargs, attention_mask, key.shape[-2])
     options = {
@@ -222,11 +249,20 @@ def attention_forward(
         **_mask_options(module, query, key, attention_mask, is_causal),
     }
     options = {name: option for name, option in options.items() if option is not None}
-    if kwargs.get("output_attentions") or _collects_weights():
+    if as_flag("output_attentions", kwargs.get("output_attentions")) or _collects_weights():
         output, weights = scaled_dot_product_attention(query, key, value, **options)
     else:
         output, weights = flash_attention(query, key, value, **options), None
     return output.transpose(1, 2).contiguous(), weights
+
+
+def _check_layer(query: Any, key: Any, value: Any, dropout: Any) -> None:
+    check_tensors(query=query, key=key, value=value)
+    for name, a in (("query", query), ("key", key), ("value", value)):
+        if a.ndim != 4:
+            raise ValueError(f"{name} must have 4 axes: expected {name} (B, H, S, D), {shapes(**{name: a})}")
+    if not 0.0 <= check_number("dropout", dropout) <= 1.0:
+        raise ValueError(f"dropout must satisfy 0 <= dropout <= 1, got {dropout}")
 
 
 def _mask_options(
@@ -242,7 +278,7 @@ def _mask_options(
         return {} if mask.rule == EVERYTHING else {"mask": mask.rule, "query_offset": mask.query_offset}
     if mask is not None:
         return {"mask": mask.dense() if isinstance(mask, CarriedMask) else mask}
-    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    is_causal = as_flag("is_causal", getattr(module, "is_causal", True) if is_causal is None else is_causal)
     return {"is_causal": True, "query_offset": 0} if is_causal and Sq > 1 else {}
 
 
@@ -258,7 +294,7 @@ def _refuse_unknown(given: dict[str, Any], mask: Array | None, Sk: int) -> None:
     for name, argument in given.items():
         if argument is not None and name not in _BOOKKEEPING:
             raise NotImplementedError(
-                f"{name} is not known, and may change the result: use attn_implementation='eager'"
+                f"argument {name!r} is not known, and may change the result: use attn_implementation='eager'"
             )
     if mask is not None:
         return

@@ -11,6 +11,7 @@ from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 from transformers import masking_utils
 
 from attention_xp._typing import Array
+from attention_xp.interop._border import as_index
 from attention_xp.masks import ArrayMask, CausalMask, FunctionMask, LengthMask, Mask, SegmentMask, WindowMask
 from attention_xp.masks._position_rules import SameChunk
 
@@ -55,7 +56,7 @@ def rule_of(mask_function: MaskFunction, *, kv_offset: int = 0) -> Mask:
     """
     if not callable(mask_function):
         raise TypeError(f"mask_function must be callable, got {type(mask_function).__name__}")
-    return translated(mask_function, int(kv_offset), is_mapped=True)
+    return translated(mask_function, as_index("kv_offset", kv_offset), is_mapped=True)
 
 
 class _Place(NamedTuple):
@@ -209,6 +210,8 @@ def padding_rule(is_token: Array, kv_offset: int, kv_length: int) -> Mask:
     Mask
         Lengths, where the tokens of each batch item lie side by side, so that tiles of padding are skipped.
     """
+    if kv_length == 0:
+        return EVERYTHING
     seen = is_token[:, kv_offset : kv_offset + kv_length]
     seen = torch.nn.functional.pad(seen, (0, kv_length - seen.shape[-1]))
     counts = seen.sum(-1)

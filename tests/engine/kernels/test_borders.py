@@ -2,14 +2,18 @@
 
 import pytest
 
+from attention_xp import explain, flash_attention
 from attention_xp._engine.kernels import fused, tiled
 from attention_xp._engine.kernels.choose import choose
+from attention_xp._engine.plan import borders
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Wanted
 
 SMALL_HEADS = ((64, 12, 32, 32), (64, 12, 32, 32))
 LONG = ((1, 8, 1024, 8), (1, 8, 1024, 8))
 DECODING = ((1, 16, 1, 8), (1, 16, 20000, 8))
+SHORT_GROUPED_DECODING = ((1, 32, 1, 128), (1, 8, 1024, 128))
+LONG_GROUPED_DECODING = ((1, 32, 1, 128), (1, 8, 8192, 128))
 GROUPED_DECODING = ((1, 32, 1, 8), (1, 8, 8192, 8))
 
 CHOICES = [
@@ -57,3 +61,51 @@ def test_torch_has_no_kernel_for_unequal_widths(library, length, width, is_guest
     shapes = (1, 8, length, 8), (1, 8, length, 8), (1, 8, length, width)
     assert fused.is_worthwhile(problem(library, *shapes), Wanted()) is is_guest
     assert (choose(problem(library, *shapes), Wanted()) == "fused") is is_guest
+
+
+@pytest.mark.backends("torch")
+@pytest.mark.parametrize(
+    ("dtype", "has_unit", "length", "is_wide"),
+    [
+        ("float16", True, 256, True),
+        ("bfloat16", True, 64, True),
+        ("bfloat16", True, 256, False),
+        ("bfloat16", False, 256, True),
+    ],
+)
+def test_torch_takes_gradients_in_32_bits_where_16_are_slower(library, monkeypatch, dtype, has_unit, length, is_wide):
+    """What autograd has kept tells in which dtype the kernel computed."""
+    monkeypatch.setattr(borders, "has_bfloat16_products", lambda: has_unit)
+    torch = pytest.importorskip("torch")
+    x = torch.ones((1, 2, length, 7 + has_unit), dtype=getattr(torch, dtype))  # another width: no answer is known yet
+    attend, records = {"scale": 0.5}, []
+    for is_recorded in (False, True):
+        output = flash_attention(x.clone().requires_grad_(is_recorded), x, x, **attend)
+        assert output.dtype == x.dtype
+        records.append(output.grad_fn)
+    plain, recorded = records
+    assert plain is None
+    assert recorded.name().startswith("ToCopy") is is_wide
+
+
+@pytest.mark.backends("torch")
+@pytest.mark.parametrize(
+    ("shapes", "options", "kernel", "with_gradients"),
+    [
+        (SHORT_GROUPED_DECODING, {}, "fused", "fused"),
+        (LONG_GROUPED_DECODING, {}, "dense", "dense"),
+        (((1, 16, 1, 128), (1, 16, 8192, 128)), {}, "fused", "fused"),
+        (LONG_GROUPED_DECODING, {"key_lengths": 8000}, "dense", "dense"),  # a number cuts the keys off
+        (LONG_GROUPED_DECODING, {"key_lengths": [8000]}, "tiled", "dense"),
+        (SHORT_GROUPED_DECODING, {"key_lengths": [1000]}, "fused", "fused"),
+        (SHORT_GROUPED_DECODING, {"is_causal": True, "query_offset": 1023}, "tiled", "dense"),
+        (((1, 8, 4, 64), (1, 8, 128, 64)), {"is_causal": True, "query_offset": 124}, "dense", "dense"),
+        (((1, 8, 4, 64), (1, 8, 1024, 64)), {"is_causal": True, "query_offset": 1020}, "tiled", "tiled"),
+    ],
+)
+def test_decoding_on_tensors(library, shapes, options, kernel, with_gradients):
+    torch = pytest.importorskip("torch")
+    made = {name: torch.asarray(x) if isinstance(x, list) else x for name, x in options.items()}
+    query, key = (torch.zeros(shape) for shape in shapes)
+    for is_recorded, expected in ((False, kernel), (True, with_gradients), (False, kernel)):
+        assert explain(query.requires_grad_(is_recorded), key, key, **made).kernel == expected

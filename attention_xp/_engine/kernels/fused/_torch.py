@@ -2,8 +2,11 @@
 
 import math
 import sys
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
+from attention_xp._backend.autocast import narrows
 from attention_xp._backend.modes import (
     differentiates_again,
     in_forward_mode,
@@ -27,7 +30,7 @@ from attention_xp._engine.kernels.fused._translation import (
     unknown_option,
     with_zero_keys,
 )
-from attention_xp._engine.plan.borders import sdpa_is_faster
+from attention_xp._engine.plan.borders import sdpa_is_faster, sdpa_is_faster_wide, sdpa_is_slow_for_few_rows
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._typing import Array
@@ -66,7 +69,7 @@ def is_worthwhile(problem: Problem) -> bool:
     arrays = problem.operands
     if is_transformed() and (is_mapped(*arrays) or differentiates_again(*arrays, *problem.addends)):
         return False
-    return sdpa_is_faster(problem)
+    return sdpa_is_faster(problem) and not sdpa_is_slow_for_few_rows(problem)
 
 
 def attend(problem: Problem, wanted: Wanted) -> Attended | None:  # noqa: ARG001
@@ -77,6 +80,10 @@ def attend(problem: Problem, wanted: Wanted) -> Attended | None:  # noqa: ARG001
     and it suffices to look there. Rows that are filled with zeros afterwards count as well, for gradients go back through
     what the kernel computed there.
     """
+    keywords = problem.once(_keywords_alone)
+    if keywords is not None:
+        output = _called(problem, problem.query, problem.key, problem.value, keywords)
+        return Attended(output if output.dtype == problem.query.dtype else output.to(problem.query.dtype), None, None)
     try:
         (raw, output), rules = _raw_and_output(problem), column_rules(problem)
     except NotImplementedError as error:
@@ -100,14 +107,37 @@ def computed(problem: Problem) -> Array:
 
 def _raw_and_output(problem: Problem) -> tuple[Array, Array]:
     """Return the output of the kernel as it came, and the output of the problem, with zeros where it has them."""
-    keywords = problem.once(_keywords)
+    keywords, given = problem.once(_keywords), _widened(problem) if problem.once(_may_be_widened) else problem
     if problem.once(_is_taken_as_it_is):
-        raw = output = _called(problem.query, problem.key, problem.value, keywords)
+        raw = output = _called(problem, given.query, given.key, given.value, keywords)
     else:
-        raw, output = _translated(problem, keywords)
-    if output.dtype != problem.query.dtype:  # under autocast
+        raw, output = _translated(given, keywords)
+    if output.dtype != problem.query.dtype:  # under autocast, or widened
         output = output.to(problem.query.dtype)
     return raw, output
+
+
+def _keywords_alone(problem: Problem) -> dict[str, Any] | None:
+    """Return the keywords of a known call for which there is nothing to do but to call the kernel, as for most tiny ones."""
+    may_exclude = len(problem.rules) > 0 or problem.query_lengths is not None
+    if not problem.is_known or may_exclude or not _is_taken_as_it_is(problem) or _may_be_widened(problem):
+        return None
+    return _keywords(problem)
+
+
+def _may_be_widened(problem: Problem) -> bool:
+    """Whether the kernel computes in 32 bits where gradients may be asked for; not in a trace, which has no sizes to compare."""
+    return not is_traced() and sdpa_is_faster_wide(problem)
+
+
+def _widened(problem: Problem) -> Problem:
+    """Return the problem in 32 bits where gradients may be asked for, unless autocast would narrow it again.
+
+    Autograd keeps query, key, value and output for them, now in twice the memory.
+    """
+    if not _is_followed(problem) or narrows(problem.query):
+        return problem
+    return problem.of_arrays(problem.query.float(), problem.key.float(), problem.value.float())
 
 
 def _keywords(problem: Problem) -> dict[str, Any]:
@@ -157,6 +187,7 @@ def _translated(problem: Problem, keywords: dict[str, Any]) -> tuple[Array, Arra
     if is_followed:
         query = fill_empty_rows(problem, rules, query)
     raw = output = _called(
+        problem,
         operand(problem, query),
         operand(problem, with_zero_keys(problem, rules, key)),
         operand(problem, with_zero_keys(problem, rules, value)),
@@ -169,13 +200,11 @@ def _translated(problem: Problem, keywords: dict[str, Any]) -> tuple[Array, Arra
     return raw, fill_padding(problem, output)
 
 
-def _called(query: Array, key: Array, value: Array, keywords: dict[str, Any]) -> Array:
+def _called(problem: Problem, query: Array, key: Array, value: Array, keywords: dict[str, Any]) -> Array:
     """Call the kernel, and give its gradients derivatives of their own."""
     output = _kernel()(query, key, value, **keywords)
-    if output.requires_grad and not is_traced() and not shares_keys():
-        from attention_xp._engine.kernels.fused._torch_again import follow_gradients  # noqa: PLC0415  # imports torch
-
-        follow_gradients(output)
+    if output.requires_grad and (problem.is_known or not is_traced()) and not shares_keys():
+        _follow_gradients()(output)
     return output
 
 
@@ -185,8 +214,16 @@ def _kernel() -> Any:
     The replacement that ``context_parallel`` makes is taken: it adds the keys of other ranks.
     """
     torch = sys.modules["torch"]
-    own, named = torch._C._nn.scaled_dot_product_attention, torch.nn.functional.scaled_dot_product_attention
-    return own if named is own or not shares_keys() else named
+    return (
+        torch.nn.functional.scaled_dot_product_attention if shares_keys() else torch._C._nn.scaled_dot_product_attention
+    )
+
+
+@cache
+def _follow_gradients() -> Callable[[Array], None]:
+    from attention_xp._engine.kernels.fused._torch_again import follow_gradients  # noqa: PLC0415  # imports torch
+
+    return follow_gradients
 
 
 def _is_followed(problem: Problem) -> bool:

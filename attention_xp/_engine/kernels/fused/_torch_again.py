@@ -1,6 +1,7 @@
 """Second derivatives through torch's kernels, which have first derivatives only: these come from the formula."""
 
 import dataclasses
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -22,18 +23,35 @@ _Gradients = tuple[Array | None, ...]
 def follow_gradients(output: Array) -> None:
     """Make the gradients of a kernel's output differentiable.
 
-    The hook is the same function for all calls and keeps no arrays: the autograd node of the kernel keeps what is needed,
+    The hooks are the same functions for all calls and keep no arrays: the autograd node of the kernel keeps what is needed,
     for as long as it needs it itself. An autograd function of our own around the kernel would take four times as long.
     """
     node = output.grad_fn
     if not _is_kernel(node):  # the output may be a slice of what the kernel computed, with padded heads
         node = node.next_functions[0][0]
-    if _is_kernel(node):  # otherwise torch computed the formula, which has all derivatives
+        if _is_kernel(node):  # otherwise torch computed the formula, which has all derivatives
+            node.register_hook(_followed)
+    elif type(output) is torch.Tensor:
+        # As `register_hook` does it; what it returns, to remove the hook, takes longer than all else.
+        output._backward_hooks = OrderedDict(attention_xp=_before_gradients)
+        node._register_hook_dict(output)
+    else:
         node.register_hook(_followed)
 
 
 def _is_kernel(node: Any) -> bool:
-    return node is not None and node.name().startswith("ScaledDotProduct")
+    return type(node).__name__.startswith("ScaledDotProduct")
+
+
+def _before_gradients(gradient: Array) -> None:  # noqa: ARG001  # as torch calls it
+    """Ask for the gradients of a kernel where these are to be differentiated; mostly they are not."""
+    if torch.is_grad_enabled():
+        node = torch._C._current_autograd_node()
+        if _followed not in node.metadata:
+            node.metadata[_followed] = node.register_hook(_followed)
+
+
+_before_gradients.__torch_unserializable__ = True  # type: ignore[attr-defined]  # no warning when an output is pickled
 
 
 def _followed(found: _Gradients, given: _Gradients) -> _Gradients | None:

@@ -19,10 +19,10 @@ from attention_xp._engine.tile.scores import query_factor
 from attention_xp._engine.walkers.jax.loops import (
     Guarded,
     Loops,
+    at_places,
     dynamic_cut,
     fold,
     gradient_dtype,
-    guarded,
     is_moving,
     zeros,
 )
@@ -45,11 +45,13 @@ class _GuardedBackward(Guarded):
 
     def value_gradients(self, weights: Array, gradient: Array, *, exclusive: bool) -> Array:
         """(..., H, m, n)^T @ (..., H, m, Dv) -> (..., Hkv, n, Dv)."""
-        return guarded(super().value_gradients, weights, gradient, exclusive=exclusive)
+        return self.guarded(super().value_gradients, weights, gradient, exclusive=exclusive)
 
     def query_gradients(self, grad_scores: Array, key: Array, *, exclusive: bool) -> Array:
         """(..., H, m, n) @ (..., Hkv, n, D) -> (..., H, m, D)."""
-        return guarded(super().query_gradients, grad_scores, key, exclusive=exclusive)
+        return super().query_gradients(
+            grad_scores, clean(key) if exclusive and self.problem.rules else key, exclusive=False
+        )
 
     def bias_gradients(self, bias: Bias, region: Region, grad_scores: Array) -> tuple[Array, ...]:
         """Differentiate the values of a bias, which needs no `vjp` for that."""
@@ -135,11 +137,18 @@ class BackwardWalk(Loops):
         return Rows(query, gradient, shift_of(self.problem, known.lse), delta, kept, gradient)
 
     def _add_tile(
-        self, region: Region, rows: Rows, sums: tuple[Array, tuple[Any, ...]], tile: Any, rules: tuple[Mask, ...]
+        self,
+        region: Region,
+        rows: Rows,
+        sums: tuple[Array, tuple[Any, ...]],
+        tile: Array,
+        rules: tuple[Mask, ...],
+        mixed: Array,
     ) -> tuple[Array, tuple[Any, ...]]:
         query, (key, value, addends, captured) = sums
         part, keys, values = self.tile(region, tile)
-        found = contribute(self.ops, part, rows, keys, values, rules=rules, mixed=(0, self.m), wanted=self.wanted)
+        ops = self.ops.on(mixed)
+        found = contribute(ops, part, rows, keys, values, rules=rules, mixed=(0, self.m), wanted=self.wanted)
         at = [*self.kv_lead(region), part.starts[-1], 0]
         grown = tuple(_grown(whole, piece, part) for whole, piece in zip(addends, found.addends, strict=True))
         others = _added(key, found.key, at), _added(value, found.value, at), grown, _summed(captured, found.captured)
@@ -180,4 +189,4 @@ def _starts_in(whole: Array, part: Region) -> list[Any]:
 def _added(whole: Array, piece: Array, at: list[Any]) -> Array:
     """Add a piece to an array at indices that the program computes."""
     there = dynamic_cut(whole, at, list(piece.shape))
-    return jax.lax.dynamic_update_slice(whole, there + piece, [jnp.int32(i) for i in at])
+    return jax.lax.dynamic_update_slice(whole, there + piece, at_places(at))

@@ -1,7 +1,6 @@
 """JAX's forward pass: jobs of some heads and one block of rows, each from its first tile to its output."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ from attention_xp._backend.sharding import spread_like
 from attention_xp._engine.plan.tile_sizes import tile_sizes
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.step import Running, advance, finish, start
-from attention_xp._engine.walkers.jax.loops import Loops, fold, zeros
+from attention_xp._engine.walkers.jax.loops import Loops, at_places, fold, zeros
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
@@ -35,10 +34,10 @@ class ForwardWalk(Loops):
     def _job(self, job: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
         region, block = self.rows_of(job)
         output, lse = self._attend(region, block)
-        at = tuple(map(jnp.int32, region.starts[:-1]))
+        at = at_places([*region.starts[:-1], 0])
         return (
-            jax.lax.dynamic_update_slice(results[0], output, (*at, jnp.int32(0))),
-            jax.lax.dynamic_update_slice(results[1], lse, at),
+            jax.lax.dynamic_update_slice(results[0], output, at),
+            jax.lax.dynamic_update_slice(results[1], lse, at[:-1]),
         )
 
     def _attend(self, region: Region, block: Array) -> tuple[Array, Array]:
@@ -46,9 +45,9 @@ class ForwardWalk(Loops):
         sums = jnp.zeros((*region.sizes[:-1], problem.value.shape[-1]), problem.dtype)
         nothing = spread_like(start(problem, region, sums, shift=None), problem.query)
 
-        def step(running: Running, tile: Any, rules: tuple[Mask, ...]) -> Running:
+        def step(running: Running, tile: Array, rules: tuple[Mask, ...], mixed: Array) -> Running:
             part, key, value = self.tile(region, tile)
-            return advance(self.ops, part, query, key, value, running, rules=rules, mixed=(0, self.m))
+            return advance(self.ops.on(mixed), part, query, key, value, running, rules=rules, mixed=(0, self.m))
 
         running = self.each_tile(region, block, step, nothing)
         return finish(self.ops, region, running)

@@ -2,27 +2,34 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 
 from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.sharding import spread_like
-from attention_xp._backend.sizes import as_number, ceil_div
+from attention_xp._backend.sizes import as_number, ceil_div, is_open
 from attention_xp._backend.values import FAR
+from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.plan.tile_sizes import stack
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.arithmetic import Arithmetic
-from attention_xp._engine.tile.products import query_key
+from attention_xp._engine.tile.arithmetic import Arithmetic, allowed_pairs
+from attention_xp._engine.tile.products import quarantined_at_once, query_key, weights_value
 from attention_xp._engine.tile.step import scale_in_base
 from attention_xp._scores.region import Region, Span
 from attention_xp._typing import Array, DType
 from attention_xp.masks import Mask
 
-__all__ = ["Guarded", "Loops", "dynamic_cut", "fold", "gradient_dtype", "guarded", "is_moving", "zeros"]
+__all__ = ["Guarded", "Loops", "at_places", "dynamic_cut", "fold", "gradient_dtype", "is_moving", "zeros"]
+
+
+_NEVER = 2**31 - 1  # behind all tiles
+
+Step = Callable[[Any, Array, tuple[Mask, ...], Array], Any]
+"""What is done with a tile: ``step(state, tile, rules, mixed)``."""
 
 
 def fold(first: Any, last: Any, step: Callable[[Array, Any], Any], state: Any) -> Any:
@@ -32,7 +39,12 @@ def fold(first: Any, last: Any, step: Callable[[Array, Any], Any], state: Any) -
 
 def dynamic_cut(array: Array, starts: list[Any], sizes: list[int]) -> Array:
     """Return a piece of an array at indices that the program computes."""
-    return jax.lax.dynamic_slice(array, [jnp.int32(start) for start in starts], sizes)
+    return jax.lax.dynamic_slice(array, at_places(starts), sizes)
+
+
+def at_places(starts: Iterable[Any]) -> list[Array]:
+    """Return where a piece begins as numbers without a sign, of which JAX does not ask whether they count from the end."""
+    return [jnp.asarray(start).astype(jnp.uint32) for start in starts]
 
 
 def zeros(problem: Problem, shape: tuple[int, ...], dtype: DType) -> Array:
@@ -61,33 +73,59 @@ class _FreshKeys(Mask):
 
 
 class Guarded(Arithmetic):
-    """Primitives that guard against NaN by a condition inside the program, where a tile is not finite.
+    """Primitives that look at masks, and guard against NaN, by conditions inside the program.
 
-    They are never differentiated: the derivative of a loop is another loop.
+    One program then serves the tiles that rules leave full, on which it does nothing more than without rules, and the
+    `mixed` ones. They are never differentiated: the derivative of a loop is another loop.
     """
+
+    def __init__(self, problem: Problem, mixed: Array | bool = True) -> None:
+        super().__init__(problem)
+        self._mixed = mixed
+
+    def on(self, mixed: Array | bool) -> Self:
+        """Return these primitives for a tile on which rules are undecided, or not."""
+        return type(self)(self.problem, mixed)
 
     def query_key(self, query: Array, key: Array, *, exclusive: bool) -> Array:
         """(..., H, m, D) @ (..., Hkv, n, D)^T -> (..., H, m, n)."""
-        return guarded(partial(query_key, self.problem, product=_inner_products), query, key, exclusive=exclusive)
+        if exclusive and self.problem.rules:  # a score is made of one key alone; NaN in place of those of infinities
+            key = jnp.where(jnp.isfinite(key), key, jnp.nan)
+        return query_key(self.problem, query, key, exclusive=False, product=_inner_products)
 
     def weights_value(self, weights: Array, value: Array, *, exclusive: bool) -> Array:
         """(..., H, m, n) @ (..., Hkv, n, Dv) -> (..., H, m, Dv)."""
-        return guarded(super().weights_value, weights, value, exclusive=exclusive)
+        product = partial(weights_value, self.problem, careful=quarantined_at_once)
+        return self.guarded(product, weights, value, exclusive=exclusive)
+
+    def allowed(self, rules: tuple[Mask, ...], region: Region) -> Callable[[], Array] | None:
+        """Return a function that evaluates the rules: only on tiles that are mixed."""
+        return partial(allowed_pairs, rules, region) if rules else None
+
+    def exclude(self, scores: Array, allowed: Callable[[], Array], mixed: Bounds) -> Array:
+        """Return the scores with -inf where they are not allowed."""
+        return self._where_mixed(lambda: super(Guarded, self).exclude(scores, allowed(), mixed), scores)
+
+    def silence(self, grad_scores: Array, allowed: Callable[[], Array], mixed: Bounds) -> Array:
+        """Return the gradients of scores with 0 where they are not allowed, whatever they were."""
+        return self._where_mixed(lambda: super(Guarded, self).silence(grad_scores, allowed(), mixed), grad_scores)
+
+    def guarded(self, product: Callable[..., Array], rows: Array, tile: Array, *, exclusive: bool) -> Array:
+        """Return a product, by its exclusive version where a mixed tile is not finite: that shows in each of its rows."""
+        found = product(rows, tile, exclusive=False)
+        if not exclusive:
+            return found
+        is_finite = jnp.isfinite(jnp.sum(found[..., :1, :]))  # an overflow is taken with care, too
+        is_quick = is_finite | jnp.logical_not(self._mixed)
+        return jax.lax.cond(is_quick, lambda: found, lambda: product(rows, tile, exclusive=True))
+
+    def _where_mixed(self, careful: Callable[[], Array], quick: Array) -> Array:
+        return careful() if self._mixed is True else jax.lax.cond(self._mixed, careful, lambda: quick)
 
 
 def _inner_products(query: Array, key: Array) -> Array:
     """(..., m, D) x (..., n, D) -> (..., m, n): as one contraction, for which XLA copies no transposed keys."""
     return jnp.einsum("...md,...nd->...mn", query, key)
-
-
-def guarded(product: Callable[..., Array], rows: Array, tile: Array, *, exclusive: bool) -> Array:
-    """Return a product, with the exclusive version where the tile is not finite."""
-    if not exclusive:
-        return product(rows, tile, exclusive=False)
-    is_finite = jnp.all(jnp.isfinite(tile))
-    return jax.lax.cond(
-        is_finite, lambda: product(rows, tile, exclusive=False), lambda: product(rows, tile, exclusive=True)
-    )
 
 
 class Loops:
@@ -109,7 +147,7 @@ class Loops:
         # Jobs along each leading axis, and along the rows.
         self.counts = (*(n // some for n, some in zip(problem.lead, self.stack, strict=True)), self.blocks)
         if problem.rules:
-            self.order, self.full, self.some = self._schedule()
+            self.order, self.visits = self._schedule()
 
     def rows_of(self, job: Array) -> tuple[Region, Array]:
         """Return the rows of a job, over all keys, and the number of their block."""
@@ -120,16 +158,22 @@ class Loops:
 
     def _index_of(self, job: Array) -> list[Array]:
         """Return which job this is along each leading axis, and along the rows."""
-        index = []
-        for size in map(partial(as_number, jnp), reversed(self.counts)):
-            index.append(job % size)
-            job = job // size
+        index: list[Any] = []
+        for count in reversed(self.counts):
+            if isinstance(count, int) and count == 1:
+                index.append(0)
+                continue
+            size = jnp.asarray(count, jnp.int32)
+            index.append(jax.lax.rem(job, size))  # jobs are not negative, as `%` would ask
+            job = jax.lax.div(job, size)
         return index[::-1]
 
     @staticmethod
     def _first(number: Array, size: int, length: int) -> Array:
         """Return where a block or tile begins; the last one begins early, so that all have the same size."""
-        return jnp.minimum(number * as_number(jnp, size), as_number(jnp, length - size))
+        start = number * as_number(jnp, size)
+        is_divided = not is_open(size, length) and length % size == 0
+        return start if is_divided else jnp.minimum(start, as_number(jnp, length - size))
 
     def scaled_query(self, region: Region) -> Array:
         """Return the rows of the query with the factor of the scores."""
@@ -137,26 +181,21 @@ class Loops:
         query = dynamic_cut(self.problem.query, list(at), list(sizes))
         return query.astype(self.problem.dtype) * scale_in_base(self.problem)
 
-    def each_tile(
-        self, region: Region, block: Array, step: Callable[[Any, Any, tuple[Mask, ...]], Any], state: Any
-    ) -> Any:
-        """Fold ``step(state, tile, rules)`` over the tiles of a block of rows, the full ones first."""
-        if not self.problem.rules:
-            whole = self.tiles - self.ragged
-            state = fold(0, whole, lambda t, s: step(s, t, ()), state)
-            return step(state, whole, (self._fresh(whole),)) if self.ragged else state
+    def each_tile(self, region: Region, block: Array, step: Step, state: Any) -> Any:
+        """Fold ``step(state, tile, rules, mixed)`` over the tiles of a block of rows."""
+        rules = self.problem.rules
+        visits = self._of_block(self.visits, region, block) if rules else self.tiles
 
-        def mixed_step(t: Array, state: Any) -> Any:
-            fresh = (self._fresh(order[t]),) if self.ragged else ()
-            return step(state, order[t], (*self.problem.rules, *fresh))
+        def visit(i: Array, state: Any) -> Any:
+            if rules:
+                number = self._of_block(self.order, region, block, i)
+                tile, mixed = number >> 1, (number & 1) == 1
+            else:
+                tile, mixed = i, i == as_number(jnp, self.tiles - 1)
+            fresh = (_FreshKeys(tile * as_number(jnp, self.n)),) if self.ragged else ()
+            return step(state, tile, (*rules, *fresh), mixed)
 
-        order = self._of_block(self.order, 1, region, block)
-        full, some = (self._of_block(table, 0, region, block) for table in (self.full, self.some))
-        state = fold(0, full, lambda t, s: step(s, order[t], ()), state)
-        return fold(full, some, mixed_step, state)
-
-    def _fresh(self, tile: Any) -> _FreshKeys:
-        return _FreshKeys(tile * as_number(jnp, self.n))
+        return fold(0, visits, visit, state)
 
     def tile(self, region: Region, tile: Any) -> tuple[Region, Array, Array]:
         """Return a tile of a block of rows, and its keys and values."""
@@ -187,20 +226,19 @@ class Loops:
             lead[-1] = lead[-1] // self.group
         return lead
 
-    def _schedule(self) -> tuple[Array, Array, Array]:
-        """Return the order of tiles for each block of rows, full ones first, and the counts of full and of visited ones."""
+    def _schedule(self) -> tuple[Array, Array]:
+        """Return for each block of rows the tiles that it visits, times 2, plus 1 for mixed ones; and their number."""
         problem, span = self.problem, self.span()
         answers = [rule.reach(span) for rule in problem.rules if _has_reach(rule, problem)]
         certainly_unknown = len(answers) < len(problem.rules)
         possible = _all([a for a, _ in answers])
         certain = _all([c for _, c in answers]) & (not certainly_unknown)
+        numbers = self._numbers(self.tiles)
         if self.ragged:
-            certain = certain & (self._numbers(self.tiles) < as_number(jnp, self.tiles - 1))
-        state = jnp.where(possible, jnp.where(certain, 0, 1), 2)
-        state = jnp.broadcast_to(state, (*state.shape[:-2], self.blocks, self.tiles))
-        order = jnp.argsort(state, axis=-1, stable=True).astype(jnp.int32)
-        full, some = (jnp.sum(state <= limit, axis=-1, dtype=jnp.int32) for limit in (0, 1))
-        return order, full, some
+            certain = certain & (numbers < as_number(jnp, self.tiles - 1))
+        order = jnp.where(possible, 2 * numbers + jnp.where(certain, 0, 1), _NEVER)
+        order = jnp.broadcast_to(order, (*order.shape[:-2], self.blocks, self.tiles))
+        return jnp.sort(order, axis=-1), jnp.sum(order != _NEVER, axis=-1, dtype=jnp.int32)
 
     def span(self) -> Span:
         """Return the bounds of all tiles."""
@@ -233,11 +271,12 @@ class Loops:
     def _numbers(self, count: int, behind: int = 0) -> Array:
         return filled_up(jnp, jnp.arange(count, dtype=jnp.int32), self.problem.ndim, behind=behind)
 
-    def _of_block(self, table: Array, axes: int, region: Region, block: Array) -> Array:
-        """Return the entry of one job in a table (..., blocks) whose entries have some axes of their own."""
-        lead = table.shape[: table.ndim - axes - 1]
+    def _of_block(self, table: Array, region: Region, *behind: Array) -> Array:
+        """Return the entry of one job in a table (..., blocks), or of a tile of it in one (..., blocks, tiles)."""
+        lead = table.shape[: table.ndim - len(behind)]
         starts = region.starts[len(region.starts) - 2 - len(lead) : -2]
-        return table[(*(0 if n == 1 else i for i, n in zip(starts, lead, strict=True)), block)]
+        at = [0 if n == 1 else i for i, n in zip(starts, lead, strict=True)]
+        return jnp.reshape(dynamic_cut(table, [*at, *behind], [1] * table.ndim), ())
 
 
 def _has_reach(rule: Mask, problem: Problem) -> bool:

@@ -144,6 +144,10 @@ class InPlace(Arithmetic):
             sums = self.compiled.powers(self.tile(scores), shift)
             self._sums_of_rows = sums.reshape(*scores.shape[:-1], 1)
             return scores
+        return self.powers_of_numpy(scores, shift, allowed, mixed)
+
+    def powers_of_numpy(self, scores: Array, shift: Array | None, allowed: Patches | None, mixed: Bounds) -> Array:
+        """Compute powers by NumPy's operations, one after the other."""
         if shift is not None:
             np.subtract(scores, shift, out=scores)
         whole = self._whole(scores)

@@ -2,8 +2,8 @@
 
 OpenBLAS first copies both factors of a product into a packed order. Where it has kernels for small matrices, it does not do
 so for products of few multiplications, and these are faster: as many small products, which NumPy passes to BLAS one by one
-in a single call, a product takes 0.87 of the time. On Intel's processors this holds for a first factor in row order alone;
-with one in column order, pieces take 1.2 times as long.
+in a single call, a product takes 0.87 of the time. On Intel's processors this holds for queries times keys alone, with few
+numbers to sum for each score; pieces of weights times values take 1.2 times as long.
 """
 
 from functools import cache
@@ -44,7 +44,7 @@ def _width(x: Array, y: Array) -> int:
         return 0
     if x.shape[-2] * K * N <= SMALL_PRODUCT:  # already small
         return 0
-    if x.strides[-1] != item and _is_intel():
+    if K > N and _is_intel():
         return 0
     most = SMALL_PRODUCT // (_VECTOR * K) if x.strides[-1] == item else min(SMALL_PRODUCT // (_VECTOR * K), _NARROW)
     most -= most % _VECTOR

@@ -1,8 +1,12 @@
 """Problems of torch with tensors on the CPU: NumPy's walker computes them, on the same memory and without copies.
 
 It is one to three times as fast as Python loops over torch's operations, most of all where rules exclude much. The
-loops remain for other devices, for calls that torch traces or records, for dtypes that NumPy lacks, for functions of the
-user and biases that are rules, and for small problems, which fit into one tile of all heads.
+loops remain for other devices, for calls that torch traces or records, for functions of the user and biases that are
+rules, and for small problems, which fit into one tile of all heads.
+
+Tensors in 16 bits are the exception: NumPy has no bfloat16, and converts float16 a number at a time. Torch widens each of
+them once, as a whole, which takes twice their memory while the call lasts and hardly any time; tile by tile, keys would be
+widened once for every block of rows. What comes out is float32, and is rounded once at the end.
 """
 
 import dataclasses
@@ -11,9 +15,9 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from attention_xp._backend.dtypes import dtype_name
-from attention_xp._backend.libraries import is_numpy, library_name
-from attention_xp._backend.modes import in_forward_mode, is_compiling, is_recorded
+from attention_xp._backend.libraries import is_numpy
 from attention_xp._engine.plan.borders import formula_is_faster
+from attention_xp._engine.plan.host import is_for_numpy
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.gradients import Gradients, Known
 from attention_xp._scores.frozen import freeze, thaw
@@ -21,7 +25,8 @@ from attention_xp._typing import Array
 
 __all__ = ["backward", "forward"]
 
-_READABLE = {"bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8"}
+_READABLE = {"bool", "bfloat16", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8"}
+_NARROW = {"bfloat16", "float16"}
 
 
 def forward(problem: Problem) -> tuple[Array, Array] | None:
@@ -48,13 +53,7 @@ def backward(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Gradie
 
 def _views(problem: Problem, others: tuple[Array | None, ...]) -> tuple[Problem, tuple[Array | None, ...]] | None:
     """Return a problem and further tensors as views of NumPy, ``None`` where that cannot be."""
-    if library_name(problem.xp) != "torch" or is_compiling(problem.xp) or problem.query.device.type != "cpu":
-        return None
-    if formula_is_faster(problem):
-        return None
-    if is_recorded() or in_forward_mode():
-        return None
-    if problem.packing is not None or problem.has_bias_rule or problem.has_foreign_code():
+    if not is_for_numpy(problem) or formula_is_faster(problem):
         return None
     kept = dataclasses.replace(problem, xp=None, dtype=None, rules=())
     template, arrays = freeze((kept, others))
@@ -74,7 +73,7 @@ def _views(problem: Problem, others: tuple[Array | None, ...]) -> tuple[Problem,
 
 
 def _is_readable(array: Array) -> bool:
-    """Whether NumPy can read an array in place, and torch does not record what is done with it."""
+    """Whether NumPy can read an array, and torch does not record what is done with it."""
     if is_numpy(array):
         return True
     torch: Any = sys.modules["torch"]
@@ -89,7 +88,17 @@ def _is_readable(array: Array) -> bool:
 
 
 def _view(array: Array) -> Array:
-    return array if is_numpy(array) else array.detach().numpy()
+    """Return an array as NumPy reads it: in place, or widened where it has 16 bits."""
+    if is_numpy(array):
+        return array
+    array = array.detach()
+    return (_widened(array) if dtype_name(array.dtype) in _NARROW else array).numpy()
+
+
+def _widened(array: Array) -> Array:
+    """Return a tensor in float32; along axes that repeat the same numbers, these are not repeated in memory."""
+    distinct = array[tuple(slice(0, 1) if step == 0 else slice(None) for step in array.stride())]
+    return distinct.float().expand(array.shape)
 
 
 def _given_back(result: Any) -> Any:

@@ -85,14 +85,26 @@ def test_the_answers_are_those_of_the_loops(torch, monkeypatch, options, kv_head
         torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(("dtype", "is_read"), [("float16", True), ("float32", True), ("bfloat16", False)])
-def test_numbers_that_numpy_does_not_know_stay_with_torch(torch, monkeypatch, dtype, is_read):
-    arrays, _ = call(torch, {}, dtype)
-    assert (on_numpy.forward(problem(arrays, {})) is not None) is is_read
-    output = flash_attention(*arrays, impl="tiled")
-    assert output.dtype == arrays[0].dtype
-    expected = in_loops(monkeypatch, lambda: flash_attention(*arrays, impl="tiled"))
-    torch.testing.assert_close(output, expected)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("options", [OPTIONS[name] for name in ("softcap", "window", "bias", "sinks")])
+def test_sixteen_bits_are_computed_in_32_and_rounded_once(torch, dtype, options):
+    narrow, options = call(torch, options, dtype)
+    arrays = [a.requires_grad_() for a in narrow]
+    wide = [a.detach().float().requires_grad_() for a in narrow]
+    seen, _ = on_numpy._views(problem([a.detach() for a in narrow], options), ())
+    assert {a.dtype for a in (seen.query, seen.key, seen.value)} == {np.dtype("float32")}
+    found, expected = (flash_attention(*x, impl="tiled", **options) for x in (arrays, wide))
+    gradients = torch.autograd.grad(expected.sum(), wide)
+    for a, b in zip((found, *torch.autograd.grad(found.sum(), arrays)), (expected, *gradients), strict=True):
+        assert a.dtype == getattr(torch, dtype)
+        torch.testing.assert_close(a.float(), b, rtol=0.6 * torch.finfo(a.dtype).eps, atol=1e-6)
+
+
+def test_repeated_numbers_are_not_repeated_when_they_are_widened(torch):
+    head = torch.ones((1, 1, LENGTH, 8), dtype=torch.bfloat16)
+    seen, _ = on_numpy._views(problem([head.expand(2, 4, LENGTH, 8)] * 3, {}), ())
+    assert seen.key.strides[:2] == (0, 0)
+    assert seen.key.shape == (2, 4, LENGTH, 8)
 
 
 def test_small_problems_stay_with_torch(torch, monkeypatch):

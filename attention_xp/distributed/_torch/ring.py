@@ -1,0 +1,161 @@
+"""The ring: keys and values of the other ranks arrive while a rank computes with those that it has."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from attention_xp._attention import flash_attention
+from attention_xp._engine.problem.options import AttentionOptions
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._merge import merge_attention
+from attention_xp._scores.frozen import freeze, thaw
+from attention_xp._typing import Array
+from attention_xp.distributed._blocks import Call
+from attention_xp.distributed._layouts import Layout, cut
+from attention_xp.distributed._torch.messages import Channel, Pending, Ranks
+from attention_xp.distributed._torch.plan import Piece, Ring, joined
+from attention_xp.distributed._torch.setup import finished, prepared
+from attention_xp.distributed._torch.slopes import Slopes, wide
+
+__all__ = ["ring_attention"]
+
+
+def ring_attention(
+    query: Array, key: Array, value: Array, mask: Any, dropout_rate: Any, options: Any, **how: Any
+) -> Any:
+    """Return the rows of this rank, (..., H, Sq / n, Dv), with `return_lse` also their log-sum-exp."""
+    given = prepared("ring_attention", query, key, value, mask, dropout_rate, options, **how)
+    rest, arrays = freeze((given.mask, *given.options.values()))
+    template = _Template(given.ranks, given.layout, rest, tuple(given.options), given.dropout_rate)
+    output, lse = _Attention.apply(template, given.query, given.key, given.value, *arrays)
+    return finished(given, output, lse, return_lse=how["return_lse"])
+
+
+class _Template(NamedTuple):
+    """A call without its arrays, of which autograd has to know."""
+
+    ranks: Ranks
+    layout: Layout
+    rest: Any
+    names: tuple[str, ...]
+    dropout_rate: Any
+
+    def call(self, query: Array, key: Array, arrays: Any) -> Call:
+        """Return the call of the whole with these arrays."""
+        mask, *options = thaw(self.rest, list(arrays))
+        Sq, Sk = (x.shape[-2] * self.ranks.n for x in (query, key))
+        return Call(mask, self.dropout_rate, dict(zip(self.names, options, strict=True)), Sq=Sq, Sk=Sk)
+
+
+class _Attention(torch.autograd.Function):  # type: ignore[misc]
+    """The ring forward, and once more round for the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, template: _Template, query: Array, key: Array, value: Array, *arrays: Any) -> Any:
+        """Return output and log-sum-exp."""
+        ranks, call = template.ranks, template.call(query, key, arrays)
+        ring = Ring(call, ranks.rank, ranks.n, template.layout)
+        _check(ring, query, key, value)
+        merged: list[Any] = [None] * len(ring.rows)
+        channel = ranks.channel("")
+        for step, pieces in _arriving(ring, channel, key, value):
+            for i, piece, is_own in ring.blocks(step, pieces):
+                rows = ring.rows[i]
+                mask, options = call.block(rows, piece.keys, with_sinks=is_own)
+                options |= {"return_lse": True, "output_dtype": wide(query.dtype)}
+                part = flash_attention(cut(query, rows.shard, -2), piece.key, piece.value, mask, **options)
+                merged[i] = part if merged[i] is None else merge_attention(*zip(merged[i], part, strict=True))
+        output, lse = (torch.cat(parts, axis) for parts, axis in zip(zip(*merged, strict=True), (-2, -1), strict=True))
+        output = output.to(query.dtype)
+        ctx.template, ctx.ring, ctx.channel = template, ring, channel
+        ctx.others = [None if isinstance(array, torch.Tensor) else array for array in arrays]
+        tensors = [array for array in arrays if isinstance(array, torch.Tensor)]
+        ctx.save_for_backward(query, key, value, output, lse, *tensors)
+        ctx.set_materialize_grads(False)
+        return output, lse
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_output: Array | None, grad_lse: Array | None) -> tuple[Array | None, ...]:
+        """Return the gradients of all arrays."""
+        query, key, value, output, lse, *tensors = ctx.saved_tensors
+        if grad_output is None:
+            grad_output = torch.zeros_like(output)
+        rest = iter(tensors)
+        arrays = [_widened(next(rest)) if other is None else other for other in ctx.others]
+        call = ctx.template.call(query, key, arrays)
+        slopes = Slopes(call, ctx.ring, query, (output, lse, grad_output, grad_lse))
+        of_keys = _sent_round(ctx.ring, ctx.channel.back(), slopes, key, value)
+        found = (slopes.of_query, *of_keys, *map(slopes.of, arrays))
+        # autograd casts a gradient to the dtype of its tensor
+        return None, *(
+            one if is_wanted else None for one, is_wanted in zip(found, ctx.needs_input_grad[1:], strict=True)
+        )
+
+
+def _check(ring: Ring, query: Array, key: Array, value: Array) -> None:
+    """Refuse what `flash_attention` refuses, before anything is sent."""
+    own, rows = ring.own_pieces(key, value)[0], ring.rows[0]
+    mask, options = ring.call.block(rows, own.keys, with_sinks=True)
+    rate: float = options.pop("dropout_rate")
+    Problem.of(cut(query, rows.shard, -2), own.key, own.value, mask, rate, cast("AttentionOptions", options))
+
+
+def _arriving(ring: Ring, channel: Channel, key: Array, value: Array) -> Iterator[tuple[int, list[Piece]]]:
+    """Yield the keys and values of one rank after the other; those of the next one are on their way meanwhile."""
+    rank, n = ring.rank, channel.ranks.n
+    pieces, packed, message = ring.own_pieces(key, value), None, None
+    for step in range(n):
+        if step + 1 < n:
+            receiver, owner = (rank + step + 1) % n, (rank - step - 1) % n
+            wanted, asked = ring.reached[rank, owner], ring.reached[receiver, rank]
+            if asked != packed:
+                packed, message = asked, ring.packed(key, value, asked)
+            arriving = key.new_empty(ring.size(key, value, wanted))
+            pending = channel.start({receiver: message}, {owner: arriving}, f"step {step + 1}")
+        yield step, pieces
+        if step + 1 < n:
+            pending.wait()
+            pieces = ring.unpacked(arriving, key, value, wanted)
+
+
+def _sent_round(ring: Ring, channel: Channel, slopes: Slopes, key: Array, value: Array) -> tuple[Array, Array]:
+    """Return the gradients of key and value: each rank sends what it finds for the keys of another one back to that."""
+    rank, n = ring.rank, channel.ranks.n
+    of_key, of_value = (torch.zeros_like(x, dtype=wide(x.dtype)) for x in (key, value))
+    returning: tuple[Pending, Array, int] | None = None
+
+    def collect() -> None:
+        if returning is None:
+            return
+        pending, message, receiver = returning
+        pending.wait()
+        wanted = ring.reached[receiver, rank]
+        for total, piece in zip(
+            ring.pieces(of_key, of_value, wanted), ring.unpacked(message, key, value, wanted), strict=True
+        ):
+            total.key.add_(piece.key)
+            total.value.add_(piece.value)
+
+    for step, pieces in _arriving(ring, channel, key, value):
+        found = ring.own_pieces(of_key, of_value) if step == 0 else [piece.zeros(wide(key.dtype)) for piece in pieces]
+        slopes.add(step, pieces, found)
+        collect()
+        if step > 0:
+            owner, receiver = (rank - step) % n, (rank + step) % n
+            size = ring.size(key, value, ring.reached[receiver, rank])
+            message = of_key.new_empty(size)
+            parts = joined([x for piece in found for x in piece[1:]], of_key)
+            returning = (
+                channel.start({owner: parts}, {receiver: message}, f"gradients of step {step}", turn=1),
+                message,
+                receiver,
+            )
+    collect()
+    return of_key, of_value
+
+
+def _widened(array: Array) -> Array:
+    return array.to(wide(array.dtype)) if array.is_floating_point() else array

@@ -1,0 +1,112 @@
+"""All rows of some heads on every rank."""
+
+import math
+from typing import Any
+
+import torch
+
+from attention_xp._attention import flash_attention
+from attention_xp._typing import Array
+from attention_xp.biases import Bias
+from attention_xp.distributed._blocks import Call, with_leaves
+from attention_xp.distributed._layouts import shard_sequence, unshard_sequence
+from attention_xp.distributed._torch.collectives import exchange, gathered
+from attention_xp.distributed._torch.heads import BiasOfHeads, MaskOfHeads
+from attention_xp.distributed._torch.setup import Prepared, finished, prepared
+from attention_xp.masks import ArrayMask, Mask
+
+__all__ = ["ulysses_attention"]
+
+
+def ulysses_attention(
+    query: Array, key: Array, value: Array, mask: Any, dropout_rate: Any, options: Any, **how: Any
+) -> Any:
+    """Return the rows of this rank, (..., H, Sq / n, Dv), with `return_lse` also their log-sum-exp."""
+    given = prepared("ulysses_attention", query, key, value, mask, dropout_rate, options, **how)
+    heads = _Heads(given)
+    Sq, Sk = (x.shape[-2] * given.ranks.n for x in (given.query, given.key))
+    Call(given.mask, dropout_rate, given.options, Sq=Sq, Sk=Sk)  # refuses what ranks could not agree on
+    query, key, value = (heads.of(x, name) for x, name in ((given.query, "query"), *heads.keys()))
+    mask, some = heads.addend(given.mask, "mask"), heads.options()
+    output, lse = flash_attention(query, key, value, mask, dropout_rate, **some, return_lse=True)
+    output, lse = heads.back(output, "output"), heads.back(lse[..., None], "lse")[..., 0]
+    return finished(given, output, lse, return_lse=how["return_lse"])
+
+
+class _Heads:
+    """The heads of a rank, of a call whose ranks have rows of all heads."""
+
+    def __init__(self, given: Prepared) -> None:
+        self._given, self._ranks, self._layout = given, given.ranks, given.layout
+        n, shape = given.ranks.n, tuple(given.query.shape)
+        if len(shape) < 4 or shape[-3] % n:
+            raise ValueError(
+                f"query must have heads divisible by the number of ranks, {n}: expected (..., H, Sq, D), got {shape}"
+            )
+        self._all = shape[-3]
+        self._count = self._all // n
+        self._first = given.ranks.rank * self._count
+
+    def keys(self) -> list[tuple[Array, str]]:
+        """Return key and value with as many heads as can be dealt out."""
+        n, found = self._ranks.n, []
+        for name, x in (("key", self._given.key), ("value", self._given.value)):
+            if x.ndim < 4 or self._all % x.shape[-3]:
+                raise ValueError(
+                    f"{name} must have heads that divide those of query, {self._all}: got {tuple(x.shape)}"
+                )
+            found.append((x.repeat_interleave(math.lcm(x.shape[-3], n) // x.shape[-3], -3), name))
+        return found
+
+    def of(self, x: Array, name: str) -> Array:
+        """Exchange rows of all heads for all rows of this rank's heads: (..., H, S / n, D) -> (..., H / n, S, D)."""
+        parts = torch.stack(x.chunk(self._ranks.n, -3))
+        return unshard_sequence(list(exchange(parts, self._ranks, f"exchanging heads of {name}")), layout=self._layout)
+
+    def back(self, x: Array, name: str) -> Array:
+        """Exchange all rows of this rank's heads for rows of all heads."""
+        parts = torch.stack(shard_sequence(x, self._ranks.n, layout=self._layout))
+        return torch.cat(list(exchange(parts, self._ranks, f"exchanging heads of {name}")), -3)
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of a call with this rank's heads."""
+        options = dict(self._given.options)
+        ids = options.get("head_ids")
+        options["head_ids"] = self._some(
+            torch.arange(self._all, dtype=torch.int32, device=self._given.query.device) if ids is None else ids, -1
+        )
+        if "sinks" in options:
+            options["sinks"] = self._some(options["sinks"], -1)
+        if "bias" in options:
+            options["bias"] = self.addend(options["bias"], "bias")
+        return options
+
+    def _some(self, x: Any, axis: int) -> Any:
+        """Return the heads of this rank of an array with an axis of heads; others as they are."""
+        has_heads = isinstance(x, torch.Tensor) and x.ndim >= -axis and x.shape[axis] == self._all
+        return x.narrow(axis, self._first, self._count) if has_heads else x
+
+    def addend(self, given: Any, name: str) -> Any:
+        """Return a mask or bias for all rows of this rank's heads."""
+        if isinstance(given, Bias):
+            return BiasOfHeads(given, *self._place)
+        if isinstance(given, Mask):
+            return with_leaves(given, lambda leaf: self._of_leaf(leaf, name))
+        return given if given is None else self._of_array(given, name)
+
+    @property
+    def _place(self) -> tuple[int, int, Any]:
+        return self._first, self._all, self._given.options.get("head_ids")
+
+    def _of_leaf(self, leaf: Mask, name: str) -> Mask:
+        if isinstance(leaf, ArrayMask):
+            return ArrayMask(self._of_array(torch.as_tensor(leaf.array), name))
+        return MaskOfHeads(leaf, *self._place) if leaf.lead and leaf.lead[-1] > 1 else leaf
+
+    def _of_array(self, array: Array, name: str) -> Array:
+        """Return all rows of this rank's heads of an array, which may have neither rows of its own nor heads."""
+        if array.shape[-2:-1] != (self._given.query.shape[-2],):
+            return self._some(array, -3)
+        if array.ndim > 2 and array.shape[-3] == self._all:
+            return self.of(array, name)
+        return unshard_sequence(list(gathered(array, self._ranks, f"gathering {name}")), layout=self._layout)

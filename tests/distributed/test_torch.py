@@ -1,0 +1,233 @@
+"""The strategies on torch, in processes of gloo, against one process."""
+
+import functools
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from attention_xp import flash_attention
+from attention_xp.distributed._blocks import Call, Rows
+from attention_xp.distributed._layouts import Stretch, stretches
+from tests.distributed._calls import CALLS, S
+from tests.distributed._world import World
+
+pytestmark = [pytest.mark.backends("torch"), pytest.mark.timeout(180)]
+STRATEGIES = ["ring", "gathered", "ulysses", "merged"]
+strategies = pytest.mark.parametrize("strategy", STRATEGIES)
+# Each option alone, and pairs that meet in different places: plans, blocks, sums over ranks, heads.
+PAIRS = ["window + sinks", "bias + lengths", "alibi + segments", "relative + dropout", "scores + prefix", "array + ids"]
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory, library):
+    """Make a world of so many ranks, or find it."""
+    torch = pytest.importorskip("torch")
+    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+        pytest.skip("torch was built without gloo")
+    made = {}
+
+    def world(n, name="all"):
+        if (n, name) not in made:
+            made[n, name] = World(n, tmp_path_factory.mktemp("world"))
+        return made[n, name]
+
+    yield world
+    for one in made.values():
+        one.close()
+
+
+@functools.cache
+def expected(names, dtype, hkv):
+    torch, jobs = (importlib.import_module(name) for name in ("torch", "tests.distributed._torch_jobs"))
+    return jobs.results(flash_attention, names, getattr(torch, dtype), slice(None), slice(None), hkv)
+
+
+def parts(whole, rows, keys):
+    """What a rank has of the results of the whole."""
+    output, lse, query, key, value, *others = whole
+    own = [x[:, :, rows] if x.ndim == 4 and x.shape[-2] == S else x for x in others]
+    return [output[:, :, rows], lse[:, :, rows], query[:, :, rows], key[:, :, keys], value[:, :, keys], *own]
+
+
+def of_ranks(worlds, n, strategy, layout, names, dtype="float64", hkv=2):
+    """Yield the results of each rank, and what they ought to be."""
+    places = importlib.import_module("tests.distributed._torch_jobs").places
+    whole = expected(names, dtype, hkv)
+    for rank, found in enumerate(worlds(n).run("attended", strategy, layout, names, dtype, hkv)):
+        yield found, parts(whole, *places(strategy, layout, n, rank))
+
+
+@strategies
+@pytest.mark.parametrize(("n", "layout"), [(2, "zigzag"), (4, "contiguous")])
+@pytest.mark.parametrize("names", [*CALLS, *PAIRS])
+def test_every_strategy_computes_what_one_process_does(worlds, strategy, n, layout, names):
+    for found, ought in of_ranks(worlds, n, strategy, layout, names):
+        for one, other in zip(found, ought, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-13)
+
+
+@strategies
+@pytest.mark.parametrize(("n", "layout", "hkv"), [(2, "contiguous", 2), (4, "zigzag", 2), (4, "zigzag", 1)])
+def test_all_options_in_the_other_layout_and_with_fewer_heads(worlds, strategy, n, layout, hkv):
+    for found, ought in of_ranks(worlds, n, strategy, layout, "all", hkv=hkv):
+        for one, other in zip(found, ought, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-13)
+
+
+@strategies
+def test_queries_and_keys_of_different_lengths(worlds, strategy):
+    found = worlds(4).run("crossed", strategy, "zigzag")
+    assert max(error for error, _ in found) < 1e-13
+    assert {shape for _, shape in found} == {(2, 4, 16 if strategy == "merged" else 4, 6)}
+
+
+def test_a_token_is_decoded(worlds):
+    assert max(worlds(4).run("decoded")) < 1e-13
+
+
+@strategies
+def test_arrays_within_rules_have_own_rows(worlds, strategy):
+    assert max(worlds(4).run("with_array_rule", strategy, "zigzag")) < 1e-13
+
+
+@strategies
+def test_meshes_and_distributed_tensors(worlds, strategy):
+    for answer in worlds(2).run("on_mesh", strategy):
+        assert answer == ("TypeError" if strategy == "merged" else (True, "DTensor", (2, 4, 16, 6)))
+
+
+@strategies
+def test_a_rank_alone(worlds, strategy):
+    assert max(worlds(2).run("alone", strategy)) < 1e-13
+
+
+@pytest.mark.parametrize(
+    ("strategy", "case", "words"),
+    [
+        ("ring", "odd", "even number of positions"),
+        ("ring", "captured", "score_mod has captured a tensor"),
+        ("gathered", "captured", "score_mod has captured a tensor"),
+        ("ring", "values", "key and value must have one dtype"),
+        ("ulysses", "heads", "divisible by the number of ranks, 2"),
+        ("ulysses", "axes", "must have heads"),
+        ("ring", "generator", "rng must be an int seed"),
+        ("ring", "width", "key has width"),
+        ("ring", "group", "group must be a ProcessGroup or a DeviceMesh"),
+        ("ring", "axes of a mesh", "one axis"),
+    ],
+)
+def test_what_no_rank_can_compute_is_refused_on_all(worlds, strategy, case, words):
+    for said in worlds(2).run("wrong", strategy, case):
+        assert words in said
+
+
+@strategies
+def test_16_bit_numbers_are_merged_in_float32(worlds, strategy):
+    exact = expected("causal", "float64", 2)
+    bound = [
+        2 * np.max(np.abs(one - other)) for one, other in zip(expected("causal", "bfloat16", 2), exact, strict=True)
+    ]
+    errors = [
+        [np.max(np.abs(one - other)) for one, other in zip(found, ought, strict=True)]
+        for (found, _), (_, ought) in zip(
+            of_ranks(worlds, 4, strategy, "zigzag", "causal", "bfloat16"),
+            of_ranks(worlds, 4, strategy, "zigzag", "causal"),
+            strict=True,
+        )
+    ]
+    assert np.all(np.max(errors, axis=0) <= bound)
+
+
+@strategies
+def test_a_seed_draws_what_it_draws_in_one_process(worlds, strategy):
+    jobs = importlib.import_module("tests.distributed._torch_jobs")
+    whole = jobs.all_dropped()
+    assert 0.5 < whole.mean() < 0.7
+    for rank, found in enumerate(worlds(4).run("dropped", strategy, "zigzag")):
+        np.testing.assert_array_equal(found, whole[:, :, jobs.places(strategy, "zigzag", 4, rank)[0]])
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_zigzag_gives_every_rank_the_same_blocks(worlds, n):
+    assert [blocks for blocks, _ in worlds(n).run("counted", "zigzag", "causal", 16)] == [2 * n + 1] * n
+
+
+def test_a_window_sends_the_keys_it_reaches(worlds):
+    found = worlds(4).run("counted", "contiguous", "causal window", 64)  # 4 positions to the left
+    width = (4 + 4) * 8  # bytes of a key and a value
+    # On the way back the keys once more, and the gradients of those of another rank.
+    assert [sent for _, sent in found] == [[4 * width, 4 * width], *[[4 * width, 8 * width]] * 2, [0, 4 * width]]
+    assert [blocks for blocks, _ in found] == [1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("layout", ["zigzag", "contiguous"])
+@pytest.mark.parametrize("names", ["nothing", "causal", "window", "prefix", "plain lengths", "segments", "offset"])
+def test_what_is_sent_reaches_from_the_first_to_the_last_key_that_is_attended(library, layout, names):
+    plan = importlib.import_module("attention_xp.distributed._torch.plan")
+    n, options = 4, CALLS[names](library.array, slice(None))
+    call = Call(options.pop("mask", None), 0.0, options, Sq=S, Sk=S)
+    for rank in range(n):
+        for (receiver, owner), found in plan.Ring(call, rank, n, layout).reached.items():
+            rows = Rows.of(stretches(n, receiver, S, layout))
+            ought = []
+            for keys in stretches(n, owner, S, layout):
+                each = [k for k in range(*keys.bounds) if any(call.any_allowed(one, Stretch(k, 1)) for one in rows)]
+                ought += [Stretch(each[0], each[-1] + 1 - each[0])] if each else []
+            assert found == ought
+
+
+@pytest.mark.rare
+def test_the_program_of_the_documentation_runs():
+    program = Path(__file__).parents[2] / "examples" / "ring_torch.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
+    paths = os.pathsep.join([str(program.parents[1]), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.run(
+        command, capture_output=True, text=True, timeout=150, check=True, env={**os.environ, "PYTHONPATH": paths}
+    )
+    errors = list(map(float, re.findall(r"error (\d\S*?)(?=\s|rank|$)", run.stdout)))
+    assert len(errors) == 2
+    assert max(errors) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("shape", "query (float32[1, 4, 4, 4] on rank 0, 1, 3; float32[1, 4, 6, 4] on rank 2)"),
+        ("dtype", "ranks differ in key"),
+        ("option", "is_causal"),
+        ("seed", "rng"),
+        ("lengths", "key_lengths"),
+        ("rule", "mask (GlobalMask"),
+    ],
+)
+@strategies
+def test_a_rank_with_another_call_is_named_on_all(worlds, strategy, change, words):
+    for rank, said in enumerate(worlds(4).run("refused", strategy, 2, change)):
+        assert said.startswith(f"ValueError: {strategy}_attention on rank {rank} of 4: ranks differ in")
+        assert words in said
+        assert "on rank 0, 1, 3; " in said
+        assert "on rank 2)" in said
+
+
+@strategies
+def test_a_rank_that_stalls_is_named_and_the_group_works_again(worlds, strategy):
+    for rank, said in enumerate(worlds(4).run("refused", strategy, 1, "stall", 0.5)):
+        if rank != 1:
+            assert said.startswith(f"TimeoutError: {strategy}_attention on rank {rank} of 4, comparing the calls")
+            assert "rank 1 did not answer within 0.5 seconds" in said
+
+
+@pytest.mark.parametrize("way", ["in step 1", "back"])
+def test_a_rank_that_dies_is_named(worlds, way):
+    answers = worlds(3, way).run("died", 1, 5.0, way)
+    assert answers[1] is None
+    for rank in (0, 2):
+        # Where it is not rank 1 itself that a rank waits for, it is one that has given up.
+        assert re.match(rf"(Connection|Timeout)Error: ring_attention on rank {rank} of 3, ", answers[rank])
+        assert re.search(r"rank 1 is gone: |did not answer within 5 seconds; gone is rank 1$", answers[rank])
