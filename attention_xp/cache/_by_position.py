@@ -7,11 +7,9 @@ from attention_xp._backend.libraries import device
 from attention_xp._backend.rows import along
 from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.values import within
-from attention_xp._scores.attributes import with_parts
 from attention_xp._scores.region import own_array
 from attention_xp._typing import Array, Namespace
-from attention_xp.masks import ArrayMask, Mask
-from attention_xp.masks._mask import holds_array
+from attention_xp.masks._mask import with_arrays
 
 __all__ = ["Given"]
 
@@ -34,7 +32,7 @@ class Given(NamedTuple):
                 widths.append(int(array.shape[-1]))
             return array
 
-        mask, bias = _changed(mask, seen), _changed(bias, seen)
+        mask, bias = with_arrays(mask, seen), with_arrays(bias, seen)
         return cls(mask, bias, min(widths, default=None))
 
     def columns(self, xp: Namespace, start: int, stop: int) -> "Given":
@@ -52,16 +50,7 @@ class Given(NamedTuple):
         def changed(array: Array) -> Array:
             return array if array.ndim == 0 or array.shape[-1] == 1 else change(array)
 
-        return Given(_changed(self.mask, changed), _changed(self.bias, changed), self.reach)
-
-
-def _changed(given: Any, change: Callable[[Array], Array]) -> Any:
-    """Return a mask or a bias with its arrays changed; rules go by position of themselves."""
-    if isinstance(given, ArrayMask):
-        return ArrayMask(change(given.array))
-    if isinstance(given, Mask):
-        return with_parts(given, lambda part: _changed(part, change)) if holds_array(given) else given
-    return change(given) if hasattr(given, "dtype") else given
+        return Given(with_arrays(self.mask, changed), with_arrays(self.bias, changed), self.reach)
 
 
 def _filled(xp: Namespace, array: Array, width: int) -> Array:

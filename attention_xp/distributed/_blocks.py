@@ -6,6 +6,8 @@ the options of a block, whether any of its pairs is allowed, and what is wrong w
 """
 
 from collections.abc import Callable, Mapping
+from functools import reduce
+from operator import and_
 from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace, is_array_api_obj, is_jax_array
@@ -14,8 +16,8 @@ from attention_xp._engine.problem.options import DEFAULTS
 from attention_xp._scores.frozen import freeze
 from attention_xp._typing import Array
 from attention_xp.distributed._layouts import Stretch, cut
-from attention_xp.masks import ArrayMask, CausalMask, LengthMask, Mask, WindowMask
-from attention_xp.masks._mask import Both, Either, Not, conjuncts, holds_array
+from attention_xp.masks import CausalMask, LengthMask, Mask, WindowMask
+from attention_xp.masks._mask import Both, Either, Not, conjuncts, holds_array, with_arrays
 
 __all__ = ["Call", "Rows", "with_leaves"]
 
@@ -54,7 +56,11 @@ class Call:
         self.mask, self.dropout_rate, self._cut = mask, dropout_rate, cut
         self.options = {name: given for name, given in options.items() if given is not DEFAULTS.get(name, None)}
         self.Sq, self.Sk = Sq, Sk
-        self._rule = _rule(mask, self.options)
+        rules = _rules(mask, self.options)
+        self._is_relative = any(rule.relative for rule in rules)
+        # Arrays of pairs are not asked: they are of the rank's own rows.
+        self._rules = [part for rule in rules for part in conjuncts(rule) if not holds_array(part)]
+        self._rule = reduce(and_, self._rules) if self._rules else None
         self._refuse_to_guess()
 
     def _refuse_to_guess(self) -> None:
@@ -63,8 +69,7 @@ class Call:
         if rate and not isinstance(rng, int) and not is_jax_array(rng):
             raise ValueError("rng must be an int seed or a JAX key, the same on all ranks, where dropout_rate is not 0")
         is_moved = any(name in self.options for name in ("key_offset", "key_positions"))
-        is_relative = self._rule is not None and self._rule.relative
-        if is_relative and "query_offset" not in self.options and (is_moved or self.Sq != self.Sk):
+        if self._is_relative and "query_offset" not in self.options and (is_moved or self.Sq != self.Sk):
             raise ValueError(
                 "query_offset is required with a causal or window mask where the sequences of queries and keys differ in "
                 f"length or keys are moved: expected the position of the first query, got {self.Sq} queries and {self.Sk} keys"
@@ -86,19 +91,31 @@ class Call:
             options.pop("sinks", None)
         return self._part(self.mask, rows, keys), {**options, "dropout_rate": self.dropout_rate}
 
-    def _part(self, array: Any, rows: Rows, keys: Stretch) -> Any:
-        """Return the part of a block of an array of the rank's own rows and all keys, also in a rule; other rules serve all."""
-        if isinstance(array, Mask):
-            return with_leaves(array, lambda leaf: self._of_leaf(leaf, rows, keys))
-        if not is_array_api_obj(array):
-            return array
-        for axis, stretch, whole in ((-1, keys, self.Sk), (-2, rows.shard, None)):
-            if array.ndim >= -axis and array.shape[axis] not in (1, stretch.size if whole is None else -1):
-                array = self._cut(array, stretch, axis)
-        return array
+    def _part(self, given: Any, rows: Rows, keys: Stretch) -> Any:
+        """Return the part of a block of what is of the rank's own rows and all keys; a rule serves all blocks."""
 
-    def _of_leaf(self, leaf: Mask, rows: Rows, keys: Stretch) -> Mask:
-        return ArrayMask(self._part(leaf.array, rows, keys)) if isinstance(leaf, ArrayMask) else leaf
+        def cut_out(array: Array) -> Array:
+            for stretch, axis in self.places(array, rows, keys):
+                array = self._cut(array, stretch, axis)
+            return array
+
+        return with_arrays(given, cut_out)
+
+    def places(self, array: Any, rows: Rows, keys: Stretch) -> list[tuple[Stretch, int]]:
+        """Return where a block lies in an array of the rank's own rows and all keys, and along which axes."""
+        found = []
+        if array.ndim >= 1 and array.shape[-1] not in (1, keys.size):
+            found.append((keys, -1))
+        if array.ndim >= 2 and array.shape[-2] != 1:
+            found.append((rows.shard, -2))
+        return found
+
+    @property
+    def band(self) -> tuple[int | None, int | None]:
+        """How far before and behind a row the keys reach that it may attend; None on a side where that is not known."""
+        bands = [rule._as_band or (None, None) for rule in self._rules]
+        left, right = zip((None, None), *bands, strict=True)
+        return _least(left), _least(right)
 
     def any_allowed(self, rows: Rows, keys: Stretch) -> Any:
         """Return whether some rows may attend some keys, in any batch item and head: a bool, or a traced array."""
@@ -126,9 +143,13 @@ def with_leaves(mask: Mask, changed: Callable[[Mask], Mask]) -> Mask:
     return Not(with_leaves(mask.inner, changed)) if isinstance(mask, Not) else changed(mask)
 
 
-def _rule(mask: Any, options: Mapping[str, Any]) -> Mask | None:
-    """Return the rules of a call together, without those in arrays of all rows and keys."""
-    rules = [one for one in conjuncts(mask) if not holds_array(one)] if isinstance(mask, Mask) else []
+def _least(numbers: tuple[int | None, ...]) -> int | None:
+    return min((number for number in numbers if number is not None), default=None)
+
+
+def _rules(mask: Any, options: Mapping[str, Any]) -> list[Mask]:
+    """Return the rules of a call, of which all have to allow a pair."""
+    rules: list[Mask] = [mask] if isinstance(mask, Mask) else []
     if options.get("is_causal"):
         rules.append(CausalMask())
     window = options.get("window")
@@ -136,10 +157,7 @@ def _rule(mask: Any, options: Mapping[str, Any]) -> Mask | None:
         rules.append(WindowMask(*window) if isinstance(window, tuple) else WindowMask(window, window))
     if "key_lengths" in options:
         rules.append(LengthMask(options["key_lengths"]))
-    whole: Mask | None = None
-    for rule in rules:
-        whole = rule if whole is None else whole & rule
-    return whole
+    return rules
 
 
 def _lowered(lengths: Any, start: Any) -> Any:

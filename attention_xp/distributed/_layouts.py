@@ -11,6 +11,7 @@ __all__ = [
     "Layout",
     "Stretch",
     "check_layout",
+    "check_lengths",
     "cut",
     "shard_positions",
     "shard_sequence",
@@ -49,7 +50,7 @@ def check_layout(layout: Any) -> Layout:
     return cast("Layout", layout)
 
 
-def _check(n: Any, length: int, layout: Any) -> tuple[int, Layout]:
+def check_lengths(n: Any, length: int, layout: Any) -> tuple[int, Layout]:
     n, layout = check_count("n", n), check_layout(layout)
     parts = n if layout == "contiguous" else 2 * n
     if length % parts:
@@ -101,7 +102,7 @@ def shard_sequence(x: ArrayT, n: int, *, layout: Layout, axis: int = -2) -> list
     """
     xp = common_namespace(x=x)
     length: int = x.shape[axis]
-    n, layout = _check(n, length, layout)
+    n, layout = check_lengths(n, length, layout)
     return [
         _joined(xp, [cut(x, stretch, axis) for stretch in stretches(n, rank, length, layout)], axis)
         for rank in range(n)
@@ -147,7 +148,7 @@ def unshard_sequence(shards: Sequence[ArrayT], *, layout: Layout, axis: int = -2
     if len(sizes) > 1:
         raise ValueError(f"shards must have equal lengths along axis {axis}, got {[s.shape[axis] for s in shards]}")
     length = sizes.pop() * len(shards)
-    n, layout = _check(len(shards), length, layout)
+    n, layout = check_lengths(len(shards), length, layout)
     pieces: list[tuple[int, Any]] = []
     for rank, shard in enumerate(shards):
         first = 0
@@ -189,7 +190,7 @@ def shard_positions(n: int, rank: int, S: int, layout: Layout) -> list[int]:
     >>> shard_positions(2, 0, 8, "zigzag")
     [0, 1, 6, 7]
     """
-    n, layout = _check(n, check_count("S", S, low=0), layout)
+    n, layout = check_lengths(n, check_count("S", S, low=0), layout)
     if not 0 <= check_count("rank", rank, low=0) < n:
         raise ValueError(f"rank must satisfy 0 <= rank < {n}, got {rank}")
     return [position for stretch in stretches(n, rank, S, layout) for position in range(*stretch.bounds)]

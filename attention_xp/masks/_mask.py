@@ -1,16 +1,18 @@
 """Masks as rules, and their combinations by ``&``, ``|`` and ``~``, also with boolean arrays."""
 
+from collections.abc import Callable
 from typing import Any
 
 from attention_xp._backend.dtypes import dtype_name, is_boolean, is_floating
 from attention_xp._backend.libraries import common_namespace
+from attention_xp._scores.attributes import with_parts
 from attention_xp._scores.region import Region, Span
 from attention_xp._scores.rule import check_library_and_place
 from attention_xp._typing import Array, Namespace
 from attention_xp.masks._pairs import Reach, parts_of, rule
 from attention_xp.masks._shown import Shown
 
-__all__ = ["ArrayMask", "Both", "Either", "Mask", "Not", "conjuncts", "holds_array"]
+__all__ = ["ArrayMask", "Both", "Either", "Mask", "Not", "conjuncts", "holds_array", "with_arrays"]
 
 
 class Mask(Shown):
@@ -296,3 +298,12 @@ def _as_mask(thing: Any) -> Mask | None:
 def holds_array(mask: Mask) -> bool:
     """Whether a mask is an array of pairs, or is made of one."""
     return isinstance(mask, ArrayMask) or any(map(holds_array, parts_of(mask)))
+
+
+def with_arrays(given: Any, change: Callable[[Array], Array]) -> Any:
+    """Return a mask or a bias with its arrays of pairs changed; rules go by position of themselves."""
+    if isinstance(given, ArrayMask):
+        return ArrayMask(change(given.array))
+    if isinstance(given, Mask):
+        return with_parts(given, lambda part: with_arrays(part, change)) if holds_array(given) else given
+    return change(given) if hasattr(given, "dtype") else given

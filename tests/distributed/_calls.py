@@ -41,6 +41,7 @@ CALLS: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
     },
     "plain lengths": lambda make, rows: {"key_lengths": 9, "query_lengths": 7, "is_causal": True},
     "array": lambda make, rows: {"mask": make(KEEP[:, :, rows])},
+    "array in a rule": lambda make, rows: {"mask": CausalMask() | make(KEEP[:, :, rows])},
     "padding": lambda make, rows: {"mask": make(KEEP[:, :, :1])},
     "bias": lambda make, rows: {"bias": make(BIAS[:, :, rows]), "mask": make(np.where(KEEP, 0.5, -np.inf)[:, :, rows])},
     "alibi": lambda make, rows: {"bias": AlibiBias(make(normal(H))), "is_causal": True},
@@ -50,7 +51,11 @@ CALLS: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
     "sinks": lambda make, rows: {"sinks": make(normal(H)), "is_causal": True},
     "sinks alone": lambda make, rows: {"sinks": make(normal(H)), "mask": PrefixMask(0)},
     "offset": lambda make, rows: {"is_causal": True, "query_offset": 3, "key_offset": 1},
-    "ids": lambda make, rows: {"item_ids": make(np.asarray([5, 3])), "mask": FunctionMask(diagonals)},
+    "ids": lambda make, rows: {
+        "item_ids": make(np.asarray([5, 3])),
+        "head_ids": make(np.asarray([6, 1, 0, 4])),
+        "mask": FunctionMask(diagonals),
+    },
     "all": lambda make, rows: {
         "mask": CausalMask() | PrefixMask(2),
         "window": (9, 9),

@@ -1,0 +1,49 @@
+"""Attention on the devices of JAX, in processes of their own: eight devices in one, or one in each of two."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from tests._backends import Backend
+
+pytestmark = [
+    pytest.mark.backends("jax"),
+    pytest.mark.skipif(not Backend.JAX.is_installed(), reason="JAX is not installed"),
+]
+
+STRATEGIES = ("ring_attention", "gathered_attention", "ulysses_attention", "merged_attention")
+
+
+def start(module, *arguments, devices):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    env = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", f"tests.distributed.{module}", *map(str, arguments)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(*processes, seconds=600):
+    for process in processes:
+        try:
+            output, _ = process.communicate(timeout=seconds)
+        finally:
+            process.kill()
+        assert process.returncode == 0, output
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_strategies(strategy):
+    finish(start("_devices", strategy, devices=8))
+
+
+def test_rings():
+    finish(start("_devices", "cost", "work", "captured", "refused", devices=8))
+
+
+def test_two_processes():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        address = f"localhost:{found.getsockname()[1]}"
+    finish(*(start("_processes", address, rank, devices=1) for rank in range(2)), seconds=120)
