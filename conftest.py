@@ -27,7 +27,7 @@ pytest_collect_file = documents().pytest()
 os.environ.setdefault("KERAS_BACKEND", "numpy")  # Keras reads it once, when it is imported
 os.environ.setdefault("MPLBACKEND", "agg")  # matplotlib needs no screen then
 
-_FRAMEWORKS = ("flax", "keras", "numba", "onnx", "transformers")
+_FRAMEWORKS = ("dask", "distributed", "flax", "keras", "numba", "onnx", "transformers", "zarr")
 _ABSENT = {backend.package for backend in Backend if not backend.is_installed()}
 _ABSENT |= {name for name in _FRAMEWORKS if importlib.util.find_spec(name) is None}
 _PYTHON = [path for folder in ("attention_xp", "tests") for path in Path(__file__).with_name(folder).rglob("*.py")]

@@ -119,6 +119,16 @@ add_tests("cupy", "cupy", on_gpu=("cudnn",), runs=(({}, ON_GPU or QUICK),))
 add_tests("cupy", "cupy", name="cupy-full", on_gpu=("cudnn",), runs=(({}, ON_GPU or PARALLEL),))
 
 
+DASK = [
+    "tests/distributed/test_dask.py",
+    "tests/distributed/test_dask_cluster.py",
+    "attention_xp/distributed",
+    "docs/distributed_dask.md",
+]
+# Arrays in blocks, and a cluster of two processes that is short of memory.
+add_tests("numpy", "dask", name="dask", runs=(({}, [DASK]),))
+
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 

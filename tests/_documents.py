@@ -18,6 +18,7 @@ from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
 LIBRARIES = ("torch", "jax", "cupy")
+FRAMEWORKS = ("dask",)
 
 
 def documents() -> Sybil:
@@ -50,6 +51,8 @@ class PlotParser(CodeBlockParser):
 
 def evaluate(example: Example) -> None:
     """Run a code block, or skip it with the reason why its library cannot run."""
+    for name in imported(str(example.parsed)) & {*FRAMEWORKS}:
+        pytest.importorskip(name)
     skip_without(example, libraries_of(str(example.parsed)) or ("numpy",))
     PythonEvaluator()(example)
 
@@ -65,10 +68,16 @@ def skip_without(example: Example, libraries: tuple[str, ...]) -> None:
 
 def libraries_of(source: str) -> tuple[str, ...]:
     """Return which of the optional array libraries a piece of code imports."""
+    modules = imported(source)
+    return tuple(name for name in LIBRARIES if name in modules)
+
+
+def imported(source: str) -> set[str]:
+    """Return the packages that a piece of code imports."""
     modules: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             modules |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             modules.add(node.module.partition(".")[0])
-    return tuple(name for name in LIBRARIES if name in modules)
+    return modules

@@ -33,6 +33,7 @@ _LIBRARIES = {
     "array_api_compat.torch": "torch",
     "array_api_compat.cupy": "cupy",
     "array_api_strict": "strict",
+    "array_api_compat.dask.array": "dask",
     "jax.numpy": "jax",
 }
 
@@ -125,12 +126,15 @@ def common_namespace(**arrays: Array) -> Namespace:
         # Arrays of one type belong to one library; asking for each takes a microsecond.
         xp = array_namespace(first, *[a for a in others if type(a) is not type(first)])
     except TypeError:
+        _refuse_dask(arrays)
         kinds = ", ".join(f"{name} {_kind(a)}" for name, a in arrays.items())
         raise TypeError(f"all arrays must belong to one array library, got {kinds}") from None
     if library_name(xp) == "numpy":
         _reject_numpy_subclasses(arrays)
     elif library_name(xp) == "torch":
         check_layouts(**arrays)
+    elif library_name(xp) == "dask":
+        _refuse_dask(arrays)
     return xp
 
 
@@ -144,6 +148,16 @@ def _reject_numpy_subclasses(arrays: dict[str, Array]) -> None:
     for name, a in arrays.items():
         if type(a) is not np.ndarray and isinstance(a, np.ma.MaskedArray | np.matrix):
             raise TypeError(f"{name} must be a plain array, got numpy {type(a).__name__}")
+
+
+def _refuse_dask(arrays: dict[str, Array]) -> None:
+    # Its blocks are computed where they lie, by a graph of calls, and not by operations on the whole.
+    for name, a in arrays.items():
+        if compat.is_dask_array(a):
+            raise TypeError(
+                f"{name} is a dask array: attention on these is attention_xp.distributed.dask_attention, and other "
+                f"functions are for their blocks, {name}.map_blocks(...)"
+            )
 
 
 def check_layouts(**arrays: Array) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "aligned_sinks",
     "checked_scale",
     "positions_from",
+    "without_surplus",
 ]
 
 
@@ -137,7 +138,7 @@ def aligned_head_ids(frame: Frame, given: Any) -> Array | None:
 
 def _fitted(frame: Frame, name: str, array: Array) -> Array:
     check_placement(frame.xp, query=frame.query, **{name: array})
-    shape = _without_surplus(frame, tuple(array.shape))
+    shape = without_surplus(tuple(array.shape), len(frame.shape), frame.heads)
     if not fits(shape, frame.shape):
         letters = "(..., Sq, Sk)" if frame.heads is None else "(..., H, Sq, Sk)"
         hint = " or (..., 1, Sq, Sk) for all heads alike," if len(shape) == len(frame.shape) - 1 > 2 else ""
@@ -152,10 +153,10 @@ def _fitted(frame: Frame, name: str, array: Array) -> Array:
     return filled_up(frame.xp, array, len(frame.shape))
 
 
-def _without_surplus(frame: Frame, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Drop axes of length 1 that the scores do not have, the heads axis first."""
-    if frame.heads is None and len(shape) > len(frame.shape) and shape[-3] == 1:
+def without_surplus(shape: tuple[int, ...], ndim: int, heads: int | None) -> tuple[int, ...]:
+    """Drop axes of length 1 that scores with so many axes do not have, the heads axis first."""
+    if heads is None and len(shape) > ndim and shape[-3] == 1:
         shape = (*shape[:-3], *shape[-2:])
-    while len(shape) > len(frame.shape) and shape[0] == 1:
+    while len(shape) > ndim and shape[0] == 1:
         shape = shape[1:]
     return shape
