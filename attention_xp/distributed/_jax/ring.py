@@ -146,7 +146,8 @@ class _Ring:
                 own = {name: self._total(call, name, own[name], getattr(found, name), rows, keys.whole) for name in own}
                 return collected, own
 
-            return self._each_block(call, source, block, (collected, own))
+            walked: tuple[Any, Any] = self._each_block(call, source, block, (collected, own))
+            return walked
 
         own = {"query": jnp.zeros_like(wide["query"])}
         for name in ("mask", "bias"):
