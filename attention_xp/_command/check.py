@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _row(contest: Contest) -> list[str]:
     error = contest.largest_error()
-    measured = measure(contest)
+    measured = _measured(contest)
     sides = contest.ours, contest.theirs
     ours, theirs = (bytes_of(extra_bytes(side)) for side in sides)
     return [
@@ -69,7 +69,7 @@ def _row(contest: Contest) -> list[str]:
     ]
 
 
-def measure(contest: Contest) -> Duel:
+def _measured(contest: Contest) -> Duel:
     """Let both take turns."""
     turn = partial(take_turn, pause=0.0, untimed=0)  # quick: what the first turns warm up is not kept
     return duel(partial(turn, contest.ours), partial(turn, contest.theirs), PACE)

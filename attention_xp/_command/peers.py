@@ -10,7 +10,7 @@ from attention_xp._command.calls import Call
 from attention_xp._command.places import Place, Side
 from attention_xp._typing import Array, Namespace
 
-__all__ = ["FORMULA", "by_formula", "peer"]
+__all__ = ["FORMULA", "additive", "by_formula", "peer"]
 
 FORMULA = "formula"
 
