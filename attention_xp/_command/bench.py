@@ -3,23 +3,19 @@
 import argparse
 import os
 import platform
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from attention_xp._command.calls import Call
+from attention_xp._command.curves import Point, measured
 from attention_xp._command.described import positive, window
-from attention_xp._command.duel import Pace, Point, duel, take_turn
 from attention_xp._command.figures import milliseconds, ratio
-from attention_xp._command.peers import FORMULA, peer
-from attention_xp._command.places import Place, add_backends, find_places
-from attention_xp._command.screen import say, table, tell_progress, warn
+from attention_xp._command.places import add_backends, find_places
+from attention_xp._command.screen import say, table, warn
 
 __all__ = ["add_arguments", "run"]
 
 LENGTHS = "256,512,1024,2048,4096"
-MOST_SCORES = 2**28  # of all heads, up to which the formula has a chance to hold them
-PACE = Pace(rounds=7, turn=0.05, limit=6.0)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,9 +44,10 @@ def run(args: argparse.Namespace) -> int:
     places, missing = find_places(args.backend)
     options = {"is_causal": args.causal, "window": args.window}
     calls = [Call.square(args.heads, length, args.width, **options) for length in args.lengths]
-    curves = _measured(places, calls)
-    what = f"{args.heads} heads of width {args.width}, float32{', causal' if args.causal else ''}"
-    what += f", window {args.window}" if args.window else ""
+    curves = measured(places, calls)
+    what = f"{args.heads} head{'s' if args.heads > 1 else ''} of width {args.width}, float32{', causal' if args.causal else ''}"
+    if args.window is not None:
+        what += ", window " + ",".join("none" if side is None else str(side) for side in args.window)
     say(f"{what}; {_machine()}")
     for place, points in curves.items():
         say()
@@ -81,31 +78,15 @@ def _can_draw(args: argparse.Namespace) -> bool:
     return True
 
 
-def _measured(places: list[Place], calls: list[Call]) -> dict[Place, list[Point]]:
-    curves: dict[Place, list[Point]] = {place: [] for place in places}
-    work = [(place, call) for place in places for call in calls]
-    for done, (place, call) in enumerate(work):
-        tell_progress(done, len(work), f"{place.backend} on {place.device_name}: {call.queries}")
-        curves[place].append(_point(place, call))
-    tell_progress(len(work), len(work), "done")
-    return curves
-
-
-def _point(place: Place, call: Call) -> Point:
-    arrays = call.arrays(place)
-    has_kernel = place.backend in ("torch", "jax")
-    if not has_kernel and call.heads * call.queries * call.keys > MOST_SCORES:
-        return Point(call.queries, FORMULA, None)
-    ours = call.ours(place, arrays)
-    name, theirs = peer(place, call, arrays)
-    return Point(call.queries, name, duel(partial(take_turn, ours), partial(take_turn, theirs), PACE))
-
-
 def _cells(point: Point) -> list[str]:
-    if point.duel is None:
-        return [str(point.length), "", f"{point.other}: too large", "", ""]
-    d = point.duel
-    return [str(point.length), milliseconds(d.ours), point.other, milliseconds(d.theirs), ratio(d.ratio)]
+    theirs = "too large" if point.theirs is None else milliseconds(point.theirs)
+    return [
+        str(point.length),
+        milliseconds(point.ours),
+        point.other,
+        theirs,
+        "" if point.ratio is None else ratio(point.ratio),
+    ]
 
 
 def _machine() -> str:

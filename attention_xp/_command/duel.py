@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import geometric_mean, median
 from typing import Any
 
-__all__ = ["Duel", "Pace", "Point", "Turn", "duel", "geometric_mean", "take_turn"]
+__all__ = ["Duel", "Pace", "Turn", "duel", "geometric_mean", "take_turn"]
 
 PAUSE = 0.08  # seconds in which the threads of the contender before come to rest
 UNTIMED = 2  # calls
@@ -56,15 +56,6 @@ class Duel:
     def difference(self) -> float:
         """Median of the pairwise differences in seconds."""
         return median(a.wall - b.wall for a, b in self.pairs)
-
-
-@dataclass(frozen=True)
-class Point:
-    """What was measured at one length: ours alone where the other cannot hold the scores."""
-
-    length: int
-    other: str
-    duel: Duel | None
 
 
 @dataclass(frozen=True)

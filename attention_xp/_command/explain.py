@@ -42,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
         warn(missing[0])
         return 1
     place = places[0]
+    if (reason := _lacks(place, call.dtype)) is not None:
+        args.parser.error(reason)
     try:
         found, problem = _explained(call, place)
     except (TypeError, ValueError) as error:
@@ -52,6 +54,13 @@ def run(args: argparse.Namespace) -> int:
     if not args.no_measure:
         _tell_costs(call, found.kernel, place)
     return 0
+
+
+def _lacks(place: Place, dtype: str) -> str | None:
+    """Return why there are no numbers of a kind."""
+    if place.backend == "jax" and dtype == "float64" and not sys.modules["jax"].config.jax_enable_x64:
+        return "JAX has float64 only where the variable JAX_ENABLE_X64 is 1"
+    return None if hasattr(place.xp, dtype) else f"{place.backend} has no {dtype}"
 
 
 def _explained(call: Call, place: Place) -> tuple[Explanation, Problem]:

@@ -60,6 +60,8 @@ def _on_gpu(side: Side) -> int:
 
 
 def _resident(call: Callable[[], Any]) -> int | None:
+    if not _RESET.exists():
+        return None
     try:
         ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not be taken again unseen
         _RESET.write_text("5", "ascii")  # the high-water mark starts again from what is resident now

@@ -10,7 +10,7 @@ from attention_xp._command.calls import Call
 from attention_xp._command.places import Place, Side
 from attention_xp._typing import Array, Namespace
 
-__all__ = ["FORMULA", "additive", "by_formula", "peer"]
+__all__ = ["FORMULA", "additive", "by_formula", "has_kernel", "peer"]
 
 FORMULA = "formula"
 
@@ -23,6 +23,11 @@ def by_formula(xp: Namespace, query: Array, key: Array, value: Array, mask: Arra
     weights = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
     weights = weights / xp.sum(weights, axis=-1, keepdims=True)
     return xp.matmul(weights, value), weights
+
+
+def has_kernel(place: Place) -> bool:
+    """Whether the library brings attention of its own."""
+    return place.backend in ("torch", "jax")
 
 
 def peer(place: Place, call: Call, arrays: tuple[Array, ...]) -> tuple[str, Side]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from attention_xp._command.duel import Point
+from attention_xp._command.curves import Point
 from attention_xp._command.places import Place
 
 __all__ = ["draw", "formats"]
@@ -21,11 +21,12 @@ def draw(curves: dict[Place, list[Point]], what: str, path: Path) -> None:
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.subplots()
     for i, (place, points) in enumerate(curves.items()):
-        kept = [(point.length, point.duel) for point in points if point.duel is not None]
-        lengths = [length for length, _ in kept]
-        other = points[0].other if points else ""
-        axes.plot(lengths, [1e3 * d.ours for _, d in kept], "-o", color=f"C{i}", label=f"attention_xp, {place.name}")
-        axes.plot(lengths, [1e3 * d.theirs for _, d in kept], "--s", color=f"C{i}", label=f"{other}, {place.name}")
+        for style, name, times in (
+            ("-o", "attention_xp", [(point.length, point.ours) for point in points]),
+            ("--s", points[0].other, [(point.length, point.theirs) for point in points if point.theirs is not None]),
+        ):
+            lengths, seconds = [length for length, _ in times], [1e3 * time for _, time in times]
+            axes.plot(lengths, seconds, style, color=f"C{i}", label=f"{name}, {place.name}")
     ticks = sorted({point.length for points in curves.values() for point in points})
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from attention_xp._command import bench, places
+from attention_xp._command import curves, places
 from attention_xp._command.duel import Pace
 from attention_xp._command.main import main
 
@@ -12,7 +12,7 @@ from attention_xp._command.main import main
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.setattr(bench, "PACE", Pace(rounds=1, turn=0.0, limit=0.0))
+    monkeypatch.setattr(curves, "PACE", Pace(rounds=1, turn=0.0, limit=0.0))
 
 
 def test_each_length_is_measured(capsys):
@@ -40,6 +40,7 @@ def test_the_plot_shows_both(tmp_path, capsys, monkeypatch, ending):
     assert path.stat().st_size > 1000
     (axes,) = figures[0].axes
     assert [list(line.get_xdata()) for line in axes.lines] == [[32, 64], [32, 64]]
+    assert axes.get_title() == "1 head of width 8, float32, window 4,none"
     assert [line.get_linestyle() for line in axes.lines] == ["-", "--"]
     assert [text.get_text().partition(",")[0] for text in axes.get_legend().get_texts()] == ["attention_xp", "formula"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("queries and keys", "time in ms")
@@ -47,9 +48,12 @@ def test_the_plot_shows_both(tmp_path, capsys, monkeypatch, ending):
 
 
 def test_scores_that_are_too_large_are_not_tried(monkeypatch, capsys):
-    monkeypatch.setattr(bench, "MOST_SCORES", 2000)
+    monkeypatch.setattr(curves, "MOST_SCORES", 2000)
     assert main(["bench", "--backend", "numpy", "--lengths", "32,64", "--heads", "1", "--width", "8"]) == 0
-    assert "formula: too large" in capsys.readouterr().out.splitlines()[6]
+    few, many = (line.split() for line in capsys.readouterr().out.splitlines()[5:7])
+    assert float(few[3]) > 0.0
+    assert float(many[1]) > 0.0
+    assert many[2:] == ["formula", "too", "large"]
 
 
 def test_without_matplotlib_it_says_so(monkeypatch, capsys, tmp_path):

@@ -54,6 +54,8 @@ def test_help_names_all_commands(capsys):
         (["explain", "--window", "1,2,3"], "expected one number or two"),
         (["explain", "--kv-heads", "3"], "multiple"),
         (["explain", "--keys", "4096", "--causal"], "query_offset"),
+        (["explain", "--dtype", "bfloat16"], "numpy has no bfloat16"),
+        (["explain", "--dropout", "2"], "dropout_rate"),
         (["explain", "--impl", "fused"], "there is no fused kernel for numpy arrays"),
     ],
 )
