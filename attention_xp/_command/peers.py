@@ -60,4 +60,4 @@ def _jax(place: Place, call: Call, arrays: tuple[Array, ...]) -> Side:
     jax: Any = sys.modules["jax"]
     window = None if call.window is None else tuple(call.keys if side is None else side for side in call.window)
     attend = partial(jax.nn.dot_product_attention, is_causal=call.is_causal, local_window_size=window)
-    return place.side(attend, *(place.xp.swapaxes(x, 1, 2) for x in arrays))
+    return place.side(attend, *(place.xp.permute_dims(x, (0, 2, 1, 3)) for x in arrays))
