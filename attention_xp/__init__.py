@@ -20,6 +20,7 @@ _MODULES = {
     "_multi_head": ("multi_head_attention", "multi_head_self_attention"),
     "_multi_head_params": ("MultiHeadParams", "init_multi_head_params"),
     "_normalization": ("layer_normalization",),
+    "_progress": ("progress",),
     "_positional": ("learned_positional_encoding", "positional_encoding"),
     "_random.draws": ("dropout",),
     "_rotary.embedding": ("rotary_embedding",),

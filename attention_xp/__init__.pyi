@@ -17,6 +17,7 @@ from attention_xp._multi_head import multi_head_attention, multi_head_self_atten
 from attention_xp._multi_head_params import MultiHeadParams, init_multi_head_params
 from attention_xp._normalization import layer_normalization
 from attention_xp._positional import learned_positional_encoding, positional_encoding
+from attention_xp._progress import progress
 from attention_xp._random.draws import dropout
 from attention_xp._rotary.axial import axial_rotary_embedding
 from attention_xp._rotary.cache import RotaryCache, rotary_cache
@@ -88,6 +89,7 @@ __all__ = [
     "permute_rotary_weights",
     "pos_encoding",
     "positional_encoding",
+    "progress",
     "rotary_cache",
     "rotary_embedding",
     "scaled_dot_product_attention",

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.progress import track
 
+from attention_xp._command.duel import Pace
 from benchmarks import borders, curves, report
 from benchmarks.borders import BORDERS
 from benchmarks.comparison import Row, with_means
-from benchmarks.duel import Pace
 from benchmarks.suites import DEFAULT, SUITES
 from benchmarks.worker import Workers
 

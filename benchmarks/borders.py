@@ -7,9 +7,9 @@ from statistics import median
 from typing import Any
 
 from attention_xp import explain
+from attention_xp._command.duel import Pace
 from benchmarks.case import Case
 from benchmarks.contenders import absent
-from benchmarks.duel import Pace
 from benchmarks.worker import ContenderError, Workers
 
 __all__ = ["BORDERS", "COLUMNS", "Line", "cells", "measure"]

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+from attention_xp._command.duel import Duel, Pace, duel, geometric_mean
 from benchmarks.case import Case
 from benchmarks.contenders import absent
-from benchmarks.duel import Duel, Pace, duel, geometric_mean
 from benchmarks.memory import extra_memory
 from benchmarks.worker import ContenderError, Workers
 

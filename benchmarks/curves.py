@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import median
 
+from attention_xp._command.duel import Pace
 from benchmarks.case import Case
 from benchmarks.contenders import absent
-from benchmarks.duel import Pace
 from benchmarks.memory import extra_memory
 from benchmarks.worker import ContenderError, Workers
 

@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+from attention_xp._command.duel import Duel
 from benchmarks.case import Case
 from benchmarks.comparison import Comparison, Memory
-from benchmarks.duel import Duel
 
 __all__ = ["DEFAULT", "SUITES"]
 

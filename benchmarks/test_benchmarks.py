@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from attention_xp import flash_attention
+from attention_xp._command.duel import Duel, Pace, Turn, duel, take_turn
 from benchmarks import borders
 from benchmarks.case import OPTIONS, Case
 from benchmarks.comparison import Comparison, Memory, Row, with_means
 from benchmarks.contenders import absent, contender, contenders, find
 from benchmarks.curves import LONGEST, Curve
-from benchmarks.duel import Duel, Pace, Turn, duel
 from benchmarks.formula import usual_attention
 from benchmarks.memory import extra_memory, peak_memory
 from benchmarks.plots import draw
 from benchmarks.report import COLUMNS, cells, environment, markdown, table, write_section
 from benchmarks.suites import DEFAULT, SUITES, USUAL
-from benchmarks.worker import ContenderError, Workers, take_turn
+from benchmarks.worker import ContenderError, Workers
 
 MIB = 2**20
 SMALL = Case((1, 2, 16, 8))

@@ -8,35 +8,21 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections import OrderedDict
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from attention_xp._command.duel import Turn, take_turn
 from benchmarks.case import Case
 from benchmarks.contenders import Call, find
-from benchmarks.duel import Turn
 
-__all__ = ["ContenderError", "Worker", "Workers", "take_turn"]
+__all__ = ["ContenderError", "Worker", "Workers"]
 
-PAUSE = 0.08  # seconds in which the threads of the contender before come to rest
-UNTIMED = 2  # calls
 KEPT = 2  # prepared cases: a duel of one contender with itself has two
 
 
 class ContenderError(Exception):
     """A contender cannot compute a case; the text is its own error."""
-
-
-def take_turn(call: Call, calls: int) -> Turn:
-    """Pause, warm up, and time so many calls."""
-    time.sleep(PAUSE)
-    for _ in range(UNTIMED):
-        call()
-    wall, cpu = time.perf_counter(), time.process_time()
-    for _ in range(calls):
-        call()
-    return Turn((time.perf_counter() - wall) / calls, (time.process_time() - cpu) / calls)
 
 
 class Worker:

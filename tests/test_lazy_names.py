@@ -16,7 +16,7 @@ PACKAGE = Path(attention_xp.__file__).parent
 MODULES = sorted(
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
     for path in PACKAGE.rglob("*.py")
-    if path.stem not in {"__main__", "_self_check"} and not any(needs(path, library) for library in LIBRARIES)
+    if path.stem != "__main__" and not any(needs(path, library) for library in LIBRARIES)
 )
 
 

@@ -59,6 +59,7 @@ SIGNATURES = {
     "create_padding_mask": (["seq"], {"pad_token": 0}, {"dtype": None}),
     "create_causal_mask": (["seq_len"], {}, WHERE),
     "positional_encoding": (["seq_len", "d_model"], {"n": 10000}, WHERE),
+    "progress": ([], {"report": None}, {}),
     "learned_positional_encoding": (["seq_len", "d_model"], {}, {"rng": None} | WHERE),
     "rotary_embedding": (
         ["x"], {"positions": None},

@@ -26,7 +26,7 @@ WITHOUT_ARRAYS = {
     "longformer_mask", "positional_encoding", "sparse_transformer_mask",
 }  # fmt: skip
 ELSEWHERE = {"ArrayMask", "Explanation"}  # the former with all masks, the latter is a result
-WITHOUT_NUMBERS = {"explain", "attention_score_visualization", "rotary_cache"}  # the last is made ahead
+WITHOUT_NUMBERS = {"explain", "progress", "attention_score_visualization", "rotary_cache"}  # the last is made ahead
 
 
 def outcomes(jax, function, floating):

@@ -10,6 +10,8 @@ from contextvars import copy_context
 from functools import cache
 from typing import Any, TypeVar
 
+from attention_xp._engine.walkers.reports import tally
+
 __all__ = ["has_small_kernels", "run_jobs", "with_blas_held_to_one"]
 
 _T = TypeVar("_T")
@@ -128,8 +130,11 @@ def run_jobs(jobs: int, worker: Callable[[], AbstractContextManager[Callable[[in
     """Call ``do(i)`` for each job i, with the function `do` that a worker gives, on some threads and the caller's.
 
     `worker` is called once on each thread, for its buffers. The first exception of a job stops the
-    hand-out and reaches the caller.
+    hand-out and reaches the caller. Each job that is done is reported, where somebody listens.
     """
+    listener = tally()
+    if listener is not None:
+        listener.expect(jobs)
     counter = itertools.count()  # its next is atomic
     stopped = threading.Event()
 
@@ -138,6 +143,8 @@ def run_jobs(jobs: int, worker: Callable[[], AbstractContextManager[Callable[[in
             with worker() as do:
                 while not stopped.is_set() and (i := next(counter)) < jobs:
                     do(i)
+                    if listener is not None:
+                        listener.step()
         except BaseException:
             stopped.set()
             raise

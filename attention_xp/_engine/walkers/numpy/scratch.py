@@ -9,9 +9,10 @@ import numpy as np
 
 from attention_xp._typing import Array, DType
 
-__all__ = ["lent"]
+__all__ = ["lent", "nothing_kept"]
 
 _MOST = 2**24  # bytes that are kept
+_keeps = [True]
 _LINE = 64  # bytes of a cache line
 
 _kept = threading.local()
@@ -37,5 +38,15 @@ def lent(lengths: Sequence[int], dtype: DType) -> Iterator[list[Array]]:
     try:
         yield [aligned[start : start + size].view(dtype) for start, size in zip(starts[:-1], sizes, strict=True)]
     finally:
-        if block.nbytes <= _MOST:
+        if block.nbytes <= _MOST and _keeps[-1]:
             _kept.block = block
+
+
+@contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Let threads give their memory back meanwhile, so that all that a call needs is seen, for who measures that."""
+    _keeps.append(False)
+    try:
+        yield
+    finally:
+        _keeps.pop()

@@ -15,6 +15,7 @@ from attention_xp._engine.tile.products import clean
 from attention_xp._engine.tile.scores import query_factor
 from attention_xp._engine.tile.step import scale_in_base
 from attention_xp._engine.walkers.portable.gather import cast, gathered
+from attention_xp._engine.walkers.reports import reported
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
@@ -37,7 +38,7 @@ def backward(
         for a in problem.addends
     ]
     captured: tuple[Array, ...] = ()
-    for row, stop in blocks if Sk else []:
+    for row, stop in reported(problem.xp, blocks if Sk else []):
         rows = _rows(problem, known, (row, stop))
         for tile in tiles_of_rows(problem, row, stop, n):
             first, last = tile.columns[0]

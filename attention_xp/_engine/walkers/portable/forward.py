@@ -14,6 +14,7 @@ from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.arithmetic import Arithmetic, Followed
 from attention_xp._engine.tile.step import advance, finish, scale_in_base, start
 from attention_xp._engine.walkers.portable.gather import cast, gathered
+from attention_xp._engine.walkers.reports import reported
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 
@@ -37,7 +38,7 @@ def _by_blocks(ops: Arithmetic, attend: Callable[..., tuple[Array, Array]]) -> t
     """Compute one block of rows after the other."""
     problem, (rows, columns) = ops.problem, tile_sizes(ops.problem)
     blocks = bounds(0, problem.query.shape[-2], rows)
-    return _side_by_side(problem, blocks, (attend(ops, *block, columns) for block in blocks))
+    return _side_by_side(problem, blocks, (attend(ops, *block, columns) for block in reported(problem.xp, blocks)))
 
 
 def _side_by_side(

@@ -6,6 +6,7 @@ from attention_xp._backend.libraries import device
 from attention_xp._engine.plan.plan import bounds
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.statistics import PAIRS_AT_ONCE, Statistics, columns_of_rows, of_region, rows_at_once
+from attention_xp._engine.walkers.reports import reported
 from attention_xp._scores.region import Region
 
 __all__ = ["statistics"]
@@ -17,7 +18,7 @@ def statistics(problem: Problem) -> Statistics:
     rows = rows_at_once(problem, PAIRS_AT_ONCE // max(math.prod(lead), 1))
     totals = xp.zeros((*lead, problem.key.shape[-2]), dtype=problem.dtype, device=device(problem.query))
     blocks = []
-    for row, stop in bounds(0, problem.query.shape[-2], rows):
+    for row, stop in reported(xp, bounds(0, problem.query.shape[-2], rows)):
         first, last = columns_of_rows(problem, row, stop)
         region = Region(problem, (*(0,) * len(lead), row, first), (*lead, stop - row, last - first))
         block = of_region(problem, region, problem.query[..., row:stop, :], problem.key[..., first:last, :])

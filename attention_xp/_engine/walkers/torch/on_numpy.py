@@ -23,7 +23,7 @@ from attention_xp._engine.tile.gradients import Gradients, Known
 from attention_xp._scores.frozen import freeze, thaw
 from attention_xp._typing import Array
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "forward", "seen_by_numpy"]
 
 _READABLE = {"bool", "bfloat16", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8"}
 _NARROW = {"bfloat16", "float16"}
@@ -49,6 +49,12 @@ def backward(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Gradie
 
     with _silence():
         return Gradients(*map(_given_back, on_threads(here[0], Known(*here[1]), wanted, threads=_threads())))
+
+
+def seen_by_numpy(problem: Problem) -> Problem | None:
+    """Return a problem as NumPy's walker computes it, ``None`` where NumPy cannot read it."""
+    here = _views(problem, ())
+    return None if here is None else here[0]
 
 
 def _views(problem: Problem, others: tuple[Array | None, ...]) -> tuple[Problem, tuple[Array | None, ...]] | None:

@@ -6,11 +6,16 @@ times, which do not count waiting, tells both apart.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import geometric_mean, median
+from typing import Any
 
-__all__ = ["Duel", "Pace", "Turn", "duel", "geometric_mean"]
+__all__ = ["Duel", "Pace", "Turn", "duel", "geometric_mean", "take_turn"]
+
+PAUSE = 0.08  # seconds in which the threads of the contender before come to rest
+UNTIMED = 2  # calls
 
 
 @dataclass(frozen=True)
@@ -76,3 +81,14 @@ def duel(ours: Callable[[int], Turn], theirs: Callable[[int], Turn], pace: Pace)
     first = ours(1).wall, theirs(1).wall
     mine, yours = map(pace.calls, first)
     return Duel(tuple((ours(mine), theirs(yours)) for _ in range(pace.pairs(first))))
+
+
+def take_turn(call: Callable[[], Any], calls: int, *, pause: float = PAUSE, untimed: int = UNTIMED) -> Turn:
+    """Pause, warm up, and time so many calls."""
+    time.sleep(pause)
+    for _ in range(untimed):
+        call()
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(calls):
+        call()
+    return Turn((time.perf_counter() - wall) / calls, (time.process_time() - cpu) / calls)

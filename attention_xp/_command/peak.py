@@ -1,0 +1,77 @@
+"""The memory that a call needs at its peak, beyond its arguments."""
+
+import ctypes
+import sys
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from attention_xp._command.places import Side
+from attention_xp._engine.walkers.numpy.scratch import nothing_kept
+
+__all__ = ["extra_bytes"]
+
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def extra_bytes(side: Side) -> int | None:
+    """Return the bytes that a call needs beyond its arguments, result included; ``None`` where nobody counts them.
+
+    NumPy tells Python of its memory, JAX plans that of a program, and torch counts that of a GPU. Of torch's memory on the
+    host, Linux alone can tell, in pages, by how much that of the whole process rises.
+    """
+    if side.place.backend == "numpy":
+        return _whole(_traced, side)
+    if side.place.backend == "jax":
+        return _planned(side.function)
+    if side.place.backend == "torch":
+        return _whole(_resident, side) if side.place.device.type == "cpu" else _on_gpu(side)
+    return None
+
+
+def _whole(count: Callable[[Side], int | None], side: Side) -> int | None:
+    """Count with the memory that threads otherwise keep from one call to the next."""
+    with nothing_kept():
+        side()
+        return count(side)
+
+
+def _traced(call: Callable[[], Any]) -> int:
+    tracemalloc.start()
+    try:
+        _kept = call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def _planned(program: Any) -> int | None:
+    plan = program.memory_analysis()
+    return None if plan is None else int(plan.temp_size_in_bytes + plan.output_size_in_bytes)
+
+
+def _on_gpu(side: Side) -> int:
+    cuda = sys.modules["torch"].cuda
+    cuda.reset_peak_memory_stats(side.place.device)
+    before = cuda.memory_allocated(side.place.device)
+    _kept = side()
+    return int(cuda.max_memory_allocated(side.place.device) - before)
+
+
+def _resident(call: Callable[[], Any]) -> int | None:
+    if not _RESET.exists():
+        return None
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not be taken again unseen
+        _RESET.write_text("5", "ascii")  # the high-water mark starts again from what is resident now
+        before = _status("VmRSS")
+        _kept = call()
+        return max(0, _status("VmHWM") - before)
+    except (AttributeError, OSError):
+        return None
+
+
+def _status(field: str) -> int:
+    line = next(line for line in _STATUS.read_text("ascii").splitlines() if line.startswith(field))
+    return 1024 * int(line.split()[1])
