@@ -162,6 +162,11 @@ def varlen_attention(
     count = cu_seqlens_q.shape[0] - 1
     own = {name: _checked(xp, name, x, key.shape[0], count) for name, x in own.items()}
     packed = tuple(xp.permute_dims(a[None, ...], (0, 2, 1, 3)) for a in (query, key, value))  # -> (1, H, T, D)
+    if count == 0:  # then there is nothing to take a sequence's own part of
+        for rule in (mask, given.get("bias")):
+            if rule is not None:
+                rule.check(xp, packed[0], (0,), query.shape[1])
+        mask, given, own = None, {**given, "bias": None}, {}
     bounds = [
         _host_bounds(xp, *named) for named in (("cu_seqlens_q", cu_seqlens_q, query), ("cu_seqlens_k", cu_k, key))
     ]
@@ -243,7 +248,7 @@ def _checked(xp: Namespace, name: str, given: Any, keys: int, count: int) -> Any
     if tuple(given.shape) != (size,):
         raise ValueError(f"{name} must be {meaning}: expected {letters} = ({size},), {shapes(**{name: given})}")
     known = None if name == "key_positions" else values_on_host(xp, given)
-    return 0 if count == 0 else given if known is None else known
+    return given if known is None else known
 
 
 def _host_bounds(xp: Namespace, name: str, cu_seqlens: Array, packed: Array) -> list[int] | None:

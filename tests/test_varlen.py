@@ -243,6 +243,33 @@ def test_wrong_calls(error, text, change):
         varlen_attention(**call)
 
 
+NONE = np.zeros(0, "int32")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"key_positions": np.arange(T), "query_offset": 0},
+        {"key_offset": NONE, "query_offset": NONE, "item_ids": NONE},
+        {"bias": AlibiBias(np.zeros((0, H), "float32"))},
+        {"mask": LengthMask(NONE)},
+    ],
+    ids=str,
+)
+def test_of_no_sequences_all_rows_are_zeros(library, make, options):
+    given = {n: make(x) if isinstance(x, np.ndarray) else x for n, x in options.items()}
+    arrays = [make(x) for x in (Q, K[:T], V[:T], np.zeros(1, "int64"))]
+    output, lse = varlen_attention(*arrays, return_lse=True, **given)
+    assert_close(output, np.zeros((T, H, D), "float32"), library)
+    assert np.array_equal(to_numpy(lse), np.full((T, H), -np.inf))
+
+
+@pytest.mark.parametrize("rule", [{"bias": AlibiBias(np.ones((3, H)))}, {"mask": LengthMask(LIMITS)}], ids=str)
+def test_rules_of_no_sequences_are_checked(rule):
+    with pytest.raises(ValueError, match=r"expected .*\(0, 4\)|up to \(0, 4\)"):
+        varlen_attention(Q, K[:T], V[:T], np.zeros(1, "int64"), **rule)
+
+
 @pytest.mark.parametrize("bounds", [[0, 5, 3, 24], [1, 24], [0, 25], [-1, 24]], ids=str)
 @pytest.mark.parametrize("name", ["cu_seqlens_q", "cu_seqlens_k"])
 def test_wrong_bounds_are_refused_where_they_can_be_read(library, make, bounds, name):
