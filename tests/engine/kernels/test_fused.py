@@ -148,6 +148,7 @@ REFUSED = {
     "softcap": ({"softcap": 2.0}, Wanted(), "knows no softcap"),
     "score_mod": ({"score_mod": lambda s, *_: s}, Wanted(), "knows no score_mod"),
     "sinks": ({"sinks": np.zeros(4)}, Wanted(), "knows no sinks"),
+    "a negative scale": ({"scale": -1.0}, Wanted(), "knows no scale but a positive one"),
     "a mask rule": ({"mask": PrefixMask(3)}, Wanted(), "would need this mask as an array"),
     "an offset": ({"is_causal": True, "query_offset": 1}, Wanted(), "knows no query_offset"),
     "a window to both sides": ({"window": 2}, Wanted(), r"window=\(left, 0\)"),
@@ -360,3 +361,13 @@ def test_torch_adds_what_has_the_bits_of_the_query(library, dtype):
     for refused in ({"mask": library.array(normal(6, 6))}, {"mask": mask, "bias": mask}):
         with pytest.raises(ValueError, match="additions in more than 16 bits"):
             flash_attention(*arrays, **refused, impl="fused")
+
+
+@pytest.mark.backends("torch")
+@pytest.mark.parametrize("scale", [-1.0, 0.0])
+def test_a_scale_that_is_not_positive_does_not_reach_torch(library, scale):
+    arrays = [library.array(normal(1, 2, 512, 8, seed=i), "float32") for i in range(3)]
+    output, expected = (flash_attention(*arrays, scale=scale, is_causal=True, impl=impl) for impl in ("auto", "dense"))
+    assert_close(output, np.asarray(expected), library)
+    with pytest.raises(ValueError, match="knows no scale but a positive one"):
+        flash_attention(*arrays, scale=scale, impl="fused")

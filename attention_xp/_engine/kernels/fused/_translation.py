@@ -49,6 +49,8 @@ def unknown_option(problem: Problem, wanted: Wanted) -> str | None:
         return "key_offset or key_positions under a mask"
     if problem.is_empty:
         return "empty axes"
+    if isinstance(problem.scale, float) and problem.scale <= 0.0:
+        return "scale but a positive one"  # torch's multiplies it into the minus infinity of excluded pairs
     if not isinstance(problem.scale, float) and problem.query.dtype != problem.dtype:
         return "scale as an array in 16 bits"
     if not _fit(problem):
