@@ -17,6 +17,9 @@ from attention_xp.biases import Bias
 __all__ = ["Ceiling", "Heads", "Magnitudes", "ceiling", "is_finite", "likely", "longest", "longest_of_sample"]
 
 _SMALL = 40.0  # powers of two up to here, times values, are summed without a shift
+_LIGHT = (
+    2.0**60
+)  # values up to here do not count beside others where their weight is the least that clipped scores give
 _SAMPLE, _FEWEST = 128, 2  # vectors of all heads, and of each
 
 
@@ -51,7 +54,7 @@ class Magnitudes(NamedTuple):
         """Return what scores up to a limit, and values up to a magnitude, allow."""
         largest = float(np.finfo(problem.dtype).max)
         bounded = limit < _SMALL * base_of(problem.xp).log_2 and value * problem.key.shape[-2] < largest / 2.0**_SMALL
-        clip = math.isfinite(limit) and (not bounded or infinite)
+        clip = math.isfinite(limit) and (not bounded or infinite) and value < _LIGHT
         return cls(bounded, clip, limit < 0.04 * largest, keys, math.isfinite(value), sure)
 
 

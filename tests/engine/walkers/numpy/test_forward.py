@@ -142,3 +142,12 @@ def test_without_heads_each_batch_item_has_its_own_length(name):
     np.testing.assert_allclose(*outputs, rtol=1e-10, atol=1e-12)
     for x, y in zip(*gradients, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "huge"), [("float32", 1e38), ("float64", 1e300)])
+@pytest.mark.parametrize("options", [{}, {"bias": np.asarray([0.0, -1000.0])}, {"query_offset": 0, "is_causal": True}])
+def test_a_huge_value_does_not_count_where_its_weight_is_nothing(dtype, huge, options):
+    query, key, value = np.ones((1, 4, 1), dtype), np.asarray([[[0.0], [-1000.0]]], dtype), np.ones((1, 2, 1), dtype)
+    value[0, 1] = huge
+    options = {n: x.astype(dtype) if n == "bias" else x for n, x in options.items()}
+    np.testing.assert_allclose(flash_attention(query, key, value, impl="tiled", **options), 1.0, rtol=1e-6)
