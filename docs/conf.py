@@ -1,7 +1,12 @@
 """How Sphinx builds this documentation."""
 
+import atexit
+import logging
+import os
 import re
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +47,13 @@ nb_execution_mode = "force"  # the tutorials run when they are built
 nb_execution_raise_on_error = True
 nb_execution_timeout = 60
 nb_merge_streams = True
+# The kernels that run the tutorials listen on this machine alone, and need not warn of it.
+os.environ["IPYTHONDIR"] = ipython = tempfile.mkdtemp()
+atexit.register(shutil.rmtree, ipython, ignore_errors=True)
+profile = Path(ipython) / "profile_default"
+profile.mkdir()
+(profile / "ipython_kernel_config.py").write_text("c.IPKernelApp.log_level = 'ERROR'\n", "utf-8")
+logging.getLogger("traitlets").setLevel(logging.WARNING)
 
 autodoc_typehints = "none"  # the docstrings tell shapes and types
 autosummary_generate = True
