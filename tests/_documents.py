@@ -24,7 +24,12 @@ def documents() -> Sybil:
     """Collect the Markdown files of the project."""
     return Sybil(
         path=str(Path(__file__).parents[1]),
-        parsers=[CodeBlockParser("python", evaluate), CodeBlockParser("{code-cell}", evaluate), PlotParser(), SkipParser()],
+        parsers=[
+            CodeBlockParser("python", evaluate),
+            CodeBlockParser("{code-cell}", evaluate),
+            PlotParser(),
+            SkipParser(),
+        ],
         patterns=["README.md", "docs/*.md", "docs/interop/*.md", "docs/tutorials/*.md"],
         fixtures=["document_backends"],
     )

@@ -12,12 +12,12 @@ from importlib import import_module
 from typing import Any
 
 from docutils import nodes
+from interop_functions import functions
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
 
 import attention_xp
-from interop_functions import functions
 
 SUBMODULES = ("biases", "cache", "distributed", "linear", "masks", "viz")
 INTEROP = ("flash_attn", "flax", "jax", "keras", "onnx", "torch", "transformers")
