@@ -28,12 +28,12 @@ release = version = attention_xp.__version__
 extensions = [
     "interop_functions",
     "linked_names",
+    "mathml",
     "matplotlib.sphinxext.plot_directive",
     "myst_nb",
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
 ]
 exclude_patterns = ["_build"]
 templates_path = ["_templates"]
@@ -47,6 +47,8 @@ nb_execution_mode = "force"  # the tutorials run when they are built
 nb_execution_raise_on_error = True
 nb_execution_timeout = 60
 nb_merge_streams = True
+nb_mime_priority_overrides = [("html", "text/html", 0)]  # the head view in a frame: a widget would ask other sites
+nb_ipywidgets_js: dict[str, dict[str, str]] = {}
 # The kernels that run the tutorials listen on this machine alone, and need not warn of it.
 os.environ["IPYTHONDIR"] = ipython = tempfile.mkdtemp()
 atexit.register(shutil.rmtree, ipython, ignore_errors=True)
@@ -69,6 +71,7 @@ plot_formats = [("png", 110)]
 plot_html_show_formats = plot_html_show_source_link = False
 
 html_theme = "furo"
+html_math_renderer = "mathml"
 html_title = f"{project} {release}"
 html_extra_path = ["generated/extra"]
 

@@ -1,13 +1,14 @@
 """Every mention of a public name links to its page.
 
 What stands in backticks, in the pages and in docstrings, is looked up among the public names of the library. It may be
-bare, called or qualified: ``flash_attention``, ``flash_attention(q, k, v)``, ``masks.CausalMask()``. A bare name that is
+bare, called or qualified: ``flash_attention``, ``flash_attention(q, k, v)``, ``masks.CausalMask()``, ``Mask.reach``. A bare name that is
 also an argument of a public function, such as ``lengths``, stays what it is. The names of ``attention_xp.interop`` are those of
 other people: a page on their code means ours, all other pages theirs.
 """
 
 import inspect
 import re
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -28,19 +29,26 @@ def public_names() -> dict[str, Any]:
     """Return the public objects outside of ``attention_xp.interop`` by their full names."""
     own = (name for name in attention_xp.__all__ if not name.startswith("__"))
     found = {f"attention_xp.{name}": getattr(attention_xp, name) for name in own}
-    for submodule in SUBMODULES:
+    in_submodules: dict[str, Any] = {}
+    for submodule in sorted(SUBMODULES, key=lambda name: name == "biases"):  # its `Region` is that of masks
         module = import_module(f"attention_xp.{submodule}")
-        found |= {f"attention_xp.{submodule}.{name}": getattr(module, name) for name in module.__all__}
-    return found
+        new = {name: getattr(module, name) for name in module.__all__}
+        listed = [id(value) for value in in_submodules.values()]
+        in_submodules |= {f"{module.__name__}.{name}": v for name, v in new.items() if id(v) not in listed}
+    return found | in_submodules
 
 
 def arguments(names: dict[str, Any]) -> set[str]:
     """Return the names of all arguments of public functions."""
     own = [inspect.signature(value).parameters for value in names.values() if inspect.isfunction(value)]
-    theirs = [function.args for framework in INTEROP for function in functions(framework).values()]
-    return {name for found in own for name in found} | {
-        argument.arg for found in theirs for argument in (*found.args, *found.kwonlyargs)
-    }
+    return {name for found in own for name in found}
+
+
+@cache
+def arguments_of_others(framework: str) -> set[str]:
+    """Return the names of all arguments of what ``attention_xp.interop`` has for a framework."""
+    found = [function.args for function in functions(framework).values()]
+    return {argument.arg for each in found for argument in (*each.args, *each.kwonlyargs)}
 
 
 class LinkedNames(SphinxTransform):
@@ -70,10 +78,14 @@ class LinkedNames(SphinxTransform):
         """Return the full name of a public object, or ``None``."""
         known, ambiguous = self.app.linked_names  # type: ignore[attr-defined]
         bare = name.removeprefix("attention_xp.").rpartition(".")[2]
-        if "." not in name and not is_called and bare in ambiguous:
+        page = self.env.docname.removeprefix("interop/")
+        others_arguments = arguments_of_others(page) if page in INTEROP else set()
+        if "." not in name and not is_called and bare in ambiguous | others_arguments:
             return None
         fitting = [full for full in known.get(bare, ()) if full == name or full.endswith(f".{name}")]
-        page = self.env.docname.removeprefix("interop/")
+        owner, _, member = name.rpartition(".")
+        if not fitting and hasattr(self.app.linked_classes.get(owner), member):  # type: ignore[attr-defined]
+            return f"{self.target(owner, is_called=True)}.{member}"
         own = [full for full in fitting if full.startswith(f"attention_xp.interop.{page}.")]
         others = [full for full in fitting if "." in name or not full.startswith("attention_xp.interop.")]
         return (own or (others if len(others) == 1 else []) or [None])[0]
@@ -95,6 +107,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     for full in full_names:
         known.setdefault(full.rpartition(".")[2], []).append(full)
     app.linked_names = known, arguments(names)  # type: ignore[attr-defined]
+    classes = {name.rpartition(".")[2]: value for name, value in names.items() if isinstance(value, type)}
+    app.linked_classes = classes  # type: ignore[attr-defined]
     app.add_transform(LinkedNames)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
