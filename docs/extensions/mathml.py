@@ -18,7 +18,7 @@ def mathml(text: str, *, as_block: bool) -> str:
     """Return a formula as MathML."""
     for command, known in UNKNOWN.items():
         text = re.sub(command, known, text)
-    return latex2mathml.tex2mathml(text, as_block=as_block)
+    return latex2mathml.tex2mathml(text, as_block=as_block).replace(r"\_", "_")
 
 
 def visit_inline(translator: HTML5Translator, node: nodes.math) -> None:
