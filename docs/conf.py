@@ -26,6 +26,7 @@ copyright = f"2026, {author}"  # noqa: A001  # the name is Sphinx's
 release = version = attention_xp.__version__
 
 extensions = [
+    "accessible",
     "interop_functions",
     "linked_names",
     "mathml",

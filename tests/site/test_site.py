@@ -9,6 +9,9 @@ import pytest
 
 from tests.site.conftest import ROOT
 
+# Furo has two landmarks of one kind and a line outside of all, and numpydoc's lists stand in lists of another.
+OF_THE_THEME = {"landmark-unique", "region", "definition-list"}
+
 
 @pytest.fixture(scope="module")
 def names():
@@ -69,6 +72,12 @@ def test_every_page_says_what_to_read_next(name, pages):
     assert f"{name.rpartition('/')[2]}.html" in " ".join(pages["index.html"].references)  # the side bar has all pages
 
 
+def test_pages_of_functions_say_what_to_read_next(pages):
+    generated = [page for path, page in pages.items() if path.startswith("generated/attention_xp.")]
+    assert len(generated) > 80
+    assert all("Read next" in page.text for page in generated)
+
+
 def test_mentions_of_functions_are_links(pages):
     for path, target in (
         ("choose.html", "generated/attention_xp.flash_attention.html#attention_xp.flash_attention"),
@@ -104,6 +113,24 @@ def test_formulas_are_drawn_without_javascript(browser, site):
     assert box["width"] > 100
     assert box["height"] > 10
     page.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    "name", ["index", "coming-from", "gallery", "tutorials/heads", "generated/attention_xp.flash_attention"]
+)
+def test_pages_are_accessible_and_ask_nobody(browser, address, name, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page, complaints = browser.new_page(color_scheme=scheme), []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: request.url.startswith(("data:", address)) or complaints.append(request.url))
+    page.goto(f"{address}/{name}.html")
+    page.wait_for_load_state("networkidle")
+    found = {violation["id"] for violation in axe.run(page).response["violations"]}
+    page.close()
+    assert not complaints
+    assert found <= OF_THE_THEME
 
 
 @pytest.mark.parametrize("name", ["flash_attention", "CausalMask", "rotary_embedding", "flash_attn_varlen_func", "mha"])
