@@ -220,9 +220,10 @@ def tests_lowest_torch(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documentation; arguments go to Sphinx."""
-    install(session, "docs")
+    """Build the documentation, which runs the tutorials, and test links, search and pages; arguments go to Sphinx."""
+    install(session, "docs", "tests", "browser")
     session.run("sphinx-build", "-nW", "--keep-going", "docs", "docs/_build/html", *session.posargs)
+    session.run("python", "-m", "pytest", "--xp=numpy", "tests/site")
 
 
 @nox.session(**REST)

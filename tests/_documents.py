@@ -3,7 +3,7 @@
 The blocks of a document share one namespace and run in order. A block that imports torch, jax or cupy
 runs where that library can, and stands on its own: it imports all it needs. Every other block belongs to
 NumPy. ``<!-- skip: next -->`` above a block leaves it out. What is plotted when the documentation is built, in blocks
-``eval-rst``, runs as well.
+``eval-rst``, runs as well, and so do the cells of the tutorials, which run once more when it is built.
 """
 
 import ast
@@ -25,8 +25,13 @@ def documents() -> Sybil:
     """Collect the Markdown files of the project."""
     return Sybil(
         path=str(Path(__file__).parents[1]),
-        parsers=[CodeBlockParser("python", evaluate), PlotParser(), SkipParser()],
-        patterns=["README.md", "docs/*.md", "docs/interop/*.md"],
+        parsers=[
+            CodeBlockParser("python", evaluate),
+            CodeBlockParser("{code-cell}", evaluate),
+            PlotParser(),
+            SkipParser(),
+        ],
+        patterns=["README.md", "docs/*.md", "docs/interop/*.md", "docs/tutorials/*.md"],
         fixtures=["document_backends"],
     )
 

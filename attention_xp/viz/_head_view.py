@@ -110,7 +110,7 @@ def head_view(
 
     Notes
     -----
-    Point at a token, or choose one by click or by the arrow keys, to see its weights alone, with their numbers; `Escape`
+    Point at a token, or choose one by click or by the arrow keys, to see its weights alone, with their numbers; ``Escape``
     brings back all lines, of which the 2,500 largest weights have one. Thumbnails are chosen by click or arrow keys, too.
     Characters of tokens that cannot be seen are shown as Python's strings are written, and markup is shown as it is: nothing
     in a token is ever run. The file holds a byte for each weight, its square root in 256 steps, so that numbers are right to about

@@ -141,8 +141,8 @@ sinks : array, optional
     softmax and has no value.
 rng : int, random generator or JAX key, optional
     Source of the dropout: a seed (same numbers on every backend), or a generator of the
-    library of `query`. Default: fresh entropy; required with JAX. The rate is rounded to the nearest multiple of 1/65536
-    below 1.
+    library of `query`. Default: fresh entropy, on torch from its global generator; required with JAX. The rate is rounded
+    to the nearest multiple of 1/65536 below 1.
 impl : {"auto", "dense", "tiled", "fused"}, default: "auto"
     Which kernel computes; ``ValueError`` with the reason where it cannot.
 tile : (int, int), optional
