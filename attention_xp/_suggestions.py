@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable
 
-__all__ = ["meant", "no_such_argument"]
+__all__ = ["no_such_argument"]
 
 # What other libraries call it, and what it is called here.
 _ELSEWHERE = {
@@ -42,16 +42,8 @@ _SAID = {
 _RETURNED_BY = {"return_lse": "flash_attention", "return_weights": "scaled_dot_product_attention"}
 
 
-def meant(name: str, taken: Collection[str]) -> str:
-    """Return ``", did you mean 'mask'"``, or nothing where no name comes near.
-
-    Parameters
-    ----------
-    name : str
-        What was given.
-    taken : collection of str
-        What there is.
-    """
+def _meant(name: str, taken: Collection[str]) -> str:
+    """Return ``" (did you mean 'mask'?)"`` for a name that is not among those taken, or nothing where none comes near."""
     here = _ELSEWHERE.get(name, name)
     if here in taken:
         return f" (did you mean {here!r}?)"
@@ -68,4 +60,4 @@ def meant(name: str, taken: Collection[str]) -> str:
 def no_such_argument(function: str, given: Iterable[str], taken: Collection[str]) -> str:
     """Return the complaint about the first of the given names that a function does not take."""
     name = next(name for name in given if name not in taken)
-    return f"{function} has no argument {name!r}{meant(name, taken)}: it takes {', '.join(taken)}"
+    return f"{function} has no argument {name!r}{_meant(name, taken)}: it takes {', '.join(taken)}"

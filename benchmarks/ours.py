@@ -15,7 +15,7 @@ from attention_xp.linear import linear_attention
 from benchmarks.case import Case
 from benchmarks.contenders import Call, contender
 
-__all__ = ["as_tensors", "by_autograd", "compiled_bytes", "differentiated", "recompile", "without_loops"]
+__all__ = ["as_tensors", "by_autograd", "compiled_bytes", "differentiated", "recompile", "rule_inputs", "without_loops"]
 
 
 @contender("ours, NumPy")
@@ -52,6 +52,34 @@ def _weights(case: Case) -> Call:
 @contender("ours, NumPy, linear")
 def _linear(case: Case) -> Call:
     return partial(linear_attention, *case.inputs(), is_causal=case.causal)
+
+
+for rule in ("gated", "delta", "gated_delta"):
+
+    @contender(f"ours, NumPy, {rule}")
+    def _numpy_rule(case: Case, rule: str = rule) -> Call:
+        arrays, options = rule_inputs(case, rule)
+        return partial(linear_attention, *arrays, feature_map=None, update_rule=rule, **options)
+
+    @contender(f"ours, torch, {rule}", "torch")
+    def _torch_rule(case: Case, torch: Any, rule: str = rule) -> Call:
+        arrays, options = rule_inputs(case, rule)
+        tensors = {name: torch.from_numpy(x) for name, x in options.items()}
+        return partial(
+            linear_attention, *as_tensors(case, torch, arrays), feature_map=None, update_rule=rule, **tensors
+        )
+
+
+def rule_inputs(case: Case, rule: str) -> tuple[list[Any], dict[str, Any]]:
+    """Return query, keys of length 1 and value, and what the rule takes: a decay for each head, and beta."""
+    query, key, value = case.inputs()
+    rng, shape = np.random.default_rng(1), (*key.shape[:-1], 1)
+    options = {}
+    if rule.startswith("gated"):
+        options["decay"] = -np.exp(rng.standard_normal(shape, dtype=np.float32) - 1)
+    if rule.endswith("delta"):
+        options["beta"] = rng.random(shape, dtype=np.float32)
+    return [query, key / np.linalg.norm(key, axis=-1, keepdims=True), value], options
 
 
 STEPS = (

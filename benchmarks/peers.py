@@ -7,8 +7,8 @@ import numpy as np
 
 from benchmarks.case import Case
 from benchmarks.contenders import Call, contender
-from benchmarks.formula import usual_attention
-from benchmarks.ours import as_tensors, by_autograd, compiled_bytes, differentiated, recompile
+from benchmarks.formula import chunked_rule, usual_attention
+from benchmarks.ours import as_tensors, by_autograd, compiled_bytes, differentiated, recompile, rule_inputs
 
 __all__: list[str] = []
 
@@ -46,6 +46,15 @@ def _flex(case: Case, torch: Any, flex: Any) -> Call:
     mask = flex.create_block_mask(allowed, None, None, S, S, device="cpu")
     attend = torch.no_grad()(torch.compile(flex.flex_attention))
     return partial(attend, *map(torch.from_numpy, case.inputs()), block_mask=mask)
+
+
+for rule in ("gated", "delta", "gated_delta"):
+
+    @contender(f"torch loop, {rule}", "torch")
+    def _torch_loop(case: Case, torch: Any, rule: str = rule) -> Call:
+        arrays, options = rule_inputs(case, rule)
+        tensors = {name: torch.from_numpy(x) for name, x in options.items()}
+        return torch.no_grad()(partial(chunked_rule, torch, *as_tensors(case, torch, arrays), **tensors))
 
 
 @contender("onnxruntime Attention", "onnxruntime", "onnx")

@@ -67,11 +67,18 @@ def sparse() -> list[Comparison]:
 
 
 def linear() -> list[Comparison]:
-    """Linear attention against attention, and its growth with the length."""
+    """Linear attention against attention, its growth with the length, and its rules against a loop over chunks in torch."""
     case = Case((1, 8, 16384, 64), causal=True)
+    rules = [(lib, rule) for lib in ("NumPy", "torch") for rule in ("gated", "delta", "gated_delta")]
     return [
         Comparison(case, "ours, NumPy, linear", "ours, NumPy", 0.1),
         _exponent(case, "ours, NumPy, linear"),
+        *(Comparison(case, f"ours, {lib}, {rule}", f"ours, {lib}") for lib, rule in rules if rule != "gated"),
+        *(
+            Comparison(at, f"ours, {lib}, {rule}", f"torch loop, {rule}")
+            for lib, rule in rules
+            for at in (case.at(4096), case)
+        ),
     ]
 
 

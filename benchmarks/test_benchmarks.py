@@ -148,6 +148,18 @@ def test_formula(causal):
     np.testing.assert_allclose(output, flash_attention(*case.inputs(), is_causal=causal), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("rule", ["gated", "delta", "gated_delta"])
+def test_the_loop_over_chunks(rule):
+    pytest.importorskip("torch")
+    case = Case((1, 2, 128, 8), causal=True)
+    expected, ours, loop = (
+        np.asarray(find(name).call(case)())
+        for name in (f"ours, NumPy, {rule}", f"ours, torch, {rule}", f"torch loop, {rule}")
+    )
+    for output in (ours, loop):
+        np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_memory_probe_sees_what_a_call_allocates():
     assert peak_memory(lambda: np.ones(40 * MIB, np.uint8)) == pytest.approx(40 * MIB, rel=0.1)
 

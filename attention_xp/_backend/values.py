@@ -79,10 +79,8 @@ def known_integers(xp: Namespace, integers: Array) -> list[int] | None:
         return integers.tolist() if all(place.platform == "cpu" for place in places) else None
     if is_torch_namespace(xp):
         return integers.tolist() if integers.device.type == "cpu" and not is_recorded() else None
-    return None if is_cupy_namespace(xp) else _listed(integers)
-
-
-def _listed(integers: Array) -> list[int]:
+    if is_cupy_namespace(xp):
+        return None
     return integers.tolist() if hasattr(integers, "tolist") else [int(i) for i in integers]
 
 

@@ -132,10 +132,12 @@ def rotary_embedding(
     elif chosen.sections is not None:
         raise ValueError(f"sections need positions (axes, ..., S), got positions None, sections {chosen.sections}")
     dtype = computation_dtype(xp, x.dtype)
-    if cache is None:
-        cos, sin = _computed(xp, x, positions, chosen, dtype)
-    else:
+    if cache is not None:
         cos, sin = (xp.astype(t, dtype, copy=False) for t in _from_cache(xp, x, positions, chosen, cache))
+    elif positions is None:
+        cos, sin = chosen.implied(xp, x.shape[-2], dtype, device_of(x))
+    else:
+        cos, sin = chosen.given(xp, positions, dtype)
     return _rotated(xp, x, _over_heads(xp, cos, x), _over_heads(xp, sin, x), interleaved)
 
 
@@ -175,12 +177,6 @@ def _check_fit(name: str, shape: tuple[int, ...], x: Array) -> None:
             f"{name} {shape} does not fit x: expected (S,) = {(x.shape[-2],)} or the batch shape and S = "
             f"{(*batch, x.shape[-2])}, {shapes(x=x)}"
         )
-
-
-def _computed(xp: Namespace, x: Array, positions: Array | None, chosen: Spectrum, dtype: Any) -> tuple[Array, Array]:
-    if positions is None:
-        return chosen.implied(xp, x.shape[-2], dtype, device_of(x))
-    return chosen.given(xp, positions, dtype)
 
 
 def _from_cache(

@@ -59,7 +59,7 @@ class Chunk:
         self.decay = decay_of(g, parts, xp)
         self.written = value  # (..., C, Dv): the values that are stored in memory, U in the formulas
         if beta is not None:
-            self.overlap = xp.tril(self.decay.scores(self.key, self.key), k=-1)  # (..., C, C)
+            self.overlap = self.decay.scores(self.key, self.key)  # (..., C, C); below the diagonal it counts
             self.inverse = unit_lower_inverse(beta * self.overlap, parts, xp=xp)
             self.faded_key = self.decay.from_start(self.key)
             self.news = value - xp.matmul(self.faded_key, carry.memory)
@@ -129,7 +129,7 @@ class Chunk:
         """Go back through the triangular system."""
         xp, T = self.xp, self.xp.matrix_transpose
         of_right = xp.matmul(T(self.inverse), of_written)
-        of_lower = -xp.tril(xp.matmul(of_right, T(self.written)), k=-1)
+        of_lower = -xp.matmul(of_right, T(self.written)) * self.parts.strict(self.value.shape[-2])
         of_news = self.beta * of_right
         of_row, of_column, log_1 = self.decay.scores_vjp(self.key, self.key, self.beta * of_lower)
         of_key, log_2 = self.decay.from_start_vjp(self.key, -xp.matmul(of_news, T(self.found.memory)))

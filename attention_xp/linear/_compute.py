@@ -35,9 +35,8 @@ def _thawed(function: Callable[..., Any], template: Any, arrays: list[Array], *o
 
 def _setting(problem: LinearProblem) -> Setting:
     xp, S, size = problem.xp, problem.key.shape[-2], problem.size
-    split = problem.decay is not None or problem.beta is not None
     ndim, where = problem.query.ndim, device(problem.query)
-    make = partial(triangle, ndim=ndim, split=split, xp=xp, dtype=problem.dtype, device=where)
+    make = partial(triangle, ndim=ndim, split=problem.beta is not None, xp=xp, dtype=problem.dtype, device=where)
     setting = partial(Setting, xp, problem.dtype, problem.feature_map, problem.scale, problem.normalize)
     if is_compiling(xp):  # a symbolic length cannot be a key: one triangle serves shorter chunks too
         one = make(1 if S == 1 else size)

@@ -177,8 +177,9 @@ def test_chunks_agree_with_the_recurrence_on_long_input(library, rule, strength)
     assert np.sqrt(np.mean((chunked - expected) ** 2)) < 3e-6 * np.std(expected)
 
 
-def test_a_decay_may_erase_everything(library):
-    given = inputs("gated_delta", S=20) | {"feature_map": None}
+@pytest.mark.parametrize("rule", ["gated", "gated by head", "gated_delta", "gated_delta by head"])
+def test_a_decay_may_erase_everything(library, rule):
+    given = inputs(rule, S=20) | {"feature_map": None}
     given["decay"][..., 10, :] = -np.inf
     output, after = linear_attention(**made(library, given), return_state=True, chunk_size=8)
     rest = linear(**part(given, 10, 20))

@@ -108,7 +108,7 @@ def compare(library, given, dtype="float64"):
 
 
 @rules
-@pytest.mark.parametrize("chunk_size", [1, 8])
+@pytest.mark.parametrize("chunk_size", [1, 8, 64])
 def test_formula(library, rule, chunk_size):
     given = inputs(rule, S=21, strength=0.5) | {"chunk_size": chunk_size, "feature_map": None}
     compare(library, given)

@@ -1,17 +1,36 @@
 """The choice of a kernel: the first, in order, that can compute a problem and is a good choice for it."""
 
+from typing import Protocol
+
 from attention_xp._backend.autocast import sheltered
 from attention_xp._backend.modes import refuse_shards
 from attention_xp._engine.kernels import dense, fused, tiled
-from attention_xp._engine.kernels.protocols import Candidate, Kernel
 from attention_xp._engine.problem.known_end import filled_to
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 
 __all__ = ["answers", "attend", "choose"]
 
-OWN: dict[str, Kernel] = {"tiled": tiled, "dense": dense}
-KERNELS: dict[str, Candidate] = {"fused": fused, **OWN}
+
+class _Candidate(Protocol):
+    """What a kernel is asked before it is chosen."""
+
+    def refusal(self, problem: Problem, wanted: Wanted) -> str | None:
+        """Return why it cannot compute the problem; ``None`` where it can."""
+
+    def is_worthwhile(self, problem: Problem, wanted: Wanted) -> bool:
+        """Return whether it is a good choice where it can."""
+
+
+class _Kernel(_Candidate, Protocol):
+    """A kernel of our own, which always has a result."""
+
+    def attend(self, problem: Problem, wanted: Wanted) -> Attended:
+        """Compute the problem."""
+
+
+OWN: dict[str, _Kernel] = {"tiled": tiled, "dense": dense}
+KERNELS: dict[str, _Candidate] = {"fused": fused, **OWN}
 
 
 def answers(problem: Problem, wanted: Wanted) -> dict[str, str | None]:

@@ -51,13 +51,6 @@ class Grid(NamedTuple):
         return min(STRIP, self.columns, self.chunk if self.chunk >= FEWEST_ROWS else STRIP)
 
 
-class _Cuts(NamedTuple):
-    """The rows and the keys before which chunks and strips are cut."""
-
-    chunks: list[int]
-    strips: list[int]
-
-
 class Answers(NamedTuple):
     """The answers of rules about all chunks of some blocks and all strips."""
 
@@ -86,17 +79,17 @@ def span_of(rows: tuple[Any, Any], columns: tuple[Any, Any], item: Item) -> Span
 
 def answers_about(rules: tuple[Mask, ...], grid: Grid, item: Item, blocks: list[Bounds]) -> Answers:
     """Ask rules about some blocks of rows; chunks and strips are cut at the seams of the rules."""
-    cuts = _seams(rules, blocks[-1][1], grid.keys, item)
+    chunk_cuts, strip_cuts = _seams(rules, blocks[-1][1], grid.keys, item)
     parts = [part for rows in blocks for part in bounds(*rows, grid.part)]
-    chunks = [_cut(bounds(*part, grid.chunk), cuts.chunks) for part in parts]
+    chunks = [_cut(bounds(*part, grid.chunk), chunk_cuts) for part in parts]
     # A diagonal through the first row of a block meets a corner of a strip.
     first = min((blocks[0][0] + item.offset - item.key_offset) % grid.strip, grid.keys)
-    strips = _cut([*bounds(0, first, grid.strip), *bounds(first, grid.keys, grid.strip)], cuts.strips)
+    strips = _cut([*bounds(0, first, grid.strip), *bounds(first, grid.keys, grid.strip)], strip_cuts)
     answers = np.stack(asked(rules, [chunk for some in chunks for chunk in some], strips, item))
     return Answers(parts, chunks, strips, answers[:, 0], answers[:, 1])
 
 
-def _seams(rules: tuple[Mask, ...], rows: int, keys: int, item: Item) -> _Cuts:
+def _seams(rules: tuple[Mask, ...], rows: int, keys: int, item: Item) -> tuple[list[int], list[int]]:
     """Return the seams of all rules as rows and as columns; none for keys that are in another order than their columns."""
     chunks, strips = set[int](), set[int]()
     for rule in rules:
@@ -104,7 +97,7 @@ def _seams(rules: tuple[Mask, ...], rows: int, keys: int, item: Item) -> _Cuts:
         chunks |= {position - item.offset for position in queries} if len(queries) * _SEAMS <= rows else set()
         if isinstance(item.keys, int) and len(columns) * _SEAMS <= keys:
             strips |= {position - item.keys for position in columns}
-    return _Cuts(sorted(chunks), sorted(strips))
+    return sorted(chunks), sorted(strips)
 
 
 def _cut(pieces: list[Bounds], cuts: list[int]) -> list[Bounds]:

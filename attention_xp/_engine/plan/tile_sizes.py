@@ -147,9 +147,7 @@ def _squares(problem: Problem, most: tuple[int, int]) -> tuple[int, int]:
 
 def _of_lengths(problem: Problem, rows: int, columns: int) -> tuple[int, int]:
     """Return rows and columns of a tile, but no more than there are."""
-    lengths = problem.query.shape[-2], problem.key.shape[-2]
-    tile: tuple[int, int] = tuple(_no_more(*pair) for pair in zip((rows, columns), lengths, strict=True))  # type: ignore[assignment]
-    return tile
+    return _no_more(rows, problem.query.shape[-2]), _no_more(columns, problem.key.shape[-2])
 
 
 def _no_more(size: int, length: int) -> int:

@@ -80,8 +80,9 @@ def contribute(
     allowed = ops.allowed(rules, region.of_rows(*mixed))
     if allowed is not None and isinstance(problem.score_mod, Captured):
         products = ops.silence(products, allowed, mixed)  # its derivative there, times 0, must not be NaN
-    scores, pull = modified_with_pull(problem, ops, region, products)
+    scores, pull = products, None
     if not problem.is_product:
+        scores, pull = modified_with_pull(problem, ops, region, products)
         scores = ops.in_base(scores)
     if allowed is not None:
         scores = ops.exclude(scores, allowed, mixed)

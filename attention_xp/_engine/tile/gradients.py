@@ -16,9 +16,10 @@ class Known(NamedTuple):
     gradient: Array  # (..., H, Sq, Dv), of the output
     grad_lse: Array | None  # (..., H, Sq)
 
-    def at(self, index: Any) -> "Known":
-        """Return the same for some rows."""
-        return Known(*(None if a is None else a[index] for a in self))
+    def at(self, *index: Any) -> "Known":
+        """Return the same for some rows, by an index of all axes but that of the numbers of a row."""
+        rows, grad_lse = (*index, slice(None)), None if self.grad_lse is None else self.grad_lse[index]
+        return Known(self.output[rows], self.lse[index], self.gradient[rows], grad_lse)
 
     def delta(self, problem: Problem) -> Array:
         """Return ``rowsum(output * gradient) - grad_lse``, (..., H, Sq)."""

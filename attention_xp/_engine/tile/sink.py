@@ -7,12 +7,7 @@ from attention_xp._engine.tile.gradients import Gradients, Known
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 
-__all__ = ["has_sink", "sink_of", "sum_of_keys", "with_sink_gradients"]
-
-
-def has_sink(problem: Problem) -> bool:
-    """Whether heads have a sink."""
-    return problem.sinks is not None
+__all__ = ["sink_of", "sum_of_keys", "with_sink_gradients"]
 
 
 def sink_of(problem: Problem, region: Region) -> Array | None:

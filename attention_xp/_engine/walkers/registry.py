@@ -1,6 +1,5 @@
 """The walkers, by library: they visit the tiles of a problem, forward, backward and for statistics."""
 
-from collections.abc import Callable
 from typing import Protocol
 
 from attention_xp._backend.libraries import library_name
@@ -27,30 +26,18 @@ class Walker(Protocol):
 
 
 def walker_of(xp: Namespace) -> Walker:
-    """Return the walker of a library, which is loaded when it is first asked for."""
-    return _OWN.get(library_name(xp), _portable)()
+    """Return the walker of a library, which is loaded with that library, when it is first asked for."""
+    library = library_name(xp)
+    if library == "numpy":
+        from attention_xp._engine.walkers.numpy import walker as numpy_walker  # noqa: PLC0415
 
+        return numpy_walker
+    if library == "torch":
+        from attention_xp._engine.walkers.torch import walker as torch_walker  # noqa: PLC0415
 
-def _numpy() -> Walker:
-    from attention_xp._engine.walkers.numpy import walker  # noqa: PLC0415  # imports NumPy
+        return torch_walker
+    if library == "jax":
+        from attention_xp._engine.walkers.jax import walker as jax_walker  # noqa: PLC0415
 
-    return walker
-
-
-def _torch() -> Walker:
-    from attention_xp._engine.walkers.torch import walker  # noqa: PLC0415  # imports torch
-
-    return walker
-
-
-def _jax() -> Walker:
-    from attention_xp._engine.walkers.jax import walker  # noqa: PLC0415  # imports JAX
-
-    return walker
-
-
-def _portable() -> Walker:
+        return jax_walker
     return portable
-
-
-_OWN: dict[str, Callable[[], Walker]] = {"numpy": _numpy, "torch": _torch, "jax": _jax}

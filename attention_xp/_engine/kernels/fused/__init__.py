@@ -1,15 +1,30 @@
 """Guests: the kernels that the libraries bring, used only where they compute exactly the problem asked."""
 
+from typing import Protocol
+
 from attention_xp._backend.libraries import library_name
 from attention_xp._engine.kernels.fused import _cudnn, _cupy, _jax, _torch
-from attention_xp._engine.kernels.protocols import Guest
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 
 __all__ = ["attend", "is_worthwhile", "refusal"]
 
+
+class _Guest(Protocol):
+    """A kernel of a library, which takes arrays of one library."""
+
+    def refusal(self, problem: Problem, wanted: Wanted) -> str | None:
+        """Return why it cannot compute the problem; ``None`` where it can."""
+
+    def is_worthwhile(self, problem: Problem) -> bool:
+        """Return whether it is a good choice where it can, for a call that does not want the weights."""
+
+    def attend(self, problem: Problem, wanted: Wanted) -> Attended | None:
+        """Compute the problem; ``None`` where the result is not to be trusted and another kernel may compute."""
+
+
 # The first that does not refuse is taken.
-_GUESTS: dict[str, tuple[Guest, ...]] = {"torch": (_torch,), "jax": (_jax,), "cupy": (_cupy, _cudnn)}
+_GUESTS: dict[str, tuple[_Guest, ...]] = {"torch": (_torch,), "jax": (_jax,), "cupy": (_cupy, _cudnn)}
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:
@@ -40,7 +55,7 @@ def attend(problem: Problem, wanted: Wanted) -> Attended | None:
     return problem.once(_taken, wanted).attend(problem.with_scaled_query(), wanted)
 
 
-def _taken(problem: Problem, wanted: Wanted) -> Guest:
+def _taken(problem: Problem, wanted: Wanted) -> _Guest:
     """Return the first guest that can compute the problem, or else the last one, which is not asked."""
     *others, last = _GUESTS[library_name(problem.xp)]
     for guest in others:

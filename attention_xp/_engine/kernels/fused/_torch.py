@@ -36,7 +36,7 @@ from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
 
-__all__ = ["attend", "computed", "is_worthwhile", "refusal"]
+__all__ = ["attend", "is_worthwhile", "raw_and_output", "refusal"]
 
 _FEW = 2**15  # up to so many numbers, looking at all of them takes no longer than at some
 
@@ -85,7 +85,7 @@ def attend(problem: Problem, wanted: Wanted) -> Attended | None:  # noqa: ARG001
         output = _called(problem, problem.query, problem.key, problem.value, keywords)
         return Attended(output if output.dtype == problem.query.dtype else output.to(problem.query.dtype), None, None)
     try:
-        (raw, output), rules = _raw_and_output(problem), column_rules(problem)
+        (raw, output), rules = raw_and_output(problem), column_rules(problem)
     except NotImplementedError as error:
         if not in_forward_mode():
             raise
@@ -100,13 +100,8 @@ def attend(problem: Problem, wanted: Wanted) -> Attended | None:  # noqa: ARG001
     return Attended(output, None, None)
 
 
-def computed(problem: Problem) -> Array:
-    """Return the output of the kernel, in the shape and dtype of the query."""
-    return _raw_and_output(problem)[1]
-
-
-def _raw_and_output(problem: Problem) -> tuple[Array, Array]:
-    """Return the output of the kernel as it came, and the output of the problem, with zeros where it has them."""
+def raw_and_output(problem: Problem) -> tuple[Array, Array]:
+    """Return the output of the kernel as it came, and that of the problem in the dtype of the query, with its zeros."""
     keywords, given = problem.once(_keywords), _widened(problem) if problem.once(_may_be_widened) else problem
     if problem.once(_is_taken_as_it_is):
         raw = output = _called(problem, given.query, given.key, given.value, keywords)

@@ -191,7 +191,7 @@ class _Worker:
         walk = self.walk
         keys = walk.keys_of(place)
         run = Run(walk.common, place, (blocks[0][0], blocks[-1][1]), keys, self._of_rows, by_keys=self.ops.by_keys)
-        self.ops.prepare_tile(run.magnitudes, is_finite=run.is_finite)
+        self.ops.magnitudes, self.ops.is_finite = run.magnitudes, run.is_finite
         for row, stop in blocks:
             target = walk.query[(*place.at, slice(row, stop))]
             tiles = walk.route.tiles(place, (row, stop))

@@ -120,7 +120,7 @@ class Run:
         self, common: Common, place: Place, rows: Bounds, keys: KeysOf, buffers: list[Array], *, by_keys: bool
     ) -> None:
         problem, at = common.problem, (*place.at, slice(*rows))
-        known, shape = common.known.at(at), (keys.heads, place.heads // keys.heads, rows[1] - rows[0])
+        known, shape = common.known.at(*at), (keys.heads, place.heads // keys.heads, rows[1] - rows[0])
         query = _scaled(shape, problem.query[at], scale_in_base(problem), None, buffers[0])
         delta, factor = _delta(problem, known)[..., None], survival_factor(problem)
         share = common.share if isinstance(common.share, float) else common.share[at]

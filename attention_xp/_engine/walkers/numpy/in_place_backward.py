@@ -15,7 +15,6 @@ from attention_xp._engine.plan.tile_sizes import TileShape
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.products import clean, quarantined_key, silenced_rows
 from attention_xp._engine.tile.scores import is_bent
-from attention_xp._engine.walkers.numpy.heads import Magnitudes
 from attention_xp._engine.walkers.numpy.in_place import InPlace, Patches, by_key_head
 from attention_xp._engine.walkers.numpy.products import multiply_into
 from attention_xp._typing import Array
@@ -38,11 +37,7 @@ class InPlaceBackward(InPlace):
         super().__init__(problem)
         self._scores, self._grad_scores, self._row_sums, self._key_sums, self._value_sums = buffers
         self._has_pull = is_bent(problem)
-        self.is_finite = True
-
-    def prepare_tile(self, allows: Magnitudes, *, is_finite: bool) -> None:
-        """Set what is known of the rows and keys of the next tiles."""
-        self.magnitudes, self.is_finite = allows, is_finite
+        self.is_finite: bool  # whether all rows and keys at hand are
 
     def query_key(self, query: Array, key: Array, *, exclusive: bool) -> Array:
         """(K, G, m, W) and (K, 1, n, W) -> (..., K * G, m, n)."""

@@ -9,7 +9,7 @@ order of the pool, the pages of all items together, and what comes out is put in
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -22,24 +22,6 @@ _SHORT = 8  # pages of a run below which runs take longer than putting in order,
 _LARGEST_PRODUCT = 2**17  # multiplications for which BLAS calls no other threads
 
 
-class Piece(Protocol):
-    """Some pages."""
-
-    @property
-    def count(self) -> int:
-        """The number of pages that are multiplied."""
-
-    def scores(self, pool: Array, rows: Array, scores: Array) -> None:
-        """Write the products of rows (B, Hkv, m, D) and keys to their places in (B, Hkv, m, pages of an item, size)."""
-
-    def outputs(self, pool: Array, weights: Array) -> Array:
-        """Return the products of weights (B, Hkv, m, Sk) and values: of all items, or of one, (1, Hkv, m, D)."""
-
-    @property
-    def items(self) -> slice:
-        """The items that the outputs belong to."""
-
-
 @dataclass(frozen=True)
 class _Run:
     """Pages of one item, in its order, at equal distances; a page that is not full is a run of its own."""
@@ -47,11 +29,12 @@ class _Run:
     item: int
     column: int  # the position of the first key
     pages: slice | Array
-    count: int
+    count: int  # of the pages
     keys: int  # of each page
 
     @property
     def items(self) -> slice:
+        """The items that the outputs belong to."""
         return slice(self.item, self.item + 1)
 
     def _read(self, pool: Array, like: Array) -> Array:
@@ -63,17 +46,19 @@ class _Run:
         return mine.reshape(*mine.shape[:2], self.count, self.keys).transpose(2, 0, 1, 3)
 
     def scores(self, pool: Array, rows: Array, scores: Array) -> None:
+        """Write the products of rows (B, Hkv, m, D) and keys to their places in (B, Hkv, m, pages of an item, size)."""
         place = self._place(scores.reshape(*scores.shape[:3], -1))
         place[...] = rows[self.item] @ self._read(pool, scores).swapaxes(-1, -2)
 
     def outputs(self, pool: Array, weights: Array) -> Array:
+        """Return the products of weights (B, Hkv, m, Sk) and values, (1, Hkv, m, D)."""
         of_pages = self._place(weights).copy() @ self._read(pool, weights)
         return of_pages.sum(axis=0, keepdims=True)
 
 
 @dataclass(frozen=True)
 class _Scattered:
-    """Pages in the order of the pool: all between two bounds, or those with some numbers."""
+    """Pages of any items in the order of the pool: all between two bounds, or those with some numbers."""
 
     pages: slice | Array
     owner: Array  # the item of each
@@ -95,6 +80,7 @@ class _Scattered:
         return slice(None)
 
     def outputs(self, pool: Array, weights: Array) -> Array:
+        """Return the same as a run, for all items: (B, Hkv, m, D)."""
         by_pages = weights.reshape(*weights.shape[:3], -1, pool.shape[2])[self.owner, :, :, self.index]
         of_pages = by_pages @ pool[self.pages].astype(weights.dtype, copy=False)
         return self._added_up(of_pages.reshape(self.count, -1), len(weights)).reshape(-1, *of_pages.shape[1:])
@@ -110,6 +96,9 @@ class _Scattered:
         for i in range(0, len(of_pages), step):
             total += shares[:, i : i + step] @ of_pages[i : i + step]
         return total
+
+
+Piece = _Run | _Scattered
 
 
 class Pieces(NamedTuple):

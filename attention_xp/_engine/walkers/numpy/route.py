@@ -1,6 +1,6 @@
 """The blocks of rows of a call on NumPy, in the order in which they are computed, and the tiles of each."""
 
-from attention_xp._engine.plan.answers import Grid, Item
+from attention_xp._engine.plan.answers import Grid
 from attention_xp._engine.plan.plan import Bounds, Tile
 from attention_xp._engine.plan.plans import Plans
 from attention_xp._engine.plan.tile_sizes import STRIP, TileShape
@@ -27,11 +27,7 @@ class Route:
 
     def tiles(self, place: Place, rows: Bounds) -> list[Tile]:
         """Return the tiles that a block of rows visits."""
-        return self._plans.tiles(self._item(place), rows)
-
-    def _item(self, place: Place) -> Item:
-        """Return the batch item and head for which rules are asked."""
-        return self._common or place.item(self._problem)
+        return self._plans.tiles(self._common or place.item(self._problem), rows)
 
 
 def _grid(problem: Problem, shape: TileShape, widest: int) -> Grid:

@@ -70,12 +70,7 @@ def backward(
 
 def _rows(problem: Problem, known: Known, block: Bounds) -> Rows:
     part = slice(*block)
-    some = Known(
-        known.output[..., part, :],
-        known.lse[..., part],
-        known.gradient[..., part, :],
-        None if known.grad_lse is None else known.grad_lse[..., part],
-    )
+    some = known.at(..., part)
     query = cast(problem, problem.query[..., part, :]) * scale_in_base(problem)
     gradient = surviving(problem, some.gradient)
     return Rows(

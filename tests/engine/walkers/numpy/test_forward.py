@@ -5,8 +5,8 @@ import pytest
 
 from attention_xp import attention_vjp, flash_attention
 from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.walkers.numpy.forward import ForwardWorker
 from attention_xp._engine.walkers.numpy.forward_walk import ForwardWalk
-from attention_xp._engine.walkers.numpy.forward_worker import ForwardWorker
 from attention_xp.masks import BlockMask, GlobalMask, SegmentMask, StridedMask, WindowMask, longformer_mask
 
 
