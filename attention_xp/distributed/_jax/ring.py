@@ -29,6 +29,7 @@ from attention_xp.distributed._jax.ranks import (
     spread,
 )
 from attention_xp.distributed._layouts import Layout, Stretch
+from attention_xp.masks import Mask
 
 __all__ = ["ring_attention"]
 
@@ -146,13 +147,12 @@ class _Ring:
                 own = {name: self._total(call, name, own[name], getattr(found, name), rows, keys.whole) for name in own}
                 return collected, own
 
-            walked: tuple[Any, Any] = self._each_block(call, source, block, (collected, own))
-            return walked
+            return self._each_block(call, source, block, (collected, own))  # type: ignore[no-any-return]
 
         own = {"query": jnp.zeros_like(wide["query"])}
         for name in ("mask", "bias"):
             moving = [x for x in operands.get(name, ()) if jnp.issubdtype(x.dtype, jnp.floating)]
-            if moving and (name == "bias" or not isinstance(self.templates[name], tuple)):
+            if moving and not isinstance(call.mask if name == "mask" else None, Mask):
                 own[name] = [jnp.zeros(x.shape, lse.dtype) for x in moving]
         own, zeros = spread_like((own, tuple(jnp.zeros_like(wide[name]) for name in ("key", "value"))), operands)
         of_keys, own = self._round(visit, (operands["key"], operands["value"]), zeros, own)

@@ -56,7 +56,7 @@ class _Exchange:
     def __init__(self, ranks: Ranks, H: int, Hkv: int, head_ids: Any) -> None:
         self.ranks, self.H, self.times = ranks, H, math.lcm(Hkv, ranks.n) // Hkv
         self.first = ranks.rank * (H // ranks.n)
-        self.ids = None if head_ids is None else jnp.asarray(head_ids)
+        self.ids = None if head_ids is None else jnp.asarray(head_ids).astype(jnp.int32)
 
     @classmethod
     def of(cls, ranks: Ranks, query: Array, key: Array, head_ids: Any) -> "_Exchange":

@@ -81,7 +81,19 @@ class _Blas:
     def _set(self, counts: list[int]) -> None:
         for library, count in zip(self._found(), counts, strict=True):
             if library.num_threads != count:
-                library.set_num_threads(count)
+                _set_from_here(library, count)
+
+
+def _set_from_here(library: Any, count: int) -> None:
+    """Set the number of threads of a BLAS library from any thread.
+
+    From its version 3.8 on, threadpoolctl lets the first thread that ever set a number set others, and ignores all other
+    threads without a word.
+    """
+    let_any_thread = getattr(library, "clear_controlling_thread", lambda *, force: None)
+    let_any_thread(force=True)
+    library.set_num_threads(count)
+    let_any_thread(force=True)
 
 
 class _Pool:

@@ -312,6 +312,22 @@ def test_one_vjp_in_several_threads_at_once():
             np.testing.assert_array_equal(actual, expected)
 
 
+def test_blas_is_held_from_any_thread_whoever_set_a_number_first():
+    seen = []
+
+    def look(score, *_):
+        seen.extend(blas_threads())
+        return score
+
+    with threadpool_limits(2, user_api="blas"), ThreadPoolExecutor(1) as other:
+        np.testing.assert_allclose(
+            other.submit(attend, 0, score_mod=look).result(), expected(0), rtol=1e-10, atol=1e-12
+        )
+        assert set(seen) == {1}
+        assert set(blas_threads()) == {2}
+    assert set(blas_threads()) != {1}  # the outer limits, of another thread, still count
+
+
 def test_attention_inside_attention():
     inner = []
 
