@@ -94,7 +94,17 @@ def any_allowed(mask: Pairs, rows: Any, keys: Any, query_offset: Any, key_offset
         return (rows[0] < rows[1]) & (keys[0] < keys[1]) & possible
     if rows[0] >= rows[1] or keys[0] >= keys[1]:
         return False
+    if _may_depend_on_items(mask):
+        xp = creation_namespace(None)
+        pairs = (tuple(xp.asarray(bound) for bound in pair) for pair in (rows, keys, offsets))
+        return bool(mask.reach(span_between(xp, *pairs))[0])
     return any(counts.any() for counts in _counted(mask, rows, keys, offsets, (_BLOCK, _BLOCK)))
+
+
+def _may_depend_on_items(mask: Pairs) -> bool:
+    """Whether a function of batch items or heads, of which nobody said how many there are, is a part of a mask."""
+    parts = parts_of(mask)
+    return any(map(_may_depend_on_items, parts)) if parts else not mask.tells and mask.lead == ()
 
 
 def _as_int32(xp: Namespace, pair: tuple[Any, Any]) -> tuple[Any, Any]:

@@ -27,7 +27,8 @@ class FunctionMask(Mask):
         against the scores: flat batch index, head, query position and key position.
     batch, heads : int, default: 1
         How many batch items and heads ``to_array``, ``density`` and ``str`` show of a function that depends on them;
-        attention goes by its query. ``density`` and ``str`` call the function with NumPy arrays.
+        attention goes by its query. ``density`` and ``str`` call the function with NumPy arrays. ``any_allowed`` looks at
+        pairs where either is given, and says True elsewhere.
 
     Raises
     ------

@@ -117,7 +117,8 @@ class Shown(Pairs):
         -------
         bool
             Exact: where `reach` cannot decide a block, its pairs are looked at, on the host with NumPy. False for no
-            rows or no keys. Where a bound or an offset is an integer array, such as the number of a device inside
+            rows or no keys. A function that may depend on batch items and heads, whose numbers were not announced, is
+            taken to allow what its `reach` does not exclude. Where a bound or an offset is an integer array, such as the number of a device inside
             ``jax.shard_map``, a boolean array: the answer of `reach`, which is True where nothing is known.
 
         Raises

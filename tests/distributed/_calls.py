@@ -35,6 +35,7 @@ CALLS: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
     "prefix": lambda make, rows: {"mask": CausalMask() | PrefixMask(make(np.asarray([4, 1])))},
     "segments": lambda make, rows: {"mask": SegmentMask(make(SEGMENTS)) | WindowMask(1, 1)},
     "function": lambda make, rows: {"mask": FunctionMask(diagonals)},
+    "function of items": lambda make, rows: {"mask": FunctionMask(lambda b, h, q, k: (b == 1) | (q >= k + h))},
     "lengths": lambda make, rows: {
         "key_lengths": make(np.asarray([11, 6])),
         "query_lengths": make(np.asarray([13, 5])),

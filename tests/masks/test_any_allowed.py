@@ -69,10 +69,17 @@ def test_bounds_may_be_traced():
 
 def test_blocks_are_looked_into(monkeypatch):
     monkeypatch.setattr(_drawing, "_BLOCK", 16)
-    one = FunctionMask(lambda b, h, q, k: (q == 70) & (k == 90))
+    one = FunctionMask(lambda b, h, q, k: (q == 70) & (k == 90), heads=2)
     assert one.any_allowed((40, 71), (3, 91)) is True
     assert one.any_allowed((40, 70), (3, 91)) is False
     assert one.any_allowed((0, 1), (20, 21), query_offset=70, key_offset=70) is True
+
+
+def test_a_function_whose_items_are_not_announced_may_allow_anything():
+    of_the_second = FunctionMask(lambda b, h, q, k: (b == 1) & (q >= k))
+    assert of_the_second.any_allowed((0, 4), (0, 4)) is True
+    assert (of_the_second & CausalMask()).any_allowed((0, 4), (4, 8)) is False
+    assert FunctionMask(of_the_second.mask_mod, batch=1, heads=2).any_allowed((0, 4), (0, 4)) is False
 
 
 def test_an_array_is_of_rows_and_columns():
