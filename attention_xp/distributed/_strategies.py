@@ -22,7 +22,7 @@ group : ProcessGroup, DeviceMesh or str
 return_lse : bool, default: False
     Whether to return the log-sum-exp of the rows as well.
 timeout : float, optional
-    Seconds to wait for another rank, in torch; then a `TimeoutError` names rank, step and peer. Default: that of the group."""
+    Seconds to wait for another rank, in torch; then a ``TimeoutError`` names rank, step and peer. Default: that of the group."""
 _LAYOUT = """\
 layout : {"zigzag", "contiguous"}, default: "zigzag"
     How `shard_sequence` cut the sequence."""
