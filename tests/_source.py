@@ -18,8 +18,9 @@ def modules() -> list[Path]:
 
 @cache
 def needs(path: Path, package: str) -> bool:
-    """Whether a module cannot be imported without a package: it imports it at its top, or a module that does."""
-    found, waiting = {path}, [path]
+    """Whether a module cannot be imported without a package: it imports it at its top, or a module or folder that does."""
+    folders = [folder / "__init__.py" for folder in path.parents if folder.is_relative_to(PACKAGE)]
+    found, waiting = {path, *folders}, [path, *folders]
     while waiting:
         text = waiting.pop().read_text(encoding="utf-8")
         if re.search(rf"^(import|from) {package}\b", text, re.MULTILINE):

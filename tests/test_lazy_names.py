@@ -11,7 +11,7 @@ import pytest
 import attention_xp
 from tests._source import needs
 
-LIBRARIES = ("dask", "flax", "jax", "keras", "onnx", "torch", "transformers")
+LIBRARIES = ("dask", "flax", "jax", "keras", "numba", "onnx", "torch", "transformers")
 PACKAGE = Path(attention_xp.__file__).parent
 MODULES = sorted(
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")

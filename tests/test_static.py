@@ -98,7 +98,7 @@ def needing_libraries():
 def test_all_names_what_a_module_defines(path):
     tree = ast.parse(path.read_text())
     name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
-    for library in ("dask", "flax", "jax", "keras", "onnx", "torch", "transformers"):
+    for library in ("dask", "flax", "jax", "keras", "numba", "onnx", "torch", "transformers"):
         if needs(path, library):
             pytest.importorskip(library)
     module = importlib.import_module(name)

@@ -96,7 +96,7 @@ def any_allowed(mask: Pairs, rows: Any, keys: Any, query_offset: Any, key_offset
         return False
     if _may_depend_on_items(mask):
         xp = creation_namespace(None)
-        pairs = (tuple(xp.asarray(bound) for bound in pair) for pair in (rows, keys, offsets))
+        pairs = (tuple(xp.asarray(bound, device="cpu") for bound in pair) for pair in (rows, keys, offsets))
         return bool(mask.reach(span_between(xp, *pairs))[0])
     return any(counts.any() for counts in _counted(mask, rows, keys, offsets, (_BLOCK, _BLOCK)))
 
