@@ -32,7 +32,8 @@ _ABSENT = {backend.package for backend in Backend if not backend.is_installed()}
 _ABSENT |= {name for name in _FRAMEWORKS if importlib.util.find_spec(name) is None}
 _PYTHON = [path for folder in ("attention_xp", "tests") for path in Path(__file__).with_name(folder).rglob("*.py")]
 collect_ignore = [str(path) for path in _PYTHON if any(needs(path, package) for package in _ABSENT)]
-collect_ignore_glob = ["tests/typed/*.py"]  # programs for type checkers, which tests/test_typing.py runs
+# Programs for type checkers, which tests/test_typing.py runs, and what Sphinx runs.
+collect_ignore_glob = ["tests/typed/*.py", "docs/*.py", "docs/extensions/*.py"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
