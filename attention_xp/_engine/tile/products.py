@@ -4,7 +4,6 @@ Query head ``h`` uses key/value head ``h // G`` with ``G = H // Hkv``. The group
 rows, ``(..., Hkv, G * Sq, D)``, so keys and values are never repeated.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from math import inf, nan
 
@@ -32,20 +31,23 @@ __all__ = [
 Product = Callable[[Array, Array, Namespace], Array]
 
 
-class Paged(ABC):
-    """Keys or values (B, Hkv, n, W) that lie in pages, and have products of their own."""
+class Paged:
+    """Keys or values (B, Hkv, n, W) that lie in pages, and have products of their own.
 
-    @abstractmethod
+    No abstract class: whether an array is one is asked several times in every call, which would take longer than the rest.
+    """
+
     def scores(self, rows: Array) -> Array:
         """(B, Hkv, m, W) -> (B, Hkv, m, n): the products of rows and keys."""
+        raise NotImplementedError
 
-    @abstractmethod
     def outputs(self, weights: Array) -> Array:
         """(B, Hkv, m, n) -> (B, Hkv, m, W): the sums of weighted values."""
+        raise NotImplementedError
 
-    @abstractmethod
     def gathered(self) -> Array:
         """Return them as an array, copied."""
+        raise NotImplementedError
 
 
 def query_key(
