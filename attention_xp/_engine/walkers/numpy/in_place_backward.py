@@ -43,13 +43,6 @@ class InPlaceBackward(InPlace):
         """(K, G, m, W) and (K, 1, n, W) -> (..., K * G, m, n)."""
         return self._joint(self._scores, query, key, poisoned=exclusive and not self.magnitudes.keys)
 
-    def powers(self, scores: Array, shift: Array | None, allowed: Patches | None, mixed: Bounds) -> Array:
-        """Compute powers in place; the sums that compiled passes find are of no use here."""
-        is_plain = shift is None and allowed is None
-        if is_plain and self.base.log_e != 1.0:  # NumPy's powers of 2 in vector registers are faster
-            return self.powers_of_numpy(scores, shift, allowed, mixed)
-        return super().powers(scores, shift, allowed, mixed)
-
     def gradient_value(self, gradient: Array, value: Array, *, exclusive: bool) -> Array:
         """(K, G, m, W) and (K, 1, n, W) -> (..., K * G, m, n)."""
         return self._joint(self._grad_scores, gradient, value, poisoned=exclusive and not self.magnitudes.values)
