@@ -17,9 +17,9 @@ from attention_xp._scores.frozen import freeze
 from attention_xp._typing import Array
 from attention_xp.distributed._layouts import Stretch, cut
 from attention_xp.masks import CausalMask, LengthMask, Mask, WindowMask
-from attention_xp.masks._mask import Both, Either, Not, conjuncts, holds_array, with_arrays
+from attention_xp.masks._mask import conjuncts, holds_array, with_arrays
 
-__all__ = ["Call", "Rows", "with_leaves"]
+__all__ = ["Call", "Rows"]
 
 Cut = Callable[[Array, Stretch, int], Array]
 
@@ -134,13 +134,6 @@ class Call:
         offsets = [self.options.get(name, 0) for name in ("query_offset", "key_offset")]
         is_plain = "key_positions" not in self.options and all(isinstance(one, int) for one in offsets)
         return (self._rule, *offsets) if is_plain and not freeze((self._rule,))[1] else None
-
-
-def with_leaves(mask: Mask, changed: Callable[[Mask], Mask]) -> Mask:
-    """Return a combination of masks in which those that are no combinations are changed."""
-    if isinstance(mask, Both | Either):
-        return type(mask)(with_leaves(mask.left, changed), with_leaves(mask.right, changed))
-    return Not(with_leaves(mask.inner, changed)) if isinstance(mask, Not) else changed(mask)
 
 
 def _least(numbers: tuple[int | None, ...]) -> int | None:

@@ -7,13 +7,12 @@ import torch
 
 from attention_xp._attention import flash_attention
 from attention_xp._typing import Array
-from attention_xp.biases import Bias
-from attention_xp.distributed._blocks import Call, with_leaves
+from attention_xp.distributed._blocks import Call
+from attention_xp.distributed._heads import Heads, of_heads
 from attention_xp.distributed._layouts import shard_sequence, unshard_sequence
 from attention_xp.distributed._torch.collectives import exchange, gathered
-from attention_xp.distributed._torch.heads import BiasOfHeads, MaskOfHeads
 from attention_xp.distributed._torch.setup import Prepared, finished, prepared
-from attention_xp.masks import ArrayMask, Mask
+from attention_xp.masks._mask import with_arrays
 
 __all__ = ["ulysses_attention"]
 
@@ -88,20 +87,8 @@ class _Heads:
 
     def addend(self, given: Any, name: str) -> Any:
         """Return a mask or bias for all rows of this rank's heads."""
-        if isinstance(given, Bias):
-            return BiasOfHeads(given, *self._place)
-        if isinstance(given, Mask):
-            return with_leaves(given, lambda leaf: self._of_leaf(leaf, name))
-        return given if given is None else self._of_array(given, name)
-
-    @property
-    def _place(self) -> tuple[int, int, Any]:
-        return self._first, self._all, self._given.options.get("head_ids")
-
-    def _of_leaf(self, leaf: Mask, name: str) -> Mask:
-        if isinstance(leaf, ArrayMask):
-            return ArrayMask(self._of_array(torch.as_tensor(leaf.array), name))
-        return MaskOfHeads(leaf, *self._place) if leaf.lead and leaf.lead[-1] > 1 else leaf
+        heads = Heads(self._first, self._all, self._given.options.get("head_ids"))
+        return of_heads(with_arrays(given, lambda array: self._of_array(torch.as_tensor(array), name)), heads)
 
     def _of_array(self, array: Array, name: str) -> Array:
         """Return all rows of this rank's heads of an array, which may have neither rows of its own nor heads."""
