@@ -19,7 +19,7 @@ LEAST = 2**20  # pairs of query and key: importing takes as long as some hundred
 
 def passes_of(problem: Problem) -> Passes | None:
     """Return the compiled passes for a problem; ``None`` where NumPy's own are taken."""
-    compiled = None if missing(problem) else loops()
+    compiled = None if _objection(problem) else loops()
     if compiled is None:
         return None
     return Passes(compiled, problem.dtype, problem.dropout_rate, is_natural=base_of(problem.xp).log_e == 1.0)
@@ -27,18 +27,26 @@ def passes_of(problem: Problem) -> Passes | None:
 
 def missing(problem: Problem) -> str | None:
     """Return why the passes over the tiles of a problem are NumPy's own; ``None`` where they are compiled."""
+    objection = _objection(problem)
+    if objection or loops():
+        return objection
+    return "numba cannot be used" if find_spec("numba") else "numba is not installed"
+
+
+def _objection(problem: Problem) -> str | None:
+    """Return why the loops of a problem are not worth compiling, numba or not."""
     if np.dtype(problem.dtype) != np.float32 and has_vector_powers(problem.dtype):
         return f"NumPy is faster in {np.dtype(problem.dtype)} on this processor"
     if math.prod((*problem.lead, problem.query.shape[-2], problem.key.shape[-2])) < LEAST:
         return "the call is small"
-    if find_spec("numba") is None:
-        return "numba is not installed"
-    return None if loops() else "numba cannot be used"
+    return None
 
 
 @cache
 def loops() -> ModuleType | None:
-    """Import the loops and try one; where that fails, say so once and go on without."""
+    """Import the loops and try one, where numba is installed; where that fails, say so once and go on without."""
+    if find_spec("numba") is None:  # looked for on the disk, and therefore once
+        return None
     try:
         from attention_xp._engine.walkers.numpy.compiled import loops  # noqa: PLC0415  # imports numba
 
