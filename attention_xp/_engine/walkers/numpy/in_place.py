@@ -140,18 +140,13 @@ class InPlace(Arithmetic):
 
     def powers(self, scores: Array, shift: Array | None, allowed: Patches | None, mixed: Bounds) -> Array:
         """Compute powers in place, of scores clipped to the range where that is fast, times 0 where not allowed."""
-        is_plain = shift is None and allowed is None
-        if is_plain and self.base.log_e != 1.0:  # NumPy's powers of 2 in vector registers are faster
-            self._sums_of_rows = None
-            return self.powers_of_numpy(scores, shift, allowed, mixed)
-        if self.compiled is not None:  # what is not allowed is minus infinity already
+        # NumPy's powers of 2 in vector registers are faster, where there is nothing else to do in the same pass.
+        is_numpys = self.base.log_e != 1.0 and shift is None and allowed is None
+        if self.compiled is not None and not is_numpys:  # what is not allowed is minus infinity already
             sums = self.compiled.powers(self.tile(scores), shift)
             self._sums_of_rows = sums.reshape(*scores.shape[:-1], 1)
             return scores
-        return self.powers_of_numpy(scores, shift, allowed, mixed)
-
-    def powers_of_numpy(self, scores: Array, shift: Array | None, allowed: Patches | None, mixed: Bounds) -> Array:
-        """Compute powers by NumPy's operations, one after the other."""
+        self._sums_of_rows = None
         if shift is not None:
             np.subtract(scores, shift, out=scores)
         whole = self._whole(scores)
