@@ -5,6 +5,7 @@ import math
 from typing import Any, Literal, Unpack
 
 from attention_xp._backend.autocast import sheltered
+from attention_xp._backend.dtypes import as_dtype
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._backend.modes import refuse_shards
 from attention_xp._engine.problem.known_end import filled_to
@@ -104,7 +105,7 @@ def attention_scores(
     problem, context = sheltered(problem)
     with context:
         scores = scores_of_region(problem, Region.whole(problem), problem.query, problem.key)
-    scores = problem.xp.astype(scores, query.dtype, copy=False)
+    scores = as_dtype(problem.xp, scores, query.dtype)
     return filled_to(problem.xp, scores, problem.given_keys, value=-math.inf)  # type: ignore[no-any-return]
 
 

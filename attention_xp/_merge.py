@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from attention_xp._backend.dtypes import computation_dtype
+from attention_xp._backend.dtypes import as_dtype, computation_dtype
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._checks.arrays import check_floating, check_placement, shapes
 from attention_xp._public_types import ArrayT
@@ -75,14 +75,14 @@ def merge_attention(outputs: Sequence[ArrayT], lses: Sequence[ArrayT]) -> tuple[
     check_placement(xp, **named)
     _check_shapes(outputs, lses)
     dtype = computation_dtype(xp, outputs[0].dtype)
-    logs = xp.stack([xp.astype(a, dtype, copy=False) for a in lses], axis=0)  # (parts, ..., H, Sq)
+    logs = xp.stack([as_dtype(xp, a, dtype) for a in lses], axis=0)  # (parts, ..., H, Sq)
     shares, total, shift = exponentials(logs, axis=0, xp=xp)
     shares = xp.expand_dims(shares / nonzero(total, xp=xp), axis=-1)
-    stacked = xp.stack([xp.astype(a, dtype, copy=False) for a in outputs], axis=0)  # (parts, ..., H, Sq, Dv)
+    stacked = xp.stack([as_dtype(xp, a, dtype) for a in outputs], axis=0)  # (parts, ..., H, Sq, Dv)
     # A part that attended nothing has nothing to say, whatever stands there: 0 times NaN would be NaN.
     stacked = xp.where(xp.expand_dims(logs == -math.inf, axis=-1), 0.0, stacked)
     output = xp.sum(shares * stacked, axis=0)
-    return xp.astype(output, outputs[0].dtype, copy=False), xp.squeeze(log_sum(total, shift, xp=xp), axis=0)
+    return as_dtype(xp, output, outputs[0].dtype), xp.squeeze(log_sum(total, shift, xp=xp), axis=0)
 
 
 def _check_shapes(outputs: list[Array], lses: list[Array]) -> None:

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple, overload
 
 from attention_xp._backend.autocast import may_differ
 from attention_xp._backend.creation import place_of
-from attention_xp._backend.dtypes import computation_dtype, dtype_name, is_alike
+from attention_xp._backend.dtypes import as_dtype, computation_dtype, dtype_name, is_alike
 from attention_xp._backend.shapes import filled_up
 from attention_xp._checks.arrays import check_floating, check_placement, shapes
 from attention_xp._checks.numbers import check_count, check_flag
@@ -255,7 +255,7 @@ def project(x: Array, weight: Array | None, bias: Array | None, xp: Namespace) -
     if weight is None:
         return x
     dtype = computation_dtype(xp, x.dtype)
-    y = xp.matmul(xp.astype(x, dtype, copy=False), xp.astype(weight, dtype, copy=False))
+    y = xp.matmul(as_dtype(xp, x, dtype), as_dtype(xp, weight, dtype))
     if bias is not None:
-        y = y + filled_up(xp, xp.astype(bias, dtype, copy=False), y.ndim)
-    return xp.astype(y, x.dtype, copy=False)
+        y = y + filled_up(xp, as_dtype(xp, bias, dtype), y.ndim)
+    return as_dtype(xp, y, x.dtype)

@@ -1,6 +1,6 @@
 """Layer normalisation."""
 
-from attention_xp._backend.dtypes import computation_dtype
+from attention_xp._backend.dtypes import as_dtype, computation_dtype
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._backend.shapes import filled_up
 from attention_xp._checks.arrays import check_floating, check_placement, shapes
@@ -70,12 +70,12 @@ def layer_normalization(
     if x.shape[-1] == 0:
         return xp.astype(x, x.dtype, copy=True)
     dtype = computation_dtype(xp, x.dtype)
-    wide = xp.astype(x, dtype, copy=False)
+    wide = as_dtype(xp, x, dtype)
     centred = wide - xp.mean(wide, axis=-1, keepdims=True)
     variance = xp.mean(centred * centred, axis=-1, keepdims=True)
     y = centred / xp.sqrt(variance + epsilon)
     if gamma is not None:
-        y = filled_up(xp, xp.astype(gamma, dtype, copy=False), x.ndim) * y
+        y = filled_up(xp, as_dtype(xp, gamma, dtype), x.ndim) * y
     if beta is not None:
-        y = y + filled_up(xp, xp.astype(beta, dtype, copy=False), x.ndim)
-    return xp.astype(y, x.dtype, copy=False)
+        y = y + filled_up(xp, as_dtype(xp, beta, dtype), x.ndim)
+    return as_dtype(xp, y, x.dtype)

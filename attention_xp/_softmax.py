@@ -3,7 +3,7 @@
 import math
 
 from attention_xp._backend.derivatives import constant
-from attention_xp._backend.dtypes import computation_dtype, dtype_name, is_floating
+from attention_xp._backend.dtypes import as_dtype, computation_dtype, dtype_name, is_floating
 from attention_xp._backend.libraries import common_namespace, device
 from attention_xp._checks.numbers import check_int
 from attention_xp._public_types import ArrayT
@@ -57,9 +57,9 @@ def softmax(x: ArrayT, axis: int = -1) -> ArrayT:
     axis = check_int("axis", axis)
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis {axis} does not exist: got x {tuple(x.shape)}")
-    wide = xp.astype(x, computation_dtype(xp, x.dtype), copy=False)
+    wide = as_dtype(xp, x, computation_dtype(xp, x.dtype))
     weights, total, _ = exponentials(wide, axis=axis, xp=xp)
-    return xp.astype(weights / nonzero(total, xp=xp), x.dtype, copy=False)
+    return as_dtype(xp, weights / nonzero(total, xp=xp), x.dtype)
 
 
 def exponentials(

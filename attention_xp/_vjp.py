@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, Unpack
 
+from attention_xp._backend.dtypes import as_dtype
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._backend.modes import refuse_shards
 from attention_xp._checks.arrays import check_floating, check_placement, shapes
@@ -131,7 +132,7 @@ def check_like_rows(problem: Problem, name: str, array: Array, *width: int) -> N
 
 
 def _cast(xp: Namespace, array: Array, dtype: Any) -> Any:
-    return xp.astype(array, dtype, copy=False)
+    return as_dtype(xp, array, dtype)
 
 
 class WayBack(NamedTuple):

@@ -47,7 +47,9 @@ def sheltered(problem: Any) -> tuple[Any, AbstractContextManager[Any]]:
 
 def unnarrowed(xp: Namespace, array: Array) -> tuple[Namespace, AbstractContextManager[Any]]:
     """Return a context in which torch narrows no product, and the namespace for it."""
-    if not is_torch_namespace(xp) or is_compiling(xp):
+    if not is_torch_namespace(xp):
+        return xp, NOTHING
+    if is_compiling(xp):
         return xp, outside_autocast(xp, array)
     if not narrows(array) and not _SHELTERED.get():
         return xp, NOTHING

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from attention_xp._backend.libraries import is_jax_namespace, is_torch_namespace
+from attention_xp._backend.libraries import is_jax_namespace, is_torch_namespace, library_name
 from attention_xp._typing import Array, Namespace
 
 __all__ = [
@@ -16,14 +16,14 @@ __all__ = [
 
 def can_differentiate(xp: Namespace) -> bool:
     """Whether the library has derivatives of its own."""
-    return bool(is_torch_namespace(xp) or is_jax_namespace(xp))
+    return library_name(xp) in ("torch", "jax")
 
 
 def constant(xp: Namespace, array: Array) -> Array:
     """Return an array that derivatives take for a constant."""
-    if is_jax_namespace(xp):
-        return sys.modules["jax"].lax.stop_gradient(array)
-    return array.detach() if is_torch_namespace(xp) else array
+    if not can_differentiate(xp):
+        return array
+    return array.detach() if is_torch_namespace(xp) else sys.modules["jax"].lax.stop_gradient(array)
 
 
 def scaled(xp: Namespace, array: Array, factor: float | Array) -> Array:

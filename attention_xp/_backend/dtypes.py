@@ -1,9 +1,10 @@
 """Names and kinds of dtypes, for all libraries."""
 
 from attention_xp._backend.libraries import library_name
-from attention_xp._typing import DType, Namespace
+from attention_xp._typing import Array, DType, Namespace
 
 __all__ = [
+    "as_dtype",
     "computation_dtype",
     "dtype_name",
     "floating_dtype",
@@ -65,6 +66,15 @@ def is_integer(xp: Namespace, dtype: DType) -> bool:
 def is_boolean(xp: Namespace, dtype: DType) -> bool:
     """Whether `dtype` is boolean."""
     return bool(dtype == xp.bool)
+
+
+def as_dtype(xp: Namespace, array: Array, dtype: DType) -> Array:
+    """Return an array in a dtype: itself where it has that dtype.
+
+    Asked here, because ``astype(..., copy=False)`` takes a microsecond to find that there is nothing to do, several times
+    in every call.
+    """
+    return array if array.dtype == dtype else xp.astype(array, dtype)
 
 
 def computation_dtype(xp: Namespace, dtype: DType) -> DType:

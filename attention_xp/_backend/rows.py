@@ -4,6 +4,7 @@ import sys
 from typing import Any
 
 from attention_xp._backend.derivatives import constant
+from attention_xp._backend.dtypes import as_dtype
 from attention_xp._backend.libraries import (
     device,
     is_cupy_namespace,
@@ -51,7 +52,7 @@ def put_rows(xp: Namespace, buffer: Array, units: Array, slots: Array, keep: Arr
     if keep is not None:
         units, slots, rows = _repeated(xp, buffer, units, slots, keep, rows)
     index = xp.int64 if is_torch_namespace(xp) else units.dtype
-    buffer[xp.astype(units, index, copy=False), :, xp.astype(slots, index, copy=False)] = rows
+    buffer[as_dtype(xp, units, index), :, as_dtype(xp, slots, index)] = rows
     return buffer
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from attention_xp._backend.dtypes import dtype_name
+from attention_xp._backend.dtypes import as_dtype, dtype_name
 from attention_xp._backend.libraries import (
     is_cupy_namespace,
     is_jax_namespace,
@@ -98,7 +98,7 @@ def as_int32(xp: Namespace, integers: Array) -> Array:
     wide = dtype_name(integers.dtype)
     if wide == "int64":
         integers = within(xp, integers, -FAR, FAR)
-    narrow = xp.astype(integers, xp.int32, copy=False)
+    narrow = as_dtype(xp, integers, xp.int32)
     return xp.where(narrow < 0, FAR, narrow) if wide == "uint32" else narrow
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from array_api_compat import is_jax_array
 
-from attention_xp._backend.dtypes import computation_dtype, dtype_name, is_floating
+from attention_xp._backend.dtypes import as_dtype, computation_dtype, dtype_name, is_floating
 from attention_xp._backend.libraries import common_namespace, device, library_name
 from attention_xp._backend.sizes import is_open
 from attention_xp._checks.numbers import check_number
@@ -195,7 +195,7 @@ def _keep(bits: Array, rate: float) -> Array:
 def uniform(rng: Any, shape: tuple[int, ...], *, xp: Namespace, dtype: DType, device: Device) -> Array:
     """Draw from the uniform distribution on ``[0, 1)``, 24 bits each."""
     like = xp.zeros((), dtype=dtype, device=device)
-    return xp.astype(_uniform(rng, shape, like, xp=xp), like.dtype, copy=False)
+    return as_dtype(xp, _uniform(rng, shape, like, xp=xp), like.dtype)
 
 
 def normal(rng: Any, shape: tuple[int, ...], *, xp: Namespace, dtype: DType, device: Device) -> Array:
@@ -203,7 +203,7 @@ def normal(rng: Any, shape: tuple[int, ...], *, xp: Namespace, dtype: DType, dev
     like = xp.zeros((), dtype=dtype, device=device)
     pair = _uniform(rng, (2, *shape), like, xp=xp)
     radius = xp.sqrt(-2.0 * xp.log1p(-pair[0, ...]))
-    return xp.astype(radius * xp.cos(2.0 * math.pi * pair[1, ...]), like.dtype, copy=False)
+    return as_dtype(xp, radius * xp.cos(2.0 * math.pi * pair[1, ...]), like.dtype)
 
 
 def _uniform(rng: Any, shape: tuple[int, ...], like: Array, *, xp: Namespace) -> Array:

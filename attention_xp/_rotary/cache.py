@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, overload
 
 from attention_xp._backend.creation import place_of
-from attention_xp._backend.dtypes import computation_dtype, floating_dtype
+from attention_xp._backend.dtypes import as_dtype, computation_dtype, floating_dtype
 from attention_xp._backend.libraries import common_namespace, device as device_of
 from attention_xp._backend.shapes import filled_up
 from attention_xp._checks.arrays import check_floating, check_placement, shapes
@@ -140,7 +140,7 @@ def rotary_cache(
         xp, wanted, device = place_of(xp, "float32" if dtype is like is None else dtype, device, like)
         dtype = computation_dtype(xp, wanted) if dtype is None else wanted
         tables = chosen.implied(xp, length, computation_dtype(xp, dtype), device)
-    return RotaryCache(*(xp.astype(table, dtype, copy=False) for table in tables))
+    return RotaryCache(*(as_dtype(xp, table, dtype) for table in tables))
 
 
 def check_rotary_dim(rotary_dim: Any) -> int:

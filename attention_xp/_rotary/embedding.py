@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from attention_xp._backend.dtypes import computation_dtype
+from attention_xp._backend.dtypes import as_dtype, computation_dtype
 from attention_xp._backend.libraries import common_namespace, device as device_of
 from attention_xp._backend.shapes import filled_up
 from attention_xp._checks.arrays import check_floating, check_placement, fits, shapes
@@ -133,7 +133,7 @@ def rotary_embedding(
         raise ValueError(f"sections need positions (axes, ..., S), got positions None, sections {chosen.sections}")
     dtype = computation_dtype(xp, x.dtype)
     if cache is not None:
-        cos, sin = (xp.astype(t, dtype, copy=False) for t in _from_cache(xp, x, positions, chosen, cache))
+        cos, sin = (as_dtype(xp, t, dtype) for t in _from_cache(xp, x, positions, chosen, cache))
     elif positions is None:
         cos, sin = chosen.implied(xp, x.shape[-2], dtype, device_of(x))
     else:
@@ -211,8 +211,8 @@ def _rotated(xp: Namespace, x: Array, cos: Array, sin: Array, interleaved: bool)
         a, b = features[..., 0::2], features[..., 1::2]
     else:
         a, b = features[..., :pairs], features[..., pairs:]
-    a, b = (xp.astype(part, cos.dtype, copy=False) for part in (a, b))
-    turned = [xp.astype(part, x.dtype, copy=False) for part in (a * cos - b * sin, b * cos + a * sin)]
+    a, b = (as_dtype(xp, part, cos.dtype) for part in (a, b))
+    turned = [as_dtype(xp, part, x.dtype) for part in (a * cos - b * sin, b * cos + a * sin)]
     if interleaved:
         turned = [xp.reshape(xp.stack(turned, axis=-1), features.shape)]
     rest = [x[..., 2 * pairs :]] if 2 * pairs < x.shape[-1] else []

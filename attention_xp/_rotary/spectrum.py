@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from attention_xp._backend.dtypes import as_dtype
 from attention_xp._backend.libraries import device as device_of
 from attention_xp._backend.sizes import is_open
 from attention_xp._checks.arrays import check_integers, shapes
@@ -36,7 +37,7 @@ class Spectrum(NamedTuple):
 
     def columns(self, xp: Namespace, positions: Array) -> Array:
         """Return the position of every pair, ``(..., S, rotary_dim // 2)``, or ``(..., S, 1)`` where it is one."""
-        positions = xp.astype(positions, xp.int32, copy=False)
+        positions = as_dtype(xp, positions, xp.int32)
         if self.sections is None:
             return xp.expand_dims(positions, axis=-1)
         axes = [i % positions.shape[0] for i, n in enumerate(self.sections) for _ in range(n)]

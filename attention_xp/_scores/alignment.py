@@ -3,7 +3,7 @@
 from numbers import Integral, Real
 from typing import Any
 
-from attention_xp._backend.dtypes import dtype_name, is_boolean, is_floating
+from attention_xp._backend.dtypes import as_dtype, dtype_name, is_boolean, is_floating
 from attention_xp._backend.libraries import device
 from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.sizes import as_number
@@ -44,7 +44,7 @@ def aligned_addend(frame: Frame, name: str, array: Array) -> Array:
     if is_boolean(frame.xp, array.dtype):
         raise TypeError(f"{name} must be a floating array, got bool: what excludes pairs goes into mask")
     check_floating(frame.xp, **{name: array})
-    return frame.xp.astype(_fitted(frame, name, array), frame.dtype, copy=False)
+    return as_dtype(frame.xp, _fitted(frame, name, array), frame.dtype)
 
 
 def aligned_sinks(frame: Frame, sinks: Array) -> Array:
@@ -57,7 +57,7 @@ def aligned_sinks(frame: Frame, sinks: Array) -> Array:
         raise ValueError(
             f"sinks must hold one logit per head: expected sinks {letters}, {shapes(query=frame.query, sinks=sinks)}"
         )
-    return filled_up(frame.xp, frame.xp.astype(sinks, frame.dtype, copy=False), len(frame.shape), behind=2)
+    return filled_up(frame.xp, as_dtype(frame.xp, sinks, frame.dtype), len(frame.shape), behind=2)
 
 
 def checked_scale(frame: Frame, given: Any) -> float | Array:
@@ -68,7 +68,7 @@ def checked_scale(frame: Frame, given: Any) -> float | Array:
     check_placement(frame.xp, query=frame.query, scale=given)
     if given.ndim:
         raise ValueError(f"scale must be one number: expected a float or scale (), {shapes(scale=given)}")
-    return frame.xp.astype(given, frame.dtype, copy=False)
+    return as_dtype(frame.xp, given, frame.dtype)
 
 
 def aligned_integers(frame: Frame, name: str, given: Any, *, low: int = -(2**29)) -> int | Array | None:

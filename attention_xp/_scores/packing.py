@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from attention_xp._backend.dtypes import as_dtype
 from attention_xp._backend.libraries import device
 from attention_xp._backend.values import as_int32, within
 from attention_xp._typing import Array, Namespace
@@ -51,6 +52,6 @@ def _of_each(xp: Namespace, numbers: int | Array, item: Array) -> int | Array:
 
 def _places(xp: Namespace, count: int, cu_seqlens: Array) -> tuple[Array, Array]:
     index = xp.arange(count, dtype=xp.int32, device=device(cu_seqlens))
-    bounds = xp.astype(cu_seqlens, xp.int32, copy=False)
-    item = xp.astype(xp.searchsorted(bounds[1:], index, side="right"), xp.int32, copy=False)
+    bounds = as_dtype(xp, cu_seqlens, xp.int32)
+    item = as_dtype(xp, xp.searchsorted(bounds[1:], index, side="right"), xp.int32)
     return item, index - xp.take(bounds, item, axis=0)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple, Self
 
+from attention_xp._backend.dtypes import as_dtype
 from attention_xp._backend.libraries import device, library_name
 from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.sizes import as_number
@@ -76,7 +77,8 @@ class Region(NamedTuple):
     @classmethod
     def whole(cls, frame: Frame) -> Self:
         """Return all of the scores."""
-        return cls(frame, (0,) * frame.ndim, frame.shape)
+        sizes = frame.shape
+        return cls(frame, (0,) * len(sizes), sizes)
 
     @property
     def xp(self) -> Namespace:
@@ -172,7 +174,7 @@ class Region(NamedTuple):
     def floating(self, numbers: Array) -> Array:
         """Return numbers of any kind, also those of a NumPy array, in the dtype of the scores."""
         frame = self.frame
-        return frame.xp.astype(self.own(numbers), frame.dtype, copy=False)
+        return as_dtype(frame.xp, self.own(numbers), frame.dtype)
 
     def own(self, array: Array) -> Array:
         """Return an array in the library and on the device of the query; NumPy arrays serve every library."""

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from attention_xp._backend.dtypes import is_floating
+from attention_xp._backend.dtypes import as_dtype, is_floating
 from attention_xp._backend.libraries import common_namespace, creation_namespace, device
 from attention_xp._backend.shapes import filled_up
 from attention_xp._checks.arrays import check_result
@@ -124,7 +124,7 @@ def evaluated(bias: Bias, region: Region) -> Array:
     """Return the values of a bias in the dtype of the scores, and refuse what does not broadcast against them."""
     xp, values = region.xp, bias.values(region)
     check_result(xp, f"{type(bias).__name__}.values", values, region.sizes)
-    return filled_up(xp, xp.astype(values, region.frame.dtype, copy=False), len(region.sizes))
+    return filled_up(xp, as_dtype(xp, values, region.frame.dtype), len(region.sizes))
 
 
 def sampled(bias: Bias, length: int) -> Any:

@@ -3,6 +3,7 @@
 import math
 
 from attention_xp._backend.autocast import unnarrowed
+from attention_xp._backend.dtypes import as_dtype
 from attention_xp._backend.libraries import common_namespace, device as device_of, padded
 from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.values import within
@@ -71,13 +72,13 @@ def relative_position_scores(
     offset = aligned_integers(frame, "query_offset", query_offset)
     if offset is None:
         raise TypeError("query_offset must be an int or an integer array, got NoneType")
-    wide = (xp.astype(a, frame.dtype, copy=False) for a in (query, xp.matrix_transpose(embeddings)))
+    wide = (as_dtype(xp, a, frame.dtype) for a in (query, xp.matrix_transpose(embeddings)))
     xp, context = unnarrowed(xp, query)
     with context:
         products = xp.matmul(*wide)  # (..., H, Sq, D) @ (D, R) -> (..., H, Sq, R)
     if not isinstance(offset, int):
         offset = filled_up(xp, offset, query.ndim, behind=3 if has_heads else 2)
-    return xp.astype(_gathered(xp, products, key_len, offset), query.dtype, copy=False)
+    return as_dtype(xp, _gathered(xp, products, key_len, offset), query.dtype)
 
 
 def relative_shift(scores: ArrayT) -> ArrayT:

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from attention_xp._attention import flash_attention
-from attention_xp._backend.dtypes import computation_dtype
+from attention_xp._backend.dtypes import as_dtype, computation_dtype
 from attention_xp._backend.libraries import common_namespace, device, is_numpy_namespace, is_tensor
 from attention_xp._backend.loops import fold_parts
 from attention_xp._backend.values import known_integers, within
@@ -69,7 +69,7 @@ def attend_pages(
     longest = xp.max(lengths) if lengths.shape[0] else 0
     state = _nothing(xp, query, value.shape[3], sinks, wide)
     state = fold_parts(xp, 0, -(-most // reader.count), step, state, lambda i: i * reader.keys < longest)
-    output = xp.astype(state[0], query.dtype, copy=False)
+    output = as_dtype(xp, state[0], query.dtype)
     return output, _of_real_rows(xp, state[1], table, how) if lse else state[1]
 
 
@@ -186,7 +186,7 @@ def _nothing(xp: Namespace, query: Array, width: int, sinks: Array | None, wide:
     check_floating(xp, sinks=sinks)
     if tuple(sinks.shape) != (H,):
         raise ValueError(f"sinks must hold one logit per head: expected sinks (H,) = ({H},), {shapes(sinks=sinks)}")
-    return output, xp.broadcast_to(xp.astype(sinks, wide, copy=False)[None, :, None], (B, H, Sq))
+    return output, xp.broadcast_to(as_dtype(xp, sinks, wide)[None, :, None], (B, H, Sq))
 
 
 def _of_real_rows(xp: Namespace, lse: Array, table: Array, how: dict[str, Any]) -> Array:

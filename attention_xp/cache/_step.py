@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from attention_xp._attention import flash_attention
+from attention_xp._backend.dtypes import as_dtype
 from attention_xp._backend.libraries import common_namespace, is_jax_namespace
 from attention_xp._backend.values import known_integers, within
 from attention_xp._checks.arrays import check_floating, check_placement, shapes
@@ -49,9 +50,7 @@ def appended_and_attended(
     wrong = _wrong(xp, after, given.reach, step.known_new)
     position, counts = step.positions()
     positions = xp.concat([positions_of(xp, cache), xp.where(counts, position, -1)], axis=1)
-    both = [
-        xp.astype(xp.concat([a, b], axis=2), a.dtype, copy=False) for a, b in ((cache.key, key), (cache.value, value))
-    ]
+    both = [as_dtype(xp, xp.concat([a, b], axis=2), a.dtype) for a, b in ((cache.key, key), (cache.value, value))]
     left, right = (None, None) if how.get("window") is None else check_window(how["window"])
     C = cache.key.shape[2]
     how |= {"window": (C - 1 if left is None else min(left, C - 1), right), "key_positions": positions}

@@ -17,6 +17,7 @@ Yang, Kautz and Hatamizadeh, "Gated delta networks", ICLR 2025).
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from attention_xp._backend.dtypes import as_dtype
 from attention_xp._backend.libraries import device
 from attention_xp._softmax import nonzero
 from attention_xp._typing import Array, DType, Namespace
@@ -52,7 +53,7 @@ class Chunk:
     def __init__(self, setting: Setting, carry: Carry, rows: Rows) -> None:
         xp = self.xp = setting.xp
         self.setting, self.found = setting, carry
-        self.rows: Rows = tuple(None if a is None else xp.astype(a, setting.dtype, copy=False) for a in rows)
+        self.rows: Rows = tuple(None if a is None else as_dtype(xp, a, setting.dtype) for a in rows)
         query, key, value, g, beta = self.rows
         self.query, self.key, self.value, self.beta = self._features(query), self._features(key), value, beta
         parts = self.parts = setting.triangle_of(key.shape[-2])

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from attention_xp._backend.autocast import sheltered
+from attention_xp._backend.dtypes import as_dtype
 from attention_xp._backend.jitted import jitted
 from attention_xp._backend.libraries import device, is_jax_namespace
 from attention_xp._backend.modes import is_compiling, refuse_shards
@@ -53,7 +54,7 @@ def _start(problem: LinearProblem) -> Carry:
     def filled(given: Any, shape: Any) -> Array:
         if given is None:
             return xp.zeros(shape, dtype=dtype, device=where)
-        return xp.broadcast_to(xp.astype(given, dtype, copy=False), shape)
+        return xp.broadcast_to(as_dtype(xp, given, dtype), shape)
 
     tracked = problem.normalize or problem.key_sum is not None
     memory = filled(problem.memory, (*problem.lead, D, Dv))
@@ -82,7 +83,7 @@ def _forward(problem: LinearProblem, *, keep: bool) -> tuple[Array, Carry, Rows]
 
     def step(carry: Carry, rows: Rows, _: Rows) -> Stepped:
         chunk = Chunk(setting, carry, rows)
-        output = xp.astype(chunk.output(), out_dtype, copy=False)
+        output = as_dtype(xp, chunk.output(), out_dtype)
         return chunk.carry(), (output, *(_flat(carry, problem) if keep else ()))
 
     if problem.key.shape[-2] == 0:
@@ -112,8 +113,8 @@ def backward(problem: LinearProblem, kept: Rows, grad: Array, left: Carry) -> tu
         memory, key_sum = kept
         found = Carry(xp.reshape(memory, (*problem.lead, D, Dv)), key_sum)
         grad = rows[-1]
-        left, grads = Chunk(setting, found, rows[:-1]).reverse(xp.astype(grad, problem.dtype, copy=False), left)
-        cast = (g if g is None else xp.astype(g, dtype, copy=False) for g, dtype in zip(grads, dtypes, strict=True))
+        left, grads = Chunk(setting, found, rows[:-1]).reverse(as_dtype(xp, grad, problem.dtype), left)
+        cast = (g if g is None else as_dtype(xp, g, dtype) for g, dtype in zip(grads, dtypes, strict=True))
         return left, tuple(cast)
 
     if problem.key.shape[-2] == 0:
@@ -124,7 +125,7 @@ def backward(problem: LinearProblem, kept: Rows, grad: Array, left: Carry) -> tu
 def _at_once(problem: LinearProblem) -> tuple[Array, Array, Array, Carry]:
     """Return mapped queries and keys, values, and the memory of all keys."""
     xp = problem.xp
-    rows = [xp.astype(a, problem.dtype, copy=False) for a in (problem.query, problem.key, problem.value)]
+    rows = [as_dtype(xp, a, problem.dtype) for a in (problem.query, problem.key, problem.value)]
     query, key = (x if problem.feature_map is None else problem.feature_map(x) for x in rows[:2])
     key_sum = xp.sum(key, axis=-2, keepdims=True) if problem.normalize else None
     return query, key, rows[2], Carry(xp.matmul(xp.matrix_transpose(key), rows[2]), key_sum)
@@ -139,14 +140,14 @@ def _forward_at_once(problem: LinearProblem) -> tuple[Array, Carry, Rows]:
     """Attend without causal order: every query uses the memory of all keys."""
     query, _, _, carry = _at_once(problem)
     output = answer(*_sums_at_once(problem, query, carry), problem.scale, problem.xp)
-    return problem.xp.astype(output, problem.value.dtype, copy=False), carry, ()
+    return as_dtype(problem.xp, output, problem.value.dtype), carry, ()
 
 
 def _backward_at_once(problem: LinearProblem, grad: Array, left: Carry) -> tuple[Carry, Rows]:
     xp, T = problem.xp, problem.xp.matrix_transpose
     query, key, value, carry = _at_once(problem)
     sums, divisor = _sums_at_once(problem, query, carry)
-    grad = xp.astype(grad, problem.dtype, copy=False)
+    grad = as_dtype(xp, grad, problem.dtype)
     grad, of_divisor = answer_vjp(sums, divisor, grad, problem.scale, xp)
     of_memory = reduced(xp, xp.matmul(T(query), grad), tuple(carry.memory.shape)) + left.memory
     of_query = xp.matmul(grad, T(carry.memory))
@@ -163,5 +164,5 @@ def _backward_at_once(problem: LinearProblem, grad: Array, left: Carry) -> tuple
 
 def _pulled(problem: LinearProblem, x: Array, grad: Array) -> Array:
     if problem.feature_map is not None:
-        grad = problem.feature_map.pull(problem.xp.astype(x, problem.dtype, copy=False), grad)
-    return problem.xp.astype(grad, x.dtype, copy=False)
+        grad = problem.feature_map.pull(as_dtype(problem.xp, x, problem.dtype), grad)
+    return as_dtype(problem.xp, grad, x.dtype)

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from attention_xp._backend.dtypes import as_dtype
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._checks.arrays import check_floating, check_placement, shapes
 from attention_xp._checks.numbers import check_flag
@@ -142,7 +143,7 @@ def _check_state_gradient(state: LinearState, grad: LinearState) -> None:
 def _of_end(problem: LinearProblem, zero: Array | None, grad: Array | None) -> Array | None:
     if zero is None or grad is None:
         return zero
-    grad = problem.xp.astype(problem.grouping.shared(grad), problem.dtype, copy=False)
+    grad = as_dtype(problem.xp, problem.grouping.shared(grad), problem.dtype)
     return reduced(problem.xp, grad, tuple(zero.shape))
 
 
@@ -150,7 +151,7 @@ def _unmapped(problem: LinearProblem, grad: Array, given: Array, pull: Callable[
     """Return the gradient of queries or keys, back through a feature map of the caller's own."""
     xp = problem.xp
     grad = xp.reshape(grad, (*given.shape[:-1], grad.shape[-1]))
-    return xp.astype(grad if pull is None else pull(grad), given.dtype, copy=False)
+    return as_dtype(xp, grad if pull is None else pull(grad), given.dtype)
 
 
 def _like(problem: LinearProblem, grad: Array | None, given: Array | None) -> Array | None:
@@ -158,9 +159,9 @@ def _like(problem: LinearProblem, grad: Array | None, given: Array | None) -> Ar
     if given is None or grad is None:
         return None
     xp = problem.xp
-    grad = xp.astype(grad, problem.dtype, copy=False)
+    grad = as_dtype(xp, grad, problem.dtype)
     grad = reduced(xp, grad, tuple(problem.grouping.shared(given).shape))
-    return xp.astype(xp.reshape(grad, tuple(given.shape)), given.dtype, copy=False)
+    return as_dtype(xp, xp.reshape(grad, tuple(given.shape)), given.dtype)
 
 
 def _of_state(problem: LinearProblem, found: Carry, state: LinearState | None) -> LinearState | None:

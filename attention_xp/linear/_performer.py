@@ -6,7 +6,7 @@ from typing import Any
 
 from attention_xp._backend.autocast import unnarrowed
 from attention_xp._backend.creation import place_of
-from attention_xp._backend.dtypes import computation_dtype
+from attention_xp._backend.dtypes import as_dtype, computation_dtype
 from attention_xp._backend.libraries import array_namespace, common_namespace
 from attention_xp._backend.shapes import filled_up
 from attention_xp._checks.arrays import check_floating, shapes
@@ -37,7 +37,7 @@ class PerformerFeatures:
         x = x * math.sqrt(self.scale)
         xp, context = unnarrowed(xp, x)
         with context:
-            projected = xp.matmul(x, xp.astype(self.projection, x.dtype, copy=False))
+            projected = xp.matmul(x, as_dtype(xp, self.projection, x.dtype))
         half = 0.5 * xp.sum(x * x, axis=-1, keepdims=True)
         return xp.exp(projected - (half + 0.5 * math.log(self.projection.shape[-1])))
 
@@ -54,7 +54,7 @@ class PerformerFeatures:
         """Return the gradient of rows whose features have the gradient `grad`."""
         xp = array_namespace(x)
         grad = grad * self(x)
-        projection = xp.matrix_transpose(xp.astype(self.projection, x.dtype, copy=False))
+        projection = xp.matrix_transpose(as_dtype(xp, self.projection, x.dtype))
         xp, context = unnarrowed(xp, x)
         with context:
             along = xp.matmul(grad, projection) * math.sqrt(self.scale)
@@ -144,7 +144,7 @@ def performer_features(
     if orthogonal:
         directions = _orthogonal(directions, device, xp) * _lengths(draws[1, ...], xp)
     columns = xp.reshape(xp.permute_dims(directions, (1, 0, 2)), (D, groups * D))[:, :m]
-    return PerformerFeatures(xp.astype(columns, dtype, copy=False), c)
+    return PerformerFeatures(as_dtype(xp, columns, dtype), c)
 
 
 def _orthogonal(directions: Array, where: Device, xp: Namespace) -> Array:

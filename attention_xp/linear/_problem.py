@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from attention_xp._backend.dtypes import computation_dtype
+from attention_xp._backend.dtypes import as_dtype, computation_dtype
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._checks.arrays import check_floating, check_inputs, check_placement
 from attention_xp._checks.numbers import check_flag, check_number
@@ -149,9 +149,7 @@ class LinearProblem:
                 "or normalize=False"
             )
         if ours is None and callable(feature_map):
-            mapped = [
-                apply(feature_map, xp.astype(x, computation_dtype(xp, x.dtype), copy=False)) for x in (query, key)
-            ]
+            mapped = [apply(feature_map, as_dtype(xp, x, computation_dtype(xp, x.dtype))) for x in (query, key)]
             check_features(query, key, *mapped)
             query, key = mapped
         fit.check(key.shape[-1] if ours is None else ours.width(key.shape[-1]), given)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from attention_xp._backend.dtypes import computation_dtype
+from attention_xp._backend.dtypes import as_dtype, computation_dtype
 from attention_xp._backend.libraries import common_namespace, device
 from attention_xp._backend.shapes import filled_up
 from attention_xp._checks.arrays import check_floating, check_placement
@@ -67,9 +67,9 @@ def attention_rollout(weights_per_layer: Sequence[ArrayT]) -> ArrayT:
     eye = xp.eye(first.shape[-1], dtype=dtype, device=device(first))
     rollout = None
     for weights in weights_per_layer:
-        mixed = _mixed(xp, xp.astype(weights, dtype, copy=False), eye)
+        mixed = _mixed(xp, as_dtype(xp, weights, dtype), eye)
         rollout = mixed if rollout is None else xp.matmul(mixed, rollout)  # (..., S, S) @ (..., S, S)
-    return xp.astype(rollout, first.dtype, copy=False)  # type: ignore[no-any-return]
+    return as_dtype(xp, rollout, first.dtype)  # type: ignore[no-any-return]
 
 
 def _mixed(xp: Namespace, weights: Array, eye: Array) -> Array:

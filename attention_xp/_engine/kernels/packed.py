@@ -4,6 +4,7 @@ import math
 from itertools import pairwise
 from typing import Any
 
+from attention_xp._backend.dtypes import as_dtype
 from attention_xp._backend.libraries import device
 from attention_xp._engine.kernels.choose import attend
 from attention_xp._engine.problem.options import AttentionOptions
@@ -93,7 +94,7 @@ def _side_by_side(problem: Problem, found: list[Attended], rest: int) -> Attende
     outputs, lses = [x.output for x in found], [x.lse for x in found]
     shape = (*problem.lead, rest)
     outputs.append(xp.zeros((*shape, problem.value.shape[-1]), dtype=query.dtype, device=device(query)))
-    output = xp.astype(xp.concat(outputs, axis=2), query.dtype, copy=False)  # NumPy joins in the machine's byte order
+    output = as_dtype(xp, xp.concat(outputs, axis=2), query.dtype)  # NumPy joins in the machine's byte order
     if lses[0] is None:
         return Attended(output, None, None)
     lses.append(xp.full(shape, -math.inf, dtype=lses[0].dtype, device=device(query)))

@@ -1,5 +1,6 @@
 """The online softmax over tiles: memory linear in the lengths, every option."""
 
+from attention_xp._backend.dtypes import as_dtype
 from attention_xp._backend.libraries import is_numpy_namespace
 from attention_xp._backend.modes import is_left_open
 from attention_xp._backend.sizes import is_open
@@ -35,7 +36,7 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
         return attend_at_once(problem, wanted)  # there is nothing to materialise
     output, lse = walker_of(problem.xp).forward(problem.with_scaled_query(), lse=wanted.lse)
     return Attended(
-        problem.xp.astype(output, problem.result_dtype, copy=False),
+        as_dtype(problem.xp, output, problem.result_dtype),
         as_one_program(_weights, problem) if wanted.weights else None,
         lse if wanted.lse else None,
     )
@@ -56,4 +57,4 @@ def _weights(problem: Problem) -> Array:
         return weights_of_rows(problem, 0, Sq)  # the number of blocks is not known
     blocks = [weights_of_rows(problem, *block) for block in bounds(0, Sq, rows)]
     weights = problem.xp.concat(blocks, axis=-2)
-    return problem.xp.astype(weights, problem.query.dtype, copy=False)  # NumPy joins in the machine's byte order
+    return as_dtype(problem.xp, weights, problem.query.dtype)  # NumPy joins in the machine's byte order

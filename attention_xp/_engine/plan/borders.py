@@ -72,15 +72,15 @@ def sdpa_is_slow_for_few_rows(problem: Problem) -> bool:
     computes them in one product. Where keys are padded, a copy without the padding has to be made for torch's kernel; tiles
     skip it. In 16 bits, ours would first have to widen all keys.
     """
-    if not is_for_numpy(problem) or problem.query.dtype != problem.dtype:
+    if problem.query.shape[-2] * problem.group > _FEW_ROWS or problem.query.dtype != problem.dtype:
         return False
-    if problem.query.shape[-2] * problem.group > _FEW_ROWS:
+    is_padded = any(rule._as_lengths is not None for rule in problem.rules)
+    if not (is_padded if problem.rules else problem.group > 1) or not is_for_numpy(problem):
         return False
-    if problem.rules:
-        is_padded = any(rule._as_lengths is not None for rule in problem.rules)
-        return is_padded and math.prod(problem.key.shape) >= _PADDED_KEYS
+    if is_padded:
+        return bool(math.prod(problem.key.shape) >= _PADDED_KEYS)
     numbers = problem.key.shape[-2] * problem.key.shape[-1]
-    return problem.group > 1 and bool(numbers * problem.dtype.itemsize >= _LARGE_HEAD)
+    return bool(numbers * problem.dtype.itemsize >= _LARGE_HEAD)
 
 
 def sdpa_is_faster_wide(problem: Problem) -> bool:

@@ -34,19 +34,22 @@ def known_call(
     if not is_plain():
         return None, None
     try:
-        offset, Sk = options.get("query_offset"), key.shape[-2]
-        if value.shape[-2] != Sk or not Sk:
+        offset, q, k, v = options.get("query_offset"), query.shape, key.shape, value.shape
+        Sk = k[-2]
+        if v[-2] != Sk or not Sk:
             return None, None
         if offset is not None:
             if type(offset) is not int or not -_FAR <= offset <= _FAR:
                 return None, None
             options = {**options, "query_offset": 0}
-        elif Sk != query.shape[-2] and _may_compare_positions(options):
+        elif Sk != q[-2] and _may_compare_positions(options):
             return None, None
         name = (
-            *(type(query), query.shape, query.dtype, query.device),
-            *(type(key), key.shape[:-2], key.shape[-1], key.dtype, key.device),
-            *(type(value), value.shape[:-2], value.shape[-1], value.dtype, value.device),
+            *(type(query), query.dtype, query.device),
+            *(type(key), key.dtype, key.device),
+            *(type(value), value.dtype, value.device),
+            # As many keys as queries are no step of decoding; torch takes its time to cut a shape.
+            *((q, k, v) if Sk == q[-2] and offset is None else (q, k[:-2], k[-1], v[:-2], v[-1])),
             *options.items(),
             *map(_kind, options.values()),
         )
@@ -61,8 +64,9 @@ def known_call(
         return None, None
     if fields is None:
         return name, None
+    arrays = {"query": query, "key": key, "value": value}
     answers = _answers(fields["answers"], (Sk, offset))
-    return name, {**fields, "Sk": Sk, "given_keys": Sk, "query_offset": offset, "answers": answers}
+    return name, {**fields, **arrays, "Sk": Sk, "given_keys": Sk, "query_offset": offset, "answers": answers}
 
 
 def remember(name: tuple[Any, ...], fields: _Fields) -> None:
@@ -86,6 +90,9 @@ def _answers(of_all: dict[Any, dict[Any, Any]] | None, place: tuple[int, int | N
     """Return the answers that are kept for a number of keys and an offset, on which they may depend."""
     if of_all is None:
         return None
-    if len(of_all) >= _MOST and place not in of_all:
-        of_all.clear()
-    return of_all.setdefault(place, {})
+    answers = of_all.get(place)
+    if answers is None:
+        if len(of_all) >= _MOST:
+            of_all.clear()
+        answers = of_all[place] = {}
+    return answers

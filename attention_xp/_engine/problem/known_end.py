@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from attention_xp._backend.dtypes import as_dtype
 from attention_xp._backend.libraries import device, is_jax_namespace
 from attention_xp._backend.values import on_host
 from attention_xp._typing import Array, Namespace
@@ -62,4 +63,4 @@ def filled_to(xp: Namespace, array: Array, Sk: int, axis: int = -1, value: float
     shape = list(array.shape)
     shape[axis] = missing
     whole = xp.concat([array, xp.full(tuple(shape), value, dtype=array.dtype, device=device(array))], axis=axis)
-    return xp.astype(whole, array.dtype, copy=False)  # NumPy joins in the machine's byte order
+    return as_dtype(xp, whole, array.dtype)  # NumPy joins in the machine's byte order

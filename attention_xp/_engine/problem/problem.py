@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, TypeVar
 
 from attention_xp._backend.derivatives import scaled
-from attention_xp._backend.dtypes import floating_dtype
+from attention_xp._backend.dtypes import as_dtype, floating_dtype
 from attention_xp._backend.libraries import common_namespace, is_cupy_namespace
 from attention_xp._checks.arrays import check_inputs
 from attention_xp._checks.numbers import check_name, check_positive, check_score_mod, check_tile
@@ -156,7 +156,7 @@ class Problem(Frame):
         """Check a call and align its arrays with the scores."""
         name, known = known_call(query, key, value, mask, dropout_rate, options) if packing is None else (None, None)
         if known is not None:
-            return cls._made_of(known, query=query, key=key, value=value)
+            return cls._made_of(known)
         problem = cls._checked(query, key, value, mask, dropout_rate, options, packing)
         is_one_dtype = query.dtype == key.dtype == value.dtype  # autocast mixes them
         if name is not None and problem.query is query and isinstance(problem.scale, float) and is_one_dtype:
@@ -165,14 +165,14 @@ class Problem(Frame):
         return problem
 
     @classmethod
-    def _made_of(cls, fields: dict[str, Any], **arrays: Any) -> Self:
+    def _made_of(cls, fields: dict[str, Any]) -> Self:
         problem = object.__new__(cls)  # setting the fields one by one takes as long as attention on small arrays
-        object.__setattr__(problem, "__dict__", fields | arrays)
+        object.__setattr__(problem, "__dict__", fields)
         return problem
 
     def with_keys(self, key: Any, value: Any) -> Self:
         """Return the same problem with other keys and values, which may lie in pages."""
-        return self._made_of(vars(self), key=key, value=value)
+        return self._made_of(vars(self) | {"key": key, "value": value})
 
     def of_arrays(self, query: Array, key: Array, value: Array) -> "Problem":
         """Return the same problem of other arrays, of the same shapes and dtypes."""
@@ -198,7 +198,7 @@ class Problem(Frame):
         """Return the same problem with a plain float as scale: one that is an array is multiplied into the query."""
         if isinstance(self.scale, float):
             return self
-        wide = self.xp.astype(self.query, self.dtype, copy=False)
+        wide = as_dtype(self.xp, self.query, self.dtype)
         return replace(self, query=scaled(self.xp, wide, self.scale), scale=1.0)
 
     def once(self, question: Callable[..., _T], *more: Any) -> _T:

@@ -3,6 +3,7 @@
 import math
 
 from attention_xp._backend.derivatives import can_differentiate, scaled
+from attention_xp._backend.dtypes import as_dtype
 from attention_xp._engine.problem.one_program import as_one_program
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
@@ -46,8 +47,8 @@ def _attend(problem: Problem, *wants: bool) -> Attended:
         output = xp.where(is_empty, 0.0, output)
     lse = xp.squeeze(of_real_rows(problem, region, log_sum(total, shift, xp=xp)), axis=-1) if wanted.lse else None
     return Attended(
-        output=xp.astype(output, problem.result_dtype, copy=False),
-        weights=xp.astype(weights, problem.query.dtype, copy=False) if wanted.weights else None,
+        output=as_dtype(xp, output, problem.result_dtype),
+        weights=as_dtype(xp, weights, problem.query.dtype) if wanted.weights else None,
         lse=lse,
     )
 
@@ -57,7 +58,7 @@ def weights_of_rows(problem: Problem, row: int, stop: int) -> Array:
     region = Region.whole(problem).of_rows(row, stop)
     weights, total, _ = _exponentials(problem, region, problem.query[..., row:stop, :])
     weights = _dropped(problem, region, weights / nonzero(total, xp=problem.xp))
-    return problem.xp.astype(weights, problem.query.dtype, copy=False)
+    return as_dtype(problem.xp, weights, problem.query.dtype)
 
 
 def _is_empty(problem: Problem, weights: Array, total: Array) -> Array | None:
@@ -76,7 +77,7 @@ def _dropped(problem: Problem, region: Region, weights: Array) -> Array:
 
 def _wide(problem: Problem, array: Array) -> Array:
     """Return an array in the dtype of the computation; pages see to it themselves."""
-    return array if isinstance(array, Paged) else problem.xp.astype(array, problem.dtype, copy=False)
+    return array if isinstance(array, Paged) else as_dtype(problem.xp, array, problem.dtype)
 
 
 def _exponentials(problem: Problem, region: Region, query: Array) -> tuple[Array, Array, Array]:

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from attention_xp._backend.dtypes import as_dtype
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._typing import Array
 
@@ -24,7 +25,7 @@ class Known(NamedTuple):
     def delta(self, problem: Problem) -> Array:
         """Return ``rowsum(output * gradient) - grad_lse``, (..., H, Sq)."""
         sums = problem.xp.sum(self.output * self.gradient, axis=-1)
-        return sums if self.grad_lse is None else sums - problem.xp.astype(self.grad_lse, problem.dtype, copy=False)
+        return sums if self.grad_lse is None else sums - as_dtype(problem.xp, self.grad_lse, problem.dtype)
 
 
 class Gradients(NamedTuple):

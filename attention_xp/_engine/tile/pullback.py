@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 from attention_xp._backend.autocast import sheltered
+from attention_xp._backend.dtypes import as_dtype
 from attention_xp._backend.values import by_value
 from attention_xp._engine.problem.one_program import as_one_program
 from attention_xp._engine.problem.problem import Problem
@@ -45,7 +46,7 @@ def _pulled_back(
     wanted: tuple[bool, ...],
 ) -> Gradients:
     problem, context = sheltered(problem)
-    output, gradient = (problem.xp.astype(a, problem.dtype, copy=False) for a in (output, grad_output))
+    output, gradient = (as_dtype(problem.xp, a, problem.dtype) for a in (output, grad_output))
     known = _without_empty_rows(problem, Known(output, lse, gradient, grad_lse))
     with context:
         return with_sink_gradients(backward(problem, known, wanted), problem, known)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 from attention_xp._backend.derivatives import pullback
+from attention_xp._backend.dtypes import as_dtype
 from attention_xp._checks.arrays import check_result
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.captured import Captured
@@ -106,7 +107,7 @@ def as_scores(problem: Problem, function: ScoreMod | None, region: Region, score
         return scores
     result = function(scores, region.b, region.h, region.q_idx, region.kv_idx)
     check_result(problem.xp, "score_mod", result, tuple(scores.shape))
-    result = problem.xp.astype(result, problem.dtype, copy=False)
+    result = as_dtype(problem.xp, result, problem.dtype)
     return result if result.shape == scores.shape else problem.xp.broadcast_to(result, scores.shape)
 
 

@@ -7,7 +7,7 @@ from functools import reduce
 from typing import Any, NamedTuple
 
 from attention_xp._attention import flash_attention
-from attention_xp._backend.dtypes import is_floating
+from attention_xp._backend.dtypes import as_dtype, is_floating
 from attention_xp._backend.libraries import array_namespace, device
 from attention_xp._gradients import attention_gradients
 from attention_xp._merge import merge_attention
@@ -77,7 +77,7 @@ def one_of(results: Sequence[Any], n: int, dtype: DType) -> Array:
 
 def cast(array: Array, dtype: DType) -> Array:
     """Return an array in a dtype."""
-    return array_namespace(array).astype(array, dtype, copy=False)
+    return as_dtype(array_namespace(array), array, dtype)
 
 
 def gradients(

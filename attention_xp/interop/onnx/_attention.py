@@ -5,7 +5,7 @@ from typing import Any
 
 from attention_xp._attention import flash_attention, scaled_dot_product_attention
 from attention_xp._attention_scores import attention_scores
-from attention_xp._backend.dtypes import dtype_name, is_alike, is_boolean, is_floating
+from attention_xp._backend.dtypes import as_dtype, dtype_name, is_alike, is_boolean, is_floating
 from attention_xp._backend.libraries import device as device_of, is_jax_namespace
 from attention_xp._checks.arrays import check_floating, check_integers, fits, shapes
 from attention_xp._checks.numbers import check_count, check_int, check_number
@@ -138,10 +138,10 @@ def attention(
     options |= _order(is_causal, left_window_size, right_window_size, sizes, past_key, nonpad_kv_seqlen)
     mask = _mask(xp, attn_mask, sizes)
     dtype = _dtype(xp, Q, V, softmax_precision)
-    q, k, v = (xp.astype(a, dtype, copy=False) for a in (query, key, value))
+    q, k, v = (as_dtype(xp, a, dtype) for a in (query, key, value))
     output, *scores = _attended(q, k, v, mask, options, qk_matmul_output_mode if num_outputs == 4 else None)
-    output = xp.astype(output if Q.ndim == 4 else join(output, xp), Q.dtype, copy=False)
-    return (output, key, value, *(xp.astype(a, Q.dtype, copy=False) for a in scores))[:num_outputs]
+    output = as_dtype(xp, output if Q.ndim == 4 else join(output, xp), Q.dtype)
+    return (output, key, value, *(as_dtype(xp, a, Q.dtype) for a in scores))[:num_outputs]
 
 
 def _attended(

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+from attention_xp._backend.dtypes import as_dtype
 from attention_xp._checks.arrays import shapes
 from attention_xp._checks.numbers import check_number
 from attention_xp._heads import join
@@ -113,7 +114,7 @@ def linear_attention(
         beta=_gate(xp, "beta", beta, kv_num_heads),
     )
     like: Any = query if past_state is None else past_state
-    return join(found, xp), xp.astype(state.memory, like.dtype, copy=False)
+    return join(found, xp), as_dtype(xp, state.memory, like.dtype)
 
 
 def _gate(xp: Namespace, name: str, gate: Any, heads: int) -> Any:

@@ -52,13 +52,13 @@ def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:
 
 def attend(problem: Problem, wanted: Wanted) -> Attended | None:
     """Let a guest compute; ``None`` where its result is not to be trusted and another kernel may compute."""
-    return problem.once(_taken, wanted).attend(problem.with_scaled_query(), wanted)
+    return _taken(problem, wanted).attend(problem.with_scaled_query(), wanted)
 
 
 def _taken(problem: Problem, wanted: Wanted) -> _Guest:
     """Return the first guest that can compute the problem, or else the last one, which is not asked."""
     *others, last = _GUESTS[library_name(problem.xp)]
     for guest in others:
-        if guest.refusal(problem, wanted) is None:
+        if problem.once(guest.refusal, wanted) is None:
             return guest
     return last

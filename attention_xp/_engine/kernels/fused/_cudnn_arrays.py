@@ -2,6 +2,7 @@
 
 import math
 
+from attention_xp._backend.dtypes import as_dtype
 from attention_xp._backend.libraries import device
 from attention_xp._engine.kernels.fused._cudnn_graph import Layout, Spec
 from attention_xp._engine.kernels.fused._translation import (
@@ -71,7 +72,7 @@ def _bias(problem: Problem, rules: tuple[Mask, ...], shape: tuple[int, ...]) -> 
         total = xp.where(keep, total, -math.inf)
     batch = problem.batch if shape[0] > 1 else (1,) * len(problem.batch)
     heads = shape[1:2] if problem.heads is not None else ()
-    return xp.reshape(xp.broadcast_to(xp.astype(total, dtype, copy=False), (*batch, *heads, *shape[2:])), shape)
+    return xp.reshape(xp.broadcast_to(as_dtype(xp, total, dtype), (*batch, *heads, *shape[2:])), shape)
 
 
 def layout(a: Array, *, is_new: bool = False) -> Layout:

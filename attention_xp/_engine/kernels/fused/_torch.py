@@ -4,9 +4,10 @@ import math
 import sys
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from attention_xp._backend.autocast import narrows
+from attention_xp._backend.dtypes import as_dtype
 from attention_xp._backend.modes import (
     differentiates_again,
     in_forward_mode,
@@ -80,21 +81,20 @@ def attend(problem: Problem, wanted: Wanted) -> Attended | None:  # noqa: ARG001
     and it suffices to look there. Rows that are filled with zeros afterwards count as well, for gradients go back through
     what the kernel computed there.
     """
-    keywords = problem.once(_keywords_alone)
-    if keywords is not None:
-        output = _called(problem, problem.query, problem.key, problem.value, keywords)
+    way = problem.once(_way)
+    if way.is_all:
+        output = _called(problem, problem.query, problem.key, problem.value, way.keywords)
         return Attended(output if output.dtype == problem.query.dtype else output.to(problem.query.dtype), None, None)
     try:
-        (raw, output), rules = raw_and_output(problem), column_rules(problem)
+        raw, output = _raw_and_output(problem, way)
     except NotImplementedError as error:
         if not in_forward_mode():
             raise
         raise NotImplementedError(
             "torch's scaled_dot_product_attention has no forward mode; impl='dense' and impl='tiled' have"
         ) from error
-    may_exclude = len(rules) > 0 or problem.query_lengths is not None
-    if may_exclude and problem.impl == "auto" and not is_compiling(problem.xp):
-        is_long = raw.numel() > _FEW and _is_causal(rules)
+    if way.may_reach:
+        is_long = way.keywords["is_causal"] and raw.numel() > _FEW
         if shows_nan(problem.xp, raw.select(-2, -1) if is_long else raw):
             return None
     return Attended(output, None, None)
@@ -102,27 +102,42 @@ def attend(problem: Problem, wanted: Wanted) -> Attended | None:  # noqa: ARG001
 
 def raw_and_output(problem: Problem) -> tuple[Array, Array]:
     """Return the output of the kernel as it came, and that of the problem in the dtype of the query, with its zeros."""
-    keywords, given = problem.once(_keywords), _widened(problem) if problem.once(_may_be_widened) else problem
-    if problem.once(_is_taken_as_it_is):
-        raw = output = _called(problem, given.query, given.key, given.value, keywords)
+    return _raw_and_output(problem, problem.once(_way))
+
+
+def _raw_and_output(problem: Problem, way: "_Way") -> tuple[Array, Array]:
+    given = _widened(problem) if way.may_be_widened else problem
+    if way.is_direct:
+        raw = output = _called(problem, given.query, given.key, given.value, way.keywords)
     else:
-        raw, output = _translated(given, keywords)
+        raw, output = _translated(given, way.keywords)
     if output.dtype != problem.query.dtype:  # under autocast, or widened
         output = output.to(problem.query.dtype)
     return raw, output
 
 
-def _keywords_alone(problem: Problem) -> dict[str, Any] | None:
-    """Return the keywords of a known call for which there is nothing to do but to call the kernel, as for most tiny ones."""
+class _Way(NamedTuple):
+    """How the kernel is called."""
+
+    keywords: dict[str, Any]  # the arguments of the kernel that are plain values
+    may_be_widened: bool  # whether the kernel computes in 32 bits where gradients may be asked for
+    is_direct: bool  # whether the kernel takes all arrays, and its output is taken, without a change
+    may_reach: bool  # whether `auto` looks for a NaN in the output, as what an excluded value would leave
+    is_all: bool  # whether there is nothing else to do than to call the kernel, as for most tiny calls
+
+
+def _way(problem: Problem) -> _Way:
+    """Return how the kernel is called; for a known call, this is found out once."""
+    may_be_widened, is_direct = _may_be_widened(problem), _is_taken_as_it_is(problem)
     may_exclude = len(problem.rules) > 0 or problem.query_lengths is not None
-    if not problem.is_known or may_exclude or not _is_taken_as_it_is(problem) or _may_be_widened(problem):
-        return None
-    return _keywords(problem)
+    may_reach = may_exclude and problem.impl == "auto" and not is_compiling(problem.xp)
+    is_all = problem.is_known and is_direct and not may_exclude and not may_be_widened
+    return _Way(_keywords(problem), may_be_widened, is_direct, may_reach, is_all)
 
 
 def _may_be_widened(problem: Problem) -> bool:
     """Whether the kernel computes in 32 bits where gradients may be asked for; not in a trace, which has no sizes to compare."""
-    return not is_traced() and sdpa_is_faster_wide(problem)
+    return problem.query.dtype != problem.dtype and not is_traced() and sdpa_is_faster_wide(problem)
 
 
 def _widened(problem: Problem) -> Problem:
@@ -240,4 +255,4 @@ def _mask(problem: Problem, rules: tuple[Mask, ...]) -> Array | None:
         return keep
     if keep is not None:
         total = problem.xp.where(keep, total, -math.inf)
-    return problem.xp.astype(total, problem.query.dtype, copy=False)
+    return as_dtype(problem.xp, total, problem.query.dtype)

@@ -1,5 +1,6 @@
 """The keys or values of a tile, and arrays in the dtype of the computation."""
 
+from attention_xp._backend.dtypes import as_dtype
 from attention_xp._engine.plan.plan import Tile
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._typing import Array
@@ -9,7 +10,7 @@ __all__ = ["cast", "gathered"]
 
 def cast(problem: Problem, x: Array) -> Array:
     """Return an array in the dtype of the computation."""
-    return problem.xp.astype(x, problem.dtype, copy=False)
+    return as_dtype(problem.xp, x, problem.dtype)
 
 
 def gathered(problem: Problem, x: Array, tile: Tile) -> Array:
