@@ -21,9 +21,9 @@ PROGRESS = Console(stderr=True)
 PICTURES = """\
 Full attention on `(1, 8, S, 64)` in float32. Contenders end where the scores of all heads would fill the memory.
 
-![Time against sequence length](_static/time.svg)
+![Time against sequence length](../_static/{folder}/time.svg)
 
-![Peak extra memory against sequence length](_static/memory.svg)
+![Peak extra memory against sequence length](../_static/{folder}/memory.svg)
 """
 
 
@@ -101,10 +101,11 @@ def _figures(output: Console, pace: Pace, *, quick: bool, write: bool) -> None:
                 measured.append(step)
     output.print(_curve_table(measured))
     if write:
-        from benchmarks.plots import draw  # noqa: PLC0415  # matplotlib, for this alone
+        from benchmarks.plots import STATIC, draw  # noqa: PLC0415  # matplotlib, for this alone
 
-        draw(measured)
-        report.write_section("Against sequence length", f"{PICTURES}\n{report.environment()}")
+        folder = report.file_name(report.machine())
+        draw(measured, STATIC / folder)
+        report.write_section("Against sequence length", f"{PICTURES.format(folder=folder)}\n{report.environment()}")
 
 
 def _curve_table(measured: Iterable[curves.Curve]) -> report.Table:

@@ -10,12 +10,12 @@ from benchmarks.curves import Curve
 
 __all__ = ["draw"]
 
-FOLDER = Path(__file__).parents[1] / "docs" / "_static"
+STATIC = Path(__file__).parents[1] / "docs" / "_static"
 FIGURES = {"time": "milliseconds", "memory": "peak extra memory in MiB, output included"}
 
 
-def draw(curves: Iterable[Curve], folder: Path = FOLDER) -> list[Path]:
-    """Write one figure for each quantity and return the files."""
+def draw(curves: Iterable[Curve], folder: Path) -> list[Path]:
+    """Write one figure for each quantity into a folder and return the files."""
     drawn = [curve for curve in curves if curve.time]
     folder.mkdir(exist_ok=True)
     # Fixed ids and no date: the file changes only where the figures do.

@@ -1,4 +1,4 @@
-"""Rows as a table: in the terminal, and as a section of docs/benchmarks.md."""
+"""Rows as a table: in the terminal, and as a section of the page of docs/benchmarks for machines like this one."""
 
 import os
 import platform
@@ -13,11 +13,24 @@ from rich.table import Table
 
 from benchmarks.comparison import Row
 
-__all__ = ["COLUMNS", "cells", "environment", "grid", "markdown", "markdown_grid", "table", "write_section"]
+__all__ = [
+    "COLUMNS",
+    "cells",
+    "environment",
+    "file_name",
+    "grid",
+    "machine",
+    "markdown",
+    "markdown_grid",
+    "table",
+    "write_section",
+]
 
 COLUMNS = ["case", "ours", "theirs", "ratio", "processor", "target", "met", "ours ms", "theirs ms"]
 TEXTS = {"case", "ours", "theirs", "fastest", "auto"}  # columns that hold no numbers
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+PAGES = Path(__file__).parents[1] / "docs" / "benchmarks"
+MAKERS = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD"}
+INTRODUCTION = "How these are measured, and what they say, is on the page of the [benchmarks](../benchmarks.md)."
 PACKAGES = ["numpy", "torch", "jax", "cupy", "onnxruntime", "keras"]
 
 
@@ -73,26 +86,43 @@ def environment() -> str:
     versions = ", ".join(f"{name} {version(installed[name][0])}" for name in PACKAGES if name in installed)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     day = datetime.now(UTC).date()
-    return (
-        f"{day}; {_processor()} with {_instructions()}, {cores} cores; Python {platform.python_version()}, {versions}."
-    )
+    return f"{day}; {_processor()} with {', '.join(_instructions()[-1:]) or 'no vector instructions'}, {cores} cores; Python {platform.python_version()}, {versions}."
+
+
+def machine() -> str:
+    """Return the maker and the instructions of the processor, such as ``"Intel, AVX2"``: with these, the figures differ most."""
+    vendor = _of_processor("vendor_id")
+    maker = platform.machine() if vendor is None else MAKERS.get(vendor, vendor)
+    found = _instructions()
+    level = "AVX-512" if "X86_V4" in found else "AVX2" if "X86_V3" in found else ""
+    return ", ".join(filter(None, (maker, level)))
+
+
+def file_name(machine: str) -> str:
+    """Return the name of a machine for files, such as ``"intel_avx2"``."""
+    return re.sub(r"\W+", "_", machine.lower().replace("-", ""))
 
 
 def _processor() -> str:
+    return _of_processor("model name") or platform.processor() or platform.machine()
+
+
+def _of_processor(field: str) -> str | None:
+    """Return what Linux says of the first processor."""
     info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text("utf-8")) if info.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
+    found = re.search(rf"^{field}\s*: (.*)", info.read_text("utf-8"), re.MULTILINE) if info.exists() else None
+    return found[1] if found else None
 
 
-def _instructions() -> str:
-    """Return the latest instruction set that NumPy found: its ``exp2`` wants AVX-512, X86_V4."""
-    found = np.show_config(mode="dicts")["SIMD Extensions"]["found"]  # type: ignore[index, call-overload]
-    return found[-1] if found else "no vector instructions"
+def _instructions() -> list[str]:
+    """Return the instruction sets that NumPy uses here: its ``exp2`` wants AVX-512, X86_V4."""
+    return np.show_config(mode="dicts")["SIMD Extensions"]["found"]  # type: ignore[index, call-overload, no-any-return]
 
 
-def write_section(title: str, body: str, page: Path = PAGE) -> None:
-    """Replace the section of that title, or append it."""
-    text = page.read_text("utf-8")
+def write_section(title: str, body: str, page: Path | None = None) -> None:
+    """Replace the section of that title, or append it, on the page for machines like this one."""
+    page = PAGES / f"{file_name(machine())}.md" if page is None else page
+    text = page.read_text("utf-8") if page.exists() else f"# {machine()}\n\n{INTRODUCTION}\n"
     section = f"## {title}\n\n{body.strip()}\n"
     pattern = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
     text, found = pattern.subn(lambda _: section + "\n", text)

@@ -1,5 +1,6 @@
 """The parts of the benchmarks that measure nothing themselves."""
 
+import re
 import time
 
 import numpy as np
@@ -15,7 +16,7 @@ from benchmarks.curves import LONGEST, Curve
 from benchmarks.formula import usual_attention
 from benchmarks.memory import extra_memory, peak_memory
 from benchmarks.plots import draw
-from benchmarks.report import COLUMNS, cells, environment, markdown, table, write_section
+from benchmarks.report import COLUMNS, cells, environment, file_name, machine, markdown, table, write_section
 from benchmarks.suites import DEFAULT, SUITES, USUAL
 from benchmarks.worker import ContenderError, Workers
 
@@ -207,6 +208,20 @@ def test_sections_are_replaced(tmp_path):
     write_section("a", "new", page)
     write_section("c", "added", page)
     assert page.read_text() == "# Title\n\n## a\n\nnew\n\n## b\n\nkept\n\n## c\n\nadded\n"
+
+
+def test_a_page_is_begun(tmp_path):
+    page = tmp_path / "page.md"
+    write_section("a", "new", page)
+    title, _, introduction, *_ = page.read_text().splitlines()
+    assert title == f"# {machine()}"
+    assert introduction and page.read_text().endswith("## a\n\nnew\n")
+
+
+def test_machines_have_file_names():
+    assert file_name("Intel, AVX-512") == "intel_avx512"
+    assert file_name("arm64") == "arm64"
+    assert re.fullmatch(r"\w+", file_name(machine()))
 
 
 def test_figures_do_not_change_with_the_date(tmp_path):
