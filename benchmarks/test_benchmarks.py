@@ -215,7 +215,8 @@ def test_a_page_is_begun(tmp_path):
     write_section("a", "new", page)
     title, _, introduction, *_ = page.read_text().splitlines()
     assert title == f"# {machine()}"
-    assert introduction and page.read_text().endswith("## a\n\nnew\n")
+    assert introduction
+    assert page.read_text().endswith("## a\n\nnew\n")
 
 
 def test_machines_have_file_names():
