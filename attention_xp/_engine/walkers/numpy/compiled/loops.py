@@ -14,9 +14,17 @@ import numpy as np
 from numba import config, njit
 
 from attention_xp._engine.walkers.numpy.compiled.constants import Constants
-from attention_xp._engine.walkers.numpy.compiled.scalars import CONTRACTED, power
+from attention_xp._engine.walkers.numpy.compiled.scalars import CONTRACTED, power, tanh
 
-__all__ = ["is_compiled", "keep_if", "largest_across_lines", "powers_across_lines", "powers_along_lines", "survivors"]
+__all__ = [
+    "hyperbolic_tangents",
+    "is_compiled",
+    "keep_if",
+    "largest_across_lines",
+    "powers_across_lines",
+    "powers_along_lines",
+    "survivors",
+]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -99,6 +107,16 @@ def largest_across_lines(scores, length, largest):
         for j in range(lines):
             for i in range(length):
                 largest[g, i] = max(largest[g, i], scores[g, j, i])
+
+
+@_compiled()
+def hyperbolic_tangents(scores, length, constants):
+    """Replace scores by their hyperbolic tangents, by the constants of base e."""
+    heads, lines, _ = scores.shape
+    for g in range(heads):
+        for j in range(lines):
+            for i in range(length):
+                scores[g, j, i] = tanh(scores[g, j, i], constants)
 
 
 @_compiled()

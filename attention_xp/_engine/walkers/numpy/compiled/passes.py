@@ -42,6 +42,7 @@ class Passes:
     def __init__(self, loops: ModuleType, dtype: DType, rate: float, *, is_natural: bool) -> None:
         self._loops, self._dtype = loops, np.dtype(dtype)
         self._constants = tuple(Constants.of(dtype, is_natural=is_natural))
+        self._natural = tuple(Constants.of(dtype, is_natural=True))
         self._lowest, self._zero = self._dtype.type(-np.inf), self._dtype.type(0.0)
         self._limit = smallest_draw(rate)
         self._words = np.empty((2, 0), np.uint32)
@@ -63,6 +64,10 @@ class Passes:
         largest = np.array(so_far, order="C")
         self._loops.largest_across_lines(tile.lines, tile.length, tile.of_rows(largest))
         return largest
+
+    def tanh(self, tile: Tile) -> None:
+        """Replace scores by their hyperbolic tangents."""
+        self._loops.hyperbolic_tangents(tile.lines, tile.length, self._natural)
 
     def exclude(self, tile: Tile, part: Array, allowed: Array) -> None:
         """Replace a part (..., m', n') of the scores of a tile by minus infinity where flags are False."""

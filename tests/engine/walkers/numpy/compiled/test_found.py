@@ -1,5 +1,6 @@
 """Whether numba is taken, and what happens where it cannot be."""
 
+import math
 import os
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import numba
 import numpy as np
 import pytest
 
-from attention_xp import explain, flash_attention
+from attention_xp import attention_vjp, explain, flash_attention
+from attention_xp._engine.tile import base
 from attention_xp._engine.walkers.numpy.compiled import found
 
 LARGE = np.zeros((1, 1, 1024, 64), np.float32)
@@ -42,6 +44,21 @@ def test_without_numba_nothing_is_said(anew):
     anew.setattr(found, "find_spec", lambda name: None)
     assert explain(LARGE, LARGE, LARGE).loops == "numba is not installed"
     assert flash_attention(LARGE, LARGE, LARGE).shape == LARGE.shape
+
+
+@pytest.mark.parametrize("impl", ["dense", "tiled"])
+def test_a_soft_cap_is_compiled_where_numpy_has_no_vector_powers_of_2(anew, impl):
+    anew.setattr(found, "LEAST", 0)
+    anew.setattr(found, "has_vector_powers", lambda dtype: False)
+    anew.setattr(base, "_is_vectorised", lambda function, dtype: function != "exp2")
+    x, gradient = np.random.default_rng(0).standard_normal((2, 1, 2, 70, 8))
+    scores = 3.0 * np.tanh(x @ x.mT / (3.0 * math.sqrt(8)))
+    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    output, vjp = attention_vjp(x, x, x, softcap=3.0, impl=impl)
+    np.testing.assert_allclose(output, weights @ x, rtol=1e-13)
+    grad_weights = gradient @ x.mT
+    grad_scores = weights * (grad_weights - (weights * grad_weights).sum(-1, keepdims=True)) * (1 - (scores / 3.0) ** 2)
+    np.testing.assert_allclose(vjp(gradient).query, grad_scores @ x / math.sqrt(8), rtol=1e-11, atol=1e-14)
 
 
 @pytest.mark.parametrize("obstacle", ["import", "jit"])

@@ -64,6 +64,36 @@ def test_powers_and_sums_of_lines_leave_the_gaps_alone(dtype):
         np.testing.assert_array_equal(lines[..., LENGTH:], before[..., LENGTH:])
 
 
+def tangents(x, dtype):
+    """Hyperbolic tangents of single numbers by the loop."""
+    lines = np.array(x, dtype)[None, None]
+    loops.hyperbolic_tangents(lines, lines.shape[-1], tuple(Constants.of(dtype, is_natural=True)))
+    return lines[0, 0]
+
+
+@both_dtypes
+def test_tangents_are_exact_to_three_units_in_the_last_place(dtype):
+    x = np.concatenate([size * np.linspace(-1.0, 1.0, 200_000) for size in (1e-6, 0.1, 0.6, 3.0, 30.0)]).astype(dtype)
+    expected = np.tanh(x.astype(np.longdouble))
+    error = np.abs(tangents(x, dtype) - expected) / np.spacing(np.abs(expected.astype(dtype)))
+    assert float(error.max()) < 3.0
+
+
+@both_dtypes
+def test_tangents_beyond_the_range(dtype):
+    x = [np.nan, np.inf, -np.inf, np.finfo(dtype).max, np.finfo(dtype).min, 0.0, np.finfo(dtype).tiny]
+    np.testing.assert_array_equal(tangents(x, dtype), [np.nan, 1.0, -1.0, 1.0, -1.0, 0.0, np.finfo(dtype).tiny])
+
+
+@both_dtypes
+def test_tangents_leave_the_gaps_alone(dtype):
+    lines = lines_of(dtype)
+    before = lines.copy()
+    loops.hyperbolic_tangents(lines, LENGTH, tuple(Constants.of(dtype, is_natural=True)))
+    np.testing.assert_allclose(lines[..., :LENGTH], np.tanh(before[..., :LENGTH]), rtol=1e-6)
+    np.testing.assert_array_equal(lines[..., LENGTH:], before[..., LENGTH:])
+
+
 @both_dtypes
 def test_the_largest_score_counts_those_before_and_no_nan(dtype):
     lines = lines_of(dtype)
