@@ -159,8 +159,8 @@ class Region(NamedTuple):
             return self._at(values, self.in_packed(values.shape[-1], 1))
         return self.look_up(filled_up(self.xp, values, ndim, behind=ndim - len(self.frame.batch)))
 
-    def per_head(self, values: Array) -> Array:
-        """Align numbers ``(H,)`` or ``(B, H)`` with the scores, in their dtype; an axis of length 1 is for all.
+    def per_head(self, values: Array | float) -> Array:
+        """Align numbers ``(H,)`` or ``(B, H)`` with the scores, in their dtype; an axis of length 1, or one number, is for all.
 
         Where there are no heads, the last axis has that length.
         """
@@ -171,9 +171,11 @@ class Region(NamedTuple):
             return self._at(numbers, self.in_packed(*numbers.shape))
         return self.look_up(filled_up(self.xp, numbers, self.frame.ndim, behind=2 if numbers.ndim > 0 else 0))
 
-    def floating(self, numbers: Array) -> Array:
-        """Return numbers of any kind, also those of a NumPy array, in the dtype of the scores."""
+    def floating(self, numbers: Array | float) -> Array:
+        """Return numbers of any kind, also those of a NumPy array or a single one of Python, in the dtype of the scores."""
         frame = self.frame
+        if isinstance(numbers, int | float):
+            return frame.xp.asarray(numbers, dtype=frame.dtype, device=device(frame.query))
         return as_dtype(frame.xp, self.own(numbers), frame.dtype)
 
     def own(self, array: Array) -> Array:

@@ -15,7 +15,7 @@ from attention_xp._scores.rule import Rule, arrays_of, on_host, short
 from attention_xp._typing import Array, Namespace
 from attention_xp.biases._drawing import pictured
 
-__all__ = ["Bias", "evaluated", "sampled", "spread_over_lead"]
+__all__ = ["Bias", "evaluated", "gradients_of", "sampled", "spread_over_lead"]
 
 _LENGTH = 32  # queries and keys of a picture
 
@@ -125,6 +125,21 @@ def evaluated(bias: Bias, region: Region) -> Array:
     xp, values = region.xp, bias.values(region)
     check_result(xp, f"{type(bias).__name__}.values", values, region.sizes)
     return filled_up(xp, as_dtype(xp, values, region.frame.dtype), len(region.sizes))
+
+
+def gradients_of(bias: Bias, region: Region, grad_scores: Array) -> tuple[Array, ...]:
+    """Return what `vjp` says of the arrays of a bias, and refuse what does not fit them; a bias may have no arrays."""
+    expected = [tuple(array.shape) for array in bias.arrays]
+    if not expected:
+        return ()
+    found = bias.vjp(region, grad_scores)
+    given = [tuple(getattr(piece, "shape", ())) for piece in found] if isinstance(found, tuple | list) else found
+    if given != expected:
+        raise ValueError(
+            f"{type(bias).__name__}.vjp must return a gradient for each of the floating arrays of the bias, in the order of "
+            f"its attributes: expected a tuple of the shapes {expected}, got {short(given)}"
+        )
+    return tuple(found)
 
 
 def sampled(bias: Bias, length: int) -> Any:

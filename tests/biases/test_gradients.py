@@ -168,10 +168,48 @@ def test_vjp_gives_the_gradients_of_the_arrays(library, make, cls, tile):
     assert_close(found, differences(cls, ARRAYS[cls]), library)
 
 
-def test_a_bias_without_vjp_has_no_gradients(make):
-    class Constant(Bias):
-        def values(self, region):
-            return region.floating(region.q_idx - region.kv_idx)
+class Slope(Bias):
+    """A bias with one floating array, for which a derivative may be missing or wrong."""
 
-    with pytest.raises(ValueError, match=r"Constant has no gradients: expected a method vjp"):
-        attention_vjp(make(Q), make(K), make(V), bias=Constant(), query_offset=0)
+    def __init__(self, slope):
+        self.slope = slope
+
+    def values(self, region):
+        return region.per_head(self.slope) * region.floating(region.q_idx - region.kv_idx)
+
+
+class Doubled(Slope):
+    def vjp(self, region, grad_scores):
+        gradient = region.xp.sum(grad_scores * region.floating(region.q_idx - region.kv_idx))
+        return gradient, gradient
+
+
+class Flat(Slope):
+    def vjp(self, region, grad_scores):
+        return (region.xp.sum(grad_scores),)
+
+
+@pytest.mark.parametrize("impl", ["dense", "tiled"])
+@pytest.mark.parametrize("slope", [0.3, 2])
+def test_a_bias_without_arrays_needs_no_vjp(library, make, impl, slope):
+    places = slope * (np.arange(K.shape[-2]) - np.arange(Q.shape[-2])[:, None])
+    arrays, options = (make(Q), make(K), make(V)), {"query_offset": 0, "impl": impl}
+    found = attention_vjp(*arrays, bias=Slope(slope), **options)[1](make(G))
+    expected = attention_vjp(*arrays, bias=make(-places.astype(Q.dtype)), **options)[1](make(G))
+    assert found.bias == ()
+    for name in ("query", "key", "value"):
+        assert_close(getattr(found, name), to_numpy(getattr(expected, name)), library)
+
+
+def test_a_bias_with_an_array_needs_a_vjp(make):
+    with pytest.raises(ValueError, match=r"Slope has no gradients: expected a method vjp.* in its shape"):
+        attention_vjp(make(Q), make(K), make(V), bias=Slope(make(np.ones(1))), query_offset=0)
+
+
+@pytest.mark.backends("numpy", "strict", "torch", "cupy")  # JAX differentiates the values
+@pytest.mark.parametrize("cls", [Doubled, Flat])
+@pytest.mark.parametrize("impl", ["dense", "tiled"])
+def test_what_vjp_returns_must_fit_the_arrays(make, cls, impl):
+    _, vjp = attention_vjp(make(Q), make(K), make(V), bias=cls(make(np.ones(4))), query_offset=0, impl=impl)
+    with pytest.raises(ValueError, match=rf"{cls.__name__}.vjp must return a gradient for each"):
+        vjp(make(G))

@@ -18,8 +18,11 @@ __all__ = ["backward", "derivative_refusal"]
 def derivative_refusal(problem: Problem) -> str | None:
     """Return why a problem has no gradients."""
     for addend in problem.addends:
-        if isinstance(addend, Bias) and type(addend).vjp is Bias.vjp:
-            return f"{type(addend).__name__} has no gradients: expected a method vjp(region, grad_scores)"
+        if isinstance(addend, Bias) and type(addend).vjp is Bias.vjp and addend.arrays:
+            return (
+                f"{type(addend).__name__} has no gradients: expected a method vjp(region, grad_scores) that returns what a "
+                "region adds to the gradient of each floating array of the bias, in its shape"
+            )
     if problem.score_mod is None or problem.score_derivative is not None or can_differentiate(problem.xp):
         return None
     return (

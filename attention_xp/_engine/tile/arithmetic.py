@@ -15,6 +15,7 @@ from attention_xp._random.survivors import head_key, survivors, survivors_one_by
 from attention_xp._scores.region import Region, cut
 from attention_xp._typing import Array, Namespace
 from attention_xp.biases import Bias
+from attention_xp.biases._bias import gradients_of
 from attention_xp.masks import Mask
 
 __all__ = ["Arithmetic", "Followed", "allowed_pairs", "summed_to"]
@@ -156,7 +157,7 @@ class Arithmetic:
 
     def bias_gradients(self, bias: Bias, region: Region, grad_scores: Array) -> tuple[Array, ...]:
         """Return what the gradients of the scores of a region add to the gradients of the arrays of a bias."""
-        return bias.vjp(region, grad_scores)
+        return gradients_of(bias, region, grad_scores)
 
     def summed(self, grad_scores: Array, shape: tuple[int, ...]) -> Array:
         """Return gradients summed to a shape that broadcasts to theirs."""

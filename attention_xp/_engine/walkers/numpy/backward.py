@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,8 @@ from attention_xp._engine.walkers.numpy.pool import run_jobs, with_blas_held_to_
 from attention_xp._engine.walkers.numpy.route import Route
 from attention_xp._engine.walkers.numpy.scratch import lent
 from attention_xp._scores.region import Region
-from attention_xp._typing import Array
+from attention_xp._typing import Array, DType
+from attention_xp.biases import Bias
 
 __all__ = ["BackwardWalk", "backward"]
 
@@ -53,7 +54,7 @@ class _Job(NamedTuple):
     part: int = 0
 
 
-_Lines = dict[tuple[int, ...], tuple[Array, Array]]
+_Later = dict[tuple[int, ...], tuple[Array, Array]]  # of an addend: a gradient to which all jobs add, and what one adds
 
 
 class BackwardWalk:
@@ -61,7 +62,7 @@ class BackwardWalk:
 
     def __init__(self, problem: Problem, known: Known, wanted: tuple[bool, ...], threads: int) -> None:
         self.problem, self.known, self.wanted = problem, known, wanted
-        self.shape = backward_tile_shape(problem, threads, alone=any(wanted))
+        self.shape = backward_tile_shape(problem, threads, alone=_adds_by_heads(problem, wanted))
         self.route = Route(problem, self.shape, widest=self.shape.columns)
         self.jobs = self._jobs(self._groups(), threads)
         kv_lead = problem.lead if problem.heads is None else (*problem.batch, problem.key.shape[-3])
@@ -70,8 +71,8 @@ class BackwardWalk:
             np.empty((*kv_lead, *a.shape[-2:]), problem.dtype) for a in (problem.key, problem.value)
         )
         self.addends = [
-            np.zeros(a.shape, problem.dtype) if is_wanted else None
-            for a, is_wanted in zip(problem.addends, wanted, strict=True)
+            _zeros(addend, problem.dtype) if is_wanted else None
+            for addend, is_wanted in zip(problem.addends, wanted, strict=True)
         ]
         self.later: list[list[tuple[Array, Array]]] = [[] for _ in self.jobs]
         self.common = Common(problem, known)
@@ -177,16 +178,16 @@ class _Worker:
         """Visit the tiles of some heads, or of a part of their rows."""
         walk = self.walk
         places, blocks, _ = walk.jobs[job]
-        lines: _Lines = {}
+        later: _Later = {}
         for place in places:
             sums = walk.sums(place, job)
             for some in place.cut(walk.shape.heads):
                 for i in range(0, len(blocks), self._blocks):
-                    self._run(some, blocks[i : i + self._blocks], sums, lines)
+                    self._run(some, blocks[i : i + self._blocks], sums, later)
             sums.finish()
-        walk.later[job] += lines.values()
+        walk.later[job] += later.values()
 
-    def _run(self, place: Place, blocks: list[Bounds], sums: KeySums, lines: _Lines) -> None:
+    def _run(self, place: Place, blocks: list[Bounds], sums: KeySums, later: _Later) -> None:
         """Visit the tiles of rows that are prepared together."""
         walk = self.walk
         keys = walk.keys_of(place)
@@ -203,8 +204,10 @@ class _Worker:
                 self._add_query(part, found.query, is_first=i == 0 and tile.rows == (row, stop))
                 sums.add(found.key, found.value, tile.columns)
                 for n, addend in enumerate(found.addends):
-                    if addend is not None:
-                        self._add(n, addend, place.starts, tile, lines)
+                    if isinstance(addend, tuple):
+                        self._add_of_rule(n, addend, later)
+                    elif addend is not None:
+                        self._add(n, addend, place.starts, tile, later)
 
     def _add_query(self, target: Array, piece: Array, *, is_first: bool) -> None:
         """Add to the gradient of some rows, which belong to this job alone."""
@@ -225,19 +228,38 @@ class _Worker:
             wanted=self.walk.wanted,
         )
 
-    def _add(self, i: int, piece: Array, at: tuple[int, ...], tile: Tile, lines: _Lines) -> None:
+    def _add(self, i: int, piece: Array, at: tuple[int, ...], tile: Tile, later: _Later) -> None:
         """Add to the gradient of an addend: at once if it is (Sq, Sk), for this job alone adds there; otherwise later."""
         whole: Array = self.walk.addends[i]
         surplus = len(at) + 2 - whole.ndim
         index = tuple(0 if n == 1 else j for j, n in zip(at[max(surplus, 0) :], whole.shape[:-2], strict=True))
         target = whole[(*index, ...)]
         if not _is_matrix(whole):
-            target = lines.setdefault((i, *index), (target, np.zeros_like(target)))[1]
+            target = later.setdefault((i, *index), (target, np.zeros_like(target)))[1]
         spans = (tile.rows, tile.columns[0])[2 - target.ndim :]
         part = tuple(slice(None) if n == 1 else slice(*span) for n, span in zip(target.shape, spans, strict=True))
         target[part] += piece.reshape(target[part].shape)
 
+    def _add_of_rule(self, i: int, pieces: tuple[Array, ...], later: _Later) -> None:
+        """Add to the gradients of the arrays of a bias that is a rule: later, for every tile may add to all of each."""
+        for n, (whole, piece) in enumerate(zip(self.walk.addends[i], pieces, strict=True)):
+            part = later.setdefault((i, n), (whole, np.zeros_like(whole)))[1]
+            np.add(part, piece, out=part, casting="same_kind")
 
-def _is_matrix(addend: Array) -> bool:
-    """Whether an addend varies along rows and along keys."""
-    return addend.ndim > 1 and 1 not in addend.shape[-2:]
+
+def _adds_by_heads(problem: Problem, wanted: tuple[bool, ...]) -> bool:
+    """Whether there is a gradient of an array that is added to the scores: its pieces are those of a head."""
+    pairs = zip(problem.addends, wanted, strict=True)
+    return any(is_wanted and not isinstance(addend, Bias) for addend, is_wanted in pairs)
+
+
+def _zeros(addend: Array | Bias, dtype: DType) -> Any:
+    """Return gradients of an addend, or of the arrays of a rule, before anything is added."""
+    if isinstance(addend, Bias):
+        return tuple(np.zeros(a.shape, np.result_type(a.dtype, dtype)) for a in addend.arrays)
+    return np.zeros(addend.shape, dtype)
+
+
+def _is_matrix(addend: Array | Bias) -> bool:
+    """Whether an addend is an array that varies along rows and along keys."""
+    return not isinstance(addend, Bias) and addend.ndim > 1 and 1 not in addend.shape[-2:]

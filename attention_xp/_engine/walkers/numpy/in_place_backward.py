@@ -17,7 +17,9 @@ from attention_xp._engine.tile.products import clean, quarantined_key, silenced_
 from attention_xp._engine.tile.scores import is_bent
 from attention_xp._engine.walkers.numpy.in_place import InPlace, Patches, by_key_head
 from attention_xp._engine.walkers.numpy.products import multiply_into
+from attention_xp._scores.region import Region
 from attention_xp._typing import Array
+from attention_xp.biases import Bias
 
 __all__ = ["InPlaceBackward"]
 
@@ -88,6 +90,11 @@ class InPlaceBackward(InPlace):
             for columns, pairs in allowed:
                 np.copyto(grad_scores[..., slice(*mixed), columns], 0.0, where=pairs == 0)
         return grad_scores
+
+    def bias_gradients(self, bias: Bias, region: Region, grad_scores: Array) -> tuple[Array, ...]:
+        """Return what gradients of scores add to those of the arrays of a rule, in memory that is not overwritten later."""
+        pieces = super().bias_gradients(bias, region, grad_scores)
+        return tuple(np.array(piece) if np.may_share_memory(piece, grad_scores) else piece for piece in pieces)
 
     def summed(self, grad_scores: Array, shape: tuple[int, ...]) -> Array:
         """Return gradients summed to a shape, in memory that is not overwritten later."""

@@ -10,6 +10,7 @@ from attention_xp._engine.plan.tile_sizes import backward_tile_shape
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.gradients import Known
 from attention_xp._engine.walkers.numpy.backward import BackwardWalk
+from attention_xp.biases import AlibiBias, RelativePositionBias
 from attention_xp.masks import BlockMask, longformer_mask
 
 SHAPE = (2, 6, 200, 8)
@@ -24,6 +25,9 @@ OPTIONS = {
     "mask of keys": {"mask": np.arange(200) % 3 > 0},
     "mask of each head": {"mask": np.random.default_rng(5).random((1, 6, 200, 200)) < 0.7},
     "bias of each head": {"bias": np.random.default_rng(6).standard_normal((1, 6, 1, 200))},
+    "slopes under a window": {"bias": AlibiBias(np.linspace(0.1, 0.6, 6)), "window": (30, 10)},
+    "slopes of each item": {"bias": AlibiBias(np.linspace(0.1, 0.6, 12).reshape(2, 6)), "is_causal": True},
+    "table": {"bias": RelativePositionBias(np.random.default_rng(7).standard_normal((32, 6))), "softcap": 5.0},
 }
 
 
@@ -46,6 +50,17 @@ def test_heads_together_are_heads_one_by_one(options, kv_heads):
     for x, y in zip(together, alone, strict=True):
         if y is not None:
             np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["slopes under a window", "slopes of each item", "table"])
+def test_threads_sum_up_the_gradients_of_a_rule(name):
+    """Those of a single tile, and in every call the same."""
+    arrays = numbers(*[SHAPE] * 4)
+    first, second = (gradients(arrays, **OPTIONS[name]) for _ in range(2))
+    whole = attention_vjp(*arrays[:3], impl="dense", **OPTIONS[name])[1](arrays[3])
+    for x, y, z in zip(first.bias, second.bias, whole.bias, strict=True):
+        np.testing.assert_array_equal(x, y)
+        np.testing.assert_allclose(x, z, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 200, 8), (6, 200, 8), (200, 8), (1, 3, 1100, 8)])
