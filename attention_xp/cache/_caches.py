@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 from attention_xp._backend.creation import Place, place_of
-from attention_xp._backend.libraries import common_namespace, device as device_of
+from attention_xp._backend.libraries import common_namespace, device as device_of, is_numpy_namespace
 from attention_xp._checks.numbers import check_count
 from attention_xp._public_types import Generic, HeldT
 from attention_xp._typing import Array, Device, DType, Namespace
@@ -198,7 +198,8 @@ class PagedCache(NamedTuple, Generic[HeldT]):
         place = place_of(xp, None, device, None)
         table = place.xp.full((batch, most), -1, dtype=place.xp.int32, device=place.device)
         references = place.xp.zeros((num_pages,), dtype=place.xp.int32, device=place.device)
-        return cls(*_zeros(shape, width, value_width, xp, dtype, device), table, counts, references)
+        keys, values = _zeros(shape, width, value_width, xp, dtype, device, heads_first=is_numpy_namespace(place.xp))
+        return cls(keys, values, table, counts, references)
 
 
 Cache: TypeAlias = DenseCache[Any] | StaticCache[Any] | RollingCache[Any] | PagedCache[Any]
@@ -270,15 +271,23 @@ def _zeros(
     xp: Namespace | None,
     dtype: DType | str | None,
     device: Device | None,
+    *,
+    heads_first: bool = False,
 ) -> tuple[Any, Any]:
-    """Return arrays of zeros for keys and values."""
+    """Return arrays of zeros for keys and values.
+
+    With `heads_first`, the second axis is the slowest in memory: the pages of a head follow each other, and neighbours are
+    one stretch of keys, which a single product reads. That is of use where arrays may lie in any order, in NumPy.
+    """
     check_count("batch", shape[0])
     check_count("num_kv_heads", shape[1])
     widths = check_count("width", width), width if value_width is None else check_count("value_width", value_width)
     place: Place = place_of(xp, dtype, device, None)
     make: Callable[..., Any] = place.xp.zeros
+    if heads_first:
+        shape = shape[1], shape[0], shape[2]
     key, value = (make((*shape, D), dtype=place.dtype, device=place.device) for D in widths)
-    return key, value
+    return (key.swapaxes(0, 1), value.swapaxes(0, 1)) if heads_first else (key, value)
 
 
 def _no_lengths(batch: int, xp: Namespace | None, device: Device | None) -> tuple[Any]:

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from attention_xp._backend.libraries import cumulative_sum, device
 from attention_xp._backend.rows import along, counted
-from attention_xp._backend.values import known_integers, within
+from attention_xp._backend.values import host_view, known_integers, within
 from attention_xp._typing import Array, Namespace
 from attention_xp.cache._caches import PagedCache, page_bounds
 from attention_xp.cache._counts import Step
@@ -112,12 +112,12 @@ def _grant(cache: PagedCache[Any], step: Step) -> _Granted:
     order = xp.argsort(need, stable=True)
     total = cumulative_sum(xp, xp.take(need, order, axis=0), axis=0, dtype=xp.int32)
     total = xp.take(total, xp.argsort(order, stable=True), axis=0)  # pages of an item and of all that come before it
-    free = _free_first(cache, step)
     fits = total <= xp.sum(xp.astype(references == 0, xp.int32), dtype=xp.int32)
     if step.known is not None and 0 in (known_integers(xp, xp.astype(fits, xp.int32)) or ()):
         wants, has = (int(n) for n in (xp.sum(need), xp.sum(xp.astype(references == 0, xp.int32))))
         raise ValueError(f"the cache overflows: {wants} pages are needed, and {has} of {count} are free")
     granted, starts = writes & fits, held - xp.astype(copied, xp.int32)
+    free = _free_first(cache, step, order, need, starts)
     number = columns - starts[:, None]  # of a new page, among those of its item
     page = xp.take(free, xp.reshape(within(xp, number + (total - need)[:, None], 0, count - 1), (-1,)), axis=0)
     is_new = granted[:, None] & (number >= 0) & (number < need[:, None])
@@ -146,14 +146,23 @@ def _copied(cache: PagedCache[Any], step: Step, writes: Array) -> tuple[Array, A
     return page, is_partial & (shares > 1) & (later | ~everyone)  # where all write, the last one keeps the page
 
 
-def _free_first(cache: PagedCache[Any], step: Step) -> Array:
-    """Return all pages, the free ones first, and among these those that can be written in place."""
+def _free_first(cache: PagedCache[Any], step: Step, order: Array, need: Array, starts: Array) -> Array:
+    """Return all pages in the order in which they are handed out: free ones, and of these first those to write in place.
+
+    Items (B,) are served in an `order`. They need so many pages each, of which the first one becomes ``starts[b]`` in the table.
+    """
     xp, references = step.xp, cache.references
     rank = 2 * xp.astype(references > 0, xp.int32)
-    used = untouched_first(cache.key_pages, cache.value_pages) if step.known is not None else None
-    if used is not None:
-        rank = rank + xp.astype(xp.asarray(used, device=device(references)), rank.dtype)
-    return xp.astype(xp.argsort(rank, stable=True), xp.int32)
+    if step.known is None or not in_host_memory(cache.key_pages, cache.value_pages):
+        return xp.astype(xp.argsort(rank, stable=True), xp.int32)
+    from attention_xp.cache._neighbours import in_stretches  # noqa: PLC0415  # imports NumPy
+
+    table, most = cache.block_table, cache.block_table.shape[1]
+    last = along(xp, table, within(xp, starts - 1, 0, most - 1)[:, None], axis=1)[:, 0]
+    last, need = (xp.take(a, order, axis=0).tolist() for a in (xp.where(starts > 0, last, -1), need))
+    used = untouched_first(cache.key_pages, cache.value_pages)
+    ranks = host_view(rank) if used is None else host_view(rank) + used
+    return xp.asarray(in_stretches(ranks, zip(last, need, strict=True)), dtype=xp.int32, device=device(references))
 
 
 def _with_copies(cache: PagedCache[Any], step: Step, granted: _Granted, rows: Rows) -> Rows:

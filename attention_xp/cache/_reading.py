@@ -155,6 +155,10 @@ class _Reader:
             return xp.reshape(
                 xp.take(xp.reshape(pool, (P * heads, size, width)), at, axis=0), (B, heads, g * size, width)
             )
+        by_heads = xp.permute_dims(pool, (1, 0, 2, 3))
+        if _lies_in_order(by_heads):
+            read = xp.reshape(xp.take(by_heads, xp.reshape(table, (-1,)), axis=1), (heads, B, g * size, width))
+            return xp.permute_dims(read, (1, 0, 2, 3))
         read = xp.reshape(xp.take(pool, xp.reshape(table, (-1,)), axis=0), (B, g, heads, size, width))
         return xp.reshape(xp.permute_dims(read, (0, 2, 1, 3, 4)), (B, heads, g * size, width))
 

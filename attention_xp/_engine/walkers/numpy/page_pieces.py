@@ -1,9 +1,10 @@
 """Some pages of a pool at a time, and their products with the rows, or weights, of the items that they belong to.
 
-Items get pages in turns, so that the pages of one item mostly follow each other in the pool at equal distances. Such a run is
-one strided view, which `matmul` reads without a copy. What it reads and writes beside is made contiguous, for the distances
-of long rows are powers of two, with which a cache serves badly. Tables that are cut into short runs are visited in the
-order of the pool, the pages of all items together, and what comes out is put in order.
+The pages of one item mostly follow each other in the pool at equal distances. Such a run is one strided view, which `matmul`
+reads without a copy. Where pages of a head follow each other in memory, neighbours are a single page with many keys, and the
+products are those of an array. Else there is a product for each page and head, and what it reads and writes beside is made
+contiguous, for the distances of long rows are powers of two, with which a cache serves badly. Tables that are cut into short
+runs are visited in the order of the pool, the pages of all items together, and what comes out is put in order.
 """
 
 import itertools
@@ -24,13 +25,12 @@ _LARGEST_PRODUCT = 2**17  # multiplications for which BLAS calls no other thread
 
 @dataclass(frozen=True)
 class _Run:
-    """Pages of one item, in its order, at equal distances; a page that is not full is a run of its own."""
+    """Full pages of one item, in its order, at equal distances."""
 
     item: int
     column: int  # the position of the first key
     pages: slice | Array
     count: int  # of the pages
-    keys: int  # of each page
 
     @property
     def items(self) -> slice:
@@ -38,22 +38,52 @@ class _Run:
         return slice(self.item, self.item + 1)
 
     def _read(self, pool: Array, like: Array) -> Array:
-        return pool[self.pages, :, : self.keys].astype(like.dtype, copy=False)
+        return pool[self.pages].astype(like.dtype, copy=False)
 
-    def _place(self, columns: Array) -> Array:
-        """Return a view of (B, Hkv, m, n), (pages, Hkv, m, keys)."""
-        mine = columns[self.item, :, :, self.column : self.column + self.count * self.keys]
-        return mine.reshape(*mine.shape[:2], self.count, self.keys).transpose(2, 0, 1, 3)
+    def _place(self, columns: Array, size: int) -> Array:
+        """Return a view of (B, Hkv, m, n), (pages, Hkv, m, size)."""
+        mine = columns[self.item, :, :, self.column : self.column + self.count * size]
+        return mine.reshape(*mine.shape[:2], self.count, size).transpose(2, 0, 1, 3)
 
     def scores(self, pool: Array, rows: Array, scores: Array) -> None:
-        """Write the products of rows (B, Hkv, m, D) and keys to their places in (B, Hkv, m, pages of an item, size)."""
-        place = self._place(scores.reshape(*scores.shape[:3], -1))
-        place[...] = rows[self.item] @ self._read(pool, scores).swapaxes(-1, -2)
+        """Write the products of rows (B, Hkv, m, D) and keys to their places in (B, Hkv, m, n)."""
+        self._place(scores, pool.shape[2])[...] = rows[self.item] @ self._read(pool, scores).swapaxes(-1, -2)
 
     def outputs(self, pool: Array, weights: Array) -> Array:
         """Return the products of weights (B, Hkv, m, Sk) and values, (1, Hkv, m, D)."""
-        of_pages = self._place(weights).copy() @ self._read(pool, weights)
+        of_pages = self._place(weights, pool.shape[2]).copy() @ self._read(pool, weights)
         return of_pages.sum(axis=0, keepdims=True)
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Keys of one item up to the last of some neighbouring pages, of which those of a head follow each other in memory."""
+
+    item: int
+    column: int
+    pages: slice
+    count: int
+    keys: int  # of all pages
+
+    @property
+    def items(self) -> slice:
+        return slice(self.item, self.item + 1)
+
+    def _read(self, pool: Array, like: Array) -> Array:
+        """Return a view (Hkv, keys, D)."""
+        pages = pool[self.pages].swapaxes(0, 1)
+        lying = pages.reshape(len(pages), -1, pages.shape[-1])[:, : self.keys]
+        return lying.astype(like.dtype, copy=False)
+
+    def _place(self, columns: Array) -> Array:
+        mine: Array = columns[self.item, :, :, self.column : self.column + self.keys]
+        return mine
+
+    def scores(self, pool: Array, rows: Array, scores: Array) -> None:
+        np.matmul(rows[self.item], self._read(pool, scores).swapaxes(-1, -2), out=self._place(scores))
+
+    def outputs(self, pool: Array, weights: Array) -> Array:
+        return (self._place(weights) @ self._read(pool, weights))[None]
 
 
 @dataclass(frozen=True)
@@ -73,7 +103,8 @@ class _Scattered:
         keys = pool[self.pages].astype(scores.dtype, copy=False)
         products = keys @ rows[self.owner].swapaxes(-1, -2)
         at = self.owner[self.wanted], slice(None), slice(None), self.index[self.wanted]
-        scores[at] = products[self.wanted].swapaxes(-1, -2)
+        by_pages = scores.reshape(*scores.shape[:3], -1, pool.shape[2])
+        by_pages[at] = products[self.wanted].swapaxes(-1, -2)
 
     @property
     def items(self) -> slice:
@@ -98,7 +129,7 @@ class _Scattered:
         return total
 
 
-Piece = _Run | _Scattered
+Piece = _Run | _Stretch | _Scattered
 
 
 class Pieces(NamedTuple):
@@ -106,36 +137,52 @@ class Pieces(NamedTuple):
 
     all: list[Piece]
     are_scattered: bool
+    are_large: bool  # few products, which BLAS gives to its threads
     pages: int  # of all
 
     @classmethod
-    def of(cls, pieces: Sequence[Piece], *, are_scattered: bool) -> Self:
-        return cls(list(pieces), are_scattered, sum(piece.count for piece in pieces))
+    def of(cls, pieces: Sequence[Piece], *, are_scattered: bool, are_large: bool = False) -> Self:
+        return cls(list(pieces), are_scattered, are_large, sum(piece.count for piece in pieces))
 
 
-def cut(table: Array, lengths: list[int], size: int, numbers: int) -> Pieces:
-    """Return the pieces of a table (B, pages of an item) as far as lengths reach; a page has so many numbers."""
+def cut(table: Array, lengths: list[int], size: int, numbers: int, *, by_heads: bool, is_copied: bool) -> Pieces:
+    """Return the pieces of a table (B, pages of an item) as far as lengths reach; a page has so many numbers.
+
+    `by_heads` says that pages of a head follow each other in memory, and `is_copied` that reading them copies them, for
+    instance into another dtype.
+    """
     most = max(1, _PIECE // max(numbers, 1))
     limit = _SHORT + sum(-(-length // size) for length in lengths) // _SHORT
-    found = list(itertools.islice(_runs(table, lengths, size, most), limit + 1))
+    stretch = 0 if not by_heads else most if is_copied else table.shape[1]
+    found = list(itertools.islice(_runs(table, lengths, size, (most, stretch)), limit + 1))
     if len(found) <= limit:
-        return Pieces.of(found, are_scattered=False)
+        are_large = not is_copied and all(isinstance(piece, _Stretch) for piece in found)
+        return Pieces.of(found, are_scattered=False, are_large=are_large)
     is_reached = np.arange(table.shape[1])[None, :] * size < np.asarray(lengths, np.int64)[:, None]
     return Pieces.of(list(_scattered(np.where(is_reached, table, -1), most)), are_scattered=True)
 
 
-def _runs(table: Array, lengths: list[int], size: int, most: int) -> Iterator[_Run]:
+def _runs(table: Array, lengths: list[int], size: int, most: tuple[int, int]) -> Iterator[_Run | _Stretch]:
+    """Yield runs of at most so many pages, and stretches of at most so many; 0 where pages of a head do not follow each other."""
     for item, length in enumerate(lengths):
-        full, rest = divmod(length, size)
-        row = table[item]
-        for start, end in _progressions(row[:full]):
+        row = table[item, : -(-length // size)]
+        for start, end in _progressions(row):
             step = int(row[end - 1]) - int(row[end - 2]) if end - start > 1 else 1
-            for i in range(start, end, most):
-                count = min(most, end - i)
-                pages = _strided(int(row[i]), count, step) if step else row[i : i + count]
-                yield _Run(item, i * size, pages, count, size)
-        if rest:
-            yield _Run(item, full * size, _strided(int(row[full]), 1, 1), 1, rest)
+            is_stretch = step == 1 and most[1] > 0
+            full = end if is_stretch else min(end, length // size)
+            for i in range(start, full, most[is_stretch]):
+                count = min(most[is_stretch], full - i)
+                if is_stretch or count == 1:
+                    yield _stretch(item, i, int(row[i]), count, size, length)
+                else:
+                    pages = _strided(int(row[i]), count, step) if step else row[i : i + count]
+                    yield _Run(item, i * size, pages, count)
+            if full < end:
+                yield _stretch(item, full, int(row[full]), 1, size, length)
+
+
+def _stretch(item: int, index: int, page: int, count: int, size: int, length: int) -> _Stretch:
+    return _Stretch(item, index * size, slice(page, page + count), count, min(count * size, length - index * size))
 
 
 def _progressions(pages: Array) -> Iterator[tuple[int, int]]:

@@ -36,7 +36,10 @@ class Pages(Paged):
     def of(cls, key: Array, value: Array, table: Array, lengths: list[int], width: DType) -> tuple["Pages", "Pages"]:
         """Return keys and values in the same pages, as many as the longest item has; what is no page may give anything."""
         table = np.minimum(np.maximum(table, 0), len(key) - 1)
-        pieces = cut(table, lengths, key.shape[2], math.prod(key.shape[1:]))
+        by_heads = all(a.strides[0] == a.shape[2] * a.strides[2] for a in (key, value))
+        is_copied = any(a.dtype != width for a in (key, value))
+        size, numbers = key.shape[2], math.prod(key.shape[1:])
+        pieces = cut(table, lengths, size, numbers, by_heads=by_heads, is_copied=is_copied)
         keys, values = (cls(a, table, lengths, pieces, width) for a in (key, value))
         return keys, values
 
@@ -52,15 +55,17 @@ class Pages(Paged):
 
     def scores(self, rows: Array) -> Array:
         """(B, Hkv, m, D) x (B, Hkv, Sk, D) -> (B, Hkv, m, Sk); behind the last page of an item it is 0."""
-        B, heads, m, _ = rows.shape
-        size, most = self.pool.shape[2], self.table.shape[1]
-        scores = np.zeros((B, heads, m, most, size), self.width)  # sums with what memory held before may warn
+        Sk = self.shape[2]
+        count = self.table.shape[1] * self.pool.shape[2] if self.pieces.are_scattered else Sk
+        is_full = not self.pieces.are_scattered and min(self.lengths, default=0) == Sk
+        make = np.empty if is_full else np.zeros  # sums with what memory held before may warn
+        scores = make((*rows.shape[:3], count), self.width)
 
         def do(i: int) -> None:
             self.pieces.all[i].scores(self.pool, rows, scores)
 
         self._visit(do)
-        return scores.reshape(B, heads, m, most * size)[..., : self.shape[2]]
+        return scores[..., :Sk]
 
     def outputs(self, weights: Array) -> Array:
         """(B, Hkv, m, Sk) @ (B, Hkv, Sk, D) -> (B, Hkv, m, D)."""
@@ -91,7 +96,7 @@ class Pages(Paged):
         """Do all pieces, or let several threads do some of them each."""
         count = len(self.pieces.all)
         with np.errstate(all="ignore"):  # nobody has asked for what lies behind the end
-            if count > 1 and self.pieces.pages * math.prod(self.pool.shape[1:]) >= _MANY:
+            if count > 1 and not self.pieces.are_large and self.pieces.pages * math.prod(self.pool.shape[1:]) >= _MANY:
                 with_blas_held_to_one(lambda threads: run_jobs(count, lambda: nullcontext(do), threads))
                 return
             for i in range(count):

@@ -52,7 +52,7 @@ def test_products_with_pages(order, lengths, m, threads, monkeypatch):
 
 @pytest.mark.parametrize("order", TABLES)
 def test_pages_at_equal_distances_are_read_as_one(order):
-    pieces = page_pieces.cut(TABLES[order], [48, 48], SIZE, SIZE * WIDTH)
+    pieces = page_pieces.cut(TABLES[order], [48, 48], SIZE, SIZE * WIDTH, by_heads=False, is_copied=False)
     assert pieces.are_scattered == (order not in RUNS)
     if order in RUNS:
         assert len(pieces.all) == RUNS[order]
