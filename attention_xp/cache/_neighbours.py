@@ -22,8 +22,8 @@ def in_stretches(rank: Any, items: Iterable[tuple[int, int]]) -> Any:
     if np.count_nonzero(is_free) < needed:  # who is left out is told elsewhere
         return order
     chosen, is_chosen = [], np.zeros(len(rank), bool)
-    for last, need in items:
-        page = last + 1 if last >= 0 else len(rank)
+    for last, missing in items:
+        page, need = last + 1 if last >= 0 else len(rank), missing
         while need > 0:
             if page >= len(rank) or not is_free[page]:
                 page = _place(is_free, need)

@@ -75,8 +75,13 @@ def attend_pages(
 
 def _has_few_rows(query: Array, key: Array, how: dict[str, Any]) -> bool:
     """Whether scores take no more memory than keys, so that the formula may compute them at once."""
-    rows = query.shape[2] * (query.shape[1] // key.shape[1])
-    return 0 < rows <= _FEW and query.shape[0] > 0 and how.get("impl", "auto") in ("auto", "dense")
+    return 0 < _rows(query, key) <= _FEW and query.shape[0] > 0 and how.get("impl", "auto") in ("auto", "dense")
+
+
+def _rows(query: Array, key: Array) -> int:
+    """Return how many rows share a key."""
+    rows: int = query.shape[2] * (query.shape[1] // key.shape[1])
+    return rows
 
 
 def _attend_where_they_lie(
@@ -103,7 +108,7 @@ def _attend_where_they_lie(
     how = plain(how) if columns.mask is None and columns.bias is None else {**how, "bias": columns.bias}
     dropout_rate = how.pop("dropout_rate", 0.0)
     problem = Problem.of(query, nothing[0], nothing[1], columns.mask, dropout_rate, how)  # type: ignore[arg-type]
-    paged = Pages.of(key, value, table[:, :count], known, problem.dtype)
+    paged = Pages.of(key, value, table[:, :count], known, problem.dtype, rows=_rows(query, key))
     found = attend_at_once(problem.with_keys(*paged), Wanted(lse=lse))
     return found.output, found.lse
 

@@ -14,6 +14,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+from attention_xp._engine.walkers.numpy.few_rows import scores_into, weighted
 from attention_xp._typing import Array
 
 __all__ = ["Piece", "Pieces", "cut"]
@@ -80,10 +81,10 @@ class _Stretch:
         return mine
 
     def scores(self, pool: Array, rows: Array, scores: Array) -> None:
-        np.matmul(rows[self.item], self._read(pool, scores).swapaxes(-1, -2), out=self._place(scores))
+        scores_into(self._place(scores), rows[self.item], self._read(pool, scores))
 
     def outputs(self, pool: Array, weights: Array) -> Array:
-        return (self._place(weights) @ self._read(pool, weights))[None]
+        return weighted(self._place(weights), self._read(pool, weights))[None]
 
 
 @dataclass(frozen=True)
@@ -137,27 +138,27 @@ class Pieces(NamedTuple):
 
     all: list[Piece]
     are_scattered: bool
-    are_large: bool  # few products, which BLAS gives to its threads
+    are_whole: bool  # few products, which BLAS gives to its threads
     pages: int  # of all
 
     @classmethod
-    def of(cls, pieces: Sequence[Piece], *, are_scattered: bool, are_large: bool = False) -> Self:
-        return cls(list(pieces), are_scattered, are_large, sum(piece.count for piece in pieces))
+    def of(cls, pieces: Sequence[Piece], *, are_scattered: bool, are_whole: bool = False) -> Self:
+        return cls(list(pieces), are_scattered, are_whole, sum(piece.count for piece in pieces))
 
 
-def cut(table: Array, lengths: list[int], size: int, numbers: int, *, by_heads: bool, is_copied: bool) -> Pieces:
+def cut(table: Array, lengths: list[int], size: int, numbers: int, *, by_heads: bool, at_once: bool) -> Pieces:
     """Return the pieces of a table (B, pages of an item) as far as lengths reach; a page has so many numbers.
 
-    `by_heads` says that pages of a head follow each other in memory, and `is_copied` that reading them copies them, for
-    instance into another dtype.
+    `by_heads` says that pages of a head follow each other in memory, and `at_once` that neighbours among these are read by one
+    product, however many they are.
     """
     most = max(1, _PIECE // max(numbers, 1))
     limit = _SHORT + sum(-(-length // size) for length in lengths) // _SHORT
-    stretch = 0 if not by_heads else most if is_copied else table.shape[1]
+    stretch = 0 if not by_heads else table.shape[1] if at_once else most
     found = list(itertools.islice(_runs(table, lengths, size, (most, stretch)), limit + 1))
     if len(found) <= limit:
-        are_large = not is_copied and all(isinstance(piece, _Stretch) for piece in found)
-        return Pieces.of(found, are_scattered=False, are_large=are_large)
+        are_whole = at_once and all(isinstance(piece, _Stretch) for piece in found)
+        return Pieces.of(found, are_scattered=False, are_whole=are_whole)
     is_reached = np.arange(table.shape[1])[None, :] * size < np.asarray(lengths, np.int64)[:, None]
     return Pieces.of(list(_scattered(np.where(is_reached, table, -1), most)), are_scattered=True)
 

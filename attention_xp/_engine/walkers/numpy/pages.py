@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from attention_xp._engine.tile.products import Paged
+from attention_xp._engine.walkers.numpy.few_rows import is_in_blocks
 from attention_xp._engine.walkers.numpy.page_pieces import Pieces, cut
 from attention_xp._engine.walkers.numpy.pool import run_jobs, with_blas_held_to_one
 from attention_xp._typing import Array, DType
@@ -33,13 +34,18 @@ class Pages(Paged):
     width: DType  # of the computation
 
     @classmethod
-    def of(cls, key: Array, value: Array, table: Array, lengths: list[int], width: DType) -> tuple["Pages", "Pages"]:
-        """Return keys and values in the same pages, as many as the longest item has; what is no page may give anything."""
+    def of(
+        cls, key: Array, value: Array, table: Array, lengths: list[int], width: DType, *, rows: int
+    ) -> tuple["Pages", "Pages"]:
+        """Return keys and values in the same pages, as many as the longest item has; what is no page may give anything.
+
+        They will be multiplied by so many rows of each key/value head.
+        """
         table = np.minimum(np.maximum(table, 0), len(key) - 1)
         by_heads = all(a.strides[0] == a.shape[2] * a.strides[2] for a in (key, value))
-        is_copied = any(a.dtype != width for a in (key, value))
+        at_once = not is_in_blocks(rows) and all(a.dtype == width for a in (key, value))
         size, numbers = key.shape[2], math.prod(key.shape[1:])
-        pieces = cut(table, lengths, size, numbers, by_heads=by_heads, is_copied=is_copied)
+        pieces = cut(table, lengths, size, numbers, by_heads=by_heads, at_once=at_once)
         keys, values = (cls(a, table, lengths, pieces, width) for a in (key, value))
         return keys, values
 
@@ -96,7 +102,7 @@ class Pages(Paged):
         """Do all pieces, or let several threads do some of them each."""
         count = len(self.pieces.all)
         with np.errstate(all="ignore"):  # nobody has asked for what lies behind the end
-            if count > 1 and not self.pieces.are_large and self.pieces.pages * math.prod(self.pool.shape[1:]) >= _MANY:
+            if count > 1 and not self.pieces.are_whole and self.pieces.pages * math.prod(self.pool.shape[1:]) >= _MANY:
                 with_blas_held_to_one(lambda threads: run_jobs(count, lambda: nullcontext(do), threads))
                 return
             for i in range(count):

@@ -40,7 +40,7 @@ def test_products_with_pages(order, lengths, m, threads, monkeypatch):
     for b, length in enumerate(lengths):
         table[b, -(-length // SIZE) :] = 99  # entries that no length reaches may be anything
     given = table[:, : -(-max(lengths) // SIZE)]
-    keys, values = pages.Pages.of(pool, pool, given, lengths, np.dtype("float64"))
+    keys, values = pages.Pages.of(pool, pool, given, lengths, np.dtype("float64"), rows=m)
     whole, rows, weights = in_order(pool, table, lengths), normal(2, 2, m, WIDTH), normal(2, 2, m, max(lengths))
     is_there = np.arange(max(lengths)) < np.asarray(lengths)[:, None, None, None]
     weights = np.where(is_there, weights, 0.0)
@@ -52,7 +52,7 @@ def test_products_with_pages(order, lengths, m, threads, monkeypatch):
 
 @pytest.mark.parametrize("order", TABLES)
 def test_pages_at_equal_distances_are_read_as_one(order):
-    pieces = page_pieces.cut(TABLES[order], [48, 48], SIZE, SIZE * WIDTH, by_heads=False, is_copied=False)
+    pieces = page_pieces.cut(TABLES[order], [48, 48], SIZE, SIZE * WIDTH, by_heads=False, at_once=True)
     assert pieces.are_scattered == (order not in RUNS)
     if order in RUNS:
         assert len(pieces.all) == RUNS[order]
