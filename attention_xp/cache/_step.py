@@ -165,6 +165,8 @@ def _wrong(xp: Namespace, cache: Any, reach: int | None, known: list[int] | None
     if isinstance(cache, PagedCache):
         size, count = cache.key_pages.shape[2], cache.key_pages.shape[0]
         table = cache.block_table if known is None else cache.block_table[:, : -(-max(known, default=0) // size)]
+        if known is not None and max(known, default=0) <= most and not xp.any((table < 0) | (table >= count)):
+            return None
         wrong = missing(xp, table, lengths, size, count)
     elif isinstance(cache, StaticCache):
         wrong = lengths > most

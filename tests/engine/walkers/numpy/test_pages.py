@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from attention_xp._engine.walkers.numpy import page_pieces, pages
+from attention_xp._engine.walkers.numpy import few_rows, page_pieces, pages
 from tests._inputs import normal
 
 SIZE, WIDTH, MOST = 4, 6, 12
@@ -28,15 +28,23 @@ def in_order(pool, table, lengths):
     return whole
 
 
+@pytest.mark.parametrize("layout", ["by pages", "by heads", "by heads, copied"])
 @pytest.mark.parametrize("threads", [False, True])
 @pytest.mark.parametrize("m", [1, 3])
 @pytest.mark.parametrize("lengths", [[48, 48], [47, 13], [4, 30], [0, 5]], ids=str)
 @pytest.mark.parametrize("order", TABLES)
-def test_products_with_pages(order, lengths, m, threads, monkeypatch):
+def test_products_with_pages(order, lengths, m, threads, layout, monkeypatch):
     monkeypatch.setattr(page_pieces, "_PIECE", 5 * SIZE * WIDTH)
+    monkeypatch.setattr(few_rows, "has_small_kernels", lambda: True)
+    monkeypatch.setattr(few_rows, "_MOST_KEYS", 16)
     if threads:
         monkeypatch.setattr(pages, "_MANY", 1)
-    table, pool = TABLES[order].copy(), normal(50, 2, SIZE, WIDTH).astype("float32")
+    table, pool = (
+        TABLES[order].copy(),
+        normal(50, 2, SIZE, WIDTH).astype("float32" if "copied" in layout else "float64"),
+    )
+    if "by heads" in layout:
+        pool = np.ascontiguousarray(pool.swapaxes(0, 1)).swapaxes(0, 1)
     for b, length in enumerate(lengths):
         table[b, -(-length // SIZE) :] = 99  # entries that no length reaches may be anything
     given = table[:, : -(-max(lengths) // SIZE)]
@@ -54,6 +62,22 @@ def test_products_with_pages(order, lengths, m, threads, monkeypatch):
 def test_pages_at_equal_distances_are_read_as_one(order):
     pieces = page_pieces.cut(TABLES[order], [48, 48], SIZE, SIZE * WIDTH, by_heads=False, at_once=True)
     assert pieces.are_scattered == (order not in RUNS)
+    assert not pieces.are_whole
     if order in RUNS:
         assert len(pieces.all) == RUNS[order]
         assert all(isinstance(piece.pages, slice) for piece in pieces.all) == (order != "one page throughout")
+
+
+def test_neighbours_whose_heads_lie_together_are_read_by_one_product():
+    table = TABLES["one behind the other"]
+    pieces = page_pieces.cut(table, [48, 13], SIZE, SIZE * WIDTH, by_heads=True, at_once=True)
+    assert pieces.are_whole
+    assert [(piece.count, piece.keys) for piece in pieces.all] == [(12, 48), (4, 13)]
+
+
+def test_what_is_read_as_one_lies_where_it_lay():
+    """No gathered copy: what is written into the pool afterwards shows in the products."""
+    pool = np.zeros((2, 50, SIZE, WIDTH)).swapaxes(0, 1)
+    keys, _ = pages.Pages.of(pool, pool, TABLES["one behind the other"], [48, 48], pool.dtype, rows=1)
+    pool[...] = 1.0
+    np.testing.assert_array_equal(keys.scores(np.ones((2, 2, 1, WIDTH))), np.full((2, 2, 1, 48), WIDTH))
