@@ -132,7 +132,7 @@ def gradients_of(bias: Bias, region: Region, grad_scores: Array) -> tuple[Array,
     expected = [tuple(array.shape) for array in bias.arrays]
     if not expected:
         return ()
-    found = bias.vjp(region, grad_scores)
+    found: Any = bias.vjp(region, grad_scores)  # what a class of the user makes of it
     given = [tuple(getattr(piece, "shape", ())) for piece in found] if isinstance(found, tuple | list) else found
     if given != expected:
         raise ValueError(

@@ -242,7 +242,8 @@ class _Worker:
 
     def _add_of_rule(self, i: int, pieces: tuple[Array, ...], later: _Later) -> None:
         """Add to the gradients of the arrays of a bias that is a rule: later, for every tile may add to all of each."""
-        for n, (whole, piece) in enumerate(zip(self.walk.addends[i], pieces, strict=True)):
+        wholes: Any = self.walk.addends[i]
+        for n, (whole, piece) in enumerate(zip(wholes, pieces, strict=True)):
             part = later.setdefault((i, n), (whole, np.zeros_like(whole)))[1]
             np.add(part, piece, out=part, casting="same_kind")
 
