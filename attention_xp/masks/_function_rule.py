@@ -1,5 +1,6 @@
 """Masks given by a function of the user."""
 
+import inspect
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -33,7 +34,7 @@ class FunctionMask(Mask):
     Raises
     ------
     TypeError
-        If `mask_mod` is not callable or, when it is used, does not return a boolean array.
+        If `mask_mod` is not callable or, when it is used, does not take four arguments or return a boolean array.
     ValueError
         If `batch` or `heads` is below 1.
 
@@ -77,6 +78,22 @@ class FunctionMask(Mask):
         """Return the flags that the function returns."""
         return self.mask_mod(region.b, region.h, region.q_idx, region.kv_idx)
 
+    def _mistake(self, error: Exception) -> str | None:
+        if isinstance(error, TypeError) and not _takes_four(self.mask_mod):
+            return f"mask_mod must take four arguments, mask_mod(b, h, q_idx, kv_idx): {error}"
+        return super()._mistake(error)
+
     @property
     def _author(self) -> str:
         return "mask_mod"
+
+
+def _takes_four(function: MaskMod) -> bool:
+    """Whether a function can be called with four arguments; True where Python cannot know."""
+    try:
+        inspect.signature(function).bind(*range(4))
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True

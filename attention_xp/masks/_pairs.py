@@ -95,14 +95,21 @@ class Pairs(Rule):
         try:
             keep = self.allowed(region)
         except (RuntimeError, TypeError, ValueError) as error:
-            if _TRUTH.search(str(error)) is None:
+            mistake = self._mistake(error)
+            if mistake is None:
                 raise
-            raise TypeError(
-                f"{self._author} asks whether an array is true: combine conditions on arrays with &, | and ~, each in "
-                "parentheses, not with and, or, not, if or a chain such as 0 <= x < n"
-            ) from error
+            raise TypeError(mistake) from error
         check_result(region.xp, self._author, keep, region.sizes, "boolean")
         return filled_up(region.xp, keep, len(region.sizes))
+
+    def _mistake(self, error: Exception) -> str | None:
+        """Return what is wrong with `allowed` where an error that it raised is one of those that are often made."""
+        if _TRUTH.search(str(error)) is None:
+            return None
+        return (
+            f"{self._author} asks whether an array is true: combine conditions on arrays with &, | and ~, each in "
+            "parentheses, not with and, or, not, if or a chain such as 0 <= x < n"
+        )
 
     @property
     def _author(self) -> str:

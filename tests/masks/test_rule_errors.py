@@ -140,6 +140,28 @@ def test_arrays_that_are_asked_whether_they_are_true(library, make, impl, mask_m
         flash_attention(x, x, x, masks.FunctionMask(mask_mod), impl=impl)
 
 
+@pytest.mark.parametrize(
+    "mask_mod", [lambda q_idx, kv_idx: q_idx >= kv_idx, lambda b, h, q, k, more: q >= k], ids=["2", "5"]
+)
+def test_functions_of_too_few_or_too_many_arguments(mask_mod):
+    mask = masks.FunctionMask(mask_mod)
+    for ask in (
+        lambda: mask.to_array(3, 3),
+        lambda: attend(mask, "dense"),
+        lambda: attend(mask & masks.CausalMask(), "tiled"),
+    ):
+        with pytest.raises(
+            TypeError, match=r"mask_mod must take four arguments, mask_mod\(b, h, q_idx, kv_idx\): .*argument"
+        ):
+            ask()
+
+
+def test_other_errors_of_types_in_a_function_come_as_they_are():
+    mask = masks.FunctionMask(lambda b, h, q_idx, kv_idx: q_idx >= None)
+    with pytest.raises(TypeError, match="NoneType"):
+        mask.to_array(3, 3)
+
+
 def test_rules_of_the_user_are_told_too():
     class Near(masks.Mask):
         def allowed(self, region):
