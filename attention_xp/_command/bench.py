@@ -69,7 +69,7 @@ def _can_draw(args: argparse.Namespace) -> bool:
     try:
         from attention_xp._command.plot import formats  # noqa: PLC0415
     except ImportError:
-        warn("--output needs matplotlib: pip install 'attention-xp[viz]'")
+        warn('--output needs matplotlib: pip install "attention-xp[viz]"')
         return False
     if args.output.suffix[1:].lower() not in formats():
         args.parser.error(f"--output must end in one of {', '.join(formats())}, got {str(args.output)!r}")

@@ -39,7 +39,7 @@ def __getattr__(name: str) -> object:
     except ModuleNotFoundError as error:
         if error.name != "dask":
             raise
-        raise ImportError(f"{name} needs Dask: pip install 'attention-xp[dask]'", name="dask") from error
+        raise ImportError(f'{name} needs Dask: pip install "attention-xp[dask]"', name="dask") from error
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,6 @@
 """Pictures of attention: weights, masks, positions and statistics, with matplotlib and in the browser.
 
-``pip install 'attention-xp[viz]'`` brings matplotlib, which is imported when something is plotted, and anywidget, by which
+``pip install "attention-xp[viz]"`` brings matplotlib, which is imported when something is plotted, and anywidget, by which
 `head_view` is a widget in notebooks. Functions take arrays of any library, on any device.
 
 Examples

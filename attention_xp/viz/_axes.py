@@ -7,7 +7,15 @@ import numpy as np
 
 from attention_xp.viz._tokens import shown
 
-__all__ = ["COLOURS", "add_colour_bar", "colours_of_heads", "label_heads", "label_tokens", "new_axes"]
+__all__ = [
+    "COLOURS",
+    "add_colour_bar",
+    "colours_of_heads",
+    "label_heads",
+    "label_tokens",
+    "new_axes",
+    "write_numbers",
+]
 
 COLOURS = "viridis"  # its steps look alike to all eyes, and its lightness alone tells them apart
 _SMALLEST, _LARGEST = 5.5, 10.0  # points of a label
@@ -20,7 +28,7 @@ def new_axes(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.4, 
     try:
         from matplotlib import pyplot as plt  # noqa: PLC0415
     except ImportError as error:
-        raise ImportError("attention_xp.viz plots with matplotlib: pip install 'attention-xp[viz]'") from error
+        raise ImportError('attention_xp.viz plots with matplotlib: pip install "attention-xp[viz]"') from error
     return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")[1]
 
 
@@ -43,10 +51,21 @@ def label_tokens(axis: Any, tokens: list[str] | None, count: int, length: float)
             label.set(rotation=90, va="top")
 
 
-def add_colour_bar(image: Any, axes: Any, label: str) -> None:
+def write_numbers(image: Any, side: float) -> None:
+    """Write into each cell of an image, so many points wide, its number with two digits, dark on light or light on dark."""
+    values = np.asarray(image.get_array())
+    lightness = image.cmap(image.norm(values))[..., :3] @ [0.2126, 0.7152, 0.0722]
+    for (row, column), value in np.ndenumerate(values):
+        colour = "black" if lightness[row, column] > 0.5 else "white"
+        image.axes.text(
+            column, row, f"{value:.2f}", color=colour, fontsize=min(0.36 * side, _LARGEST), ha="center", va="center"
+        )
+
+
+def add_colour_bar(image: Any, axes: Any, label: str, extend: str = "neither") -> None:
     """Add a colour bar with what its numbers are."""
     figure = np.ravel(axes)[0].figure
-    figure.colorbar(image, ax=axes, label=label, shrink=0.8, fraction=0.08)
+    figure.colorbar(image, ax=axes, label=label, shrink=0.8, fraction=0.08, extend=extend)
 
 
 def colours_of_heads(count: int) -> Any:

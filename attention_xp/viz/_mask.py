@@ -19,6 +19,7 @@ _SIDE = 128  # blocks of pairs along a longer side
 _TILES = 16  # along a side, unless tiles are given
 # Of three kinds of lightness, and apart for all eyes: nothing is computed, all is, and each pair is asked about.
 _KINDS = {"skipped": "#f2f2f2", "mixed": "#f0b040", "whole": "#4c9cd0"}
+_SHADE = 0.5  # of black above a pair that is allowed
 
 
 def plot_mask(
@@ -121,16 +122,31 @@ def _draw_pairs(axes: Any, shares: Any, sizes: tuple[int, int], query_offset: in
     edges = -0.5, Sk - 0.5, query_offset + Sq - 0.5, query_offset - 0.5
     aspect = "equal" if max(sizes) <= 4 * min(sizes) else "auto"
     shade = np.zeros((*shares.shape, 4))
-    shade[..., 3] = 0.5 * shares
+    shade[..., 3] = _SHADE * shares
     axes.imshow(shade, extent=edges, interpolation="nearest", aspect=aspect, zorder=1)
 
 
 def _add_legend(axes: Any, kinds: Any) -> None:
+    from matplotlib.legend_handler import HandlerTuple  # noqa: PLC0415
     from matplotlib.patches import Patch  # noqa: PLC0415
 
-    handles = [Patch(facecolor="#00000080", label="allowed pair")]
+    # An allowed pair darkens the colour of its tile: one sample for each kind of tile that can have some.
+    pairs = tuple(Patch(facecolor=_darkened(_KINDS[kind]), linewidth=0) for kind in ("mixed", "whole"))
+    handles: list[Any] = [pairs]
+    labels = ["allowed pair"]
     for kind, (name, colour) in enumerate(_KINDS.items()):
         count = int((kinds == kind).sum())
         text = f"{count} {'tile' if count == 1 else 'tiles'} {name}"
-        handles.append(Patch(facecolor=colour, edgecolor="#808080", linewidth=0.5, label=text))
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
+        handles.append(Patch(facecolor=colour, edgecolor="#808080", linewidth=0.5))
+        labels.append(text)
+    axes.legend(
+        handles, labels, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False,
+        handler_map={tuple: HandlerTuple(ndivide=None, pad=0)},
+    )  # fmt: skip
+
+
+def _darkened(colour: str) -> Any:
+    """Return a colour as it is seen below the shade of an allowed pair."""
+    from matplotlib.colors import to_rgb  # noqa: PLC0415
+
+    return tuple((1.0 - _SHADE) * part for part in to_rgb(colour))

@@ -29,8 +29,8 @@ def plot_statistics(statistics: AttentionStatistics[Any], *, ax: Sequence[Any] |
     Returns
     -------
     array of Axes
-        Two: the entropy of each query in nats, a line for each head, below the dotted line of weights that are all the same;
-        and the sum of the weights that each key receives. Long sequences are drawn as means of neighbours, as the labels say.
+        Two: the entropy of each query in nats, a line for each head, below the dotted line of weights that are the same for
+        all keys; and the sum of the weights that each key receives. Long sequences are drawn as means of neighbours, as the labels say.
 
     Raises
     ------
@@ -44,7 +44,8 @@ def plot_statistics(statistics: AttentionStatistics[Any], *, ax: Sequence[Any] |
     Notes
     -----
     `attention_statistics` needs memory linear in the lengths, and so does this picture. The exponential of the entropy is the
-    number of keys among which the weights would be shared out evenly.
+    number of keys among which the weights would be shared out evenly. A query that may attend ``n`` keys cannot have more than
+    ``log(n)``: in causal order the first has 0 whatever the weights, and row ``i``, counted from 0, at most ``log(i + 1)``.
 
     Examples
     --------
@@ -66,7 +67,7 @@ def plot_statistics(statistics: AttentionStatistics[Any], *, ax: Sequence[Any] |
     above, below = ax
     limit = math.log(totals.shape[1])
     mean = _draw_lines(above, entropy)
-    even = above.axhline(limit, color="0.4", linestyle=":", label=f"all weights the same: log {totals.shape[1]}")
+    even = above.axhline(limit, color="0.4", linestyle=":", label=f"even over all keys: log {totals.shape[1]}")
     above.set(xlabel=f"query row{mean}", ylabel="entropy (nats)", title="How widely each query attends")
     above.set_ylim(bottom=0.0, top=1.08 * limit or 1.0)
     mean = _draw_lines(below, totals)

@@ -13,8 +13,11 @@ from attention_xp._typing import Array
 __all__ = ["check_index", "weights_of_heads", "weights_of_layers"]
 
 
-def weights_of_heads(weights: Array, name: str = "weights") -> Any:
-    """Return the weights of one batch item, (H, Sq, Sk), as an array of NumPy; H is 1 without a heads axis."""
+def weights_of_heads(weights: Array, name: str = "weights", layers: str = "") -> Any:
+    """Return the weights of one batch item, (H, Sq, Sk), as an array of NumPy; H is 1 without a heads axis.
+
+    `layers` is what an error adds about an array whose first axis may be that of layers.
+    """
     xp = common_namespace(**{name: weights})
     check_floating(xp, **{name: weights})
     shape = tuple(weights.shape)
@@ -24,7 +27,7 @@ def weights_of_heads(weights: Array, name: str = "weights") -> Any:
             f"{shapes(**{name: weights})}"
         )
     if len(shape) > 2 and shape[0] != 1:
-        remedy = f"{name}[i:i + 1] has those of one" + (f", {name}[None] has heads" if len(shape) == 3 else "")
+        remedy = f"{name}[i:i + 1] has those of one" + (f", {name}[None] has heads" if len(shape) == 3 else layers)
         raise ValueError(
             f"{name} has {shape[0]} batch items: expected one, {name} (1, H, Sq, Sk), (1, Sq, Sk) or (Sq, Sk), "
             f"{shapes(**{name: weights})}; {remedy}"
@@ -39,7 +42,7 @@ def weights_of_heads(weights: Array, name: str = "weights") -> Any:
 def weights_of_layers(weights: Any) -> list[Any]:
     """Return the weights of each layer, (H, Sq, Sk), from those of one layer or a list of them, all of one shape."""
     if not isinstance(weights, list | tuple):
-        return [weights_of_heads(weights)]
+        return [weights_of_heads(weights, layers="; if these are layers, give list(weights[:, None])")]
     if not weights:
         raise ValueError("weights must hold at least one layer, got none")
     layers = [weights_of_heads(layer, f"weights[{i}]") for i, layer in enumerate(weights)]

@@ -60,7 +60,7 @@ def test_without_matplotlib_it_says_so(monkeypatch, capsys, tmp_path):
     monkeypatch.delitem(sys.modules, "attention_xp._command.plot", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main(["bench", "--output", str(tmp_path / "x.svg")]) == 1
-    assert "pip install 'attention-xp[viz]'" in capsys.readouterr().err
+    assert 'pip install "attention-xp[viz]"' in capsys.readouterr().err
 
 
 def test_a_library_that_is_missing_fails(monkeypatch, capsys):

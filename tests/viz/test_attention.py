@@ -40,7 +40,7 @@ def test_one_head():
     assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == ("head 1", "key", "query")
     assert labels(axes.xaxis) == labels(axes.yaxis) == ["a", "b", "c", "d"]
     (bar,) = [other for other in axes.figure.axes if other is not axes]
-    assert bar.get_ylabel() == "attention weight"
+    assert bar.get_ylabel() == "attention weight (square-root colours)"
     assert axes.images[0].get_cmap().name == "viridis"
 
 
@@ -53,6 +53,32 @@ def test_a_grid_of_heads(head, heads):
         np.testing.assert_allclose(drawn(axes), weights[0, i], rtol=1e-6)
         assert axes.images[0].get_clim() == (0.0, pytest.approx(weights[0, heads].max()))
     assert len(grid[0].figure.axes) == len(heads) + 1  # and one colour bar
+
+
+@pytest.mark.parametrize("head", [None, "all"])
+def test_colours_and_the_largest_weight_can_be_chosen(head):
+    weights = weights_of(1, 2, 4, 4)
+    for vmax, end in ((1.0, "neither"), (0.25, "max")):
+        axes = np.ravel(plot_attention(weights, head=head, vmax=vmax, cmap="Greys"))[-1]
+        (image,) = axes.images
+        assert (image.get_clim(), image.get_cmap().name, image.colorbar.extend) == ((0.0, vmax), "Greys", end)
+        quarter = image.norm(vmax / 4)
+        assert quarter == pytest.approx(0.5)  # colours are a square root
+
+
+@pytest.mark.parametrize("head", [None, "all"])
+def test_numbers_stand_in_their_cells(head):
+    weights = weights_of(1, 2, 5, 5)
+    axes = np.ravel(plot_attention(weights, head=head, numbers=True))[0]
+    axes.figure.canvas.draw()
+    shown = weights[0].mean(axis=0) if head is None else weights[0, 0]
+    assert [text.get_text() for text in axes.texts] == [f"{weight:.2f}" for weight in shown.ravel()]
+    cell = axes.get_window_extent().width / 5
+    for text, (row, column) in zip(axes.texts, np.ndindex(5, 5), strict=True):
+        assert text.get_position() == (column, row)
+        assert text.get_window_extent().width < cell
+        dark = axes.images[0].to_rgba(shown[row, column])[:3] @ np.asarray([0.2126, 0.7152, 0.0722]) < 0.5
+        assert text.get_color() == ("white" if dark else "black")
 
 
 @pytest.mark.parametrize("count", [1, 10, 100])
@@ -116,6 +142,10 @@ def test_tokens_of_keys_and_queries():
         ((np.eye(3),), {"head": 1.0}, TypeError, "head must be an int.*got float"),
         ((np.eye(3),), {"head": []}, ValueError, "at least one head"),
         ((np.eye(3),), {"head": "all", "ax": object()}, ValueError, "ax can be given for one picture"),
+        ((np.eye(3),), {"vmax": 0}, ValueError, "vmax must be positive, got 0"),
+        ((np.eye(3),), {"cmap": "rosy"}, ValueError, "rosy"),
+        ((np.eye(3),), {"numbers": 2}, TypeError, "numbers must be a bool"),
+        ((np.eye(65),), {"numbers": True}, ValueError, "up to 64 queries and keys, got 65"),
     ],
 )
 def test_errors(arguments, options, error, text):

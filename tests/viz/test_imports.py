@@ -25,5 +25,5 @@ print({"matplotlib", "anywidget", "ipywidgets", "torch", "jax"} & set(sys.module
 
 def test_what_is_missing_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r"pip install 'attention-xp\[viz\]'"):
+    with pytest.raises(ImportError, match=r'pip install "attention-xp\[viz\]"'):
         plot_mask(CausalMask(), 4, 4)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.patches import Patch
 
 from attention_xp.masks import BlockMask, CausalMask, FunctionMask, LengthMask, WindowMask
 from attention_xp.viz import plot_mask
@@ -83,6 +84,14 @@ def test_axes_hold_the_whole_mask(sizes):
 def test_an_array_of_any_library(make):
     keep = np.tril(np.ones((5, 7), bool))
     np.testing.assert_array_equal(pairs_of(plot_mask(make(keep), 5, 7)) > 0, keep)
+
+
+def test_the_legend_has_the_colours_of_allowed_pairs():
+    axes = plot_mask(CausalMask(), 8, 8, tile=(4, 4))
+    seen = {tuple(patch.get_facecolor()[:3]) for patch in axes.get_legend().findobj(Patch)}
+    kinds = axes.collections[0].get_cmap()([MIXED, WHOLE])[:, :3]
+    shade = np.asarray(axes.images[0].get_array())[7, 0, 3]
+    assert {tuple(np.round((1 - shade) * kind, 6)) for kind in kinds} <= {tuple(np.round(colour, 6)) for colour in seen}
 
 
 def test_lightness_alone_tells_kinds_apart():
