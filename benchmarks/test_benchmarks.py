@@ -32,6 +32,7 @@ def turns(*walls):
 def test_duel_takes_the_median_of_the_pairwise_ratios_and_drops_the_first_turn():
     outcome = duel(turns(9, 1, 2, 30), turns(9, 1, 4, 10), Pace(rounds=3, limit=1000))
     assert (outcome.ours, outcome.theirs, outcome.ratio, outcome.difference) == (2, 4, 1, 0)
+    assert outcome.middle == outcome.pairs[0]  # whose ratio is the median
     assert outcome.cpu_ratio == 1
 
 

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         say()
         table(place.name, ("length", "ms", "against", "its ms", "ratio"), list(map(_cells, points)))
     say()
-    say("ratio: our time to that of the other, the median of pairs in turns")
+    say("ratio: our time to that of the other; both are of one pair of turns, that with the median ratio")
     for sentence in missing:
         say(sentence)
     if args.output is not None:

@@ -18,13 +18,16 @@ PACE = Pace(rounds=7, turn=0.05, limit=6.0)
 
 @dataclass(frozen=True)
 class Point:
-    """Seconds at one length, and the median ratio; ours alone where the other could not hold the scores."""
+    """Seconds at one length, of the pair with the median ratio; ours alone where the other could not hold the scores."""
 
     length: int
     other: str
     ours: float
     theirs: float | None = None
-    ratio: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.theirs is None else self.ours / self.theirs
 
 
 def measured(places: list[Place], calls: list[Call]) -> dict[Place, list[Point]]:
@@ -46,4 +49,4 @@ def _point(place: Place, call: Call) -> Point:
         return Point(call.queries, FORMULA, median(turns))
     name, theirs = peer(place, call, arrays)
     found = duel(partial(take_turn, ours), partial(take_turn, theirs), PACE)
-    return Point(call.queries, name, found.ours, found.theirs, found.ratio)
+    return Point(call.queries, name, *(turn.wall for turn in found.middle))

@@ -48,6 +48,11 @@ class Duel:
         return median(a.wall / b.wall for a, b in self.pairs)
 
     @property
+    def middle(self) -> tuple[Turn, Turn]:
+        """The pair whose ratio is the median, the lower of two: times that belong to each other."""
+        return sorted(self.pairs, key=lambda pair: pair[0].wall / pair[1].wall)[(len(self.pairs) - 1) // 2]
+
+    @property
     def cpu_ratio(self) -> float:
         """Median of the pairwise ratios of the processor times."""
         return median(a.cpu / b.cpu if b.cpu else math.nan for a, b in self.pairs)

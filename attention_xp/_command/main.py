@@ -15,7 +15,7 @@ COMMANDS = {
     "check": "compute attention with every array library of this machine, and compare with the formula (the default)",
     "bench": "measure attention against the kernels of the libraries, for sequences of many lengths",
     "explain": "tell what a call will do before it is made: kernel, tiles, seconds and memory",
-    "show": "show how a small language model attends to the words of a sentence",
+    "show": "show how a small language model, all-MiniLM-L6-v2, attends to the words of a sentence",
     "plan": "tell how to share a call out to several machines",
 }
 _INTERRUPTED = 130  # as shells have it

