@@ -59,7 +59,7 @@ class HeadView:
 
     def _repr_html_(self) -> str:
         """Return the page in a frame, for notebooks without the widget, and for what is made of notebooks."""
-        return framed(page_of(self._view, *self._now))
+        return framed(self._view, *self._now)
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
         """Return the widget for notebooks, or nothing where anywidget is not installed: they then show the frame."""

@@ -16,6 +16,11 @@ from attention_xp.viz._tokens import shown
 __all__ = ["Packed", "framed", "packed", "page_of", "static"]
 
 _THUMB = 24  # pixels of a longer side of a thumbnail
+_ROWS = {24: 28, 60: 22}  # pixels of a token, where there are up to so many
+_LOWEST_ROW = 18
+_CELL, _MOST_OF_CELLS = 28, 420  # pixels of a cell of the picker, and of all at most
+_TEXTS, _HEADING = 116, 68  # pixels of the lines above and below the tokens; of the title and the margins
+_MOST_OF_TOKENS = 520  # pixels in a frame, where they scroll
 _TITLE = "Attention, head by head"
 
 
@@ -41,6 +46,7 @@ def packed(layers: list[Any], queries: list[str], keys: list[str]) -> Packed:
         "queries": [shown(token) for token in queries],
         "keys": [shown(token) for token in keys],
         "scale": scale,
+        "row": next((row for most, row in _ROWS.items() if max(codes.shape[-2:]) <= most), _LOWEST_ROW),
         "thumbRows": thumbs.shape[-2],
         "thumbColumns": thumbs.shape[-1],
     }
@@ -81,12 +87,24 @@ def page_of(view: Packed, layer: int, head: int) -> str:
     )
 
 
-def framed(page: str) -> str:
-    """Return a page in a frame that keeps it apart from the notebook around it."""
+def framed(view: Packed, layer: int, head: int) -> str:
+    """Return the page in a frame that keeps it apart from the notebook around it, and is as high as what it shows."""
+    beside, below, width = _frame(view)
+    # Where it is too narrow for both, the tokens stand below the picker: the product is huge there, and negative elsewhere.
+    height = f"height:{below}px;height:clamp({beside}px,({width}px - 100cqi)*999,{below}px)"
     return (
-        f'<iframe title="{escape(_TITLE)}" sandbox="allow-scripts" srcdoc="{escape(page)}" '
-        'style="width:100%;height:640px;border:0"></iframe>'
+        f'<div style="container-type:inline-size"><iframe title="{escape(_TITLE)}" sandbox="allow-scripts" '
+        f'srcdoc="{escape(page_of(view, layer, head))}" style="width:100%;{height};border:0"></iframe></div>'
     )
+
+
+def _frame(view: Packed) -> tuple[int, int, int]:
+    """Return the height with the picker beside the tokens, that with it above them, and the width that the first takes."""
+    layers, heads, Sq, Sk = view.codes.shape
+    body = min(max(Sq, Sk) * view.about["row"] + 18, _MOST_OF_TOKENS) + _TEXTS
+    picker = min((layers + 1) * _CELL + 6, _MOST_OF_CELLS) + 24
+    width = min((heads + 1) * _CELL + 6, _MOST_OF_CELLS) + 28 + 420 + 24
+    return _HEADING + max(body, picker), _HEADING + body + 12 + picker, width
 
 
 def _text(codes: Any) -> str:

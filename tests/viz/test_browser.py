@@ -117,6 +117,7 @@ def test_pointing_at_a_token_shows_its_lines_alone(page, weights):
     option(page, "key", 1).hover()
     assert_shares(shares(page, "query"), weights[1][0, 2, :, 1])
     assert page.locator(".axp-detail").inner_text().startswith("Key 1 “token1” is attended by ")
+    assert page.locator(".axp-body .axp-muted").inner_text() == "Lines: of 55 weights above 0 the 9 of this key."
     page.mouse.move(5, 5)
     assert ink(page) == everything
 
@@ -328,6 +329,40 @@ def test_the_chosen_thumbnail_is_seen_among_many(browser, tmp_path):
     assert shown(page) == "Layer 0, head 0."
     assert page.evaluate(seen)
     assert page.evaluate("() => window.scrollY") == 0
+    page.close()
+
+
+@pytest.mark.parametrize("width", [340, 700, 1100])
+@pytest.mark.parametrize("length", [3, 15, 200])
+def test_all_is_in_sight_in_a_frame(browser, tmp_path, width, length):
+    view = head_view([weights_of(1, 12, length, length)] * 6, tokens_of(length))
+    path = tmp_path / "notebook.html"
+    path.write_text(f"<!doctype html><meta charset=utf-8><body style='margin:0'>{view._repr_html_()}", "utf-8")
+    page = browser.new_page(viewport={"width": width, "height": 1200})
+    page.goto(path.as_uri())
+    frame = page.frame_locator("iframe")
+    frame.locator(".axp-query [role=option]").first.click()
+    height = page.locator("iframe").bounding_box()["height"]
+    detail = frame.locator(".axp-detail").bounding_box()
+    lists = frame.locator(".axp-scroll").bounding_box()
+    assert (
+        height - 60 < detail["y"] + detail["height"] < height or length == 3
+    )  # no picture is cut, and no frame is empty below
+    assert lists["height"] >= min(18 + length * 18, 240)
+    page.close()
+
+
+@pytest.mark.parametrize("width", [320, 420, 1100])
+def test_the_middle_shrinks_before_tokens(browser, tmp_path, width):
+    words = ["[CLS]", "animal", "because", "street", "tired"]
+    head_view(np.full((5, 5), 0.2), words).save(tmp_path / "view.html")
+    page = open_page(browser, tmp_path / "view.html")
+    page.set_viewport_size({"width": width, "height": 760})
+    option(page, "query", 4).click()
+    settle(page)
+    cut = "(all) => all.filter((each) => each.scrollWidth > each.clientWidth + 1).map((each) => each.textContent)"
+    assert page.locator(".axp-token").evaluate_all(cut) == []
+    assert page.locator(".axp-lines").bounding_box()["width"] >= 40
     page.close()
 
 

@@ -61,7 +61,7 @@ def test_nothing_of_a_token_is_markup(tmp_path):
     shown = weights_in(page)[0]["about"]["queries"]
     assert shown == [*HOSTILE[:4], r"\u2028", r"\ud800", *HOSTILE[6:]]
     frame = head_view(weights_of(8, 8), HOSTILE)._repr_html_()
-    ((tag, attributes),) = parsed(frame)[0]
+    _, (tag, attributes) = parsed(frame)[0]
     assert (tag, attributes["sandbox"], attributes["srcdoc"]) == ("iframe", "allow-scripts", page)
 
 

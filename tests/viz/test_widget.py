@@ -45,6 +45,6 @@ def test_notebooks_show_a_frame_without_anywidget(view, monkeypatch):
     monkeypatch.setitem(sys.modules, "anywidget", None)
     _kind.cache_clear()
     assert view._repr_mimebundle_() == {}
-    assert view._repr_html_().startswith("<iframe")
+    assert "<iframe" in view._repr_html_()
     with pytest.raises(ImportError):
         view.widget  # noqa: B018

@@ -33,21 +33,20 @@ class View {
     this.lists = { query: this.makeList("query"), key: this.makeList("key") };
     this.canvas = make("canvas", { class: "axp-lines", "aria-hidden": "true" });
     this.scroll = make("div", { class: "axp-scroll" }, [this.lists.query, this.canvas, this.lists.key]);
-    this.name = make("strong");
+    this.name = make("strong", { role: "status" });
     this.about = make("span", { class: "axp-muted" });
     this.detail = make("p", { class: "axp-detail", role: "status" });
     const titles = make("div", { class: "axp-titles", "aria-hidden": "true" }, [
       make("span", { text: "queries" }), make("span"), make("span", { text: "keys" }),
     ]);
-    const status = make("p", { class: "axp-status", role: "status" }, [this.name, " ", this.about]);
+    const status = make("p", { class: "axp-status" }, [this.name, " ", this.about]);
     root.classList.add("axp");
     root.dataset.lmSuppressShortcuts = "true"; // JupyterLab would take the arrow keys for its own
     root.replaceChildren(
       make("div", { class: "axp-side" }, [make("p", { class: "axp-status", text: "Layer ↓ and head →" }), this.makePicker()]),
       make("div", { class: "axp-body" }, [status, titles, this.scroll, this.detail]),
     );
-    const longest = Math.max(data.queries.length, data.keys.length);
-    this.row = longest <= 24 ? 28 : longest <= 60 ? 22 : 18;
+    this.row = data.row;
     root.style.setProperty("--axp-row", `${this.row}px`);
     this.listen();
     this.select(layer, head);
@@ -173,7 +172,6 @@ class View {
     }
     this.lines = this.strongest();
     this.name.textContent = `Layer ${layer}, head ${head}.`;
-    this.about.textContent = this.described;
     this.show();
   }
 
@@ -189,7 +187,7 @@ class View {
   strongest() {
     const counts = new Uint32Array(256);
     for (const code of this.codes) counts[code]++;
-    const all = this.codes.length - counts[0];
+    const all = this.count = this.codes.length - counts[0];
     let least = 256, count = 0;
     while (least > 1 && count + counts[least - 1] <= MOST_LINES) count += counts[--least];
     const places = new Uint32Array(count);
@@ -225,8 +223,10 @@ class View {
     this.marked = active && this.lists[active.side].children[active.i];
     this.marked?.classList.add("axp-active");
     if (this.shared && this.shared !== other) this.share(this.shared, null);
-    if (other) this.share(other, this.codesOf(active));
+    const own = active && this.codesOf(active);
+    if (other) this.share(other, own);
     this.shared = other;
+    this.about.textContent = active ? `Lines: of ${grouped(this.count)} weights above 0 the ${grouped(own.filter(Boolean).length)} of this ${active.side}.` : this.described;
     this.detail.textContent = active ? this.told(active, other) : "Point at a token, or choose one with the arrow keys, to see its weights alone. Escape shows all.";
     this.drawSoon();
   }

@@ -10,4 +10,12 @@ function decoded(text) {
 
 const { shape: [layers, heads], ...rest } = page.about;
 const data = { layers, heads, ...rest, thumbs: decoded(page.thumbs), codes: (l, h) => decoded(page.codes[l * heads + h]) };
-new View(document.getElementById("attention-view"), data, { layer: page.layer, head: page.head });
+const view = new View(document.getElementById("attention-view"), data, { layer: page.layer, head: page.head });
+
+// The tokens get the height that all else leaves, so that the sentence below them is in sight.
+function fit() {
+  const below = view.scroll.parentElement.getBoundingClientRect().bottom + scrollY;
+  view.scroll.style.maxHeight = `${Math.max(240, innerHeight - (below - view.scroll.offsetHeight) - 12)}px`;
+}
+addEventListener("resize", fit);
+fit();
