@@ -11,6 +11,7 @@ from benchmarks.curves import Curve
 __all__ = ["draw"]
 
 STATIC = Path(__file__).parents[1] / "docs" / "_static"
+MARKERS = "osD^vPX*<>"  # one for each contender, so that no line is told by its colour alone
 FIGURES = {"time": "milliseconds", "memory": "peak extra memory in MiB, output included"}
 
 
@@ -28,8 +29,9 @@ def _draw_one(curves: list[Curve], kind: str, label: str, path: Path) -> Path:
     axes = figure.subplots()
     for index, curve in enumerate(curves):
         points = getattr(curve, kind)
-        style = "-o" if curve.name.startswith("ours") else "--s"
-        axes.plot(list(points), list(points.values()), style, color=f"C{index}", label=curve.name, markersize=4)
+        style = "-" if curve.name.startswith("ours") else "--"
+        look = {"linestyle": style, "marker": MARKERS[index], "color": f"C{index}"}
+        axes.plot(list(points), list(points.values()), **look, label=curve.name, markersize=5)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     lengths = sorted({length for curve in curves for length in curve.time})

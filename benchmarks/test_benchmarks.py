@@ -15,7 +15,7 @@ from benchmarks.contenders import absent, contender, contenders, find
 from benchmarks.curves import LONGEST, Curve
 from benchmarks.formula import usual_attention
 from benchmarks.memory import extra_memory, peak_memory
-from benchmarks.plots import draw
+from benchmarks.plots import MARKERS, draw
 from benchmarks.report import COLUMNS, cells, environment, file_name, machine, markdown, table, write_section
 from benchmarks.suites import DEFAULT, SUITES, USUAL
 from benchmarks.worker import ContenderError, Workers
@@ -234,3 +234,7 @@ def test_figures_do_not_change_with_the_date(tmp_path):
     first = [path.read_bytes() for path in draw(curves, tmp_path)]
     assert first == [path.read_bytes() for path in draw(curves, tmp_path)]
     assert {path.name for path in tmp_path.iterdir()} == {"time.svg", "memory.svg"}
+
+
+def test_every_contender_has_a_marker_of_its_own():
+    assert len(set(MARKERS)) == len(MARKERS) >= len(LONGEST)
