@@ -46,7 +46,10 @@ def attention_scores(
         s_1 = \mathrm{scale} \; Q K^T, \quad
         s_2 = c \tanh(s_1 / c), \quad
         s_3 = \mathrm{score\_mod}(s_2), \quad
-        s_4 = s_3 + \mathrm{bias} + \mathrm{mask}, \quad
+        s_4 = s_3 + \mathrm{bias} + \mathrm{mask}
+
+    .. math::
+
         s_5 = \begin{cases} s_4 & \text{where a pair is allowed} \\ -\infty & \text{elsewhere} \end{cases}
 
     The weights of `scaled_dot_product_attention` are the softmax of the last. The scores are materialised: this is for

@@ -41,7 +41,7 @@ templates_path = ["_templates"]
 default_role = "literal"  # single backticks and double ones link alike, where extensions/linked_names.py finds a name
 python_maximum_signature_line_length = 70  # longer ones have an argument a line
 python_trailing_comma_in_multi_line_signatures = False
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
 nb_execution_mode = "force"  # the tutorials run when they are built

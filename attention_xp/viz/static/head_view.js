@@ -226,7 +226,7 @@ class View {
     const own = active && this.codesOf(active);
     if (other) this.share(other, own);
     this.shared = other;
-    this.about.textContent = active ? `Lines: of ${grouped(this.count)} weights above 0 the ${grouped(own.filter(Boolean).length)} of this ${active.side}.` : this.described;
+    this.about.textContent = active ? `Lines: ${grouped(own.filter(Boolean).length)} of ${grouped(this.count)} weights, of this ${active.side}.` : this.described;
     this.detail.textContent = active ? this.told(active, other) : "Point at a token, or choose one with the arrow keys, to see its weights alone. Escape shows all.";
     this.drawSoon();
   }
