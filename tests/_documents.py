@@ -9,13 +9,16 @@ NumPy. ``<!-- skip: next -->`` above a block leaves it out. What is plotted when
 import ast
 import re
 from collections.abc import Callable, Iterator
+from contextlib import chdir, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from textwrap import dedent
 
 import pytest
 from sybil import Document, Example, Region, Sybil
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
+from sybil.region import Lexeme
 
 LIBRARIES = ("torch", "jax", "cupy")
 FRAMEWORKS = ("dask",)
@@ -27,7 +30,7 @@ def documents() -> Sybil:
         path=str(Path(__file__).parents[1]),
         parsers=[
             CodeBlockParser("python", evaluate),
-            CodeBlockParser("{code-cell}", evaluate),
+            CodeBlockParser("{code-cell}", evaluate_cell),
             PlotParser(),
             SkipParser(),
         ],
@@ -59,7 +62,17 @@ def evaluate(example: Example) -> None:
     for name in imported(str(example.parsed)) & {*FRAMEWORKS}:
         pytest.importorskip(name)
     skip_without(example, libraries_of(str(example.parsed)) or ("numpy",))
-    PythonEvaluator()(example)
+    with TemporaryDirectory() as folder, chdir(folder) if "savefig(" in example.parsed else nullcontext():
+        PythonEvaluator()(example)
+
+
+def evaluate_cell(example: Example) -> None:
+    """Run a cell of a tutorial without what stands between ``---``: how it is shown."""
+    head = re.match(r"---\n.*?^---\n", str(example.parsed), re.DOTALL | re.MULTILINE)
+    if head:
+        lines = str(example.parsed)[head.end() :]
+        example.parsed = Lexeme("\n" * head[0].count("\n") + lines, example.parsed.offset, example.parsed.line_offset)
+    evaluate(example)
 
 
 def skip_without(example: Example, libraries: tuple[str, ...]) -> None:

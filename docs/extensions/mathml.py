@@ -32,7 +32,8 @@ def visit_block(translator: HTML5Translator, node: nodes.math_block) -> None:
     text = node.astext()
     if r"\\" in text and r"\begin" not in text:
         text = rf"\begin{{aligned}}{text}\end{{aligned}}"
-    translator.body.append(f'<div class="math">{mathml(text, as_block=True)}</div>\n')
+    # Room for what stands above and below the line, which is cut off where a formula scrolls.
+    translator.body.append(f'<div class="math" style="padding: 0.5em 0">{mathml(text, as_block=True)}</div>\n')
     raise nodes.SkipNode
 
 
