@@ -137,14 +137,15 @@ def _several(head: Any, H: int) -> list[int]:
     return [check_index("head", i, H) for i in head]
 
 
-def _size(Sq: int, Sk: int, cell: float) -> tuple[float, float]:
+def _size(shape: tuple[int, int], cell: float) -> tuple[float, float]:
     """Return width and height in inches of a picture of so many queries and keys, with room for labels and colour bar."""
+    Sq, Sk = shape
     scale = min(max(cell, _LEAST / max(Sq, Sk)), _MOST / max(Sq, Sk))
     return Sk * scale + 2.2, max(Sq * scale, 1.0) + 1.2
 
 
 def _plot_one(matrix: Any, rows: list[str] | None, columns: list[str] | None, title: str, ax: Any, look: _Look) -> Any:
-    axes = new_axes(size=_size(*matrix.shape, look.cell))[0, 0] if ax is None else ax
+    axes = new_axes(size=_size(matrix.shape, look.cell))[0, 0] if ax is None else ax
     top = float(matrix.max())
     height, width = _inches(axes, matrix.shape)
     image = _draw(axes, matrix, top, look, height)
