@@ -348,7 +348,7 @@ def test_all_is_in_sight_in_a_frame(browser, tmp_path, width, length):
     assert (
         height - 60 < detail["y"] + detail["height"] < height or length == 3
     )  # no picture is cut, and no frame is empty below
-    assert lists["height"] >= min(18 + length * 18, 240)
+    assert lists["height"] >= min(16 + length * view._view.about["row"], 460)
     page.close()
 
 
