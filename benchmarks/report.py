@@ -31,6 +31,11 @@ TEXTS = {"case", "ours", "theirs", "fastest", "auto"}  # columns that hold no nu
 PAGES = Path(__file__).parents[1] / "docs" / "benchmarks"
 MAKERS = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD"}
 INTRODUCTION = "How these are measured, and what they say, is on the page of the [benchmarks](../benchmarks.md)."
+LAST = """\
+## Read next
+
+[Performance](../performance.md) has the short of it, and what to do for speed.
+"""
 PACKAGES = ["numpy", "torch", "jax", "cupy", "onnxruntime", "keras"]
 
 
@@ -122,10 +127,11 @@ def _instructions() -> list[str]:
 def write_section(title: str, body: str, page: Path | None = None) -> None:
     """Replace the section of that title, or append it, on the page for machines like this one."""
     page = PAGES / f"{file_name(machine())}.md" if page is None else page
-    text = page.read_text("utf-8") if page.exists() else f"# {machine()}\n\n{INTRODUCTION}\n"
+    text = page.read_text("utf-8") if page.exists() else f"# {machine()}\n\n{INTRODUCTION}\n\n{LAST}"
     section = f"## {title}\n\n{body.strip()}\n"
     pattern = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
     text, found = pattern.subn(lambda _: section + "\n", text)
     if not found:
-        text = f"{text.rstrip()}\n\n{section}"
+        before, last, after = text.partition(LAST)
+        text = f"{before.rstrip()}\n\n{section}\n{last}{after}"
     page.write_text(text.rstrip() + "\n", "utf-8")

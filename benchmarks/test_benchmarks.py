@@ -217,7 +217,7 @@ def test_a_page_is_begun(tmp_path):
     title, _, introduction, *_ = page.read_text().splitlines()
     assert title == f"# {machine()}"
     assert introduction
-    assert page.read_text().endswith("## a\n\nnew\n")
+    assert "## a\n\nnew\n\n## Read next\n" in page.read_text()
 
 
 def test_machines_have_file_names():
