@@ -37,6 +37,7 @@ _SAID = {
     "alibi_slopes": "did you mean bias=attention_xp.biases.AlibiBias(alibi_slopes)?",
     "enable_gqa": "not needed: fewer heads of key and value than of query are grouped",
     "key_padding_mask": "did you mean key_lengths, or mask=mask[:, None, None, :] of a (B, Sk) array, True = may attend?",
+    "temperature": "did you mean scale=1 / temperature, in the place of the default 1 / sqrt(D)?",
 }
 # What only some functions return.
 _RETURNED_BY = {"return_lse": "flash_attention", "return_weights": "scaled_dot_product_attention"}

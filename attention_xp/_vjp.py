@@ -76,8 +76,8 @@ def attention_vjp(
         ``(..., H, Sq, Dv)``, with dtype, library and device of `query`.
     vjp : callable
         ``vjp(grad_output) -> AttentionGradients(query, key, value, mask, bias, sinks)``. `grad_output` has the
-        shape of `output`. A row that may attend nothing has zero gradients. That of a `scale` that is an array
-        follows from that of the query: it is ``sum(query * grad_query) / scale``.
+        shape of `output`. A row that may attend nothing has zero gradients. The gradient of `scale` follows from that
+        of the query: it is ``sum(query * grad_query) / scale``, with ``nansum`` where rows that attend nothing hold NaN.
 
     Raises
     ------

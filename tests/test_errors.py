@@ -124,6 +124,10 @@ OPTIONS = {
     "offsets of the wrong batch": Wrong(
         lambda a: a.attend(query_offset=a(3, dtype="int32")), ValueError, ("query_offset", "batch", "(2,)", "(3,)")
     ),
+    "offset of each row": Wrong(
+        lambda a: a.attend(query_offset=a(5, dtype="int32")), ValueError,
+        ("query_offset", "(2,)", "(5,)", "rows at positions of their own are batch items, query (Sq, H, 1, D)"),
+    ),
     "floating lengths": Wrong(lambda a: a.attend(key_lengths=a(2)), TypeError, ("key_lengths", "int", "float32")),
     "lengths of the wrong batch": Wrong(
         lambda a: a.attend(key_lengths=a(3, dtype="int32")), ValueError, ("key_lengths", "batch", "(2,)", "(3,)")
@@ -212,6 +216,7 @@ MEANT = {
     "key_padding_mask": "(did you mean key_lengths, or mask=mask[:, None, None, :] of a (B, Sk) array, True = may attend?)",
     "enable_gqa": "(not needed: fewer heads of key and value than of query are grouped)",
     "alibi_slopes": "(did you mean bias=attention_xp.biases.AlibiBias(alibi_slopes)?)",
+    "temperature": "(did you mean scale=1 / temperature, in the place of the default 1 / sqrt(D)?)",
     "sclae": "(did you mean 'scale'?)",
     "zeta": "'zeta': it takes query",
 }

@@ -1,10 +1,13 @@
 """The signatures that users rely on: names, order, defaults, and what is keyword-only."""
 
 import inspect
+from dataclasses import dataclass
 
 import pytest
 
 import attention_xp
+import attention_xp.biases
+import attention_xp.masks
 
 OPTIONS = {
     "bias": None,
@@ -108,6 +111,34 @@ def test_signature(name):
 @pytest.mark.parametrize("name", LINEAR_SIGNATURES)
 def test_signature_of_linear_attention(name):
     check(getattr(attention_xp.linear, name), *LINEAR_SIGNATURES[name])
+
+
+RULES = {
+    attention_xp.masks.CausalMask: [],
+    attention_xp.masks.WindowMask: ["left", "right"],
+    attention_xp.masks.SegmentMask: ["query_ids", "key_ids"],
+    attention_xp.biases.AlibiBias: ["slopes"],
+    attention_xp.biases.RelativePositionBias: ["table", "bidirectional", "max_distance"],
+    attention_xp.masks.Mask: [],
+}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_rules_tell_what_makes_them(rule):
+    """Sphinx takes ``__signature__``, and would take that of ``__new__`` next, which takes anything."""
+    assert list(rule.__signature__.parameters) == list(inspect.signature(rule).parameters) == RULES[rule]
+
+
+def test_a_rule_of_a_user_tells_its_fields():
+    @dataclass(frozen=True, eq=False)
+    class Near(attention_xp.masks.Mask):
+        distance: int = 3
+
+        def __call__(self, text):
+            return text
+
+    assert str(inspect.signature(Near)) == "(distance: int = 3)"
+    assert str(inspect.signature(Near())) == "(text)"
 
 
 def check(function, required, optional, keyword_only):

@@ -26,6 +26,7 @@ __all__ = [
     "library_name",
     "padded",
     "same_device",
+    "to_array_of",
 ]
 
 _LIBRARIES = {
@@ -120,7 +121,7 @@ def common_namespace(**arrays: Array) -> Namespace:
     """Return the one namespace of all given arrays."""
     for name, a in arrays.items():  # the standard's own question ignores None and plain numbers
         if not hasattr(a, "dtype"):
-            raise TypeError(f"{name} must be an array, got {_kind(a)}")
+            raise TypeError(f"{name} must be an array, got {_kind(a)}{to_array_of(name, a)}")
     first, *others = arrays.values()
     try:
         # Arrays of one type belong to one library; asking for each takes a microsecond.
@@ -138,6 +139,11 @@ def common_namespace(**arrays: Array) -> Namespace:
     return xp
 
 
+def to_array_of(name: str, given: Any) -> str:
+    """Return what an error adds about numbers and lists: how they become an array; which library's, the caller knows."""
+    return f": np.asarray({name}) makes one of NumPy" if isinstance(given, list | tuple | int | float) else ""
+
+
 def _kind(a: Any) -> str:
     return type(a).__qualname__ if type(a).__module__ == "builtins" else f"{type(a).__module__}.{type(a).__qualname__}"
 
@@ -147,7 +153,15 @@ def _reject_numpy_subclasses(arrays: dict[str, Array]) -> None:
     np = sys.modules["numpy"]
     for name, a in arrays.items():
         if type(a) is not np.ndarray and isinstance(a, np.ma.MaskedArray | np.matrix):
-            raise TypeError(f"{name} must be a plain array, got numpy {type(a).__name__}")
+            raise TypeError(f"{name} must be a plain array, got numpy {type(a).__name__}: {_plain(np, name, a)}")
+
+
+def _plain(np: Any, name: str, a: Any) -> str:
+    if isinstance(a, np.matrix):
+        return f"np.asarray({name}) is one"
+    if a.dtype.kind == "f":
+        return f"{name}.filled(np.nan) is one; what is missing is then excluded by mask="
+    return f"{name}.filled({'False' if a.dtype.kind == 'b' else ''}) is one"
 
 
 def _refuse_dask(arrays: dict[str, Array]) -> None:

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from attention_xp._alibi import alibi_slopes
 from attention_xp._attention import scaled_dot_product_attention
+from attention_xp._command.backward import with_gradients
 from attention_xp._command.places import Place, Side
 from attention_xp._typing import Array
-from attention_xp.masks import CausalMask, LengthMask, Mask, WindowMask
+from attention_xp.biases import AlibiBias
+from attention_xp.masks import CausalMask, LengthMask, Mask, SegmentMask, WindowMask
 
 __all__ = ["Call"]
 
@@ -30,9 +33,12 @@ class Call:
     window: tuple[int | None, int | None] | None = None
     query_offset: int | None = None
     key_length: int | None = None
+    segment: int | None = None  # the length of the sequences in a row
+    has_alibi: bool = False
     softcap: float | None = None
     dropout_rate: float = 0.0
     weights: bool = False
+    is_backward: bool = False
     impl: str = "auto"
 
     @classmethod
@@ -50,6 +56,8 @@ class Call:
     def options(self) -> dict[str, Any]:
         """The options of the call."""
         return {
+            "mask": self._segments,
+            "bias": AlibiBias(alibi_slopes(self.heads)) if self.has_alibi else None,
             "dropout_rate": self.dropout_rate,
             "rng": 0 if self.dropout_rate else None,
             "is_causal": self.is_causal,
@@ -61,11 +69,19 @@ class Call:
         }
 
     @property
+    def _segments(self) -> Mask | None:
+        """The rule that keeps sequences in a row apart."""
+        if self.segment is None:
+            return None
+        return SegmentMask(np.arange(max(self.keys, (self.query_offset or 0) + self.queries)) // self.segment)
+
+    @property
     def mask(self) -> Mask | None:
         """What the options exclude, as one rule."""
         rules: list[Mask] = [CausalMask()] if self.is_causal else []
         rules += [] if self.window is None else [WindowMask(*self.window)]
         rules += [] if self.key_length is None else [LengthMask(self.key_length)]
+        rules += [] if self._segments is None else [self._segments]
         mask = None
         for rule in rules:
             mask = rule if mask is None else mask & rule
@@ -82,9 +98,10 @@ class Call:
         return self.batch * self.heads * self.queries * self.keys * self.density
 
     @property
-    def output_bytes(self) -> int:
-        """The bytes of the output."""
-        return self.batch * self.heads * self.queries * self.value_width * self.itemsize
+    def result_bytes(self) -> int:
+        """The bytes of the output, and of the gradients where they are asked for."""
+        output = self.batch * self.heads * self.queries * self.value_width * self.itemsize
+        return output + (self.input_bytes if self.is_backward else 0)
 
     @property
     def input_bytes(self) -> int:
@@ -97,7 +114,7 @@ class Call:
         return {"float64": 8, "float32": 4}.get(self.dtype, 2)
 
     def with_lengths(self, queries: int, keys: int) -> "Call":
-        """Return the same for other lengths: positions and ends move in proportion, windows do not."""
+        """Return the same for other lengths: positions and ends move in proportion, windows and segments do not."""
 
         def moved(place: int | None) -> int | None:
             return None if place is None else round(place * keys / max(self.keys, 1))
@@ -113,5 +130,12 @@ class Call:
 
     def ours(self, place: Place, arrays: tuple[Array, ...]) -> Side:
         """Return the call in this package."""
-        attend = partial(scaled_dot_product_attention, return_weights=self.weights, **self.options)
-        return place.side(attend if self.weights else lambda *a: attend(*a)[0], *arrays)
+        options = self.options
+        attend = partial(scaled_dot_product_attention, return_weights=self.weights, **options)
+        if self.weights:
+            return place.side(attend, *arrays)
+
+        def output(*arrays: Array) -> Array:
+            return attend(*arrays)[0]
+
+        return place.side(with_gradients(place.backend, output, options) if self.is_backward else output, *arrays)

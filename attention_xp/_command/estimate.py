@@ -33,8 +33,8 @@ def estimated(call: Call, kernel: str, place: Place) -> Estimate:
     """Measure calls that double in size until one takes long enough, and conclude from the last ones.
 
     Time grows with the pairs that are computed. Memory grows with the scores where they are all in memory, and else with the
-    output: its growth from one sample to the next tells how much of it there is for each byte of that. The buffers of
-    tiles on the host end to grow in samples that take so long; only the output does.
+    results: its growth from one sample to the next tells how much of it there is for each byte of these. The buffers of
+    tiles on the host end to grow in samples that take so long; only the results do.
     """
     samples: list[_Sample] = []
     for small in _growing(replace(call, impl=kernel)):
@@ -54,14 +54,14 @@ def _memory(call: Call, kernel: str, backend: str, samples: list[_Sample]) -> fl
         return None
 
     def size(c: Call) -> int:
-        return c.batch * c.heads * c.queries * c.keys if kernel == "dense" or c.weights else c.output_bytes
+        return c.batch * c.heads * c.queries * c.keys if kernel == "dense" or c.weights else c.result_bytes
 
     per = last.extra / size(last.call)
     if kernel == "tiled" and backend in ("numpy", "torch") and not call.weights:
         per = 1.0
     elif before and before[0].extra is not None and size(last.call) > size(before[0].call):
         per = (last.extra - before[0].extra) / (size(last.call) - size(before[0].call))
-    more = call.output_bytes - last.call.output_bytes  # there is the output at least
+    more = call.result_bytes - last.call.result_bytes  # there are the results at least
     return last.extra + max(per * (size(call) - size(last.call)), more)
 
 

@@ -36,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Explain a call; return 1 where its library is missing."""
-    call = call_of(args)
+    try:
+        call = call_of(args)
+    except ValueError as error:
+        args.parser.error(str(error))
     places, missing = find_places([args.backend])
     if not places:
         warn(missing[0])
@@ -52,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     _tell_kernels(found)
     _tell_pairs(call, found.kernel, problem)
     if not args.no_measure:
-        _tell_costs(call, found.kernel, place)
+        _tell_costs(call, found, place)
     return 0
 
 
@@ -66,12 +69,13 @@ def _lacks(place: Place, dtype: str) -> str | None:
 def _explained(call: Call, place: Place) -> tuple[Explanation, Problem]:
     """Return what the kernels say. The arrays are one number seen many times: a call of any size takes no memory."""
     result: list[Any] = []
-    options: Any = {name: value for name, value in call.options.items() if name != "dropout_rate"}
+    options: Any = call.options
+    mask, dropout_rate = options.pop("mask"), options.pop("dropout_rate")
 
     def ask(*arrays: Any) -> None:
         query, key, value = arrays
-        result.append(explain(query, key, value, None, call.dropout_rate, return_weights=call.weights, **options))
-        result.append(Problem.of(query, key, value, None, call.dropout_rate, complete(options)))
+        result.append(explain(query, key, value, mask, dropout_rate, return_weights=call.weights, **options))
+        result.append(Problem.of(query, key, value, mask, dropout_rate, complete(options)))
 
     if place.backend == "jax":
         jax: Any = sys.modules["jax"]
@@ -121,13 +125,22 @@ def _tile(problem: Problem) -> tuple[tuple[int, int], str]:
     return (shape.rows, shape.columns), f"{heads}{band}; {threads} thread{'s' if threads > 1 else ''}"
 
 
-def _tell_costs(call: Call, kernel: str, place: Place) -> None:
+def _tell_costs(call: Call, explained: Explanation, place: Place) -> None:
     tell_progress(0, 1, "measuring smaller calls")
-    found = estimated(call, kernel, place)
+    found = estimated(call, explained.kernel, place)
     tell_progress(1, 1, "measured")
     extra = "not counted here" if found.extra is None else f"about {size(found.extra)}"
     say()
-    say(f"time    about {duration(found.seconds)}", " " * 8)
+    say(f"time    about {duration(found.seconds)}{', forward and backward' if call.is_backward else ''}", " " * 8)
     say(f"memory  {extra} beyond {size(call.input_bytes)} of query, key and value", " " * 8)
+    say(f"without {_omitted(explained, place)}", " " * 8)
     c = found.sample
     say(f"measured at {c.batch} x {c.heads} heads, {c.queries} queries, {c.keys} keys", " " * 8)
+
+
+def _omitted(explained: Explanation, place: Place) -> str:
+    """Return what the real call may take beyond the estimate."""
+    compiler = {"jax": "JAX"}.get(place.backend, explained.loops if explained.loops == "numba" else None)
+    compiling = "" if compiler is None else f"the first call, in which {compiler} compiles; "
+    slow = "NaN in the arrays, which make it slower; " if place.backend == "numpy" else ""
+    return f"{compiling}{slow}other programs that run at that time"

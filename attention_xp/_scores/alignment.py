@@ -80,7 +80,9 @@ def aligned_integers(frame: Frame, name: str, given: Any, *, low: int = -(2**29)
         return check_position(name, given, low=low)
     check_integers(frame.xp, name, given, "an int or an integer array")
     if not fits(tuple(given.shape), frame.batch):
-        raise ValueError(f"{name} must have the batch shape: expected {frame.batch}, {shapes(**{name: given})}")
+        of_rows = name == "query_offset" and tuple(given.shape) == (frame.query.shape[-2],)
+        remedy = "; rows at positions of their own are batch items, query (Sq, H, 1, D)" if of_rows else ""
+        raise ValueError(f"{name} must have the batch shape: expected {frame.batch}, {shapes(**{name: given})}{remedy}")
     check_placement(frame.xp, query=frame.query, **{name: given})
     return as_int32(frame.xp, given)
 

@@ -1,6 +1,7 @@
 """What masks and biases have in common: values made of attributes, some of them arrays."""
 
 from collections.abc import Iterator
+from inspect import Signature, signature
 from typing import Any, Self, TypeVar
 
 from attention_xp._backend.dtypes import dtype_name
@@ -18,8 +19,22 @@ __all__ = ["Rule", "arrays_of", "check_library_and_place", "on_host", "short"]
 RuleT = TypeVar("RuleT", bound="Rule")
 
 
+class _OfInit:
+    """The signature of a class as its ``__init__`` has it: ``help`` and Sphinx would show that of ``__new__`` instead."""
+
+    def __get__(self, rule: object, kind: type) -> Signature:
+        if rule is not None:
+            raise AttributeError("__signature__")
+        if kind.__init__ is object.__init__:  # type: ignore[misc]
+            return Signature()
+        _, *own = signature(kind.__init__).parameters.values()  # type: ignore[misc]
+        return Signature(own)
+
+
 class Rule(Attributed):
     """A mask or a bias as a value: a pytree of JAX, equal to another one where all attributes are."""
+
+    __signature__ = _OfInit()
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -48,7 +48,14 @@ def _sizes(Sq: Any, Sk: Any, query_offset: Any) -> tuple[int, int, int]:
 
 
 def to_array(
-    mask: Pairs, Sq: int, Sk: int, query_offset: int, xp: Namespace | None, device: Device | None, dtype: DType | str
+    mask: Pairs,
+    Sq: int,
+    Sk: int,
+    query_offset: int,
+    xp: Namespace | None,
+    device: Device | None,
+    dtype: DType | str,
+    key_offset: int = 0,
 ) -> Array:
     """Evaluate a mask for all pairs; see `Mask.to_array`."""
     Sq, Sk, query_offset = _sizes(Sq, Sk, query_offset)
@@ -57,7 +64,7 @@ def to_array(
     xp = library if xp is None else creation_namespace(xp)
     if device is None and own is not None and xp is library:
         device = device_of(own)
-    frame = _frame(mask, (Sq, Sk), (query_offset, 0), xp, device)
+    frame = _frame(mask, (Sq, Sk), (query_offset, key_offset), xp, device)
     mask.check(xp, frame.query, frame.batch, frame.heads)
     region = Region.whole(frame)
     shape = (1,) * (len(mask.lead) == 1) + region.sizes
@@ -73,10 +80,10 @@ def _arrays(mask: Pairs) -> Iterator[Array]:
         yield from _arrays(part)
 
 
-def density(mask: Pairs, Sq: int, Sk: int, query_offset: int) -> float:
+def density(mask: Pairs, Sq: int, Sk: int, query_offset: int, key_offset: int = 0) -> float:
     """Count block by block; see `Mask.density`."""
     Sq, Sk, query_offset = _sizes(Sq, Sk, query_offset)
-    counted = _counted(mask, (0, Sq), (0, Sk), (query_offset, 0), (_BLOCK, _BLOCK))
+    counted = _counted(mask, (0, Sq), (0, Sk), (query_offset, key_offset), (_BLOCK, _BLOCK))
     allowed = sum(int(counts.sum()) for counts in counted)
     pairs = math.prod(mask.lead) * Sq * Sk
     return allowed / pairs if pairs else 0.0
@@ -195,7 +202,7 @@ def pictured(mask: Pairs) -> str:
 
 
 def shares_of_blocks(
-    mask: Pairs, sizes: tuple[int, int], query_offset: int, side: int = _SIDE
+    mask: Pairs, sizes: tuple[int, int], query_offset: int, side: int = _SIDE, key_offset: int = 0
 ) -> Iterator[list[float]]:
     """Yield the share of allowed pairs in each block of a line of blocks, of the first batch item and head.
 
@@ -203,12 +210,14 @@ def shares_of_blocks(
     """
     Sq, Sk, query_offset = _sizes(*sizes, query_offset)
     block = -(-Sq // side) or 1, -(-Sk // side) or 1
-    counted = _counted(mask, (0, Sq), (0, Sk), (query_offset, 0), block)
+    counted = _counted(mask, (0, Sq), (0, Sk), (query_offset, key_offset), block)
     for counts, height in zip(counted, _lengths(Sq, block[0]), strict=True):
         yield [int(n) / (height * width) for n, width in zip(counts[0], _lengths(Sk, block[1]), strict=True)]
 
 
-def tile_kinds(mask: Pairs, sizes: tuple[int, int], query_offset: int, tile: tuple[int, int]) -> Any:
+def tile_kinds(
+    mask: Pairs, sizes: tuple[int, int], query_offset: int, tile: tuple[int, int], key_offset: int = 0
+) -> Any:
     """Return what a rule says beforehand of each tile, (tiles, tiles): 0 is empty, 2 is full, 1 has to be evaluated.
 
     The answers are those of `reach` for the first batch item and head.
@@ -219,7 +228,7 @@ def tile_kinds(mask: Pairs, sizes: tuple[int, int], query_offset: int, tile: tup
     top, left = np.arange(0, Sq, height)[:, None], np.arange(0, Sk, width)[None, :]
     first = 0 if mask.lead else None
     rows, keys = (top, np.minimum(top + height, Sq)), (left, np.minimum(left + width, Sk))
-    possible, certain = on_host(mask).reach(span_between(np, rows, keys, (query_offset, 0), first, first))
+    possible, certain = on_host(mask).reach(span_between(np, rows, keys, (query_offset, key_offset), first, first))
     shape = (top.size, left.size)
     return np.broadcast_to(possible, shape).astype(int) + np.broadcast_to(possible & certain, shape)
 

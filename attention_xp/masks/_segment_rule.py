@@ -36,8 +36,12 @@ class SegmentMask(Mask):
 
     Notes
     -----
-    A position outside of the ids belongs to no segment: it attends nothing and is not attended. Whole rectangles
-    are recognised by the range of their ids: exactly where ids do not decrease and leave none out.
+    A position outside of the ids belongs to no segment: it attends nothing and is not attended. Ids may be any integers, negative
+    ones too, and mean nothing but whether they are equal: a query id that no key has attends nothing, and a key id that no query
+    has is not attended.
+
+    Tiles are skipped, or taken whole, by the least and the largest id of their queries and keys. With ids that begin at one number
+    and stay or rise by 1, no tile is asked about pair by pair without need; with others some are, and the result is the same.
 
     Examples
     --------

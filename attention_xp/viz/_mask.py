@@ -9,7 +9,7 @@ from attention_xp._backend.host import as_numpy
 from attention_xp._checks.numbers import check_count, check_position, check_tile
 from attention_xp._public_types import Array
 from attention_xp.masks import ArrayMask, Mask
-from attention_xp.masks._drawing import shares_of_blocks, tile_kinds, title, to_array
+from attention_xp.masks._drawing import density, shares_of_blocks, tile_kinds, title, to_array
 from attention_xp.viz._axes import new_axes
 
 __all__ = ["plot_mask"]
@@ -23,7 +23,14 @@ _SHADE = 0.5  # of black above a pair that is allowed
 
 
 def plot_mask(
-    mask: Mask | Array, Sq: int, Sk: int, *, query_offset: int = 0, tile: tuple[int, int] | None = None, ax: Any = None
+    mask: Mask | Array,
+    Sq: int,
+    Sk: int,
+    *,
+    query_offset: int = 0,
+    key_offset: int = 0,
+    tile: tuple[int, int] | None = None,
+    ax: Any = None,
 ) -> Any:
     """Plot which pairs a mask allows, and which tiles attention would skip, take whole, or ask the mask about.
 
@@ -33,8 +40,9 @@ def plot_mask(
         A rule, or a boolean array of any library as `ArrayMask` takes it.
     Sq, Sk : int
         Number of queries, from top to bottom, and of keys, from left to right.
-    query_offset : int, default: 0
-        Position of the first query.
+    query_offset, key_offset : int, default: 0
+        Positions of the first query and of the first key. Both alike show a part further down the diagonal, pair by pair
+        where it is at most 512 wide.
     tile : (int, int), optional
         Queries and keys of a tile. Default: a sixteenth of each side.
     ax : matplotlib Axes, optional
@@ -49,7 +57,7 @@ def plot_mask(
     Raises
     ------
     TypeError
-        If `mask` is neither a rule nor a boolean array, or a size or the offset is no int.
+        If `mask` is neither a rule nor a boolean array, or a size or an offset is no int.
     ValueError
         If a size is not positive, or `tile` is no pair of positive ints.
     ImportError
@@ -61,6 +69,9 @@ def plot_mask(
     it is empty or full: there attention evaluates the mask, pair by pair. The sizes of its own tiles depend on the library
     and on the call.
 
+    Nothing but `mask` is drawn: what a call excludes by ``is_causal``, ``window`` or lengths is added by ``&``, as
+    ``mask & WindowMask(256, 256)``.
+
     Examples
     --------
     >>> from attention_xp.masks import CausalMask
@@ -71,25 +82,25 @@ def plot_mask(
     """
     rule = mask if isinstance(mask, Mask) else ArrayMask(mask)
     sizes = check_count("Sq", Sq, low=1), check_count("Sk", Sk, low=1)
-    query_offset = check_position("query_offset", query_offset)
+    offsets = check_position("query_offset", query_offset), check_position("key_offset", key_offset)
     tile = check_tile(tile) or (math.ceil(sizes[0] / _TILES), math.ceil(sizes[1] / _TILES))
-    shares, kinds = _shares(rule, sizes, query_offset), tile_kinds(rule, sizes, query_offset, tile)
+    shares, kinds = _shares(rule, sizes, offsets), tile_kinds(rule, sizes, offsets[0], tile, offsets[1])
     axes = new_axes(size=_size(sizes))[0, 0] if ax is None else ax
-    _draw_tiles(axes, kinds, sizes, query_offset, tile)
-    _draw_pairs(axes, shares, sizes, query_offset)
-    density = f"{rule.density(*sizes, query_offset):.2%} of the pairs allowed"
-    heading = f"{title(rule, sizes)}\n{density}, tiles of {tile[0]} x {tile[1]}"
+    _draw_tiles(axes, kinds, sizes, offsets, tile)
+    _draw_pairs(axes, shares, sizes, offsets)
+    share = f"{density(rule, *sizes, *offsets):.2%} of the pairs allowed"
+    heading = f"{title(rule, sizes)}\n{share}, tiles of {tile[0]} x {tile[1]}"
     axes.set(xlabel="key position", ylabel="query position")
     axes.set_title(heading, fontsize="medium", parse_math=False, wrap=True)
     _add_legend(axes, kinds)
     return axes
 
 
-def _shares(mask: Mask, sizes: tuple[int, int], query_offset: int) -> Any:
+def _shares(mask: Mask, sizes: tuple[int, int], offsets: tuple[int, int]) -> Any:
     """Return the share of allowed pairs in each pixel, of the first batch item and head."""
     if max(sizes) > _EACH_PAIR:
-        return np.asarray(list(shares_of_blocks(mask, sizes, query_offset, _SIDE)))
-    pairs = as_numpy(to_array(mask, *sizes, query_offset, None, None, "bool"))
+        return np.asarray(list(shares_of_blocks(mask, sizes, offsets[0], _SIDE, offsets[1])))
+    pairs = as_numpy(to_array(mask, *sizes, offsets[0], None, None, "bool", offsets[1]))
     return pairs.reshape(-1, *sizes)[0].astype(float)
 
 
@@ -99,13 +110,13 @@ def _size(sizes: tuple[int, int]) -> tuple[float, float]:
     return 5.0 * Sk / max(Sq, Sk) + 2.6, 5.0 * Sq / max(Sq, Sk) + 1.0
 
 
-def _draw_tiles(axes: Any, kinds: Any, sizes: tuple[int, int], query_offset: int, tile: tuple[int, int]) -> None:
+def _draw_tiles(axes: Any, kinds: Any, sizes: tuple[int, int], offsets: tuple[int, int], tile: tuple[int, int]) -> None:
     from matplotlib.colors import ListedColormap  # noqa: PLC0415
 
     rows, keys = ([*range(0, size, step), size] for size, step in zip(sizes, tile, strict=True))
     axes.pcolormesh(
-        np.asarray(keys) - 0.5,
-        np.asarray(rows) - 0.5 + query_offset,
+        np.asarray(keys) - 0.5 + offsets[1],
+        np.asarray(rows) - 0.5 + offsets[0],
         kinds,
         cmap=ListedColormap(list(_KINDS.values())),
         vmin=-0.5,
@@ -116,10 +127,10 @@ def _draw_tiles(axes: Any, kinds: Any, sizes: tuple[int, int], query_offset: int
     )
 
 
-def _draw_pairs(axes: Any, shares: Any, sizes: tuple[int, int], query_offset: int) -> None:
+def _draw_pairs(axes: Any, shares: Any, sizes: tuple[int, int], offsets: tuple[int, int]) -> None:
     """Draw the shares of allowed pairs above the tiles, which are seen through them."""
-    Sq, Sk = sizes
-    edges = -0.5, Sk - 0.5, query_offset + Sq - 0.5, query_offset - 0.5
+    (top, left), (Sq, Sk) = offsets, sizes
+    edges = left - 0.5, left + Sk - 0.5, top + Sq - 0.5, top - 0.5
     aspect = "equal" if max(sizes) <= 4 * min(sizes) else "auto"
     shade = np.zeros((*shares.shape, 4))
     shade[..., 3] = _SHADE * shares

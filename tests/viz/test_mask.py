@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.patches import Patch
 
-from attention_xp.masks import BlockMask, CausalMask, FunctionMask, LengthMask, WindowMask
+from attention_xp.masks import BlockMask, CausalMask, FunctionMask, LengthMask, SegmentMask, WindowMask
 from attention_xp.viz import plot_mask
 
 SKIPPED, MIXED, WHOLE = range(3)
@@ -36,6 +36,25 @@ CASES = {
     "function": (FunctionMask(lambda b, h, q, k: (q - k) % 3 == 0), 9, 9, {}),
     "one pair": (CausalMask(), 1, 1, {}),
 }
+
+
+def test_a_part_further_on_is_that_of_the_whole():
+    mask = SegmentMask(np.arange(900) // 70) & WindowMask(9, 2)
+    whole, by_block = mask.to_array(900, 900)[300:360, 310:380], mask.to_array(900, 900)[100:, 150:]
+    axes = plot_mask(mask, 60, 70, query_offset=300, key_offset=310, tile=(20, 10))
+    np.testing.assert_array_equal(pairs_of(axes) > 0, whole)
+    kinds, x, y = tiles_of(axes)
+    assert (x[0], x[-1], y[0], y[-1]) == (309.5, 379.5, 299.5, 359.5)
+    assert tuple(axes.images[0].get_extent()) == (309.5, 379.5, 359.5, 299.5)
+    np.testing.assert_array_equal(kinds > SKIPPED, whole.reshape(3, 20, 7, 10).any(axis=(1, 3)))
+    assert f"{whole.mean():.2%} of the pairs" in axes.get_title()
+
+    axes = plot_mask(mask, 800, 750, query_offset=100, key_offset=150)  # by shares
+    assert f"{by_block.mean():.2%} of the pairs" in axes.get_title()
+    first = np.asarray(axes.images[0].get_array())[..., 3] > 0
+    rows, keys = (-(-size // 128) for size in (800, 750))
+    there = [[by_block[r : r + rows, k : k + keys].any() for k in range(0, 750, keys)] for r in range(0, 800, rows)]
+    np.testing.assert_array_equal(first, there)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -108,6 +127,7 @@ def test_lightness_alone_tells_kinds_apart():
         ((CausalMask(), 3, 3.0), {}, TypeError, "Sk must be an int"),
         ((CausalMask(), 3, 3), {"tile": (0, 1)}, ValueError, "tile must be positive"),
         ((CausalMask(), 3, 3), {"query_offset": 0.5}, TypeError, "query_offset must be an int"),
+        ((CausalMask(), 3, 3), {"key_offset": "1"}, TypeError, "key_offset must be an int"),
         ((np.eye(3), 3, 3), {}, TypeError, "array must be boolean"),
         (("causal", 3, 3), {}, TypeError, "array must be an array, got str"),
     ],

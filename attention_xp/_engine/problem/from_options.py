@@ -5,7 +5,7 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 from attention_xp._backend.dtypes import is_boolean
-from attention_xp._backend.libraries import is_jax_namespace
+from attention_xp._backend.libraries import is_jax_namespace, to_array_of
 from attention_xp._backend.values import all_above
 from attention_xp._checks.arrays import shapes
 from attention_xp._checks.numbers import check_flag, check_window
@@ -76,7 +76,7 @@ def _told(name: str, given: Any) -> str:
         return f"the class {given.__name__}: pass an object of it, {given.__name__}(...)"
     if isinstance(given, Mask | Bias):
         return f"{kind}, which goes into {'mask' if isinstance(given, Mask) else 'bias'}"
-    return f"{kind}: {_OF_FUNCTION[name]}" if callable(given) else kind
+    return f"{kind}: {_OF_FUNCTION[name]}" if callable(given) else f"{kind}{to_array_of(name, given)}"
 
 
 def rules_of(o: AttentionOptions, mask: Mask | None, rows: Any, columns: Any) -> list[Mask]:

@@ -144,8 +144,28 @@ def test_a_known_call_has_its_own_arrays(make):
 def test_masked_arrays_are_refused_after_plain_ones(make):
     q, k, v = (make(x) for x in inputs((2, 4, 5, 8)))
     Problem.of(q, k, v, None, 0.0, {})
-    with pytest.raises(TypeError, match="key must be a plain array"):
+    with pytest.raises(
+        TypeError, match=r"key must be a plain array, got numpy MaskedArray: key.filled\(np.nan\) is one"
+    ):
         Problem.of(q, np.ma.masked_array(k), v, None, 0.0, {})
+    with pytest.raises(
+        TypeError, match=r"mask must be a plain array, got numpy MaskedArray: mask.filled\(False\) is one"
+    ):
+        Problem.of(q, k, v, np.ma.masked_array(np.ones((5, 5), bool)), 0.0, {})
+
+
+@pytest.mark.backends("numpy")
+@pytest.mark.parametrize("name", ["query", "value", "mask", "bias", "sinks"])
+def test_lists_are_told_how_they_become_arrays(make, name):
+    arguments = dict(zip(("query", "key", "value"), (make(x) for x in inputs((2, 4, 5, 8))), strict=True)) | {
+        "mask": None
+    }
+    arguments[name] = arguments.get(name, [[0.0]]).tolist() if name in ("query", "value") else [[0.0]]
+    options = {option: arguments.pop(option) for option in ("bias", "sinks") if option in arguments}
+    with pytest.raises(
+        TypeError, match=rf"{name} must be an array.*, got list: np.asarray\({name}\) makes one of NumPy"
+    ):
+        Problem.of(*arguments.values(), 0.0, options)
 
 
 def test_calls_that_are_alike_are_asked_once(library, make):
