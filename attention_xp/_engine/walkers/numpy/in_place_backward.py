@@ -55,7 +55,7 @@ class InPlaceBackward(InPlace):
         keys, poison = quarantined_key(keys) if poisoned else (keys, None)
         buffer = buffer[: K * G * m * n]
         if self.by_keys:
-            tile = multiply_into(buffer.reshape(K, G, n, m), keys, rows.mT).mT
+            tile = multiply_into(buffer.reshape(K, G, n, m), keys, rows.mT, self.compiled).mT
         else:
             tile = np.matmul(rows, keys.mT, out=buffer.reshape(K, G, m, n))
         if poison is not None:
@@ -67,7 +67,7 @@ class InPlaceBackward(InPlace):
         key = key[..., : self.problem.query.shape[-1]]
         if exclusive and not self.magnitudes.keys:
             key = clean(key)
-        return _product(by_key_head(grad_scores, key), key, self._row_sums)
+        return self._product(by_key_head(grad_scores, key), key, self._row_sums)
 
     def key_gradients(self, grad_scores: Array, query: Array) -> Array:
         """(..., K * G, m, n)^T @ (K, G, m, D) -> (K, n, D)."""
@@ -82,7 +82,12 @@ class InPlaceBackward(InPlace):
         return self._transposed_product(weights, gradient, self._value_sums, width)
 
     def _transposed_product(self, weights: Array, rows: Array, buffer: Array, width: int) -> Array:
-        return _summed(_product(by_key_head(weights, rows).mT, rows[..., :width], buffer))
+        return _summed(self._product(by_key_head(weights, rows).mT, rows[..., :width], buffer))
+
+    def _product(self, x: Array, y: Array, buffer: Array) -> Array:
+        """(K, G, m, n) @ (K, G or 1, n, W) -> (K, G, m, W), in a buffer."""
+        shape = *x.shape[:-1], y.shape[-1]
+        return multiply_into(buffer[: math.prod(shape)].reshape(shape), x, y, self.compiled)
 
     def silence(self, grad_scores: Array, allowed: Patches, mixed: Bounds) -> Array:
         """Put 0 where pairs are not allowed, unless the product with weights of 0 already has."""
@@ -100,12 +105,6 @@ class InPlaceBackward(InPlace):
         """Return gradients summed to a shape, in memory that is not overwritten later."""
         sums = super().summed(grad_scores, shape)
         return np.array(sums) if self._has_pull and np.may_share_memory(sums, grad_scores) else sums
-
-
-def _product(x: Array, y: Array, buffer: Array) -> Array:
-    """(K, G, m, n) @ (K, G or 1, n, W) -> (K, G, m, W), in a buffer."""
-    shape = *x.shape[:-1], y.shape[-1]
-    return multiply_into(buffer[: math.prod(shape)].reshape(shape), x, y)
 
 
 def _summed(grad_scores: Array) -> Array:

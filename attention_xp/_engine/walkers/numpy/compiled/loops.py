@@ -5,16 +5,14 @@ the query, and its keys are the lines, or the other way round; the names of the 
 lines or along one.
 """
 
-import warnings
-from collections.abc import Callable
-from functools import cache
-from typing import Any, TypeVar
-
 import numpy as np
-from numba import config, njit
+from numba import config
 
+from attention_xp._engine.walkers.numpy.compiled.compiling import compiled
 from attention_xp._engine.walkers.numpy.compiled.constants import Constants
-from attention_xp._engine.walkers.numpy.compiled.scalars import CONTRACTED, power, tanh
+from attention_xp._engine.walkers.numpy.compiled.powers import power
+from attention_xp._engine.walkers.numpy.compiled.registers import VECTORS, WIDTH, raise_columns
+from attention_xp._engine.walkers.numpy.compiled.scalars import tanh
 
 __all__ = [
     "hyperbolic_tangents",
@@ -25,31 +23,7 @@ __all__ = [
     "powers_along_lines",
     "survivors",
 ]
-
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-@cache
-def _warn_of_cache() -> None:
-    warnings.warn(
-        "numba finds no folder that it can write to, so that every process compiles anew; NUMBA_CACHE_DIR names one",
-        RuntimeWarning,
-        stacklevel=2,
-    )
-
-
-def _compiled(*more: str) -> Callable[[_F], _F]:
-    """Compile a function on its first call, or read it from the disk, where an earlier process left it."""
-
-    def decorate(function: _F) -> _F:
-        options = {"fastmath": {*CONTRACTED, *more}, "nogil": True, "error_model": "numpy"}
-        try:
-            return njit(cache=True, **options)(function)  # type: ignore[no-any-return]
-        except RuntimeError:
-            _warn_of_cache()
-            return njit(**options)(function)  # type: ignore[no-any-return]
-
-    return decorate
+_SOME = 16  # lines of which sums stay in registers: of more, memory is read too far apart
 
 
 def is_compiled() -> bool:
@@ -62,21 +36,36 @@ def is_compiled() -> bool:
     return bool(lines[0, 0, 0] == 1.0)
 
 
-@_compiled()
+@compiled()
 def powers_across_lines(scores, length, shift, constants, sums):
     """Replace scores by powers of ``scores - shift``, and sum them up, where rows lie across the lines."""
-    heads, lines, _ = scores.shape
+    heads, lines, room = scores.shape
+    item, one = scores.itemsize, shift[0, 0]
+    lanes = WIDTH // item
     for g in range(heads):
         for i in range(length):
             sums[g, i] = 0.0
-        for j in range(lines):
-            for i in range(length):
-                weight = power(scores[g, j, i] - shift[g, i], constants)
-                scores[g, j, i] = weight
-                sums[g, i] += weight
+        address, width, whole = scores.ctypes.data + g * lines * room * item, room * item, length - length % lanes
+        of_row = shift.ctypes.data + g * length * item, sums.ctypes.data + g * length * item
+        for first in range(0, lines, _SOME):
+            some = min(_SOME, lines - first)
+            i = 0
+            while i < whole:
+                place, at = address + first * width + i * item, (of_row[0] + i * item, of_row[1] + i * item)
+                if i + VECTORS * lanes <= whole:
+                    raise_columns(place, width, some, at[0], at[1], constants, VECTORS, one)
+                    i += VECTORS * lanes
+                else:
+                    raise_columns(place, width, some, at[0], at[1], constants, 1, one)
+                    i += lanes
+        for j in range(lines if whole < length else 0):
+            for last in range(whole, length):
+                weight = power(scores[g, j, last] - shift[g, last], constants)
+                scores[g, j, last] = weight
+                sums[g, last] += weight
 
 
-@_compiled()
+@compiled()
 def powers_along_lines(scores, length, shift, constants, sums):
     """Replace scores by powers of ``scores - shift``, and sum them up, where a row is a line."""
     heads, lines, _ = scores.shape
@@ -87,7 +76,7 @@ def powers_along_lines(scores, length, shift, constants, sums):
             sums[g, j] = _total(scores, g, j, length)
 
 
-@_compiled("reassoc")
+@compiled("reassoc")
 def _total(scores, g, j, length):
     """Return the sum of a line, in the order that is fast."""
     total = scores.dtype.type(0.0)
@@ -96,7 +85,7 @@ def _total(scores, g, j, length):
     return total
 
 
-@_compiled()
+@compiled()
 def largest_across_lines(scores, length, largest):
     """Raise the largest score of each row so far to that in the tile, where rows lie across the lines.
 
@@ -109,7 +98,7 @@ def largest_across_lines(scores, length, largest):
                 largest[g, i] = max(largest[g, i], scores[g, j, i])
 
 
-@_compiled()
+@compiled()
 def hyperbolic_tangents(scores, length, constants):
     """Replace scores by their hyperbolic tangents, by the constants of base e."""
     heads, lines, _ = scores.shape
@@ -119,7 +108,7 @@ def hyperbolic_tangents(scores, length, constants):
                 scores[g, j, i] = tanh(scores[g, j, i], constants)
 
 
-@_compiled()
+@compiled()
 def keep_if(tile, flags, line, first, other):
     """Replace numbers by another one where flags are False: (G, ...) or (1, ...), from a line and a number of it on."""
     for g in range(tile.shape[0]):
@@ -134,7 +123,7 @@ def keep_if(tile, flags, line, first, other):
                 tile[g, at[0], at[1]] = number if flags[k, j, i] else other
 
 
-@_compiled()
+@compiled()
 def survivors(keep, schedule, first, limit, words, halves):
     """Write which weights survive dropout, (n, m), from the first query and key on.
 
@@ -154,7 +143,7 @@ def survivors(keep, schedule, first, limit, words, halves):
                     keep[line, i] = halves[parity, np.uint64((row & 1) + i)] >= limit
 
 
-@_compiled()
+@compiled()
 def _threefry(schedule, x, y):
     """Encrypt a counter as `attention_xp._random.threefry` does; written out, because a loop here would not be unrolled."""
     first, second, third = schedule
@@ -164,7 +153,7 @@ def _threefry(schedule, x, y):
     return _round(np.uint32(x + first), np.uint32(y + second + np.uint32(3)), 17)
 
 
-@_compiled()
+@compiled()
 def _four_rounds(x, y, rotations):
     x, y = _round(x, y, rotations[0])
     x, y = _round(x, y, rotations[1])
@@ -172,7 +161,7 @@ def _four_rounds(x, y, rotations):
     return _round(x, y, rotations[3])
 
 
-@_compiled()
+@compiled()
 def _round(x, y, rotation):
     """Return x + y, and its exclusive-or with y, whose bits are rotated to the left."""
     x = np.uint32(x + y)

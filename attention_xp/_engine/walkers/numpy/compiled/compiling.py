@@ -1,0 +1,37 @@
+"""How functions are compiled by numba: without the global lock, and kept on the disk."""
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeVar
+
+from numba import njit
+
+from attention_xp._engine.walkers.numpy.compiled.powers import CONTRACTED
+
+__all__ = ["compiled"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+@cache
+def _warn_of_cache() -> None:
+    warnings.warn(
+        "numba finds no folder that it can write to, so that every process compiles anew; NUMBA_CACHE_DIR names one",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def compiled(*more: str) -> Callable[[_F], _F]:
+    """Compile a function on its first call, or read it from the disk, where an earlier process left it."""
+
+    def decorate(function: _F) -> _F:
+        options = {"fastmath": {*CONTRACTED, *more}, "nogil": True, "error_model": "numpy"}
+        try:
+            return njit(cache=True, **options)(function)  # type: ignore[no-any-return]
+        except RuntimeError:
+            _warn_of_cache()
+            return njit(**options)(function)  # type: ignore[no-any-return]
+
+    return decorate

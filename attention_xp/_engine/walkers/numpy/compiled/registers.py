@@ -1,0 +1,198 @@
+"""The innermost loop of a product: sums of products that stay in vector registers, as code for LLVM.
+
+numba leaves an array of sums in memory, however small it is. Therefore these few instructions are written out, of vectors
+as long as the processor's registers; LLVM translates them for any processor.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+from attention_xp._engine.walkers.numpy.compiled.powers import Lanes, power_of, spread
+
+__all__ = ["FEW", "HAS_LONG", "ROWS", "VECTORS", "WIDTH", "add_products", "raise_columns"]
+
+_FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")  # of the processor that numba compiles for
+HAS_LONG = (
+    "+avx512f" in _FEATURES
+)  # 32 registers of 64 bytes; else 16 of 32, with which products are no faster than BLAS'
+WIDTH = 64 if HAS_LONG else 32  # bytes of a register
+VECTORS = 4 if HAS_LONG else 2  # that a row of sums takes
+ROWS = 6  # of sums: with a row of the second factor and a number of the first, they fill the registers
+FEW = 2  # rows at a time of the last ones, where these are fewer
+
+_INDEX, _BYTE = ir.IntType(64), ir.IntType(8)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def add_products(
+    _typing: Any, out: Any, x: Any, y: Any, strides: Any, count: Any, goes_on: Any, rows: Any, vectors: Any, one: Any
+) -> Any:
+    """Write ``x @ y`` to `rows` rows of so many vectors, or add it where it `goes_on`.
+
+    out, x and y are addresses, and `strides` the bytes of out from row to row, of x from row to row and from column to
+    column, and of y from row to row: (rows, count) @ (count, N). `one` is of the dtype.
+    """
+    if not isinstance(rows, types.IntegerLiteral):  # numba then asks again, with the numbers as they are written
+        return None
+    signature = types.void(out, x, y, strides, count, goes_on, rows, vectors, one)
+
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
+        addresses, (strides, count, goes_on) = arguments[:3], arguments[3:6]
+        number = context.get_value_type(one)
+        pointers = [builder.inttoptr(address, _BYTE.as_pointer()) for address in addresses]
+        steps = [builder.extract_value(strides, i) for i in range(4)]
+        shape = rows.literal_value, vectors.literal_value
+        _Kernel(builder, number, shape, steps).run(pointers, count, goes_on)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def raise_columns(
+    _typing: Any, scores: Any, stride: Any, lines: Any, shift: Any, sums: Any, constants: Any, vectors: Any, one: Any
+) -> Any:
+    """Replace `lines` rows of so many vectors of scores by powers of ``scores - shift``, and add them to the sums.
+
+    scores, shift and sums are addresses, `stride` the bytes from line to line. `one` is of the dtype.
+    """
+    if not isinstance(vectors, types.IntegerLiteral):
+        return None
+    signature = types.void(scores, stride, lines, shift, sums, constants, vectors, one)
+
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
+        number = context.get_value_type(one)
+        columns = _Columns(builder, number, (1, vectors.literal_value), arguments[5])
+        scores, shift, sums = (builder.inttoptr(arguments[i], _BYTE.as_pointer()) for i in (0, 3, 4))
+        columns.run(scores, arguments[1], arguments[2], shift, sums)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+class _Registers:
+    """Some rows of vectors, for which instructions are written."""
+
+    def __init__(self, builder: ir.IRBuilder, number: Any, shape: tuple[int, int]) -> None:
+        self._builder = builder
+        self._rows, self._vectors = map(range, shape)
+        self._number, self._align = number, 4 if isinstance(number, ir.FloatType) else 8
+        self._lanes = WIDTH // self._align
+        self._vector = ir.VectorType(number, self._lanes)
+
+    def _pointer(self, line: Any, vector: int) -> Any:
+        builder = self._builder
+        return builder.bitcast(builder.gep(line, [_INDEX(vector * WIDTH)]), self._vector.as_pointer())
+
+    def _load(self, pointer: Any) -> Any:
+        return self._builder.load(pointer, align=self._align)
+
+
+class _Columns(_Registers):
+    """The instructions for powers and their sums."""
+
+    def __init__(self, builder: ir.IRBuilder, number: Any, shape: tuple[int, int], constants: Any) -> None:
+        super().__init__(builder, number, shape)
+        self._constants = [
+            Lanes(builder, spread(builder, builder.extract_value(constants, i), self._vector)) for i in range(5)
+        ]
+
+    def run(self, scores: Any, stride: Any, lines: Any, shift: Any, sums: Any) -> None:
+        """Write the loop over the lines, in which the sums stay in registers."""
+        builder = self._builder
+        shifts = [Lanes(builder, self._load(self._pointer(shift, vector))) for vector in self._vectors]
+        targets = [self._pointer(sums, vector) for vector in self._vectors]
+        so_far = [self._load(target) for target in targets]
+        before, loop, end = builder.block, builder.append_basic_block("lines"), builder.append_basic_block("summed")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        left, line = _phi(builder, lines, before), _phi(builder, scores, before)
+        totals = [_phi(builder, value, before) for value in so_far]
+        after = []
+        for vector, total in zip(self._vectors, totals, strict=True):
+            at = self._pointer(line, vector)
+            raised = power_of(Lanes(builder, self._load(at)) - shifts[vector], self._constants)
+            builder.store(raised.value, at, align=self._align)
+            after.append((Lanes(builder, total) + raised).value)
+        fewer = builder.sub(left, _INDEX(1))
+        for phi, value in zip((left, line, *totals), (fewer, builder.gep(line, [stride]), *after), strict=True):
+            phi.add_incoming(value, loop)
+        builder.cbranch(builder.icmp_signed(">", fewer, _INDEX(0)), loop, end)
+        builder.position_at_end(end)
+        for target, value in zip(targets, after, strict=True):
+            builder.store(value, target, align=self._align)
+
+
+class _Kernel(_Registers):
+    """The instructions for some rows of sums."""
+
+    def __init__(self, builder: ir.IRBuilder, number: Any, shape: tuple[int, int], steps: list[Any]) -> None:
+        super().__init__(builder, number, shape)
+        self._steps = steps
+
+    def run(self, pointers: list[Any], count: Any, goes_on: Any) -> None:
+        """Write the loop, in which pointers move along a row of x and down a column of y."""
+        builder, (out, *factors), (out_row, x_row, *steps) = self._builder, pointers, self._steps
+        lines = [builder.gep(out, [offset]) for offset in self._multiples(out_row)]
+        targets = [self._pointer(line, vector) for line in lines for vector in self._vectors]
+        sums, offsets = self._first(targets, goes_on), self._multiples(x_row)
+        before, loop, end = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("end")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        left, x, y = (_phi(builder, value, before) for value in (count, *factors))
+        totals = [_phi(builder, value, before) for value in sums]
+        after = self._added(totals, x, y, offsets)
+        moved = [builder.gep(pointer, [step]) for pointer, step in zip((x, y), steps, strict=True)]
+        fewer = builder.sub(left, _INDEX(1))
+        for phi, value in zip((left, x, y, *totals), (fewer, *moved, *after), strict=True):
+            phi.add_incoming(value, loop)
+        builder.cbranch(builder.icmp_signed(">", fewer, _INDEX(0)), loop, end)
+        builder.position_at_end(end)
+        for target, value in zip(targets, after, strict=True):
+            builder.store(value, target, align=self._align)
+
+    def _first(self, targets: list[Any], goes_on: Any) -> list[Any]:
+        """Return the sums before the loop: 0, or what is there."""
+        builder, zero = self._builder, ir.Constant(self._vector, [0.0] * self._lanes)
+        with builder.if_else(goes_on) as (then, otherwise):
+            with then:
+                loaded, read = [self._load(target) for target in targets], builder.block
+            with otherwise:
+                skipped = builder.block
+        sums = [_phi(builder, value, read) for value in loaded]
+        for phi in sums:
+            phi.add_incoming(zero, skipped)
+        return sums
+
+    def _added(self, totals: list[Any], x: Any, y: Any, offsets: list[Any]) -> list[Any]:
+        """Return the sums with the products of one column of x and one row of y."""
+        builder, sums = self._builder, iter(totals)
+        vectors = [self._load(self._pointer(y, vector)) for vector in self._vectors]
+        added = []
+        for offset in offsets:
+            same = self._spread(builder.gep(x, [offset]))
+            for vector in vectors:
+                product = builder.fmul(same, vector, flags=("contract",))
+                added.append(builder.fadd(next(sums), product, flags=("contract",)))
+        return added
+
+    def _spread(self, pointer: Any) -> Any:
+        """Return a vector of which each element is the number at a pointer."""
+        builder = self._builder
+        number = builder.load(builder.bitcast(pointer, self._number.as_pointer()), align=self._align)
+        return spread(builder, number, self._vector)
+
+    def _multiples(self, stride: Any) -> list[Any]:
+        """Return where each row starts."""
+        return [self._builder.mul(stride, _INDEX(row)) for row in self._rows]
+
+
+def _phi(builder: ir.IRBuilder, value: Any, block: Any) -> Any:
+    """Return what a value is in a loop, where it comes from a block at first."""
+    phi = builder.phi(value.type)
+    phi.add_incoming(value, block)
+    return phi
