@@ -23,7 +23,8 @@ from tests._backends import Backend
 from tests._inputs import normal
 from tests.distributed._calls import CALLS, inputs
 
-STRATEGIES = ("ring_attention", "gathered_attention", "ulysses_attention", "merged_attention")
+GRID = "ulysses_attention on two axes"
+STRATEGIES = ("ring_attention", "gathered_attention", "ulysses_attention", "merged_attention", GRID)
 LAYOUTS = ("zigzag", "contiguous")
 
 
@@ -34,9 +35,10 @@ def make(array: Any) -> Any:
 make.xp = jnp  # type: ignore[attr-defined]
 
 
-def mesh_of(n: int, batch: int = 1) -> Any:
-    kinds = (jax.sharding.AxisType.Auto,) * 2
-    return jax.make_mesh((batch, n), ("batch", "ring"), devices=jax.devices()[: batch * n], axis_types=kinds)
+def mesh_of(n: int, batch: int = 1, heads: int = 1) -> Any:
+    """A mesh whose ranks lie along one axis, or along two, of which the second exchanges heads."""
+    kinds, sizes = (jax.sharding.AxisType.Auto,) * 3, (batch, n // heads, heads)
+    return jax.make_mesh(sizes, ("batch", "ring", "heads"), devices=jax.devices()[: batch * n], axis_types=kinds)
 
 
 class Split:
@@ -65,11 +67,12 @@ class Case:
     """A strategy on some devices: how the arrays of the whole are cut up, and how they come together."""
 
     def __init__(self, strategy: str, layout: str, n: int, S: int, batch: int = 1) -> None:
-        self.function = getattr(distributed, strategy)
+        self.function = getattr(distributed, strategy.partition(" ")[0])
+        self.group: Any = ("ring", "heads") if strategy == GRID else "ring"
         self.layout, self.n, self.S, self.batch = layout, n, S, batch
         self.order = np.concatenate([shard_positions(n, rank, S, layout) for rank in range(n)])
         self.is_merged = strategy == "merged_attention"
-        self.mesh = mesh_of(n, batch)
+        self.mesh = mesh_of(n, batch, 2 if strategy == GRID else 1)
 
     @property
     def rows(self) -> Any:
@@ -79,13 +82,13 @@ class Case:
     def spec(self, shape: tuple[int, ...], *, is_query: bool = False) -> Spec:
         axes = ["batch", *[None] * (len(shape) - 1)] if len(shape) > 2 and shape[0] > 1 else [None] * len(shape)
         if len(shape) > 2 and shape[2] == self.S and not (self.is_merged and is_query):
-            axes[2] = "ring"
+            axes[2] = self.group
         return Spec(*axes)
 
     def over_devices(self, split: Split, like: list[Any]) -> Callable[..., Any]:
         def attend(query: Any, key: Any, value: Any, arrays: list[Any]) -> Any:
             options = split.joined(arrays)
-            return self.function(query, key, value, **options, group="ring", layout=self.layout, return_lse=True)
+            return self.function(query, key, value, **options, group=self.group, layout=self.layout, return_lse=True)
 
         own = [self.spec(like[0].shape, is_query=True), *(self.spec(x.shape) for x in like[1:])]
         of_options = [self.spec(x.shape, is_query=True) for x in split.arrays]
@@ -160,7 +163,8 @@ def options(strategy: str) -> None:
     for name in CALLS:
         check_same(strategy, "zigzag", name)
     few = ("window", "bias", "all")
-    for name in ("causal", "causal window", "segments", "lengths", "dropout", *few) if "ring" in strategy else few:
+    is_ring = strategy in ("ring_attention", GRID)
+    for name in ("causal", "causal window", "segments", "lengths", "dropout", *few) if is_ring else few:
         check_same(strategy, "contiguous", name)
 
 
@@ -170,7 +174,7 @@ def further(strategy: str) -> None:
         check_same(strategy, "zigzag", "all", n)
     check_same(strategy, "zigzag", "bias", 2, batch=2, scale=jnp.asarray(0.3))
     check_same(strategy, "contiguous", "alibi", 4, impl="tiled", tile=(2, 3))
-    n = 4 if strategy == "ulysses_attention" else 8
+    n = 4 if strategy == "ulysses_attention" else 8  # heads are four
     check_same(strategy, "contiguous", "window", n, dropout_rate=0.4, rng=3, sinks=jnp.ones(4))
 
 
@@ -273,6 +277,11 @@ def refused() -> None:
         attend(group="sequence")
     with pytest.raises(TypeError, match="group must be the name of an axis"):
         attend(group=3)
+    for pair in (("ring",), ("ring", "ring"), ("ring", "heads", "batch")):
+        with pytest.raises(ValueError, match=r"the name of one axis or of two, \(ring, heads\), got"):
+            attend("ulysses_attention", group=pair)
+    with pytest.raises(TypeError, match="group must be the name of an axis of the mesh, got tuple"):
+        attend(group=("ring", "heads"))
     with pytest.raises(ValueError, match="timeout is for torch"):
         attend(timeout=1.0)
     with pytest.raises(ValueError, match="not divisible into 8 equal stretches"):

@@ -1,5 +1,6 @@
 """What ranks of a world do, each for itself."""
 
+import functools
 import os
 import time
 from typing import Any
@@ -62,9 +63,16 @@ def _here(strategy: str, layout: str) -> tuple[Any, Any]:
     return places(strategy, layout, dist.get_world_size(), dist.get_rank())
 
 
+@functools.cache
+def _mesh(*sizes: int) -> Any:
+    return dist.device_mesh.init_device_mesh("cpu", sizes)
+
+
 def _strategy(name: str, layout: str, **more: Any) -> Any:
+    name, *grid = name.split(" on ")
     function = getattr(distributed, f"{name}_attention")
-    how = {"group": dist.group.WORLD, "layout": layout, "timeout": TIMEOUT} | more
+    group = _mesh(*map(int, grid[0].split(" x "))) if grid else dist.group.WORLD
+    how = {"group": group, "layout": layout, "timeout": TIMEOUT} | more
     return lambda *arguments, **options: function(*arguments, **options, **how)
 
 
@@ -115,16 +123,16 @@ def with_array_rule(strategy: str, layout: str) -> float:
     return _error(found, flash_attention(query, key, value, CausalMask() & ~ArrayMask(keep))[:, :, rows])
 
 
-def on_mesh(strategy: str) -> Any:
+def on_mesh(strategy: str, *sizes: int) -> Any:
     """Whether DTensors give what tensors do, gradients too, and what comes out."""
-    mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
+    mesh, own = _mesh(*sizes), [Shard(2)] * len(sizes)
     query, key, value, upstream = _tensors()
-    parts = [distribute_tensor(x, mesh, [Shard(2)]).requires_grad_() for x in (query, key, value)]
+    parts = [distribute_tensor(x, mesh, own).requires_grad_() for x in (query, key, value)]
     try:
         found = _strategy(strategy, "contiguous", group=mesh)(*parts, is_causal=True)
     except TypeError as error:
         return type(error).__name__
-    found.backward(distribute_tensor(upstream, mesh, [Shard(2)]))
+    found.backward(distribute_tensor(upstream, mesh, own))
     whole = [x.requires_grad_() for x in (query, key, value)]
     ought = flash_attention(*whole, is_causal=True)
     ought.backward(upstream)
@@ -164,6 +172,10 @@ def wrong(strategy: str, case: str) -> str:
         how["group"] = "ring"
     elif case == "axes of a mesh":
         how["group"] = dist.device_mesh.init_device_mesh("cpu", (2, 1), mesh_dim_names=("a", "b"))
+    elif case == "three groups":
+        how["group"] = (dist.group.WORLD,) * 3
+    elif case == "the same group twice":
+        how["group"] = (dist.group.WORLD,) * 2
     try:
         _strategy(strategy, "zigzag", **how)(query, key, value, **options)
     except (TypeError, ValueError) as error:

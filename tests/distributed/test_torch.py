@@ -18,8 +18,14 @@ from tests.distributed._calls import CALLS, S
 from tests.distributed._world import World
 
 pytestmark = [pytest.mark.backends("torch"), pytest.mark.timeout(180)]
+ON_GRID = "ulysses on 2 x 2"  # the heads are exchanged in pairs, which form a ring
 STRATEGIES = ["ring", "gathered", "ulysses", "merged"]
 strategies = pytest.mark.parametrize("strategy", STRATEGIES)
+all_strategies = pytest.mark.parametrize("strategy", [*STRATEGIES, ON_GRID])
+PLACES = [
+    *((strategy, n, layout) for strategy in STRATEGIES for n, layout in ((2, "zigzag"), (4, "contiguous"))),
+    *((ON_GRID, 4, layout) for layout in ("zigzag", "contiguous")),
+]
 # Each option alone, and pairs that meet in different places: plans, blocks, sums over ranks, heads.
 PAIRS = ["window + sinks", "bias + lengths", "alibi + segments", "relative + dropout", "scores + prefix", "array + ids"]
 
@@ -63,24 +69,30 @@ def of_ranks(worlds, n, strategy, layout, names, dtype="float64", hkv=2):
         yield found, parts(whole, *places(strategy, layout, n, rank))
 
 
-@strategies
-@pytest.mark.parametrize(("n", "layout"), [(2, "zigzag"), (4, "contiguous")])
+@pytest.mark.parametrize(("strategy", "n", "layout"), PLACES)
 @pytest.mark.parametrize("names", [*CALLS, *PAIRS])
 def test_every_strategy_computes_what_one_process_does(worlds, strategy, n, layout, names):
-    for found, ought in of_ranks(worlds, n, strategy, layout, names):
-        for one, other in zip(found, ought, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-13)
+    check(worlds, n, strategy, layout, names)
 
 
 @strategies
 @pytest.mark.parametrize(("n", "layout", "hkv"), [(2, "contiguous", 2), (4, "zigzag", 2), (4, "zigzag", 1)])
 def test_all_options_in_the_other_layout_and_with_fewer_heads(worlds, strategy, n, layout, hkv):
-    for found, ought in of_ranks(worlds, n, strategy, layout, "all", hkv=hkv):
+    check(worlds, n, strategy, layout, "all", hkv=hkv)
+
+
+@pytest.mark.parametrize("grid", ["4 x 1", "1 x 4", "2 x 2"])
+def test_grids_of_all_forms_with_one_key_value_head(worlds, grid):
+    check(worlds, 4, f"ulysses on {grid}", "zigzag", "all", hkv=1)
+
+
+def check(worlds, n, strategy, layout, names, **more):
+    for found, ought in of_ranks(worlds, n, strategy, layout, names, **more):
         for one, other in zip(found, ought, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-13)
 
 
-@strategies
+@all_strategies
 def test_queries_and_keys_of_different_lengths(worlds, strategy):
     found = worlds(4).run("crossed", strategy, "zigzag")
     assert max(error for error, _ in found) < 1e-13
@@ -91,15 +103,19 @@ def test_a_token_is_decoded(worlds):
     assert max(worlds(4).run("decoded")) < 1e-13
 
 
-@strategies
+@all_strategies
 def test_arrays_within_rules_have_own_rows(worlds, strategy):
     assert max(worlds(4).run("with_array_rule", strategy, "zigzag")) < 1e-13
 
 
 @strategies
 def test_meshes_and_distributed_tensors(worlds, strategy):
-    for answer in worlds(2).run("on_mesh", strategy):
+    for answer in worlds(2).run("on_mesh", strategy, 2):
         assert answer == ("TypeError" if strategy == "merged" else (True, "DTensor", (2, 4, 16, 6)))
+
+
+def test_distributed_tensors_on_two_axes(worlds):
+    assert worlds(4).run("on_mesh", ON_GRID, 2, 2) == [(True, "DTensor", (2, 4, 16, 6))] * 4
 
 
 @strategies
@@ -120,6 +136,8 @@ def test_a_rank_alone(worlds, strategy):
         ("ring", "width", "key has width"),
         ("ring", "group", "group must be a ProcessGroup or a DeviceMesh"),
         ("ring", "axes of a mesh", "one axis"),
+        ("ulysses", "three groups", "a tuple of 3"),
+        ("ulysses", "the same group twice", "groups that cross: expected those of a mesh of 2 x 2"),
     ],
 )
 def test_what_no_rank_can_compute_is_refused_on_all(worlds, strategy, case, words):
@@ -127,7 +145,7 @@ def test_what_no_rank_can_compute_is_refused_on_all(worlds, strategy, case, word
         assert words in said
 
 
-@strategies
+@all_strategies
 def test_16_bit_numbers_are_merged_in_float32(worlds, strategy):
     exact = expected("causal", "float64", 2)
     bound = [
@@ -144,7 +162,7 @@ def test_16_bit_numbers_are_merged_in_float32(worlds, strategy):
     assert np.all(np.max(errors, axis=0) <= bound)
 
 
-@strategies
+@all_strategies
 def test_a_seed_draws_what_it_draws_in_one_process(worlds, strategy):
     jobs = importlib.import_module("tests.distributed._torch_jobs")
     whole = jobs.all_dropped()
@@ -206,10 +224,12 @@ def test_the_program_of_the_documentation_runs():
         ("rule", "mask (GlobalMask"),
     ],
 )
-@strategies
+@all_strategies
 def test_a_rank_with_another_call_is_named_on_all(worlds, strategy, change, words):
     for rank, said in enumerate(worlds(4).run("refused", strategy, 2, change)):
-        assert said.startswith(f"ValueError: {strategy}_attention on rank {rank} of 4: ranks differ in")
+        assert said.startswith(
+            f"ValueError: {strategy.partition(' ')[0]}_attention on rank {rank} of 4: ranks differ in"
+        )
         assert words in said
         assert "on rank 0, 1, 3; " in said
         assert "on rank 2)" in said
@@ -221,6 +241,13 @@ def test_a_rank_that_stalls_is_named_and_the_group_works_again(worlds, strategy)
         if rank != 1:
             assert said.startswith(f"TimeoutError: {strategy}_attention on rank {rank} of 4, comparing the calls")
             assert "rank 1 did not answer within 0.5 seconds" in said
+
+
+def test_a_rank_of_a_grid_that_stalls_is_named_and_the_groups_work_again(worlds):
+    said = worlds(4).run("refused", ON_GRID, 1, "stall", 0.5)
+    for rank, waits_for in ((0, 1), (2, 0), (3, 1)):  # rank 2 waits for one that has given up
+        assert said[rank].startswith(f"TimeoutError: ulysses_attention on rank {rank} of 4, comparing the calls")
+        assert f"rank {waits_for} did not answer within 0.5 seconds" in said[rank]
 
 
 @pytest.mark.parametrize("way", ["in step 1", "back"])

@@ -31,7 +31,7 @@ from attention_xp.distributed._jax.ranks import (
 from attention_xp.distributed._layouts import Layout, Stretch
 from attention_xp.masks import Mask
 
-__all__ = ["ring_attention"]
+__all__ = ["attended", "ring_attention"]
 
 _State = tuple[Array, ...]
 _Visit = Callable[[Any, _State, Any, Any], tuple[Any, Any]]
@@ -53,6 +53,20 @@ def ring_attention(
     """Attend with the rows of each device to the keys of all, which go round; see the function of the package."""
     how = How(group, layout, return_lse, timeout)
     ranks = Ranks.of(query, key, mask, options, how)
+    return attended(ranks, query, key, value, mask, dropout_rate, options, how)
+
+
+def attended(
+    ranks: Ranks,
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Any,
+    dropout_rate: Any,
+    options: dict[str, Any],
+    how: How,
+) -> Any:
+    """Return the result of a ring, which is that of a call or of some of its devices."""
     call = ranks.call(mask, dropout_rate, options)
     halo = halo_of(ranks, call)
     if halo is not None:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from attention_xp._typing import Array
 
-__all__ = ["Channel", "Pending", "Ranks", "process_group"]
+__all__ = ["Channel", "Pending", "Ranks", "axes_of", "process_group"]
 
 _calls: Any = weakref.WeakKeyDictionary()  # how many calls each group has seen
 _EVER = timedelta(days=365)
@@ -36,6 +36,31 @@ class Ranks:
             raise ValueError(f"group must hold this process: {function} was called by one that is not in it")
         _calls[self.group] = self._number = _calls.get(self.group, 0) + 1
         self._channels = 0
+        self.names, self.of = (
+            list(range(self.n)),
+            self.n,
+        )  # what they are called among all ranks of a call, and of how many
+
+    @classmethod
+    def along(cls, groups: tuple[Any, ...], function: str, timeout: float | None) -> "tuple[Ranks, ...]":
+        """Return the ranks along each axis of those of a call: along one, or along two, counted along the last one first."""
+        axes = tuple(cls(group, function, timeout) for group in groups)
+        if len(axes) == 2:
+            outer, inner = axes
+            inner.names = [outer.rank * inner.n + rank for rank in range(inner.n)]
+            outer.names = [rank * inner.n + inner.rank for rank in range(outer.n)]
+            inner.of = outer.of = outer.n * inner.n
+        return axes
+
+    @property
+    def name(self) -> int:
+        """What this rank is called among all ranks of the call."""
+        return self.names[self.rank]
+
+    @property
+    def place(self) -> str:
+        """Which rank makes which call, for messages."""
+        return f"{self.function} on rank {self.name} of {self.of}"
 
     @property
     def others(self) -> list[int]:
@@ -142,24 +167,35 @@ class Pending:
             try:
                 dist.batch_isend_irecv([dist.P2POp(dist.isend, one, dist.get_global_rank(group, peer), group, _NEVER)])
             except RuntimeError:
-                gone.append(peer)
+                gone.append(self._ranks.names[peer])
         return f"; gone is rank {', '.join(map(str, gone))}" if gone else ""
 
     @property
     def _place(self) -> str:
         ranks = self._ranks
-        return f"{ranks.function} on rank {ranks.rank} of {ranks.n}, {self._step}"
+        return f"{ranks.place}, {self._step}"
 
     @property
     def _peer(self) -> str:
         peers = [self._peers[self._at]] if self._is_on_cpu else self._peers
-        return " or ".join(map(str, dict.fromkeys(peers)))
+        return " or ".join(str(self._ranks.names[peer]) for peer in dict.fromkeys(peers))
 
     def _fail(self, error: RuntimeError) -> NoReturn:
         """Raise the error of a message that will not arrive."""
         if "timed out" in str(error).lower():
             raise TimeoutError(f"{self._place}: rank {self._peer} did not answer in time: {error}") from error
         raise ConnectionError(f"{self._place}: rank {self._peer} is gone: {error}") from error
+
+
+def axes_of(group: Any) -> tuple[Any, ...]:
+    """Return what stands for each axis of ranks that are arranged along two, the outer one first; a group alone as it is."""
+    if isinstance(group, tuple):
+        if len(group) != 2:
+            raise ValueError(f"group must be one group or a pair (ring, heads), got a tuple of {len(group)}")
+        return group
+    if isinstance(group, dist.device_mesh.DeviceMesh) and group.ndim == 2:
+        return group.get_group(0), group.get_group(1)
+    return (group,)
 
 
 def process_group(group: Any) -> Any:

@@ -16,10 +16,10 @@ from attention_xp.distributed._blocks import Call
 from attention_xp.distributed._layouts import Layout, cut
 from attention_xp.distributed._torch.messages import Channel, Pending, Ranks
 from attention_xp.distributed._torch.plan import Piece, Ring, joined
-from attention_xp.distributed._torch.setup import finished, prepared
+from attention_xp.distributed._torch.setup import Prepared, finished, prepared
 from attention_xp.distributed._torch.slopes import Slopes, wide
 
-__all__ = ["ring_attention"]
+__all__ = ["attended", "ring_attention"]
 
 
 def ring_attention(
@@ -27,10 +27,17 @@ def ring_attention(
 ) -> Any:
     """Return the rows of this rank, (..., H, Sq / n, Dv), with `return_lse` also their log-sum-exp."""
     given = prepared("ring_attention", query, key, value, mask, dropout_rate, options, **how)
-    rest, arrays = freeze((given.mask, *given.options.values()))
-    template = _Template(given.ranks, given.layout, rest, tuple(given.options), given.dropout_rate)
-    output, lse = _Attention.apply(template, given.query, given.key, given.value, *arrays)
+    output, lse = attended(given, given.ranks, given.query, given.key, given.value, given.mask, given.options)
     return finished(given, output, lse, return_lse=how["return_lse"])
+
+
+def attended(
+    given: Prepared, ranks: Ranks, query: Array, key: Array, value: Array, mask: Any, options: dict[str, Any]
+) -> tuple[Array, Array]:
+    """Return output and log-sum-exp of the rows of this rank of a ring, which is that of a call or a part of its ranks."""
+    rest, arrays = freeze((mask, *options.values()))
+    template = _Template(ranks, given.layout, rest, tuple(options), given.dropout_rate)
+    return _Attention.apply(template, query, key, value, *arrays)  # type: ignore[no-any-return]
 
 
 class _Template(NamedTuple):

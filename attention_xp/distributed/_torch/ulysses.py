@@ -1,4 +1,4 @@
-"""All rows of some heads on every rank."""
+"""All rows of some heads on every rank, or on two axes the rows of a ring, of which each rank of the other axis has some heads."""
 
 import math
 from typing import Any
@@ -11,6 +11,7 @@ from attention_xp.distributed._blocks import Call
 from attention_xp.distributed._heads import Heads, of_heads
 from attention_xp.distributed._layouts import shard_sequence, unshard_sequence
 from attention_xp.distributed._torch.collectives import exchange, gathered
+from attention_xp.distributed._torch.ring import attended
 from attention_xp.distributed._torch.setup import Prepared, finished, prepared
 from attention_xp.masks._mask import with_arrays
 
@@ -21,13 +22,16 @@ def ulysses_attention(
     query: Array, key: Array, value: Array, mask: Any, dropout_rate: Any, options: Any, **how: Any
 ) -> Any:
     """Return the rows of this rank, (..., H, Sq / n, Dv), with `return_lse` also their log-sum-exp."""
-    given = prepared("ulysses_attention", query, key, value, mask, dropout_rate, options, **how)
+    given = prepared("ulysses_attention", query, key, value, mask, dropout_rate, options, **how, on_two_axes=True)
     heads = _Heads(given)
-    Sq, Sk = (x.shape[-2] * given.ranks.n for x in (given.query, given.key))
+    Sq, Sk = (x.shape[-2] * given.ranks.of for x in (given.query, given.key))
     Call(given.mask, dropout_rate, given.options, Sq=Sq, Sk=Sk)  # refuses what ranks could not agree on
     query, key, value = (heads.of(x, name) for x, name in ((given.query, "query"), *heads.keys()))
     mask, some = heads.addend(given.mask, "mask"), heads.options()
-    output, lse = flash_attention(query, key, value, mask, dropout_rate, **some, return_lse=True)
+    if len(given.axes) == 1:
+        output, lse = flash_attention(query, key, value, mask, dropout_rate, **some, return_lse=True)
+    else:  # the shards along the heads, one behind the other, are that of the ring
+        output, lse = attended(given, given.axes[0], query, key, value, mask, some)
     output, lse = heads.back(output, "output"), heads.back(lse[..., None], "lse")[..., 0]
     return finished(given, output, lse, return_lse=how["return_lse"])
 
