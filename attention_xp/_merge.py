@@ -77,11 +77,12 @@ def merge_attention(outputs: Sequence[ArrayT], lses: Sequence[ArrayT]) -> tuple[
     dtype = computation_dtype(xp, outputs[0].dtype)
     logs = xp.stack([as_dtype(xp, a, dtype) for a in lses], axis=0)  # (parts, ..., H, Sq)
     shares, total, shift = exponentials(logs, axis=0, xp=xp)
-    shares = xp.expand_dims(shares / nonzero(total, xp=xp), axis=-1)
-    stacked = xp.stack([as_dtype(xp, a, dtype) for a in outputs], axis=0)  # (parts, ..., H, Sq, Dv)
+    shares = xp.expand_dims(shares / nonzero(total, xp=xp), axis=-1)  # (parts, ..., H, Sq, 1)
     # A part that attended nothing has nothing to say, whatever stands there: 0 times NaN would be NaN.
-    stacked = xp.where(xp.expand_dims(logs == -math.inf, axis=-1), 0.0, stacked)
-    output = xp.sum(shares * stacked, axis=0)
+    is_silent = xp.expand_dims(logs == -math.inf, axis=-1)
+    output = 0.0
+    for i, part in enumerate(outputs):  # one after the other: outputs are large, and are not stacked in memory
+        output = output + shares[i, ...] * xp.where(is_silent[i, ...], 0.0, as_dtype(xp, part, dtype))
     return as_dtype(xp, output, outputs[0].dtype), xp.squeeze(log_sum(total, shift, xp=xp), axis=0)
 
 

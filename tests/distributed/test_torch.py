@@ -13,6 +13,7 @@ import pytest
 
 from attention_xp import flash_attention
 from attention_xp.distributed._blocks import Call, Rows
+from attention_xp.distributed._costs import Machine, Sizes, costs
 from attention_xp.distributed._layouts import Stretch, stretches
 from tests.distributed._calls import CALLS, S
 from tests.distributed._world import World
@@ -182,6 +183,32 @@ def test_a_window_sends_the_keys_it_reaches(worlds):
     # On the way back the keys once more, and the gradients of those of another rank.
     assert [sent for _, sent in found] == [[4 * width, 4 * width], *[[4 * width, 8 * width]] * 2, [0, 4 * width]]
     assert [blocks for blocks, _ in found] == [1, 2, 2, 2]
+
+
+def of_plan(worlds, strategy, layout, planned, **which):
+    """What is sent and kept by the rank that sends and keeps most, and what the plan says of it."""
+    call = Sizes(Sq=1024, Sk=1024, B=1, H=8, Hkv=4, D=64, itemsize=4, **which)
+    plan = next(cost for cost in costs(call, Machine(4, 1.0, 1.0, 0.0, 1e12)) if cost.strategy == planned)
+    return np.max(worlds(4).run("kept", strategy, layout, call), axis=0), (plan.volume, plan.memory)
+
+
+@pytest.mark.parametrize(("is_causal", "window"), [(False, None), (True, None), (True, 100), (False, 30), (True, 300)])
+@pytest.mark.parametrize("layout", ["zigzag", "contiguous"])
+def test_rings_send_and_keep_what_is_planned(worlds, layout, is_causal, window):
+    found, planned = of_plan(worlds, "ring", layout, f"ring, {layout}", is_causal=is_causal, window=window)
+    assert np.all(found <= planned)
+    if window is None or (layout == "contiguous" and window < 256):
+        assert found.tolist() == list(planned)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "planned", "more"),  # the log-sum-exp is sent as well; partial results of a ring come on top
+    [("gathered", "gathered", 0.01), ("ulysses", "ulysses", 0.02), (ON_GRID, "ulysses x ring", 0.3)],
+)
+def test_exchanges_send_and_keep_what_is_planned(worlds, strategy, planned, more):
+    (sent, kept), (volume, memory) = of_plan(worlds, strategy, "zigzag", planned, is_causal=True, window=None)
+    assert volume <= sent <= 1.01 * volume
+    assert 0.99 * memory <= kept <= (1 + more) * memory
 
 
 @pytest.mark.parametrize("layout", ["zigzag", "contiguous"])

@@ -49,7 +49,7 @@ def _of_all(own: Array, channels: list[Channel], turn: int = 0) -> list[list[int
     """Return the numbers of all ranks: along the last axis first, and along the other what all have heard there."""
     found = own[None]
     for channel in reversed(channels):
-        found = torch.cat(channel.exchanged([found] * channel.ranks.n, turn))
+        found = channel.exchanged([found] * channel.ranks.n, turn).flatten(0, 1)
     return found.tolist()  # type: ignore[no-any-return]
 
 

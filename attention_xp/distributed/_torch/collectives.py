@@ -19,12 +19,12 @@ class _Exchange(torch.autograd.Function):  # type: ignore[misc]
     def forward(ctx: Any, parts: Array, channel: Channel) -> Array:
         """Return the parts (n, ...) that all ranks have for this one."""
         ctx.channel = channel
-        return torch.stack(channel.exchanged(list(parts)))
+        return channel.exchanged(parts)
 
     @staticmethod
     def backward(ctx: Any, gradient: Array) -> tuple[Array, None]:
         """Return the gradients of the parts."""
-        return torch.stack(ctx.channel.back().exchanged(list(gradient))), None
+        return ctx.channel.back().exchanged(gradient), None
 
 
 class _Rejoined(torch.autograd.Function):  # type: ignore[misc]
@@ -34,7 +34,7 @@ class _Rejoined(torch.autograd.Function):  # type: ignore[misc]
     def forward(ctx: Any, x: Array, channel: Channel) -> Array:
         """Return what all ranks have, (n, ...)."""
         ctx.rank = channel.ranks.rank
-        return torch.stack(channel.exchanged([x] * channel.ranks.n))
+        return channel.exchanged([x] * channel.ranks.n)
 
     @staticmethod
     def backward(ctx: Any, gradient: Array) -> tuple[Array, None]:

@@ -6,6 +6,7 @@ closes all connections after it.
 
 import threading
 import weakref
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -70,14 +71,14 @@ class Ranks:
     def channel(self, purpose: str) -> "Channel":
         """Return a further channel of the call, which all ranks ask for in the same order."""
         self._channels += 1
-        return Channel(self, purpose, (self._number % 2**21 << 8 | self._channels) << 2)
+        return Channel(self, purpose, (self._number % 2**20 << 8 | self._channels) << 3)
 
 
 class Channel:
     """Messages for one purpose.
 
-    A message has a tag of its own, made of the number of the call, the channel, the way and the turn: what was left behind by a
-    call that ended in an error is never taken for something else. In each turn a rank hears of another one at most once.
+    A message has a tag of its own, made of the number of the call, the channel, the way, the turn and its place among those of
+    the turn, one or two: what was left behind by a call that ended in an error is never taken for something else.
     """
 
     def __init__(self, ranks: Ranks, purpose: str, tag: int) -> None:
@@ -85,27 +86,35 @@ class Channel:
 
     def back(self) -> "Channel":
         """Return the channel for the gradients."""
-        return Channel(self.ranks, ", ".join(filter(None, [self._purpose, "way back"])), self._tag | 2)
+        return Channel(self.ranks, ", ".join(filter(None, [self._purpose, "way back"])), self._tag | 4)
 
-    def start(self, outgoing: dict[int, Array], incoming: dict[int, Array], step: str = "", turn: int = 0) -> "Pending":
+    def start(
+        self,
+        outgoing: dict[int, tuple[Array, ...]],
+        incoming: dict[int, tuple[Array, ...]],
+        step: str = "",
+        turn: int = 0,
+    ) -> "Pending":
         """Send to some ranks, and receive from some, all at once and without waiting."""
         pending = Pending(self.ranks, ", ".join(filter(None, [self._purpose, step])))
         group, ops = self.ranks.group, []
         for peer in self.ranks.others:
             at = dist.get_global_rank(group, peer)
             for kind, tensors in ((dist.isend, outgoing), (dist.irecv, incoming)):
-                if peer in tensors and tensors[peer].numel() > 0:
-                    ops.append((peer, dist.P2POp(kind, tensors[peer], at, group, self._tag | turn)))
+                for i, tensor in enumerate(tensors.get(peer, ())):
+                    if tensor.numel() > 0:
+                        ops.append((peer, dist.P2POp(kind, tensor, at, group, self._tag | turn << 1 | i)))
         pending.post(ops)
         return pending
 
-    def exchanged(self, parts: list[Array], turn: int = 0) -> list[Array]:
-        """Give each rank its part, and return what all ranks gave this one; all parts have one shape."""
+    def exchanged(self, parts: Sequence[Array], turn: int = 0) -> Array:
+        """Give each rank its part, and return what all ranks gave this one, (n, ...); all parts have one shape."""
         ranks = self.ranks
-        parts = [part.contiguous() for part in parts]
-        arrived = {peer: torch.empty_like(parts[peer]) for peer in ranks.others}
-        self.start({peer: parts[peer] for peer in ranks.others}, arrived, turn=turn).wait()
-        return [parts[peer] if peer == ranks.rank else arrived[peer] for peer in range(ranks.n)]
+        arrived = parts[0].new_empty((ranks.n, *parts[0].shape))
+        arrived[ranks.rank] = parts[ranks.rank]
+        outgoing = {peer: (parts[peer].contiguous(),) for peer in ranks.others}
+        self.start(outgoing, {peer: (arrived[peer],) for peer in ranks.others}, turn=turn).wait()
+        return arrived
 
 
 class Pending:

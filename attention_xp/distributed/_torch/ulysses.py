@@ -26,12 +26,13 @@ def ulysses_attention(
     heads = _Heads(given)
     Sq, Sk = (x.shape[-2] * given.ranks.of for x in (given.query, given.key))
     Call(given.mask, dropout_rate, given.options, Sq=Sq, Sk=Sk)  # refuses what ranks could not agree on
-    query, key, value = (heads.of(x, name) for x, name in ((given.query, "query"), *heads.keys()))
+    query, key, value = heads.of(given.query, "query"), heads.keys(given.key, "key"), heads.keys(given.value, "value")
     mask, some = heads.addend(given.mask, "mask"), heads.options()
     if len(given.axes) == 1:
         output, lse = flash_attention(query, key, value, mask, dropout_rate, **some, return_lse=True)
     else:  # the shards along the heads, one behind the other, are that of the ring
         output, lse = attended(given, given.axes[0], query, key, value, mask, some)
+    del query, key, value, mask, some  # large as the shards of the call
     output, lse = heads.back(output, "output"), heads.back(lse[..., None], "lse")[..., 0]
     return finished(given, output, lse, return_lse=how["return_lse"])
 
@@ -50,26 +51,24 @@ class _Heads:
         self._count = self._all // n
         self._first = given.ranks.rank * self._count
 
-    def keys(self) -> list[tuple[Array, str]]:
-        """Return key and value with as many heads as can be dealt out."""
-        n, found = self._ranks.n, []
-        for name, x in (("key", self._given.key), ("value", self._given.value)):
-            if x.ndim < 4 or self._all % x.shape[-3]:
-                raise ValueError(
-                    f"{name} must have heads that divide those of query, {self._all}: got {tuple(x.shape)}"
-                )
-            found.append((x.repeat_interleave(math.lcm(x.shape[-3], n) // x.shape[-3], -3), name))
-        return found
+    def keys(self, x: Array, name: str) -> Array:
+        """Exchange rows of keys or values, of which there are first made as many heads as can be dealt out."""
+        if x.ndim < 4 or self._all % x.shape[-3]:
+            raise ValueError(f"{name} must have heads that divide those of query, {self._all}: got {tuple(x.shape)}")
+        times = math.lcm(x.shape[-3], self._ranks.n) // x.shape[-3]
+        return self.of(x if times == 1 else x.repeat_interleave(times, -3), name)
 
     def of(self, x: Array, name: str) -> Array:
         """Exchange rows of all heads for all rows of this rank's heads: (..., H, S / n, D) -> (..., H / n, S, D)."""
-        parts = torch.stack(x.chunk(self._ranks.n, -3))
+        parts = x.unflatten(-3, (self._ranks.n, -1)).movedim(-4, 0)
         return unshard_sequence(list(exchange(parts, self._ranks, f"exchanging heads of {name}")), layout=self._layout)
 
     def back(self, x: Array, name: str) -> Array:
         """Exchange all rows of this rank's heads for rows of all heads."""
-        parts = torch.stack(shard_sequence(x, self._ranks.n, layout=self._layout))
-        return torch.cat(list(exchange(parts, self._ranks, f"exchanging heads of {name}")), -3)
+        shards = shard_sequence(x, self._ranks.n, layout=self._layout)
+        arrived = exchange(torch.stack(shards), self._ranks, f"exchanging heads of {name}")
+        del shards
+        return torch.cat(list(arrived), -3)
 
     def options(self) -> dict[str, Any]:
         """Return the options of a call with this rank's heads."""
