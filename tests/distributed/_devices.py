@@ -21,7 +21,7 @@ from attention_xp.distributed._jax.ring import _Ring
 from attention_xp.masks import CausalMask
 from tests._backends import Backend
 from tests._inputs import normal
-from tests.distributed._calls import CALLS, inputs
+from tests.distributed._calls import CALLS, COMBINED, COVERING, inputs
 
 GRID = "ulysses_attention on two axes"
 STRATEGIES = ("ring_attention", "gathered_attention", "ulysses_attention", "merged_attention", GRID)
@@ -128,7 +128,7 @@ def on_devices(strategy: str, layout: str, name: str, n: int, batch: int = 1, dt
     """Return results and gradients of the devices, joined."""
     *arrays, up = (jnp.asarray(x, dtype) for x in inputs())
     case = Case(strategy, layout, n, arrays[0].shape[-2], batch)
-    own = Split({"mask": None, **CALLS[name](make, case.rows), **more})
+    own = Split({"mask": None, **(CALLS | COMBINED)[name](make, case.rows), **more})
     shards = [case.cut(arrays[0], is_query=True), *map(case.cut, arrays[1:])]
     ups = [case.cut(x, is_query=True) for x in (up, jnp.asarray(lse_up(up)))]
     results, found = slopes(case.over_devices(own, arrays), own, shards, ups)
@@ -143,7 +143,7 @@ def lse_up(up: Any) -> Any:
 def of_numpy(name: str, more: dict[str, Any]) -> list[Any]:
     """Return the same of one call on arrays of NumPy."""
     query, key, value, up = inputs()
-    options = {**CALLS[name](OfNumPy(), slice(None)), **more}
+    options = {**(CALLS | COMBINED)[name](OfNumPy(), slice(None)), **more}
     output, lse = flash_attention(query, key, value, **options, return_lse=True)
     grad_lse = np.where(np.isfinite(lse), lse_up(up), 0.0)
     found = attention_gradients(query, key, value, output, lse, up, **options, grad_lse=grad_lse)
@@ -166,6 +166,12 @@ def options(strategy: str) -> None:
     is_ring = strategy in ("ring_attention", GRID)
     for name in ("causal", "causal window", "segments", "lengths", "dropout", *few) if is_ring else few:
         check_same(strategy, "contiguous", name)
+
+
+def pairs(strategy: str) -> None:
+    """Every pair of options."""
+    for name in COVERING:
+        check_same(strategy, name.partition(",")[0], name)
 
 
 def further(strategy: str) -> None:
@@ -201,6 +207,31 @@ def drawn(strategy: str) -> None:
         attend = jax.jit(case.over_devices(split, [query, key, value]))
         output, _ = attend(case.cut(query, is_query=True), case.cut(key), case.cut(value), [])
         np.testing.assert_array_equal(case.joined(output, is_query=True) != 0.0, np.asarray(expected) != 0.0)
+
+
+def twice(strategy: str) -> None:
+    """Gradients of a sum of squares of gradients."""
+    for layout, name in (("zigzag", "all"), ("contiguous", "bias")):
+        *arrays, up = (jnp.asarray(x) for x in inputs())
+        case = Case(strategy, layout, 4, up.shape[-2])
+        own, alone = (Split({"mask": None, **CALLS[name](make, rows)}) for rows in (case.rows, slice(None)))
+        shards = [case.cut(arrays[0], is_query=True), *map(case.cut, arrays[1:])]
+        found = second_slopes(case.over_devices(own, arrays), own, shards, case.cut(up, is_query=True))
+        expected = second_slopes(
+            lambda *x, split=alone: (flash_attention(*x[:3], **split.joined(x[3])),), alone, arrays, up
+        )
+        for i, (one, other) in enumerate(zip(found, expected, strict=True)):
+            np.testing.assert_allclose(case.joined(one, is_query=i not in (1, 2)), other, rtol=1e-11, atol=1e-11)
+
+
+def second_slopes(attend: Callable[..., Any], split: Split, arrays: list[Any], up: Any) -> list[Any]:
+    def loss(arrays: list[Any], moved: list[Any]) -> Any:
+        return jnp.sum(jnp.sin(attend(*arrays, split.with_moved(moved))[0]) * up)
+
+    def square(*given: Any) -> Any:
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves(jax.grad(loss, (0, 1))(*given)))
+
+    return jax.tree.leaves(jax.jit(jax.grad(square, (0, 1)))(arrays, split.moved))
 
 
 def compiled(strategy: str, layout: str, n: int, S: int, **options: Any) -> Any:
@@ -329,7 +360,7 @@ if __name__ == "__main__":
     Backend.JAX.namespace()  # configured for tests
     for check in sys.argv[1:]:
         if check in STRATEGIES:
-            for each in (options, further, narrow, drawn):
+            for each in (options, pairs, further, narrow, drawn, twice):
                 each(check)
         else:
             globals()[check]()

@@ -18,7 +18,7 @@ from attention_xp import distributed, flash_attention
 from attention_xp.distributed import shard_positions
 from attention_xp.distributed._torch import ring
 from attention_xp.masks import ArrayMask, CausalMask, GlobalMask
-from tests.distributed._calls import CALLS, HKV, S, inputs
+from tests.distributed._calls import CALLS, COMBINED, HKV, S, inputs
 
 TIMEOUT = 20.0
 
@@ -32,7 +32,7 @@ class Make:
         self.dtype, self.made = dtype, []
 
     def __call__(self, array: Any) -> torch.Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        tensor = torch.from_numpy(np.array(array, order="C"))
         if not tensor.is_floating_point():
             return tensor
         self.made.append(tensor.to(self.dtype).requires_grad_())
@@ -40,7 +40,7 @@ class Make:
 
 
 def _options(names: str, make: Any, rows: Any) -> dict[str, Any]:
-    return {key: option for name in names.split(" + ") for key, option in CALLS[name](make, rows).items()}
+    return (CALLS | COMBINED)[names](make, rows)
 
 
 def results(function: Any, names: str, dtype: torch.dtype, rows: Any, keys: Any, hkv: int = HKV) -> list[np.ndarray]:
@@ -53,6 +53,26 @@ def results(function: Any, names: str, dtype: torch.dtype, rows: Any, keys: Any,
     (torch.sum(output * torch.from_numpy(upstream[:, :, rows]).to(dtype)) + torch.sum(torch.sin(finite))).backward()
     gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in make.made]
     return [x.detach().to(torch.float64).numpy() for x in (output, lse, *gradients)]
+
+
+def twice(function: Any, names: str, rows: Any, keys: Any) -> list[np.ndarray]:
+    """The gradients of a sum of squares of gradients."""
+    make = Make(torch.float64)
+    query, key, value, upstream = inputs()
+    q, k, v = make(query[:, :, rows]), make(key[:, :, keys]), make(value[:, :, keys])
+    loss = torch.sum(
+        torch.sin(function(q, k, v, **_options(names, make, rows))) * torch.from_numpy(upstream[:, :, rows])
+    )
+    slopes = torch.autograd.grad(loss, make.made, create_graph=True)
+    return [x.numpy() for x in torch.autograd.grad(sum((x**2).sum() for x in slopes), make.made)]
+
+
+def differentiated_twice(strategy: str, layout: str, names: str) -> Any:
+    """What comes of it on this rank, or what is said."""
+    try:
+        return twice(_strategy(strategy, layout), names, *_here(strategy, layout))
+    except RuntimeError as error:
+        return str(error)
 
 
 def places(strategy: str, layout: str, n: int, rank: int) -> tuple[Any, Any]:

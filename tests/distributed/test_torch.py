@@ -15,7 +15,7 @@ from attention_xp import flash_attention
 from attention_xp.distributed._blocks import Call, Rows
 from attention_xp.distributed._costs import Machine, Sizes, costs
 from attention_xp.distributed._layouts import Stretch, stretches
-from tests.distributed._calls import CALLS, S
+from tests.distributed._calls import CALLS, COVERING, S
 from tests.distributed._world import World
 
 pytestmark = [pytest.mark.backends("torch"), pytest.mark.timeout(180)]
@@ -27,8 +27,6 @@ PLACES = [
     *((strategy, n, layout) for strategy in STRATEGIES for n, layout in ((2, "zigzag"), (4, "contiguous"))),
     *((ON_GRID, 4, layout) for layout in ("zigzag", "contiguous")),
 ]
-# Each option alone, and pairs that meet in different places: plans, blocks, sums over ranks, heads.
-PAIRS = ["window + sinks", "bias + lengths", "alibi + segments", "relative + dropout", "scores + prefix", "array + ids"]
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +69,15 @@ def of_ranks(worlds, n, strategy, layout, names, dtype="float64", hkv=2):
 
 
 @pytest.mark.parametrize(("strategy", "n", "layout"), PLACES)
-@pytest.mark.parametrize("names", [*CALLS, *PAIRS])
+@pytest.mark.parametrize("names", CALLS)
 def test_every_strategy_computes_what_one_process_does(worlds, strategy, n, layout, names):
     check(worlds, n, strategy, layout, names)
+
+
+@all_strategies
+@pytest.mark.parametrize("names", COVERING)
+def test_every_pair_of_options(worlds, strategy, names):
+    check(worlds, 4, strategy, names.partition(",")[0], names)
 
 
 @strategies
@@ -91,6 +95,24 @@ def check(worlds, n, strategy, layout, names, **more):
     for found, ought in of_ranks(worlds, n, strategy, layout, names, **more):
         for one, other in zip(found, ought, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("strategy", ["gathered", "ulysses"])
+@pytest.mark.parametrize("names", ["bias", "all", COVERING[1]])
+def test_gradients_of_gradients(worlds, strategy, names):
+    jobs = importlib.import_module("tests.distributed._torch_jobs")
+    query, key, value, *others = jobs.twice(flash_attention, names, slice(None), slice(None))
+    for rank, found in enumerate(worlds(4).run("differentiated_twice", strategy, "zigzag", names)):
+        rows, keys = jobs.places(strategy, "zigzag", 4, rank)
+        own = [x[:, :, rows] if x.shape[-2:] == (S, S) else x for x in others]
+        for one, other in zip(found, [query[:, :, rows], key[:, :, keys], value[:, :, keys], *own], strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("strategy", ["ring", "merged", ON_GRID])
+def test_gradients_of_gradients_are_refused_where_there_are_none(worlds, strategy):
+    for said in worlds(4).run("differentiated_twice", strategy, "zigzag", "causal"):
+        assert "_attention on these ranks has no gradients of gradients: take gathered_attention" in said
 
 
 @all_strategies

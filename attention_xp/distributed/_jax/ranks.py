@@ -191,13 +191,25 @@ def partial_result(
     return output, lse
 
 
-def finished(output: Array, lse: Array, sinks: Any, dtype: DType, how: How) -> Any:
+def finished(output: Array, lse: Array, rows: list[Rows], options: Mapping[str, Any], dtype: DType, how: How) -> Any:
     """Return the result of a strategy from that of all keys: sinks take their share, and the output its dtype."""
-    if sinks is not None:
-        logits = jnp.broadcast_to(jnp.expand_dims(sinks, axis=-1), lse.shape).astype(lse.dtype)
+    if options.get("sinks") is not None:
+        logits = jnp.broadcast_to(jnp.expand_dims(options["sinks"], axis=-1), lse.shape).astype(lse.dtype)
+        logits = _of_given_rows(logits, rows, options.get("query_lengths"))
         output, lse = merge_attention([output, jnp.zeros_like(output)], [lse, logits])
     output = output.astype(dtype)
     return (output, lse) if how.return_lse else output
+
+
+def _of_given_rows(logits: Array, rows: list[Rows], lengths: Any) -> Array:
+    """Return the logits of sinks (..., H, Sq), -inf in rows that are none of the query: these attend no sink either."""
+    if lengths is None:
+        return logits
+    numbers = jnp.concatenate([one.whole.start + jnp.arange(one.whole.size, dtype=jnp.int32) for one in rows])
+    numbers = jnp.expand_dims(numbers, axis=tuple(range(logits.ndim - 1)))
+    lengths = jnp.asarray(_narrow(lengths))
+    lengths = jnp.reshape(lengths, (*lengths.shape, *[1] * (logits.ndim - lengths.ndim)))
+    return jnp.where(numbers < lengths, logits, -jnp.inf)
 
 
 def swapped(move: Callable[[Array], Array], array: Array) -> Array:

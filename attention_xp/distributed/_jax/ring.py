@@ -73,7 +73,7 @@ def attended(
         output, lse = halo_attention(ranks, halo, query, key, value, mask, dropout_rate, options)
     else:
         output, lse = _Ring(ranks, dropout_rate, call, query).attend(query, key, value)
-    return finished(output, lse, options.get("sinks"), query.dtype, how)
+    return finished(output, lse, ranks.rows(), options, query.dtype, how)
 
 
 class _Ring:
@@ -232,10 +232,12 @@ class _Ring:
         if len(all_rows) == 1:
             return visited(all_rows[0], all_keys[0], state)
 
-        def pair(i: Array, state: Any) -> Any:
-            return visited(_chosen(all_rows, i // 2), _chosen(all_keys, i % 2), state)
+        def pair(state: Any, i: Array) -> tuple[Any, None]:
+            return visited(_chosen(all_rows, i // 2), _chosen(all_keys, i % 2), state), None
 
-        return lax.fori_loop(jnp.int32(0), jnp.int32(4), pair, state)
+        return lax.scan(pair, state, jnp.arange(4, dtype=jnp.int32))[
+            0
+        ]  # JAX differentiates no other loop a second time
 
 
 def _instantiated(gradient: Any) -> Array:

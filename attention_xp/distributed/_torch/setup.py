@@ -11,7 +11,7 @@ from attention_xp._typing import Array
 from attention_xp.biases import Bias
 from attention_xp.distributed._layouts import Layout
 from attention_xp.distributed._torch.agreement import agree
-from attention_xp.distributed._torch.collectives import shared, tied
+from attention_xp.distributed._torch.collectives import once, shared, tied
 from attention_xp.distributed._torch.messages import Ranks, axes_of, process_group
 
 __all__ = ["Prepared", "finished", "prepared"]
@@ -52,8 +52,13 @@ def prepared(
     timeout: float | None,
     has_own_rows: bool = True,
     on_two_axes: bool = False,
+    is_differentiated_twice: bool = False,
 ) -> Prepared:
-    """Return a call as its strategy needs it, or raise on every rank what is wrong with it on one."""
+    """Return a call as its strategy needs it, or raise on every rank what is wrong with it on one.
+
+    A ring computes its gradients itself, and merged ranks may differ in what their gradients depend on, so that they would wait
+    for each other in vain: these have no second ones.
+    """
     groups = axes_of(group) if on_two_axes else (group,)
     axes = Ranks.along(groups, function, timeout)
     mesh = _mesh(query, key, value, layout, groups)
@@ -80,6 +85,10 @@ def prepared(
     mask = _marked(mask, rows, mark, "mask")
     if "bias" in options:
         options["bias"] = _marked(options["bias"], rows, mark, "bias")
+    if len(axes) == 2 or not is_differentiated_twice:
+        rest, held = freeze((query, key, value, mask, *options.values()))
+        query, key, value, mask, *values = thaw(rest, once(held, function))
+        options = dict(zip(options, values, strict=True))
     return Prepared(axes, query, key, value, mask, dropout_rate, options, layout, mesh, shares)
 
 

@@ -22,7 +22,18 @@ def ulysses_attention(
     query: Array, key: Array, value: Array, mask: Any, dropout_rate: Any, options: Any, **how: Any
 ) -> Any:
     """Return the rows of this rank, (..., H, Sq / n, Dv), with `return_lse` also their log-sum-exp."""
-    given = prepared("ulysses_attention", query, key, value, mask, dropout_rate, options, **how, on_two_axes=True)
+    given = prepared(
+        "ulysses_attention",
+        query,
+        key,
+        value,
+        mask,
+        dropout_rate,
+        options,
+        **how,
+        on_two_axes=True,
+        is_differentiated_twice=True,
+    )
     heads = _Heads(given)
     Sq, Sk = (x.shape[-2] * given.ranks.of for x in (given.query, given.key))
     Call(given.mask, dropout_rate, given.options, Sq=Sq, Sk=Sk)  # refuses what ranks could not agree on
