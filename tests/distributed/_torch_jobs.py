@@ -1,8 +1,6 @@
 """What ranks of a world do, each for itself."""
 
-import contextlib
 import functools
-import gc
 import os
 import time
 from typing import Any
@@ -39,7 +37,7 @@ class Make:
         return self.made[-1]
 
 
-def _options(names: str, make: Any, rows: Any) -> dict[str, Any]:
+def options_of(names: str, make: Any, rows: Any) -> dict[str, Any]:
     return (CALLS | COMBINED)[names](make, rows)
 
 
@@ -48,7 +46,7 @@ def results(function: Any, names: str, dtype: torch.dtype, rows: Any, keys: Any,
     make = Make(dtype)
     query, key, value, upstream = inputs()
     q, k, v = make(query[:, :, rows]), make(key[:, :hkv, keys]), make(value[:, :hkv, keys])
-    output, lse = function(q, k, v, **_options(names, make, rows), return_lse=True)
+    output, lse = function(q, k, v, **options_of(names, make, rows), return_lse=True)
     finite = torch.where(torch.isfinite(lse), lse, 0.0)
     (torch.sum(output * torch.from_numpy(upstream[:, :, rows]).to(dtype)) + torch.sum(torch.sin(finite))).backward()
     gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in make.made]
@@ -61,7 +59,7 @@ def twice(function: Any, names: str, rows: Any, keys: Any) -> list[np.ndarray]:
     query, key, value, upstream = inputs()
     q, k, v = make(query[:, :, rows]), make(key[:, :, keys]), make(value[:, :, keys])
     loss = torch.sum(
-        torch.sin(function(q, k, v, **_options(names, make, rows))) * torch.from_numpy(upstream[:, :, rows])
+        torch.sin(function(q, k, v, **options_of(names, make, rows))) * torch.from_numpy(upstream[:, :, rows])
     )
     slopes = torch.autograd.grad(loss, make.made, create_graph=True)
     return [x.numpy() for x in torch.autograd.grad(sum((x**2).sum() for x in slopes), make.made)]
@@ -70,7 +68,7 @@ def twice(function: Any, names: str, rows: Any, keys: Any) -> list[np.ndarray]:
 def differentiated_twice(strategy: str, layout: str, names: str) -> Any:
     """What comes of it on this rank, or what is said."""
     try:
-        return twice(_strategy(strategy, layout), names, *_here(strategy, layout))
+        return twice(strategy_of(strategy, layout), names, *_here(strategy, layout))
     except RuntimeError as error:
         return str(error)
 
@@ -90,7 +88,7 @@ def _mesh(*sizes: int) -> Any:
     return dist.device_mesh.init_device_mesh("cpu", sizes)
 
 
-def _strategy(name: str, layout: str, **more: Any) -> Any:
+def strategy_of(name: str, layout: str, **more: Any) -> Any:
     name, *grid = name.split(" on ")
     function = getattr(distributed, f"{name}_attention")
     group = _mesh(*map(int, grid[0].split(" x "))) if grid else dist.group.WORLD
@@ -100,7 +98,7 @@ def _strategy(name: str, layout: str, **more: Any) -> Any:
 
 def attended(strategy: str, layout: str, names: str, dtype: str = "float64", hkv: int = HKV) -> list[np.ndarray]:
     """The results of this rank."""
-    return results(_strategy(strategy, layout), names, getattr(torch, dtype), *_here(strategy, layout), hkv)
+    return results(strategy_of(strategy, layout), names, getattr(torch, dtype), *_here(strategy, layout), hkv)
 
 
 def _tensors() -> list[torch.Tensor]:
@@ -115,7 +113,7 @@ def crossed(strategy: str, layout: str) -> tuple[float, tuple[int, ...]]:
     n, rank = dist.get_world_size(), dist.get_rank()
     (rows, _), keys = _here(strategy, layout), shard_positions(n, rank, 2 * S, layout)
     options = {"is_causal": True, "query_offset": S, "sinks": torch.ones(4, dtype=query.dtype)}
-    found = _strategy(strategy, layout)(query[:, :, rows], key[:, :, keys], value[:, :, keys], **options)
+    found = strategy_of(strategy, layout)(query[:, :, rows], key[:, :, keys], value[:, :, keys], **options)
     return _error(found, flash_attention(query, key, value, **options)[:, :, rows]), tuple(found.shape)
 
 
@@ -129,7 +127,7 @@ def decoded() -> float:
     keys = shard_positions(dist.get_world_size(), dist.get_rank(), S, "contiguous")
     options = {"is_causal": True, "query_offset": 9, "key_lengths": torch.tensor([10, 7])}
     row = query[:, :, 9:10]
-    found = _strategy("merged", "contiguous")(row, key[:, :, keys], value[:, :, keys], **options)
+    found = strategy_of("merged", "contiguous")(row, key[:, :, keys], value[:, :, keys], **options)
     return _error(found, flash_attention(row, key, value, **options))
 
 
@@ -140,7 +138,7 @@ def with_array_rule(strategy: str, layout: str) -> float:
         _here(strategy, layout),
         torch.rand(2, 4, S, S, generator=torch.Generator().manual_seed(0)) > 0.4,
     )
-    function = _strategy(strategy, layout)
+    function = strategy_of(strategy, layout)
     found = function(query[:, :, rows], key[:, :, keys], value[:, :, keys], CausalMask() & ~ArrayMask(keep[:, :, rows]))
     return _error(found, flash_attention(query, key, value, CausalMask() & ~ArrayMask(keep))[:, :, rows])
 
@@ -151,7 +149,7 @@ def on_mesh(strategy: str, *sizes: int) -> Any:
     query, key, value, upstream = _tensors()
     parts = [distribute_tensor(x, mesh, own).requires_grad_() for x in (query, key, value)]
     try:
-        found = _strategy(strategy, "contiguous", group=mesh)(*parts, is_causal=True)
+        found = strategy_of(strategy, "contiguous", group=mesh)(*parts, is_causal=True)
     except TypeError as error:
         return type(error).__name__
     found.backward(distribute_tensor(upstream, mesh, own))
@@ -167,7 +165,7 @@ def alone(strategy: str) -> float:
     """The error in a group of one rank."""
     groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
     query, key, value, _ = _tensors()
-    found = _strategy(strategy, "zigzag", group=groups[dist.get_rank()])(query, key, value, is_causal=True)
+    found = strategy_of(strategy, "zigzag", group=groups[dist.get_rank()])(query, key, value, is_causal=True)
     return _error(found, flash_attention(query, key, value, is_causal=True))
 
 
@@ -199,7 +197,7 @@ def wrong(strategy: str, case: str) -> str:
     elif case == "the same group twice":
         how["group"] = (dist.group.WORLD,) * 2
     try:
-        _strategy(strategy, "zigzag", **how)(query, key, value, **options)
+        strategy_of(strategy, "zigzag", **how)(query, key, value, **options)
     except (TypeError, ValueError) as error:
         return str(error)
     return "nothing"
@@ -209,7 +207,7 @@ def dropped(strategy: str, layout: str) -> np.ndarray:
     """Which weights of the rows of this rank are not dropped."""
     rows, keys = _here(strategy, layout)
     query, key, value = _uniform()
-    function = _strategy(strategy, layout)
+    function = strategy_of(strategy, layout)
     return (function(query[:, :, rows], key[:, :, keys], value[:, :, keys], None, 0.4, rng=5) != 0).numpy()
 
 
@@ -221,68 +219,6 @@ def _uniform() -> tuple[torch.Tensor, ...]:
 def all_dropped() -> np.ndarray:
     """The same for the whole, in one process."""
     return (flash_attention(*_uniform(), None, 0.4, rng=5) != 0).numpy()
-
-
-def counted(layout: str, names: str, sequence: int, dtype: str = "float64") -> tuple[int, list[int]]:
-    """How many blocks the ring computes forward, and how many bytes it sends forward and back, the comparison left out."""
-    blocks, sent, attend, batch = [], [], ring.flash_attention, dist.batch_isend_irecv
-    ring.flash_attention = lambda *a, **o: blocks.append(1) or attend(*a, **o)
-    is_sent = lambda op: op.op is dist.isend and op.tensor.is_floating_point()
-    dist.batch_isend_irecv = lambda ops: sent.append(sum(op.tensor.nbytes for op in ops if is_sent(op))) or batch(ops)
-    n, rank = dist.get_world_size(), dist.get_rank()
-    x = torch.ones(1, 1, sequence, 4, dtype=getattr(torch, dtype))[:, :, shard_positions(n, rank, sequence, layout)]
-    try:
-        output = _strategy("ring", layout)(x.requires_grad_(), x, x, **_options(names, Make(x.dtype), slice(None)))
-        forward = sum(sent)
-        output.sum().backward()
-    finally:
-        ring.flash_attention, dist.batch_isend_irecv = attend, batch
-    return len(blocks), [forward, sum(sent) - forward]
-
-
-def kept(strategy: str, layout: str, call: Any) -> tuple[int, int]:
-    """The bytes that a rank sends forward, and those that it keeps beside inputs and results while it computes.
-
-    Sizes tell them apart: the results of blocks are no part of what is counted in a ring.
-    """
-    n, rank = dist.get_world_size(), dist.get_rank()
-    own = shard_positions(n, rank, call.Sk, layout)
-    query, key, value = (
-        torch.ones(call.B, heads, call.Sk, call.D)[:, :, own].contiguous() for heads in (call.H, call.Hkv, call.Hkv)
-    )
-    options = {"is_causal": call.is_causal, "window": None if call.window is None else (call.window, call.window)}
-    function = _strategy(strategy, layout)
-    sent, counts, batch, attend = [], [], dist.batch_isend_irecv, ring.flash_attention
-    is_sent = lambda op: op.op is dist.isend and op.tensor.is_floating_point()
-    dist.batch_isend_irecv = lambda ops: sent.append(sum(op.tensor.nbytes for op in ops if is_sent(op))) or batch(ops)
-    ring.flash_attention = lambda *a, **o: counts.append(_counted(key, value)) or attend(*a, **o)
-    try:
-        with _allocations(counts) if strategy != "ring" else contextlib.nullcontext():
-            function(query, key, value, impl="tiled", **options)
-    finally:
-        dist.batch_isend_irecv, ring.flash_attention = batch, attend
-    return sum(sent), max(counts)
-
-
-def _counted(*inputs: torch.Tensor) -> int:
-    """The bytes of all tensors that have as many heads as some inputs, and are none of them."""
-    alive = [
-        x for x in gc.get_objects() if issubclass(type(x), torch.Tensor) and x.shape[-3:-2] == inputs[0].shape[-3:-2]
-    ]
-    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in alive}
-    return sum(size for at, size in storages.items() if at not in [x.untyped_storage().data_ptr() for x in inputs])
-
-
-@contextlib.contextmanager
-def _allocations(counts: list[int]) -> Any:
-    """Count the most bytes that torch has allocated at a time."""
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        yield
-    counts[:], now = [], 0
-    for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            counts.append(now)
 
 
 def refused(strategy: str, odd: int, change: str, timeout: float = TIMEOUT) -> str:
@@ -307,7 +243,7 @@ def refused(strategy: str, odd: int, change: str, timeout: float = TIMEOUT) -> s
         time.sleep(4 * timeout)
     start = time.monotonic()
     try:
-        _strategy(strategy, "zigzag", timeout=timeout)(x, key, key, **options)
+        strategy_of(strategy, "zigzag", timeout=timeout)(x, key, key, **options)
         said = "nothing"
     except (ConnectionError, TimeoutError, ValueError) as error:
         said = f"{type(error).__name__}: {error}"
@@ -326,7 +262,7 @@ def died(odd: int, timeout: float, way: str) -> str:
         ring.flash_attention = lambda *_, **__: os._exit(1)
     start = time.monotonic()
     try:
-        output = _strategy("ring", "contiguous", timeout=timeout)(x, x, x)
+        output = strategy_of("ring", "contiguous", timeout=timeout)(x, x, x)
         if is_odd:
             os._exit(1)
         output.sum().backward()
