@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import reduce
+from operator import add
 
 from attention_xp._backend.dtypes import as_dtype, computation_dtype
 from attention_xp._backend.libraries import common_namespace
+from attention_xp._backend.values import by_value
 from attention_xp._checks.arrays import check_floating, check_placement, shapes
 from attention_xp._public_types import ArrayT
 from attention_xp._softmax import exponentials, log_sum, nonzero
@@ -77,12 +80,23 @@ def merge_attention(outputs: Sequence[ArrayT], lses: Sequence[ArrayT]) -> tuple[
     dtype = computation_dtype(xp, outputs[0].dtype)
     logs = xp.stack([as_dtype(xp, a, dtype) for a in lses], axis=0)  # (parts, ..., H, Sq)
     shares, total, shift = exponentials(logs, axis=0, xp=xp)
-    shares = xp.expand_dims(shares / nonzero(total, xp=xp), axis=-1)
-    stacked = xp.stack([as_dtype(xp, a, dtype) for a in outputs], axis=0)  # (parts, ..., H, Sq, Dv)
-    # A part that attended nothing has nothing to say, whatever stands there: 0 times NaN would be NaN.
-    stacked = xp.where(xp.expand_dims(logs == -math.inf, axis=-1), 0.0, stacked)
-    output = xp.sum(shares * stacked, axis=0)
+    shares = xp.expand_dims(shares / nonzero(total, xp=xp), axis=-1)  # (parts, ..., H, Sq, 1)
+    is_silent = xp.expand_dims(logs == -math.inf, axis=-1)
+    wide = [as_dtype(xp, a, dtype) for a in outputs]
+    output = by_value(xp, lambda: ~xp.any(is_silent), _weighted, _weighted_unless_silent, shares, is_silent, *wide)
     return as_dtype(xp, output, outputs[0].dtype), xp.squeeze(log_sum(total, shift, xp=xp), axis=0)
+
+
+def _weighted(shares: Array, _: Array, *outputs: Array) -> Array:
+    """Return the weighted sum of outputs, which are large: added one after the other, and not stacked in memory."""
+    return reduce(add, (shares[i, ...] * output for i, output in enumerate(outputs)))
+
+
+def _weighted_unless_silent(shares: Array, is_silent: Array, *outputs: Array) -> Array:
+    """Return the same, where a part that attended nothing may say NaN, and 0 times NaN would be NaN."""
+    xp = common_namespace(outputs=outputs[0])
+    heard = (xp.where(is_silent[i, ...], 0.0, output) for i, output in enumerate(outputs))
+    return _weighted(shares, is_silent, *heard)
 
 
 def _check_shapes(outputs: list[Array], lses: list[Array]) -> None:

@@ -8,14 +8,14 @@ from rich.console import Console
 from rich.progress import track
 
 from attention_xp._command.duel import Pace
-from benchmarks import borders, curves, report
+from benchmarks import borders, curves, report, ring
 from benchmarks.borders import BORDERS
 from benchmarks.comparison import Row, with_means
 from benchmarks.suites import DEFAULT, SUITES
 from benchmarks.worker import Workers
 
 QUICK = Pace(rounds=2, turn=0.01)
-FIGURES = "curves"
+FIGURES, RING = "curves", "ring"
 CLEAR = 1.1  # how much slower than the fastest kernel a choice is printed in bold
 PROGRESS = Console(stderr=True)
 PICTURES = """\
@@ -37,6 +37,9 @@ def main() -> int:
         if name == FIGURES:
             _figures(output, pace, quick=arguments.quick, write=arguments.write)
             continue
+        if name == RING:
+            _ring(output, pace, quick=arguments.quick, write=arguments.write)
+            continue
         if name in BORDERS:
             failed |= _borders(output, name, pace, quick=arguments.quick, write=arguments.write)
             continue
@@ -52,8 +55,8 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    names = [*SUITES, FIGURES, *BORDERS]
-    rare = f"all but tiles and {', '.join(BORDERS)} by default"
+    names = [*SUITES, FIGURES, RING, *BORDERS]
+    rare = f"all but tiles, {RING} and {', '.join(BORDERS)} by default"
     parser.add_argument("suite", nargs="*", metavar="SUITE", help=f"{', '.join(names)}; {rare}")
     parser.add_argument("--rounds", type=int, default=Pace().rounds, help="pairs of turns (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="small sizes, two rounds: a smoke test")
@@ -89,6 +92,22 @@ def _borders(output: Console, name: str, pace: Pace, *, quick: bool, write: bool
         body = report.markdown_grid(borders.COLUMNS, map(borders.cells, lines))
         report.write_section(name, f"{lead}\n\n{body}\n\n{report.environment()}")
     return any(line.problem and not line.problem.startswith("not installed") for line in lines)
+
+
+def _ring(output: Console, pace: Pace, *, quick: bool, write: bool) -> None:
+    """Print what two processes take of the time of one, and what they do in a call."""
+    with PROGRESS.status(RING):
+        lines = list(ring.measure(pace, quick=quick))
+    result, trace = report.grid(RING, ring.COLUMNS), report.grid("ring, a call", ring.TRACE)
+    for line in lines:
+        result.add_row(*ring.cells(line))
+        for event in line.events:
+            trace.add_row(*ring.trace_cells(line, event))
+        trace.add_section()
+    output.print(trace, result)
+    if write:
+        body = report.markdown_grid(ring.COLUMNS, map(ring.cells, lines))
+        report.write_section(RING, f"{(ring.__doc__ or '').strip()}\n\n{body}\n\n{report.environment()}")
 
 
 def _figures(output: Console, pace: Pace, *, quick: bool, write: bool) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from attention_xp import flash_attention
 from attention_xp._command.duel import Duel, Pace, Turn, duel, take_turn
-from benchmarks import borders
+from benchmarks import borders, ring
 from benchmarks.case import OPTIONS, Case
 from benchmarks.comparison import Comparison, Memory, Row, with_means
 from benchmarks.contenders import absent, contender, contenders, find
@@ -238,3 +238,20 @@ def test_figures_do_not_change_with_the_date(tmp_path):
 
 def test_every_contender_has_a_marker_of_its_own():
     assert len(set(MARKERS)) == len(MARKERS) >= len(LONGEST)
+
+
+def test_a_ring_is_compared_with_one_process_and_traced():
+    torch = pytest.importorskip("torch")
+    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+        pytest.skip("torch was built without gloo")
+    lines = list(ring.measure(Pace(rounds=1, turn=0.001), quick=True))
+    assert [line.name for line in lines] == list(ring.KINDS)
+    for line in lines:
+        assert line.outcome.ratio > 0
+        assert line.outcome.cpu_ratio > 0
+        for rank in range(ring.RANKS):
+            names = [event.what for event in line.events if event.rank == rank]
+            # On its way before the first block; 2 n + 1 of the 4 n blocks of a causal zigzag.
+            assert names.index("messages sent: step 1") < names.index("block 64 x 64")
+            assert names.count("block 64 x 64") == 2 * ring.RANKS + 1
+            assert names.count("block back 64 x 64") == (2 * ring.RANKS + 1) * line.name.endswith("gradients")

@@ -110,11 +110,14 @@ class Cost(NamedTuple):
     messages : int
         In how many messages one after the other.
     memory : int
-        Bytes beside the shards of query, key, value and output.
+        Bytes of keys, values and other arrays beside the shards of query, key, value and output, as torch keeps them; what a
+        block of scores and its partial result need while they are computed comes on top.
     time : float
         Seconds: arithmetic, and the communication that it does not hide.
     problem : str or None
         Why it cannot be taken.
+    mesh : tuple of int or None
+        How many ranks form a ring, and how many of them share the heads, where ranks lie along two axes.
     """
 
     strategy: str
@@ -123,6 +126,7 @@ class Cost(NamedTuple):
     memory: int
     time: float
     problem: str | None = None
+    mesh: tuple[int, int] | None = None
 
 
 def costs(sizes: Sizes, machine: Machine) -> list[Cost]:
@@ -154,23 +158,35 @@ def _undealt(sizes: Sizes, parts: int) -> str | None:
     return None
 
 
-def _busiest(sizes: Sizes, machine: Machine, layout: Layout) -> int:
-    """Return the pairs of the rank that has most."""
-    n = machine.ranks
+def _busiest(sizes: Sizes, n: int, layout: Layout) -> int:
+    """Return the pairs of the rank, of n, that has most."""
     return max(sum(sizes.pairs(rows) for rows in stretches(n, rank, sizes.Sq, layout)) for rank in range(n))
 
 
 def _ring(name: str, layout: Layout) -> Callable[[Sizes, Machine], Cost]:
     def ring(sizes: Sizes, machine: Machine) -> Cost:
-        """Every rank passes the shards of keys on; a block is computed while the next arrives."""
+        """Every rank sends its shard of the keys to the others; a block is computed while the next arrives."""
         n, shard = machine.ranks, sizes.keys(_shard(sizes, machine))
-        step = sizes.seconds(_busiest(sizes, machine, layout) / n, machine)
-        arrival = shard / machine.bandwidth + machine.latency
-        time = step + (n - 1) * max(step, arrival)
+        time = _ring_time(sizes.seconds(_busiest(sizes, n, layout), machine), n, shard, machine)
         problem = _undealt(sizes, 2 * n if layout == "zigzag" else n)
-        return Cost(name, (n - 1) * shard, n - 1, 2 * shard, time, problem)
+        return Cost(name, (n - 1) * shard, n - 1, _ring_memory(sizes, n, shard, layout), time, problem)
 
     return ring
+
+
+def _ring_time(seconds: float, n: int, shard: int, machine: Machine) -> float:
+    """Return how long n ranks take for so many seconds of arithmetic of each, while shards arrive."""
+    step = seconds / n
+    return step + (n - 1) * max(step, shard / machine.bandwidth + machine.latency)
+
+
+def _ring_memory(sizes: Sizes, n: int, shard: int, layout: Layout) -> int:
+    """Return what a rank keeps: the keys that are computed with, those that arrive, and a copy of what it sends of its own.
+
+    Whole shards are sent as they are. Under a causal mask, ranks want the first half of a zigzag alone of those behind them.
+    """
+    has_copies = layout == "zigzag" and sizes.is_causal and n > 1
+    return min(n - 1, 2) * shard + (shard // 2 if has_copies else 0)
 
 
 def _halo(sizes: Sizes, machine: Machine) -> Cost:
@@ -182,31 +198,58 @@ def _halo(sizes: Sizes, machine: Machine) -> Cost:
     reached = min(sides * sizes.window, (n - 1) * shard)
     messages = min(sides * math.ceil(sizes.window / shard), n - 1)
     own = max(sizes.pairs(rows, rows) for rows in (Stretch(rank * shard, shard) for rank in range(n)))
-    rest = max(_busiest(sizes, machine, "contiguous") - own, 0)
+    rest = max(_busiest(sizes, n, "contiguous") - own, 0)
     arrival = sizes.keys(reached) / machine.bandwidth + messages * machine.latency
     time = max(sizes.seconds(own, machine), arrival) + sizes.seconds(rest, machine)
     problem = _undealt(sizes, n) or ("queries and keys differ in number" if sizes.Sq != sizes.Sk else None)
-    return Cost("ring, contiguous", sizes.keys(reached), messages, sizes.keys(reached), time, problem)
+    # Of whole shards two, that which is computed with and that which arrives; of a part what arrives and a copy that is sent.
+    memory = sizes.keys(max(min(2, n - 1, sizes.window // shard) * shard, _of_part(sizes, shard, n)))
+    return Cost("ring, contiguous", sizes.keys(reached), messages, memory, time, problem)
+
+
+def _of_part(sizes: Sizes, shard: int, n: int) -> int:
+    """Return how many keys a rank keeps when it gets those at the end of a window."""
+    whole, part = divmod(sizes.window or 0, shard)
+    return 0 if whole >= n - 1 else min(whole, 1) * shard + 2 * part
 
 
 def _gathered(sizes: Sizes, machine: Machine) -> Cost:
-    """Every rank gathers all keys before it computes."""
+    """Every rank gathers all keys before it computes; values arrive, and are put in order, when keys are there."""
     n, volume = machine.ranks, (machine.ranks - 1) * sizes.keys(_shard(sizes, machine))
     time = volume / machine.bandwidth + (n - 1) * machine.latency
-    time += sizes.seconds(_busiest(sizes, machine, "zigzag"), machine)
-    return Cost("gathered", volume, n - 1, sizes.keys(sizes.Sk), time, _undealt(sizes, 2 * n))
+    time += sizes.seconds(_busiest(sizes, n, "zigzag"), machine)
+    return Cost("gathered", volume, n - 1, sizes.keys(sizes.Sk) * 3 // 2, time, _undealt(sizes, 2 * n))
 
 
 def _ulysses(sizes: Sizes, machine: Machine) -> Cost:
-    """Shards of the sequence become shards of the heads, and back; key/value heads fewer than ranks are repeated."""
-    n = machine.ranks
-    repeated = sizes._replace(Hkv=max(sizes.Hkv, n))
-    moved = 2 * sizes.rows(sizes.Sq) // n + repeated.keys(sizes.Sk) // n
-    volume = moved * (n - 1) // n
-    time = volume / machine.bandwidth + 4 * (n - 1) * machine.latency
-    time += sizes.seconds(sizes.pairs(Stretch(0, sizes.Sq)) / n, machine)
-    problem = None if sizes.H % n == 0 else f"{sizes.H} heads are not divisible by {n} ranks"
-    return Cost("ulysses", volume, 4 * (n - 1), moved, time, problem or _undealt(sizes, n))
+    """Shards of the sequence become shards of the heads, and back."""
+    return _on_mesh("ulysses", sizes, machine, machine.ranks)
+
+
+def _grid(sizes: Sizes, machine: Machine) -> Cost:
+    """Shards become those of the heads along one axis of a mesh, and keys go round along the other: the quickest such mesh."""
+    n, name = machine.ranks, "ulysses x ring"
+    found = [_on_mesh(name, sizes, machine, heads) for heads in range(2, n) if n % heads == 0]
+    if not found:
+        return _on_mesh(name, sizes, machine, n)._replace(problem=f"{n} ranks are no mesh of two axes")
+    return min(found, key=lambda cost: (cost.problem or _too_large(cost, sizes, machine) or "", cost.time))
+
+
+def _on_mesh(name: str, sizes: Sizes, machine: Machine, heads: int) -> Cost:
+    """Return what it costs where so many ranks share the heads; key/value heads are repeated until they are divisible."""
+    n, ring = machine.ranks, machine.ranks // heads
+    repeated = sizes._replace(Hkv=math.lcm(sizes.Hkv, heads))
+    layout: Layout = "contiguous" if ring == 1 else "zigzag"
+    rows, shard = sizes.rows(sizes.Sq) // n, repeated.keys(sizes.Sk) // n
+    volume, messages = (2 * rows + shard) * (heads - 1) // heads, 4 * (heads - 1)
+    time = volume / machine.bandwidth + messages * machine.latency
+    time += _ring_time(sizes.seconds(_busiest(sizes, ring, layout) / heads, machine), ring, shard, machine)
+    # First query, keys and output of some heads; then this output, as it is sent, and what has arrived.
+    memory = 2 * rows + max(shard + _ring_memory(sizes, ring, shard, layout), rows)
+    problem = None if sizes.H % heads == 0 else f"{sizes.H} heads are not divisible by {heads} ranks"
+    problem = problem or _undealt(sizes, n if ring == 1 else 2 * n)
+    mesh = None if ring == 1 else (ring, heads)
+    return Cost(name, volume + (ring - 1) * shard, messages + ring - 1, memory, time, problem, mesh)
 
 
 def _merged(sizes: Sizes, machine: Machine) -> Cost:
@@ -232,6 +275,7 @@ STRATEGIES: tuple[Callable[[Sizes, Machine], Cost], ...] = (
     _halo,
     _gathered,
     _ulysses,
+    _grid,
     _merged,
 )
 """One function for each strategy."""

@@ -13,6 +13,7 @@ _CALLS = {
     "ring, contiguous": 'ring_attention(..., layout="contiguous")',
     "gathered": "gathered_attention(...)",
     "ulysses": "ulysses_attention(...)",
+    "ulysses x ring": "ulysses_attention(..., group=(ring, heads))",
     "merged": "merged_attention(...)",
 }
 
@@ -95,7 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
     if chosen is None:
         print("No strategy can compute this call: take more hosts.")
         return 1
-    print(f"Take attention_xp.distributed.{_CALLS[chosen.strategy]}.")
+    mesh = "" if chosen.mesh is None else f" on a mesh of {_mesh(chosen.mesh)}"
+    print(f"Take attention_xp.distributed.{_CALLS[chosen.strategy]}{mesh}.")
     print(
         "Bytes are those that a rank sends, and keeps beside its shards of query, key, value and output, forward.\n"
         "Time is that of the busiest rank: arithmetic, and the communication that is not hidden behind it."
@@ -136,8 +138,12 @@ def _heading(given: argparse.Namespace, sizes: Sizes, machine: Machine) -> str:
     )
 
 
+def _mesh(mesh: tuple[int, int]) -> str:
+    return "{} (ring) x {} (heads)".format(*mesh)
+
+
 def _line(cost: Cost, chosen: Cost | None) -> tuple[str, ...]:
-    note = cost.problem or ("<- take this" if cost is chosen else "")
+    note = cost.problem or ("<- take this" if cost is chosen else "" if cost.mesh is None else _mesh(cost.mesh))
     return cost.strategy, _bytes(cost.volume), f"{cost.messages:,}", _bytes(cost.memory), _seconds(cost.time), note
 
 

@@ -15,14 +15,18 @@ __all__ = ["gathered_attention", "merged_attention", "ring_attention", "ulysses_
 _MODULES = {"torch": "attention_xp.distributed._torch", "jax": "attention_xp.distributed._jax"}
 
 _SHARED = """\
-group : ProcessGroup, DeviceMesh or str
+group : ProcessGroup, DeviceMesh or str{more}
     The ranks. In torch a process group, or a device mesh with one axis; in JAX the name of an axis of the mesh, inside
-    ``jax.shard_map``.
+    ``jax.shard_map``.{pair}
 {layout}
 return_lse : bool, default: False
     Whether to return the log-sum-exp of the rows as well.
 timeout : float, optional
     Seconds to wait for another rank, in torch; then a ``TimeoutError`` names rank, step and peer. Default: that of the group."""
+_PAIR = """
+    Of two axes, ``(ring, heads)``, or in torch a device mesh that has both in this order, the second exchanges heads, and
+    along the first keys go round as in `ring_attention`. Shards are dealt out along the second axis first: rank
+    ``r * n_heads + h`` is at place (r, h), as with ``PartitionSpec((ring, heads))``."""
 _LAYOUT = """\
 layout : {"zigzag", "contiguous"}, default: "zigzag"
     How `shard_sequence` cut the sequence."""
@@ -32,7 +36,10 @@ def _documented(function: Any) -> Any:
     """Fill in what the four docstrings share."""
     if function.__doc__:  # absent under `python -OO`
         layout = _LAYOUT.replace('default: "zigzag"', f'default: "{function.__kwdefaults__["layout"]}"')
-        function.__doc__ = function.__doc__.replace("    {shared}", _indented(_SHARED.replace("{layout}", layout)))
+        on_two_axes = function.__name__ == "ulysses_attention"
+        shared = _SHARED.replace("{more}", ", or a tuple of two" if on_two_axes else "")
+        shared = shared.replace("{pair}", _PAIR if on_two_axes else "").replace("{layout}", layout)
+        function.__doc__ = function.__doc__.replace("    {shared}", _indented(shared))
     return with_options(function)
 
 
@@ -215,10 +222,13 @@ def ulysses_attention(
     Each rank computes ``H / n`` heads of the whole sequence. Where key/value heads are fewer than ranks, or not divisible,
     they are repeated.
 
+    Where ranks are more than heads, or some are far from each other, they lie along two axes: n is then the number of those
+    that exchange heads, as neighbours, and what they hold together is one shard of a ring.
+
     Parameters
     ----------
     query, key, value, mask, dropout_rate
-        As in `ring_attention`; there must be a heads axis, and H divisible by the number of ranks.
+        As in `ring_attention`; there must be a heads axis, and H divisible by the number of ranks that exchange heads.
     {shared}
     {options}
 
@@ -235,7 +245,7 @@ def ulysses_attention(
     References
     ----------
     Jacobs et al., "DeepSpeed Ulysses: system optimizations for enabling training of extreme long sequence transformer
-    models", 2023.
+    models", 2023. Fang, Zhao, "USP: a unified sequence parallelism approach for long context generative AI", 2024.
     """
     how = (group, layout, return_lse, timeout)
     return _called(ulysses_attention, (query, key, value), mask, dropout_rate, options, *how)  # type: ignore[no-any-return]

@@ -1,6 +1,9 @@
 """Calls with one option or several, as every strategy must compute them: the whole, and what a rank is given of it."""
 
+import itertools
 from collections.abc import Callable
+from functools import reduce
+from operator import and_
 from typing import Any
 
 import numpy as np
@@ -69,3 +72,79 @@ CALLS: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
         "rng": 11,
     },
 }
+
+# What calls are combined of: the kinds of each thing, one of them for a call.
+FACTORS: dict[str, list[str]] = {
+    "layout": ["zigzag", "contiguous"],
+    "bias": ["no bias", "array bias", "alibi", "relative"],
+    **{
+        name: [f"no {name}", name] for name in ("causal", "window", "prefix", "segments", "function", "array", "logits")
+    },
+    **{
+        name: [f"no {name}", name]
+        for name in ("lengths", "dropout", "scores", "softcap", "sinks", "offset", "ids", "scale")
+    },
+}
+_RULES = ("prefix", "segments", "function", "array")
+_MORE: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
+    "array bias": lambda make, rows: {"bias": make(BIAS[:, :, rows])},
+    "alibi": lambda make, rows: {"bias": AlibiBias(make(normal(H)))},
+    "window": lambda make, rows: {"window": (9, 5)},
+    "prefix": lambda make, rows: {"mask": CausalMask() | PrefixMask(make(np.asarray([9, 5])))},
+    "segments": lambda make, rows: {"mask": SegmentMask(make(SEGMENTS)) | WindowMask(4, 4)},
+    "logits": lambda make, rows: {"mask": make(np.where(KEEP, 0.5, -np.inf)[:, :, rows])},
+    "dropout": lambda make, rows: {"dropout_rate": 0.4, "rng": 7},
+    "scores": lambda make, rows: {"score_mod": with_derivative(make.xp, bent)},
+    "softcap": lambda make, rows: {"softcap": 3.0},
+    "sinks": lambda make, rows: {"sinks": make(normal(H))},
+    "offset": lambda make, rows: {"query_offset": 3, "key_offset": 1},
+    "ids": lambda make, rows: {"item_ids": make(np.asarray([5, 3])), "head_ids": make(np.asarray([6, 1, 0, 4]))},
+    "scale": lambda make, rows: {"scale": make(np.asarray(0.3))},
+}
+
+
+# Few calls in which every two kinds occur together that can, and so does every option without every other one.
+COVERING = [
+    "contiguous, alibi, causal, lengths, dropout, scores, softcap, sinks, offset, ids, scale",
+    "zigzag, array bias, window, prefix, segments, function",
+    "contiguous, relative, window, prefix, array, scores, offset, ids, scale",
+    "contiguous, causal, logits, lengths, dropout, sinks",
+    "zigzag, relative, causal, segments, function, array, lengths, dropout, scores, softcap, ids",
+    "contiguous, window, prefix, segments, function, array, lengths, softcap, sinks, offset, ids, scale",
+    "zigzag, array bias, causal, prefix, array, dropout, scores, softcap, sinks, offset, scale",
+    "zigzag, alibi, logits, softcap, scale",
+    "contiguous, array bias, causal, window, logits, dropout, scores, softcap, sinks, offset, ids",
+    "contiguous, alibi, window, prefix, segments, function, array, lengths, dropout, sinks, offset, ids",
+    "zigzag, causal, prefix, function, array, scores, softcap, offset, ids, scale",
+    "zigzag, relative, causal, segments, lengths, sinks",
+    "contiguous, array bias, causal, prefix, function, array, lengths, scores, sinks, offset, scale",
+    "contiguous, relative, window, logits",
+]
+
+
+def kinds_of(name: str) -> tuple[str, ...]:
+    """The kind of each thing in a combined call."""
+    given = name.split(", ")
+    return tuple(next((kind for kind in kinds if kind in given), kinds[0]) for kinds in FACTORS.values())
+
+
+def possible_pairs() -> set[tuple[str, ...]]:
+    """The pairs of kinds that a call can have: where the mask is an array that is added, it is no rule as well."""
+    pairs = {pair for kinds in itertools.combinations(FACTORS.values(), 2) for pair in itertools.product(*kinds)}
+    return {pair for pair in pairs if "logits" not in pair or not set(_RULES) & set(pair)}
+
+
+def _combined(kinds: tuple[str, ...]) -> Callable[[Any, Any], dict[str, Any]]:
+    known = CALLS | _MORE
+    makers = [known[kind] for kind in kinds if kind in known]
+
+    def made(make: Any, rows: Any) -> dict[str, Any]:
+        parts = [maker(make, rows) for maker in makers]
+        masks = [part.pop("mask") for part in parts if "mask" in part]
+        options = {name: given for part in parts for name, given in part.items()}
+        return {**options, "mask": reduce(and_, masks)} if masks else options
+
+    return made
+
+
+COMBINED = {name: _combined(kinds_of(name)) for name in COVERING}

@@ -21,9 +21,10 @@ from attention_xp.distributed._jax.ring import _Ring
 from attention_xp.masks import CausalMask
 from tests._backends import Backend
 from tests._inputs import normal
-from tests.distributed._calls import CALLS, inputs
+from tests.distributed._calls import CALLS, COMBINED, COVERING, inputs
 
-STRATEGIES = ("ring_attention", "gathered_attention", "ulysses_attention", "merged_attention")
+GRID = "ulysses_attention on two axes"
+STRATEGIES = ("ring_attention", "gathered_attention", "ulysses_attention", "merged_attention", GRID)
 LAYOUTS = ("zigzag", "contiguous")
 
 
@@ -34,9 +35,10 @@ def make(array: Any) -> Any:
 make.xp = jnp  # type: ignore[attr-defined]
 
 
-def mesh_of(n: int, batch: int = 1) -> Any:
-    kinds = (jax.sharding.AxisType.Auto,) * 2
-    return jax.make_mesh((batch, n), ("batch", "ring"), devices=jax.devices()[: batch * n], axis_types=kinds)
+def mesh_of(n: int, batch: int = 1, heads: int = 1) -> Any:
+    """A mesh whose ranks lie along one axis, or along two, of which the second exchanges heads."""
+    kinds, sizes = (jax.sharding.AxisType.Auto,) * 3, (batch, n // heads, heads)
+    return jax.make_mesh(sizes, ("batch", "ring", "heads"), devices=jax.devices()[: batch * n], axis_types=kinds)
 
 
 class Split:
@@ -65,11 +67,12 @@ class Case:
     """A strategy on some devices: how the arrays of the whole are cut up, and how they come together."""
 
     def __init__(self, strategy: str, layout: str, n: int, S: int, batch: int = 1) -> None:
-        self.function = getattr(distributed, strategy)
+        self.function = getattr(distributed, strategy.partition(" ")[0])
+        self.group: Any = ("ring", "heads") if strategy == GRID else "ring"
         self.layout, self.n, self.S, self.batch = layout, n, S, batch
         self.order = np.concatenate([shard_positions(n, rank, S, layout) for rank in range(n)])
         self.is_merged = strategy == "merged_attention"
-        self.mesh = mesh_of(n, batch)
+        self.mesh = mesh_of(n, batch, 2 if strategy == GRID else 1)
 
     @property
     def rows(self) -> Any:
@@ -79,13 +82,13 @@ class Case:
     def spec(self, shape: tuple[int, ...], *, is_query: bool = False) -> Spec:
         axes = ["batch", *[None] * (len(shape) - 1)] if len(shape) > 2 and shape[0] > 1 else [None] * len(shape)
         if len(shape) > 2 and shape[2] == self.S and not (self.is_merged and is_query):
-            axes[2] = "ring"
+            axes[2] = self.group
         return Spec(*axes)
 
     def over_devices(self, split: Split, like: list[Any]) -> Callable[..., Any]:
         def attend(query: Any, key: Any, value: Any, arrays: list[Any]) -> Any:
             options = split.joined(arrays)
-            return self.function(query, key, value, **options, group="ring", layout=self.layout, return_lse=True)
+            return self.function(query, key, value, **options, group=self.group, layout=self.layout, return_lse=True)
 
         own = [self.spec(like[0].shape, is_query=True), *(self.spec(x.shape) for x in like[1:])]
         of_options = [self.spec(x.shape, is_query=True) for x in split.arrays]
@@ -125,7 +128,7 @@ def on_devices(strategy: str, layout: str, name: str, n: int, batch: int = 1, dt
     """Return results and gradients of the devices, joined."""
     *arrays, up = (jnp.asarray(x, dtype) for x in inputs())
     case = Case(strategy, layout, n, arrays[0].shape[-2], batch)
-    own = Split({"mask": None, **CALLS[name](make, case.rows), **more})
+    own = Split({"mask": None, **(CALLS | COMBINED)[name](make, case.rows), **more})
     shards = [case.cut(arrays[0], is_query=True), *map(case.cut, arrays[1:])]
     ups = [case.cut(x, is_query=True) for x in (up, jnp.asarray(lse_up(up)))]
     results, found = slopes(case.over_devices(own, arrays), own, shards, ups)
@@ -140,7 +143,7 @@ def lse_up(up: Any) -> Any:
 def of_numpy(name: str, more: dict[str, Any]) -> list[Any]:
     """Return the same of one call on arrays of NumPy."""
     query, key, value, up = inputs()
-    options = {**CALLS[name](OfNumPy(), slice(None)), **more}
+    options = {**(CALLS | COMBINED)[name](OfNumPy(), slice(None)), **more}
     output, lse = flash_attention(query, key, value, **options, return_lse=True)
     grad_lse = np.where(np.isfinite(lse), lse_up(up), 0.0)
     found = attention_gradients(query, key, value, output, lse, up, **options, grad_lse=grad_lse)
@@ -160,8 +163,15 @@ def options(strategy: str) -> None:
     for name in CALLS:
         check_same(strategy, "zigzag", name)
     few = ("window", "bias", "all")
-    for name in ("causal", "causal window", "segments", "lengths", "dropout", *few) if "ring" in strategy else few:
+    is_ring = strategy in ("ring_attention", GRID)
+    for name in ("causal", "causal window", "segments", "lengths", "dropout", *few) if is_ring else few:
         check_same(strategy, "contiguous", name)
+
+
+def pairs(strategy: str) -> None:
+    """Every pair of options."""
+    for name in COVERING:
+        check_same(strategy, name.partition(",")[0], name)
 
 
 def further(strategy: str) -> None:
@@ -170,7 +180,7 @@ def further(strategy: str) -> None:
         check_same(strategy, "zigzag", "all", n)
     check_same(strategy, "zigzag", "bias", 2, batch=2, scale=jnp.asarray(0.3))
     check_same(strategy, "contiguous", "alibi", 4, impl="tiled", tile=(2, 3))
-    n = 4 if strategy == "ulysses_attention" else 8
+    n = 4 if strategy == "ulysses_attention" else 8  # heads are four
     check_same(strategy, "contiguous", "window", n, dropout_rate=0.4, rng=3, sinks=jnp.ones(4))
 
 
@@ -197,6 +207,31 @@ def drawn(strategy: str) -> None:
         attend = jax.jit(case.over_devices(split, [query, key, value]))
         output, _ = attend(case.cut(query, is_query=True), case.cut(key), case.cut(value), [])
         np.testing.assert_array_equal(case.joined(output, is_query=True) != 0.0, np.asarray(expected) != 0.0)
+
+
+def twice(strategy: str) -> None:
+    """Gradients of a sum of squares of gradients."""
+    for layout, name in (("zigzag", "all"), ("contiguous", "bias")):
+        *arrays, up = (jnp.asarray(x) for x in inputs())
+        case = Case(strategy, layout, 4, up.shape[-2])
+        own, alone = (Split({"mask": None, **CALLS[name](make, rows)}) for rows in (case.rows, slice(None)))
+        shards = [case.cut(arrays[0], is_query=True), *map(case.cut, arrays[1:])]
+        found = second_slopes(case.over_devices(own, arrays), own, shards, case.cut(up, is_query=True))
+        expected = second_slopes(
+            lambda *x, split=alone: (flash_attention(*x[:3], **split.joined(x[3])),), alone, arrays, up
+        )
+        for i, (one, other) in enumerate(zip(found, expected, strict=True)):
+            np.testing.assert_allclose(case.joined(one, is_query=i not in (1, 2)), other, rtol=1e-11, atol=1e-11)
+
+
+def second_slopes(attend: Callable[..., Any], split: Split, arrays: list[Any], up: Any) -> list[Any]:
+    def loss(arrays: list[Any], moved: list[Any]) -> Any:
+        return jnp.sum(jnp.sin(attend(*arrays, split.with_moved(moved))[0]) * up)
+
+    def square(*given: Any) -> Any:
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves(jax.grad(loss, (0, 1))(*given)))
+
+    return jax.tree.leaves(jax.jit(jax.grad(square, (0, 1)))(arrays, split.moved))
 
 
 def compiled(strategy: str, layout: str, n: int, S: int, **options: Any) -> Any:
@@ -273,6 +308,11 @@ def refused() -> None:
         attend(group="sequence")
     with pytest.raises(TypeError, match="group must be the name of an axis"):
         attend(group=3)
+    for pair in (("ring",), ("ring", "ring"), ("ring", "heads", "batch")):
+        with pytest.raises(ValueError, match=r"the name of one axis or of two, \(ring, heads\), got"):
+            attend("ulysses_attention", group=pair)
+    with pytest.raises(TypeError, match="group must be the name of an axis of the mesh, got tuple"):
+        attend(group=("ring", "heads"))
     with pytest.raises(ValueError, match="timeout is for torch"):
         attend(timeout=1.0)
     with pytest.raises(ValueError, match="not divisible into 8 equal stretches"):
@@ -320,7 +360,7 @@ if __name__ == "__main__":
     Backend.JAX.namespace()  # configured for tests
     for check in sys.argv[1:]:
         if check in STRATEGIES:
-            for each in (options, further, narrow, drawn):
+            for each in (options, pairs, further, narrow, drawn, twice):
                 each(check)
         else:
             globals()[check]()

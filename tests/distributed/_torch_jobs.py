@@ -1,5 +1,6 @@
 """What ranks of a world do, each for itself."""
 
+import functools
 import os
 import time
 from typing import Any
@@ -15,7 +16,7 @@ from attention_xp import distributed, flash_attention
 from attention_xp.distributed import shard_positions
 from attention_xp.distributed._torch import ring
 from attention_xp.masks import ArrayMask, CausalMask, GlobalMask
-from tests.distributed._calls import CALLS, HKV, S, inputs
+from tests.distributed._calls import CALLS, COMBINED, HKV, S, inputs
 
 TIMEOUT = 20.0
 
@@ -29,15 +30,15 @@ class Make:
         self.dtype, self.made = dtype, []
 
     def __call__(self, array: Any) -> torch.Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        tensor = torch.from_numpy(np.array(array, order="C"))
         if not tensor.is_floating_point():
             return tensor
         self.made.append(tensor.to(self.dtype).requires_grad_())
         return self.made[-1]
 
 
-def _options(names: str, make: Any, rows: Any) -> dict[str, Any]:
-    return {key: option for name in names.split(" + ") for key, option in CALLS[name](make, rows).items()}
+def options_of(names: str, make: Any, rows: Any) -> dict[str, Any]:
+    return (CALLS | COMBINED)[names](make, rows)
 
 
 def results(function: Any, names: str, dtype: torch.dtype, rows: Any, keys: Any, hkv: int = HKV) -> list[np.ndarray]:
@@ -45,11 +46,31 @@ def results(function: Any, names: str, dtype: torch.dtype, rows: Any, keys: Any,
     make = Make(dtype)
     query, key, value, upstream = inputs()
     q, k, v = make(query[:, :, rows]), make(key[:, :hkv, keys]), make(value[:, :hkv, keys])
-    output, lse = function(q, k, v, **_options(names, make, rows), return_lse=True)
+    output, lse = function(q, k, v, **options_of(names, make, rows), return_lse=True)
     finite = torch.where(torch.isfinite(lse), lse, 0.0)
     (torch.sum(output * torch.from_numpy(upstream[:, :, rows]).to(dtype)) + torch.sum(torch.sin(finite))).backward()
     gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in make.made]
     return [x.detach().to(torch.float64).numpy() for x in (output, lse, *gradients)]
+
+
+def twice(function: Any, names: str, rows: Any, keys: Any) -> list[np.ndarray]:
+    """The gradients of a sum of squares of gradients."""
+    make = Make(torch.float64)
+    query, key, value, upstream = inputs()
+    q, k, v = make(query[:, :, rows]), make(key[:, :, keys]), make(value[:, :, keys])
+    loss = torch.sum(
+        torch.sin(function(q, k, v, **options_of(names, make, rows))) * torch.from_numpy(upstream[:, :, rows])
+    )
+    slopes = torch.autograd.grad(loss, make.made, create_graph=True)
+    return [x.numpy() for x in torch.autograd.grad(sum((x**2).sum() for x in slopes), make.made)]
+
+
+def differentiated_twice(strategy: str, layout: str, names: str) -> Any:
+    """What comes of it on this rank, or what is said."""
+    try:
+        return twice(strategy_of(strategy, layout), names, *_here(strategy, layout))
+    except RuntimeError as error:
+        return str(error)
 
 
 def places(strategy: str, layout: str, n: int, rank: int) -> tuple[Any, Any]:
@@ -62,15 +83,22 @@ def _here(strategy: str, layout: str) -> tuple[Any, Any]:
     return places(strategy, layout, dist.get_world_size(), dist.get_rank())
 
 
-def _strategy(name: str, layout: str, **more: Any) -> Any:
+@functools.cache
+def _mesh(*sizes: int) -> Any:
+    return dist.device_mesh.init_device_mesh("cpu", sizes)
+
+
+def strategy_of(name: str, layout: str, **more: Any) -> Any:
+    name, *grid = name.split(" on ")
     function = getattr(distributed, f"{name}_attention")
-    how = {"group": dist.group.WORLD, "layout": layout, "timeout": TIMEOUT} | more
+    group = _mesh(*map(int, grid[0].split(" x "))) if grid else dist.group.WORLD
+    how = {"group": group, "layout": layout, "timeout": TIMEOUT} | more
     return lambda *arguments, **options: function(*arguments, **options, **how)
 
 
 def attended(strategy: str, layout: str, names: str, dtype: str = "float64", hkv: int = HKV) -> list[np.ndarray]:
     """The results of this rank."""
-    return results(_strategy(strategy, layout), names, getattr(torch, dtype), *_here(strategy, layout), hkv)
+    return results(strategy_of(strategy, layout), names, getattr(torch, dtype), *_here(strategy, layout), hkv)
 
 
 def _tensors() -> list[torch.Tensor]:
@@ -85,7 +113,7 @@ def crossed(strategy: str, layout: str) -> tuple[float, tuple[int, ...]]:
     n, rank = dist.get_world_size(), dist.get_rank()
     (rows, _), keys = _here(strategy, layout), shard_positions(n, rank, 2 * S, layout)
     options = {"is_causal": True, "query_offset": S, "sinks": torch.ones(4, dtype=query.dtype)}
-    found = _strategy(strategy, layout)(query[:, :, rows], key[:, :, keys], value[:, :, keys], **options)
+    found = strategy_of(strategy, layout)(query[:, :, rows], key[:, :, keys], value[:, :, keys], **options)
     return _error(found, flash_attention(query, key, value, **options)[:, :, rows]), tuple(found.shape)
 
 
@@ -99,7 +127,7 @@ def decoded() -> float:
     keys = shard_positions(dist.get_world_size(), dist.get_rank(), S, "contiguous")
     options = {"is_causal": True, "query_offset": 9, "key_lengths": torch.tensor([10, 7])}
     row = query[:, :, 9:10]
-    found = _strategy("merged", "contiguous")(row, key[:, :, keys], value[:, :, keys], **options)
+    found = strategy_of("merged", "contiguous")(row, key[:, :, keys], value[:, :, keys], **options)
     return _error(found, flash_attention(row, key, value, **options))
 
 
@@ -110,21 +138,21 @@ def with_array_rule(strategy: str, layout: str) -> float:
         _here(strategy, layout),
         torch.rand(2, 4, S, S, generator=torch.Generator().manual_seed(0)) > 0.4,
     )
-    function = _strategy(strategy, layout)
+    function = strategy_of(strategy, layout)
     found = function(query[:, :, rows], key[:, :, keys], value[:, :, keys], CausalMask() & ~ArrayMask(keep[:, :, rows]))
     return _error(found, flash_attention(query, key, value, CausalMask() & ~ArrayMask(keep))[:, :, rows])
 
 
-def on_mesh(strategy: str) -> Any:
+def on_mesh(strategy: str, *sizes: int) -> Any:
     """Whether DTensors give what tensors do, gradients too, and what comes out."""
-    mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
+    mesh, own = _mesh(*sizes), [Shard(2)] * len(sizes)
     query, key, value, upstream = _tensors()
-    parts = [distribute_tensor(x, mesh, [Shard(2)]).requires_grad_() for x in (query, key, value)]
+    parts = [distribute_tensor(x, mesh, own).requires_grad_() for x in (query, key, value)]
     try:
-        found = _strategy(strategy, "contiguous", group=mesh)(*parts, is_causal=True)
+        found = strategy_of(strategy, "contiguous", group=mesh)(*parts, is_causal=True)
     except TypeError as error:
         return type(error).__name__
-    found.backward(distribute_tensor(upstream, mesh, [Shard(2)]))
+    found.backward(distribute_tensor(upstream, mesh, own))
     whole = [x.requires_grad_() for x in (query, key, value)]
     ought = flash_attention(*whole, is_causal=True)
     ought.backward(upstream)
@@ -137,7 +165,7 @@ def alone(strategy: str) -> float:
     """The error in a group of one rank."""
     groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
     query, key, value, _ = _tensors()
-    found = _strategy(strategy, "zigzag", group=groups[dist.get_rank()])(query, key, value, is_causal=True)
+    found = strategy_of(strategy, "zigzag", group=groups[dist.get_rank()])(query, key, value, is_causal=True)
     return _error(found, flash_attention(query, key, value, is_causal=True))
 
 
@@ -164,8 +192,12 @@ def wrong(strategy: str, case: str) -> str:
         how["group"] = "ring"
     elif case == "axes of a mesh":
         how["group"] = dist.device_mesh.init_device_mesh("cpu", (2, 1), mesh_dim_names=("a", "b"))
+    elif case == "three groups":
+        how["group"] = (dist.group.WORLD,) * 3
+    elif case == "the same group twice":
+        how["group"] = (dist.group.WORLD,) * 2
     try:
-        _strategy(strategy, "zigzag", **how)(query, key, value, **options)
+        strategy_of(strategy, "zigzag", **how)(query, key, value, **options)
     except (TypeError, ValueError) as error:
         return str(error)
     return "nothing"
@@ -175,7 +207,7 @@ def dropped(strategy: str, layout: str) -> np.ndarray:
     """Which weights of the rows of this rank are not dropped."""
     rows, keys = _here(strategy, layout)
     query, key, value = _uniform()
-    function = _strategy(strategy, layout)
+    function = strategy_of(strategy, layout)
     return (function(query[:, :, rows], key[:, :, keys], value[:, :, keys], None, 0.4, rng=5) != 0).numpy()
 
 
@@ -187,23 +219,6 @@ def _uniform() -> tuple[torch.Tensor, ...]:
 def all_dropped() -> np.ndarray:
     """The same for the whole, in one process."""
     return (flash_attention(*_uniform(), None, 0.4, rng=5) != 0).numpy()
-
-
-def counted(layout: str, names: str, sequence: int, dtype: str = "float64") -> tuple[int, list[int]]:
-    """How many blocks the ring computes forward, and how many bytes it sends forward and back, the comparison left out."""
-    blocks, sent, attend, batch = [], [], ring.flash_attention, dist.batch_isend_irecv
-    ring.flash_attention = lambda *a, **o: blocks.append(1) or attend(*a, **o)
-    is_sent = lambda op: op.op is dist.isend and op.tensor.is_floating_point()
-    dist.batch_isend_irecv = lambda ops: sent.append(sum(op.tensor.nbytes for op in ops if is_sent(op))) or batch(ops)
-    n, rank = dist.get_world_size(), dist.get_rank()
-    x = torch.ones(1, 1, sequence, 4, dtype=getattr(torch, dtype))[:, :, shard_positions(n, rank, sequence, layout)]
-    try:
-        output = _strategy("ring", layout)(x.requires_grad_(), x, x, **_options(names, Make(x.dtype), slice(None)))
-        forward = sum(sent)
-        output.sum().backward()
-    finally:
-        ring.flash_attention, dist.batch_isend_irecv = attend, batch
-    return len(blocks), [forward, sum(sent) - forward]
 
 
 def refused(strategy: str, odd: int, change: str, timeout: float = TIMEOUT) -> str:
@@ -228,7 +243,7 @@ def refused(strategy: str, odd: int, change: str, timeout: float = TIMEOUT) -> s
         time.sleep(4 * timeout)
     start = time.monotonic()
     try:
-        _strategy(strategy, "zigzag", timeout=timeout)(x, key, key, **options)
+        strategy_of(strategy, "zigzag", timeout=timeout)(x, key, key, **options)
         said = "nothing"
     except (ConnectionError, TimeoutError, ValueError) as error:
         said = f"{type(error).__name__}: {error}"
@@ -247,7 +262,7 @@ def died(odd: int, timeout: float, way: str) -> str:
         ring.flash_attention = lambda *_, **__: os._exit(1)
     start = time.monotonic()
     try:
-        output = _strategy("ring", "contiguous", timeout=timeout)(x, x, x)
+        output = strategy_of("ring", "contiguous", timeout=timeout)(x, x, x)
         if is_odd:
             os._exit(1)
         output.sum().backward()

@@ -15,7 +15,10 @@ pytestmark = [
     pytest.mark.skipif(not Backend.JAX.is_installed(), reason="JAX is not installed"),
 ]
 
-STRATEGIES = ("ring_attention", "gathered_attention", "ulysses_attention", "merged_attention")
+STRATEGIES = (
+    *("ring_attention", "gathered_attention", "ulysses_attention", "merged_attention"),
+    "ulysses_attention on two axes",
+)
 
 
 def start(module, *arguments, devices):

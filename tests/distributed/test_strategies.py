@@ -1,11 +1,13 @@
 """The public functions of the strategies: what they take, and what they refuse whatever the library."""
 
 import inspect
+import itertools
 
 import numpy as np
 import pytest
 
 from attention_xp import distributed, flash_attention
+from tests.distributed._calls import COVERING, kinds_of, possible_pairs
 
 STRATEGIES = ["ring", "gathered", "ulysses", "merged"]
 strategies = pytest.mark.parametrize("strategy", STRATEGIES)
@@ -41,6 +43,10 @@ def test_wrong_arguments_are_refused(strategy, error, words, options):
     x = np.zeros((1, 2, 4, 4))
     with pytest.raises(error, match=words):
         getattr(distributed, f"{strategy}_attention")(x, x, x, group="ranks", **options)
+
+
+def test_combined_calls_have_every_pair_of_options():
+    assert {pair for name in COVERING for pair in itertools.combinations(kinds_of(name), 2)} == possible_pairs()
 
 
 def test_a_list_is_no_array():

@@ -13,15 +13,20 @@ import pytest
 
 from attention_xp import flash_attention
 from attention_xp.distributed._blocks import Call, Rows
+from attention_xp.distributed._costs import Machine, Sizes, costs
 from attention_xp.distributed._layouts import Stretch, stretches
-from tests.distributed._calls import CALLS, S
+from tests.distributed._calls import CALLS, COVERING, S
 from tests.distributed._world import World
 
 pytestmark = [pytest.mark.backends("torch"), pytest.mark.timeout(180)]
+ON_GRID = "ulysses on 2 x 2"  # the heads are exchanged in pairs, which form a ring
 STRATEGIES = ["ring", "gathered", "ulysses", "merged"]
 strategies = pytest.mark.parametrize("strategy", STRATEGIES)
-# Each option alone, and pairs that meet in different places: plans, blocks, sums over ranks, heads.
-PAIRS = ["window + sinks", "bias + lengths", "alibi + segments", "relative + dropout", "scores + prefix", "array + ids"]
+all_strategies = pytest.mark.parametrize("strategy", [*STRATEGIES, ON_GRID])
+PLACES = [
+    *((strategy, n, layout) for strategy in STRATEGIES for n, layout in ((2, "zigzag"), (4, "contiguous"))),
+    *((ON_GRID, 4, layout) for layout in ("zigzag", "contiguous")),
+]
 
 
 @pytest.fixture(scope="module")
@@ -63,24 +68,54 @@ def of_ranks(worlds, n, strategy, layout, names, dtype="float64", hkv=2):
         yield found, parts(whole, *places(strategy, layout, n, rank))
 
 
-@strategies
-@pytest.mark.parametrize(("n", "layout"), [(2, "zigzag"), (4, "contiguous")])
-@pytest.mark.parametrize("names", [*CALLS, *PAIRS])
+@pytest.mark.parametrize(("strategy", "n", "layout"), PLACES)
+@pytest.mark.parametrize("names", CALLS)
 def test_every_strategy_computes_what_one_process_does(worlds, strategy, n, layout, names):
-    for found, ought in of_ranks(worlds, n, strategy, layout, names):
-        for one, other in zip(found, ought, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-13)
+    check(worlds, n, strategy, layout, names)
+
+
+@all_strategies
+@pytest.mark.parametrize("names", COVERING)
+def test_every_pair_of_options(worlds, strategy, names):
+    check(worlds, 4, strategy, names.partition(",")[0], names)
 
 
 @strategies
 @pytest.mark.parametrize(("n", "layout", "hkv"), [(2, "contiguous", 2), (4, "zigzag", 2), (4, "zigzag", 1)])
 def test_all_options_in_the_other_layout_and_with_fewer_heads(worlds, strategy, n, layout, hkv):
-    for found, ought in of_ranks(worlds, n, strategy, layout, "all", hkv=hkv):
+    check(worlds, n, strategy, layout, "all", hkv=hkv)
+
+
+@pytest.mark.parametrize("grid", ["4 x 1", "1 x 4", "2 x 2"])
+def test_grids_of_all_forms_with_one_key_value_head(worlds, grid):
+    check(worlds, 4, f"ulysses on {grid}", "zigzag", "all", hkv=1)
+
+
+def check(worlds, n, strategy, layout, names, **more):
+    for found, ought in of_ranks(worlds, n, strategy, layout, names, **more):
         for one, other in zip(found, ought, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-13)
 
 
-@strategies
+@pytest.mark.parametrize("strategy", ["gathered", "ulysses"])
+@pytest.mark.parametrize("names", ["bias", "all", COVERING[1]])
+def test_gradients_of_gradients(worlds, strategy, names):
+    jobs = importlib.import_module("tests.distributed._torch_jobs")
+    query, key, value, *others = jobs.twice(flash_attention, names, slice(None), slice(None))
+    for rank, found in enumerate(worlds(4).run("differentiated_twice", strategy, "zigzag", names)):
+        rows, keys = jobs.places(strategy, "zigzag", 4, rank)
+        own = [x[:, :, rows] if x.shape[-2:] == (S, S) else x for x in others]
+        for one, other in zip(found, [query[:, :, rows], key[:, :, keys], value[:, :, keys], *own], strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("strategy", ["ring", "merged", ON_GRID])
+def test_gradients_of_gradients_are_refused_where_there_are_none(worlds, strategy):
+    for said in worlds(4).run("differentiated_twice", strategy, "zigzag", "causal"):
+        assert "_attention on these ranks has no gradients of gradients: take gathered_attention" in said
+
+
+@all_strategies
 def test_queries_and_keys_of_different_lengths(worlds, strategy):
     found = worlds(4).run("crossed", strategy, "zigzag")
     assert max(error for error, _ in found) < 1e-13
@@ -91,15 +126,19 @@ def test_a_token_is_decoded(worlds):
     assert max(worlds(4).run("decoded")) < 1e-13
 
 
-@strategies
+@all_strategies
 def test_arrays_within_rules_have_own_rows(worlds, strategy):
     assert max(worlds(4).run("with_array_rule", strategy, "zigzag")) < 1e-13
 
 
 @strategies
 def test_meshes_and_distributed_tensors(worlds, strategy):
-    for answer in worlds(2).run("on_mesh", strategy):
+    for answer in worlds(2).run("on_mesh", strategy, 2):
         assert answer == ("TypeError" if strategy == "merged" else (True, "DTensor", (2, 4, 16, 6)))
+
+
+def test_distributed_tensors_on_two_axes(worlds):
+    assert worlds(4).run("on_mesh", ON_GRID, 2, 2) == [(True, "DTensor", (2, 4, 16, 6))] * 4
 
 
 @strategies
@@ -120,6 +159,8 @@ def test_a_rank_alone(worlds, strategy):
         ("ring", "width", "key has width"),
         ("ring", "group", "group must be a ProcessGroup or a DeviceMesh"),
         ("ring", "axes of a mesh", "one axis"),
+        ("ulysses", "three groups", "a tuple of 3"),
+        ("ulysses", "the same group twice", "groups that cross: expected those of a mesh of 2 x 2"),
     ],
 )
 def test_what_no_rank_can_compute_is_refused_on_all(worlds, strategy, case, words):
@@ -127,7 +168,7 @@ def test_what_no_rank_can_compute_is_refused_on_all(worlds, strategy, case, word
         assert words in said
 
 
-@strategies
+@all_strategies
 def test_16_bit_numbers_are_merged_in_float32(worlds, strategy):
     exact = expected("causal", "float64", 2)
     bound = [
@@ -144,7 +185,7 @@ def test_16_bit_numbers_are_merged_in_float32(worlds, strategy):
     assert np.all(np.max(errors, axis=0) <= bound)
 
 
-@strategies
+@all_strategies
 def test_a_seed_draws_what_it_draws_in_one_process(worlds, strategy):
     jobs = importlib.import_module("tests.distributed._torch_jobs")
     whole = jobs.all_dropped()
@@ -164,6 +205,32 @@ def test_a_window_sends_the_keys_it_reaches(worlds):
     # On the way back the keys once more, and the gradients of those of another rank.
     assert [sent for _, sent in found] == [[4 * width, 4 * width], *[[4 * width, 8 * width]] * 2, [0, 4 * width]]
     assert [blocks for blocks, _ in found] == [1, 2, 2, 2]
+
+
+def of_plan(worlds, strategy, layout, planned, **which):
+    """What is sent and kept by the rank that sends and keeps most, and what the plan says of it."""
+    call = Sizes(Sq=1024, Sk=1024, B=1, H=8, Hkv=4, D=64, itemsize=4, **which)
+    plan = next(cost for cost in costs(call, Machine(4, 1.0, 1.0, 0.0, 1e12)) if cost.strategy == planned)
+    return np.max(worlds(4).run("kept", strategy, layout, call), axis=0), (plan.volume, plan.memory)
+
+
+@pytest.mark.parametrize(("is_causal", "window"), [(False, None), (True, None), (True, 100), (False, 30), (True, 300)])
+@pytest.mark.parametrize("layout", ["zigzag", "contiguous"])
+def test_rings_send_and_keep_what_is_planned(worlds, layout, is_causal, window):
+    found, planned = of_plan(worlds, "ring", layout, f"ring, {layout}", is_causal=is_causal, window=window)
+    assert np.all(found <= planned)
+    if window is None or (layout == "contiguous" and window < 256):
+        assert found.tolist() == list(planned)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "planned", "more"),  # the log-sum-exp is sent as well; partial results of a ring come on top
+    [("gathered", "gathered", 0.01), ("ulysses", "ulysses", 0.02), (ON_GRID, "ulysses x ring", 0.3)],
+)
+def test_exchanges_send_and_keep_what_is_planned(worlds, strategy, planned, more):
+    (sent, kept), (volume, memory) = of_plan(worlds, strategy, "zigzag", planned, is_causal=True, window=None)
+    assert volume <= sent <= 1.01 * volume
+    assert 0.99 * memory <= kept <= (1 + more) * memory
 
 
 @pytest.mark.parametrize("layout", ["zigzag", "contiguous"])
@@ -206,10 +273,12 @@ def test_the_program_of_the_documentation_runs():
         ("rule", "mask (GlobalMask"),
     ],
 )
-@strategies
+@all_strategies
 def test_a_rank_with_another_call_is_named_on_all(worlds, strategy, change, words):
     for rank, said in enumerate(worlds(4).run("refused", strategy, 2, change)):
-        assert said.startswith(f"ValueError: {strategy}_attention on rank {rank} of 4: ranks differ in")
+        assert said.startswith(
+            f"ValueError: {strategy.partition(' ')[0]}_attention on rank {rank} of 4: ranks differ in"
+        )
         assert words in said
         assert "on rank 0, 1, 3; " in said
         assert "on rank 2)" in said
@@ -221,6 +290,13 @@ def test_a_rank_that_stalls_is_named_and_the_group_works_again(worlds, strategy)
         if rank != 1:
             assert said.startswith(f"TimeoutError: {strategy}_attention on rank {rank} of 4, comparing the calls")
             assert "rank 1 did not answer within 0.5 seconds" in said
+
+
+def test_a_rank_of_a_grid_that_stalls_is_named_and_the_groups_work_again(worlds):
+    said = worlds(4).run("refused", ON_GRID, 1, "stall", 0.5)
+    for rank, waits_for in ((0, 1), (2, 0), (3, 1)):  # rank 2 waits for one that has given up
+        assert said[rank].startswith(f"TimeoutError: ulysses_attention on rank {rank} of 4, comparing the calls")
+        assert f"rank {waits_for} did not answer within 0.5 seconds" in said[rank]
 
 
 @pytest.mark.parametrize("way", ["in step 1", "back"])

@@ -42,4 +42,4 @@ def gathered_attention(
     output, lse = (
         jnp.concatenate(pair, axis=axis) for pair, axis in zip(zip(*parts, strict=True), (-2, -1), strict=True)
     )
-    return finished(output, lse, options.get("sinks"), query.dtype, how)
+    return finished(output, lse, ranks.rows(), options, query.dtype, how)

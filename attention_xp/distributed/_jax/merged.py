@@ -47,7 +47,7 @@ def merged_attention(
         part = [dynamic_cut(x, keys.shard, -2) for x in (key, value)]
         parts.append(partial_result(query, part[0], part[1], of_keys, given))
     output, lse = merge_attention(*zip(*parts, strict=True))
-    return finished(*_merged(output, lse, ranks.group), options.get("sinks"), query.dtype, how)
+    return finished(*_merged(output, lse, ranks.group), [rows], options, query.dtype, how)
 
 
 def _merged(output: Array, lse: Array, group: str) -> tuple[Array, Array]:

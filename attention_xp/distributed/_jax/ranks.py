@@ -1,5 +1,6 @@
 """The ranks of a call inside `jax.shard_map`: which rows and keys each holds, and what every strategy does with them."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -39,7 +40,7 @@ def dynamic_cut(array: Array, stretch: Stretch, axis: int) -> Array:
 class Ranks(NamedTuple):
     """The devices along an axis of a mesh, and the lengths of the whole."""
 
-    group: str
+    group: Any  # the name of the axis, or of two
     n: int
     layout: Layout
     Sq: int
@@ -47,12 +48,23 @@ class Ranks(NamedTuple):
 
     @classmethod
     def of(
-        cls, query: Array, key: Array, mask: Any, options: Mapping[str, Any], how: "How", *, whole_rows: bool = False
+        cls,
+        query: Array,
+        key: Array,
+        mask: Any,
+        options: Mapping[str, Any],
+        how: "How",
+        *,
+        whole_rows: bool = False,
+        on_two_axes: bool = False,
     ) -> "Ranks":
         """Check what a call says of its ranks; with `whole_rows`, each rank holds all rows."""
         if how.timeout is not None:
             raise ValueError("timeout is for torch: in JAX, XLA decides how long devices wait for each other")
-        n = _size(how.group)
+        is_pair = on_two_axes and isinstance(how.group, tuple)
+        if is_pair and (len(how.group) != 2 or how.group[0] == how.group[1]):
+            raise ValueError(f"group must be the name of one axis or of two, (ring, heads), got {how.group!r}")
+        n = math.prod(map(_size, how.group)) if is_pair else _size(how.group)
         Sq, Sk = query.shape[-2] * (1 if whole_rows else n), key.shape[-2] * n
         for length in (Sk,) if whole_rows else (Sq, Sk):
             check_lengths(n, length, how.layout)
@@ -68,6 +80,22 @@ class Ranks(NamedTuple):
                 f"key_positions must hold those of all keys: expected {Sk}, {shapes(key_positions=positions)}"
             )
         return cls(how.group, n, how.layout, Sq, Sk)
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The names of the axes."""
+        return self.group if isinstance(self.group, tuple) else (self.group,)
+
+    def along(self) -> "tuple[Ranks | None, Ranks]":
+        """Return the ring of those that hold the same heads, None where there is one axis, and those of one place of it.
+
+        The shards of the latter, dealt out in the same layout, are that of the ring.
+        """
+        if len(self.axes) == 1:
+            return None, self
+        ring, heads = self.axes
+        n = _size(ring)
+        return self._replace(group=ring, n=n), Ranks(heads, self.n // n, self.layout, self.Sq // n, self.Sk // n)
 
     @property
     def rank(self) -> Array:
@@ -144,7 +172,7 @@ def spread(arrays: Any, ranks: Ranks) -> Any:
 
     What all ranks hold alike has gradients from all of them: JAX sums these up where the type was changed.
     """
-    axes = varying_axes(arrays) | {ranks.group}
+    axes = varying_axes(arrays) | set(ranks.axes)
 
     def spread(array: Array) -> Array:
         if varying_axes(array) == axes or not jnp.issubdtype(array.dtype, jnp.floating):
@@ -163,13 +191,25 @@ def partial_result(
     return output, lse
 
 
-def finished(output: Array, lse: Array, sinks: Any, dtype: DType, how: How) -> Any:
+def finished(output: Array, lse: Array, rows: list[Rows], options: Mapping[str, Any], dtype: DType, how: How) -> Any:
     """Return the result of a strategy from that of all keys: sinks take their share, and the output its dtype."""
-    if sinks is not None:
-        logits = jnp.broadcast_to(jnp.expand_dims(sinks, axis=-1), lse.shape).astype(lse.dtype)
+    if options.get("sinks") is not None:
+        logits = jnp.broadcast_to(jnp.expand_dims(options["sinks"], axis=-1), lse.shape).astype(lse.dtype)
+        logits = _of_given_rows(logits, rows, options.get("query_lengths"))
         output, lse = merge_attention([output, jnp.zeros_like(output)], [lse, logits])
     output = output.astype(dtype)
     return (output, lse) if how.return_lse else output
+
+
+def _of_given_rows(logits: Array, rows: list[Rows], lengths: Any) -> Array:
+    """Return the logits of sinks (..., H, Sq), -inf in rows that are none of the query: these attend no sink either."""
+    if lengths is None:
+        return logits
+    numbers = jnp.concatenate([one.whole.start + jnp.arange(one.whole.size, dtype=jnp.int32) for one in rows])
+    numbers = jnp.expand_dims(numbers, axis=tuple(range(logits.ndim - 1)))
+    lengths = jnp.asarray(_narrow(lengths))
+    lengths = jnp.reshape(lengths, (*lengths.shape, *[1] * (logits.ndim - lengths.ndim)))
+    return jnp.where(numbers < lengths, logits, -jnp.inf)
 
 
 def swapped(move: Callable[[Array], Array], array: Array) -> Array:

@@ -31,7 +31,7 @@ from attention_xp.distributed._jax.ranks import (
 from attention_xp.distributed._layouts import Layout, Stretch
 from attention_xp.masks import Mask
 
-__all__ = ["ring_attention"]
+__all__ = ["attended", "ring_attention"]
 
 _State = tuple[Array, ...]
 _Visit = Callable[[Any, _State, Any, Any], tuple[Any, Any]]
@@ -53,13 +53,27 @@ def ring_attention(
     """Attend with the rows of each device to the keys of all, which go round; see the function of the package."""
     how = How(group, layout, return_lse, timeout)
     ranks = Ranks.of(query, key, mask, options, how)
+    return attended(ranks, query, key, value, mask, dropout_rate, options, how)
+
+
+def attended(
+    ranks: Ranks,
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Any,
+    dropout_rate: Any,
+    options: dict[str, Any],
+    how: How,
+) -> Any:
+    """Return the result of a ring, which is that of a call or of some of its devices."""
     call = ranks.call(mask, dropout_rate, options)
     halo = halo_of(ranks, call)
     if halo is not None:
         output, lse = halo_attention(ranks, halo, query, key, value, mask, dropout_rate, options)
     else:
         output, lse = _Ring(ranks, dropout_rate, call, query).attend(query, key, value)
-    return finished(output, lse, options.get("sinks"), query.dtype, how)
+    return finished(output, lse, ranks.rows(), options, query.dtype, how)
 
 
 class _Ring:
@@ -218,10 +232,12 @@ class _Ring:
         if len(all_rows) == 1:
             return visited(all_rows[0], all_keys[0], state)
 
-        def pair(i: Array, state: Any) -> Any:
-            return visited(_chosen(all_rows, i // 2), _chosen(all_keys, i % 2), state)
+        def pair(state: Any, i: Array) -> tuple[Any, None]:
+            return visited(_chosen(all_rows, i // 2), _chosen(all_keys, i % 2), state), None
 
-        return lax.fori_loop(jnp.int32(0), jnp.int32(4), pair, state)
+        return lax.scan(pair, state, jnp.arange(4, dtype=jnp.int32))[
+            0
+        ]  # JAX differentiates no other loop a second time
 
 
 def _instantiated(gradient: Any) -> Array:

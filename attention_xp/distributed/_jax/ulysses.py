@@ -13,6 +13,7 @@ from attention_xp._engine.walkers.jax.loops import dynamic_cut
 from attention_xp._typing import Array
 from attention_xp.distributed._heads import Heads, of_heads
 from attention_xp.distributed._jax.ranks import How, Ranks, spread, swapped
+from attention_xp.distributed._jax.ring import attended
 from attention_xp.distributed._layouts import Layout
 from attention_xp.masks._mask import with_arrays
 
@@ -27,26 +28,25 @@ def ulysses_attention(
     dropout_rate: Any,
     options: dict[str, Any],
     *,
-    group: str,
+    group: Any,
     layout: Layout,
     return_lse: bool,
     timeout: float | None,
 ) -> Any:
     """Exchange rows for heads, attend, and exchange them back; see the function of the package."""
-    ranks = Ranks.of(query, key, mask, options, How(group, layout, return_lse, timeout))
-    ranks.call(mask, dropout_rate, options)  # checks it
-    exchange = _Exchange.of(ranks, query, key, options.get("head_ids"))
-    query, key, value = spread((query, key, value), ranks)
+    whole = Ranks.of(query, key, mask, options, How(group, layout, return_lse, timeout), on_two_axes=True)
+    whole.call(mask, dropout_rate, options)  # checks it
+    ring, ranks = whole.along()
+    exchange, dtype = _Exchange.of(ranks, query, key, options.get("head_ids")), query.dtype
+    query, key, value = spread((query, key, value), whole)
     key, value = (exchange.repeated(x) for x in (key, value))
-    output, lse = flash_attention(
-        exchange.to_heads(query).astype(key.dtype),
-        *(key, value, exchange.own(mask)),
-        **exchange.options(options),
-        dropout_rate=dropout_rate,
-        output_dtype=query.dtype,
-        return_lse=True,
-    )
-    output, lse = exchange.to_rows(output), exchange.to_rows(lse[..., None])[..., 0]
+    arrays = exchange.to_heads(query).astype(key.dtype), key, value, exchange.own(mask), dropout_rate
+    some = exchange.options(options)
+    if ring is None:
+        output, lse = flash_attention(*arrays, **some, output_dtype=dtype, return_lse=True)
+    else:
+        output, lse = attended(ring, *arrays, some, How(ring.group, layout, return_lse=True, timeout=None))
+    output, lse = exchange.to_rows(output.astype(dtype)), exchange.to_rows(lse[..., None])[..., 0]
     return (output, lse) if return_lse else output
 
 

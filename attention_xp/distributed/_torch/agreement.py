@@ -14,7 +14,7 @@ from attention_xp._backend.libraries import is_array
 from attention_xp._scores.frozen import freeze
 from attention_xp._scores.rule import Rule
 from attention_xp._typing import Array
-from attention_xp.distributed._torch.messages import Ranks
+from attention_xp.distributed._torch.messages import Channel, Ranks
 from attention_xp.masks import Mask
 from attention_xp.masks._mask import holds_array
 
@@ -23,22 +23,34 @@ __all__ = ["agree"]
 _LOOKED_INTO = 2**24  # bytes of an array that may decide what is sent: lengths, ids, positions, and flags in rules
 
 
-def agree(ranks: Ranks, call: Mapping[str, Any], device: Any) -> None:
-    """Raise a ValueError on every rank unless all ranks describe a call alike.
+def agree(axes: tuple[Ranks, ...], call: Mapping[str, Any], device: Any) -> None:
+    """Raise a ValueError on every rank unless all ranks, which lie along one axis or two, describe a call alike.
 
     It is asked in every call: of a rank that knows a kind of call, one that meets it for the first time would have no answer.
     """
     text = json.dumps({name: _described(given) for name, given in call.items()}, sort_keys=True).encode()
     digest = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
-    channel, own = ranks.channel("comparing the calls of all ranks"), torch.tensor([digest, len(text)], device=device)
-    numbers = [head.tolist() for head in channel.exchanged([own] * ranks.n)]
-    if all(number == numbers[0] for number in numbers):
+    channels = [ranks.channel("comparing the calls of all ranks") for ranks in axes]
+    ranks = axes[-1]
+    numbers = _of_all(torch.tensor([digest, len(text), ranks.name], device=device), channels)
+    if [name for *_, name in numbers] != list(range(ranks.of)):
+        raise ValueError(
+            f"group must be a pair (ring, heads) of groups that cross: expected those of a mesh of {axes[0].n} x {ranks.n} ranks"
+        )
+    if all(number[:2] == numbers[0][:2] for number in numbers):
         return
-    longest = max(size for _, size in numbers)
+    longest = max(size for _, size, _ in numbers)
     padded = torch.tensor(list(text.ljust(longest)), dtype=torch.uint8, device=device)
-    texts = channel.exchanged([padded] * ranks.n, turn=1)
-    calls = [json.loads(bytes(one.tolist())) for one in texts]
-    raise ValueError(f"{ranks.function} on rank {ranks.rank} of {ranks.n}: ranks differ in {_differences(calls)}")
+    calls = [json.loads(bytes(one)) for one in _of_all(padded, channels, turn=1)]
+    raise ValueError(f"{ranks.place}: ranks differ in {_differences(calls)}")
+
+
+def _of_all(own: Array, channels: list[Channel], turn: int = 0) -> list[list[int]]:
+    """Return the numbers of all ranks: along the last axis first, and along the other what all have heard there."""
+    found = own[None]
+    for channel in reversed(channels):
+        found = channel.exchanged([found] * channel.ranks.n, turn).flatten(0, 1)
+    return found.tolist()  # type: ignore[no-any-return]
 
 
 def _differences(calls: list[dict[str, str]]) -> str:

@@ -9,7 +9,7 @@ import torch
 from attention_xp._typing import Array
 from attention_xp.distributed._torch.messages import Channel, Ranks
 
-__all__ = ["by_chunks", "exchange", "gathered", "shared", "tied"]
+__all__ = ["by_chunks", "exchange", "gathered", "once", "shared", "tied"]
 
 
 class _Exchange(torch.autograd.Function):  # type: ignore[misc]
@@ -19,12 +19,12 @@ class _Exchange(torch.autograd.Function):  # type: ignore[misc]
     def forward(ctx: Any, parts: Array, channel: Channel) -> Array:
         """Return the parts (n, ...) that all ranks have for this one."""
         ctx.channel = channel
-        return torch.stack(channel.exchanged(list(parts)))
+        return channel.exchanged(parts)
 
     @staticmethod
     def backward(ctx: Any, gradient: Array) -> tuple[Array, None]:
-        """Return the gradients of the parts."""
-        return torch.stack(ctx.channel.back().exchanged(list(gradient))), None
+        """Return the gradients of the parts; they are exchanged by the same function, so that they have gradients as well."""
+        return _Exchange.apply(gradient, ctx.channel.back()), None
 
 
 class _Rejoined(torch.autograd.Function):  # type: ignore[misc]
@@ -34,7 +34,7 @@ class _Rejoined(torch.autograd.Function):  # type: ignore[misc]
     def forward(ctx: Any, x: Array, channel: Channel) -> Array:
         """Return what all ranks have, (n, ...)."""
         ctx.rank = channel.ranks.rank
-        return torch.stack(channel.exchanged([x] * channel.ranks.n))
+        return channel.exchanged([x] * channel.ranks.n)
 
     @staticmethod
     def backward(ctx: Any, gradient: Array) -> tuple[Array, None]:
@@ -71,6 +71,49 @@ class _Tied(torch.autograd.Function):  # type: ignore[misc]
     def backward(ctx: Any, *gradients: Array) -> tuple[Array, ...]:
         """Return the gradients of the results, and zeros."""
         return *gradients, *map(torch.zeros_like, ctx.saved_tensors)
+
+
+class _Once(torch.autograd.Function):  # type: ignore[misc]
+    """Tensors whose gradients have no gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, function: str, *tensors: Array) -> tuple[Array, ...]:
+        """Return the tensors."""
+        ctx.function = function
+        ctx.save_for_backward(*tensors)
+        return tuple(x.view_as(x) for x in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Array) -> tuple[Array | None, ...]:
+        """Return the gradients, which depend on the tensors in a way that is refused."""
+        return None, *_Refused.apply(ctx.function, *gradients, *ctx.saved_tensors)
+
+
+class _Refused(torch.autograd.Function):  # type: ignore[misc]
+    """Gradients of some tensors, and these."""
+
+    @staticmethod
+    def forward(ctx: Any, function: str, *tensors: Array) -> tuple[Array, ...]:
+        """Return the gradients."""
+        ctx.function = function
+        return tuple(x.view_as(x) for x in tensors[: len(tensors) // 2])
+
+    @staticmethod
+    def backward(ctx: Any, *_: Array) -> tuple[Array, ...]:
+        """Raise an error."""
+        raise RuntimeError(
+            f"{ctx.function} on these ranks has no gradients of gradients: take gathered_attention, or ulysses_attention "
+            "along one axis, which have them"
+        )
+
+
+def once(arrays: list[Any], function: str) -> list[Any]:
+    """Return arrays of which those that have gradients have no second ones."""
+    wanted = [isinstance(x, torch.Tensor) and x.requires_grad and torch.is_grad_enabled() for x in arrays]
+    if not any(wanted):
+        return arrays
+    marked = iter(_Once.apply(function, *(x for x, is_wanted in zip(arrays, wanted, strict=True) if is_wanted)))
+    return [next(marked) if is_wanted else x for x, is_wanted in zip(arrays, wanted, strict=True)]
 
 
 def tied(output: Array, lse: Array, tensors: list[Array]) -> tuple[Array, Array]:

@@ -18,7 +18,9 @@ def gathered_attention(
     query: Array, key: Array, value: Array, mask: Any, dropout_rate: Any, options: Any, **how: Any
 ) -> Any:
     """Return the rows of this rank, (..., H, Sq / n, Dv), with `return_lse` also their log-sum-exp."""
-    given = prepared("gathered_attention", query, key, value, mask, dropout_rate, options, **how)
+    given = prepared(
+        "gathered_attention", query, key, value, mask, dropout_rate, options, **how, is_differentiated_twice=True
+    )
     ranks, layout = given.ranks, given.layout
     Sq, Sk = (x.shape[-2] * ranks.n for x in (given.query, given.key))
     call = Call(given.mask, dropout_rate, given.options, Sq=Sq, Sk=Sk)

@@ -6,6 +6,7 @@ closes all connections after it.
 
 import threading
 import weakref
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -14,7 +15,7 @@ import torch.distributed as dist
 
 from attention_xp._typing import Array
 
-__all__ = ["Channel", "Pending", "Ranks", "process_group"]
+__all__ = ["Channel", "Pending", "Ranks", "axes_of", "process_group"]
 
 _calls: Any = weakref.WeakKeyDictionary()  # how many calls each group has seen
 _EVER = timedelta(days=365)
@@ -36,6 +37,31 @@ class Ranks:
             raise ValueError(f"group must hold this process: {function} was called by one that is not in it")
         _calls[self.group] = self._number = _calls.get(self.group, 0) + 1
         self._channels = 0
+        self.names, self.of = (
+            list(range(self.n)),
+            self.n,
+        )  # what they are called among all ranks of a call, and of how many
+
+    @classmethod
+    def along(cls, groups: tuple[Any, ...], function: str, timeout: float | None) -> "tuple[Ranks, ...]":
+        """Return the ranks along each axis of those of a call: along one, or along two, counted along the last one first."""
+        axes = tuple(cls(group, function, timeout) for group in groups)
+        if len(axes) == 2:
+            outer, inner = axes
+            inner.names = [outer.rank * inner.n + rank for rank in range(inner.n)]
+            outer.names = [rank * inner.n + inner.rank for rank in range(outer.n)]
+            inner.of = outer.of = outer.n * inner.n
+        return axes
+
+    @property
+    def name(self) -> int:
+        """What this rank is called among all ranks of the call."""
+        return self.names[self.rank]
+
+    @property
+    def place(self) -> str:
+        """Which rank makes which call, for messages."""
+        return f"{self.function} on rank {self.name} of {self.of}"
 
     @property
     def others(self) -> list[int]:
@@ -45,14 +71,14 @@ class Ranks:
     def channel(self, purpose: str) -> "Channel":
         """Return a further channel of the call, which all ranks ask for in the same order."""
         self._channels += 1
-        return Channel(self, purpose, (self._number % 2**21 << 8 | self._channels) << 2)
+        return Channel(self, purpose, (self._number % 2**20 << 8 | self._channels) << 3)
 
 
 class Channel:
     """Messages for one purpose.
 
-    A message has a tag of its own, made of the number of the call, the channel, the way and the turn: what was left behind by a
-    call that ended in an error is never taken for something else. In each turn a rank hears of another one at most once.
+    A message has a tag of its own, made of the number of the call, the channel, the way, the turn and its place among those of
+    the turn, one or two: what was left behind by a call that ended in an error is never taken for something else.
     """
 
     def __init__(self, ranks: Ranks, purpose: str, tag: int) -> None:
@@ -60,27 +86,35 @@ class Channel:
 
     def back(self) -> "Channel":
         """Return the channel for the gradients."""
-        return Channel(self.ranks, ", ".join(filter(None, [self._purpose, "way back"])), self._tag | 2)
+        return Channel(self.ranks, ", ".join(filter(None, [self._purpose, "way back"])), self._tag | 4)
 
-    def start(self, outgoing: dict[int, Array], incoming: dict[int, Array], step: str = "", turn: int = 0) -> "Pending":
+    def start(
+        self,
+        outgoing: dict[int, tuple[Array, ...]],
+        incoming: dict[int, tuple[Array, ...]],
+        step: str = "",
+        turn: int = 0,
+    ) -> "Pending":
         """Send to some ranks, and receive from some, all at once and without waiting."""
         pending = Pending(self.ranks, ", ".join(filter(None, [self._purpose, step])))
         group, ops = self.ranks.group, []
         for peer in self.ranks.others:
             at = dist.get_global_rank(group, peer)
             for kind, tensors in ((dist.isend, outgoing), (dist.irecv, incoming)):
-                if peer in tensors and tensors[peer].numel() > 0:
-                    ops.append((peer, dist.P2POp(kind, tensors[peer], at, group, self._tag | turn)))
+                for i, tensor in enumerate(tensors.get(peer, ())):
+                    if tensor.numel() > 0:
+                        ops.append((peer, dist.P2POp(kind, tensor, at, group, self._tag | turn << 1 | i)))
         pending.post(ops)
         return pending
 
-    def exchanged(self, parts: list[Array], turn: int = 0) -> list[Array]:
-        """Give each rank its part, and return what all ranks gave this one; all parts have one shape."""
+    def exchanged(self, parts: Sequence[Array], turn: int = 0) -> Array:
+        """Give each rank its part, and return what all ranks gave this one, (n, ...); all parts have one shape."""
         ranks = self.ranks
-        parts = [part.contiguous() for part in parts]
-        arrived = {peer: torch.empty_like(parts[peer]) for peer in ranks.others}
-        self.start({peer: parts[peer] for peer in ranks.others}, arrived, turn=turn).wait()
-        return [parts[peer] if peer == ranks.rank else arrived[peer] for peer in range(ranks.n)]
+        arrived = parts[0].new_empty((ranks.n, *parts[0].shape))
+        arrived[ranks.rank] = parts[ranks.rank]
+        outgoing = {peer: (parts[peer].contiguous(),) for peer in ranks.others}
+        self.start(outgoing, {peer: (arrived[peer],) for peer in ranks.others}, turn=turn).wait()
+        return arrived
 
 
 class Pending:
@@ -142,24 +176,35 @@ class Pending:
             try:
                 dist.batch_isend_irecv([dist.P2POp(dist.isend, one, dist.get_global_rank(group, peer), group, _NEVER)])
             except RuntimeError:
-                gone.append(peer)
+                gone.append(self._ranks.names[peer])
         return f"; gone is rank {', '.join(map(str, gone))}" if gone else ""
 
     @property
     def _place(self) -> str:
         ranks = self._ranks
-        return f"{ranks.function} on rank {ranks.rank} of {ranks.n}, {self._step}"
+        return f"{ranks.place}, {self._step}"
 
     @property
     def _peer(self) -> str:
         peers = [self._peers[self._at]] if self._is_on_cpu else self._peers
-        return " or ".join(map(str, dict.fromkeys(peers)))
+        return " or ".join(str(self._ranks.names[peer]) for peer in dict.fromkeys(peers))
 
     def _fail(self, error: RuntimeError) -> NoReturn:
         """Raise the error of a message that will not arrive."""
         if "timed out" in str(error).lower():
             raise TimeoutError(f"{self._place}: rank {self._peer} did not answer in time: {error}") from error
         raise ConnectionError(f"{self._place}: rank {self._peer} is gone: {error}") from error
+
+
+def axes_of(group: Any) -> tuple[Any, ...]:
+    """Return what stands for each axis of ranks that are arranged along two, the outer one first; a group alone as it is."""
+    if isinstance(group, tuple):
+        if len(group) != 2:
+            raise ValueError(f"group must be one group or a pair (ring, heads), got a tuple of {len(group)}")
+        return group
+    if isinstance(group, dist.device_mesh.DeviceMesh) and group.ndim == 2:
+        return group.get_group(0), group.get_group(1)
+    return (group,)
 
 
 def process_group(group: Any) -> Any:

@@ -9,7 +9,9 @@ from attention_xp._typing import Array, DType
 from attention_xp.distributed._blocks import Call, Rows
 from attention_xp.distributed._layouts import Layout, Stretch, cut, stretches
 
-__all__ = ["Piece", "Ring", "joined"]
+__all__ = ["Message", "Piece", "Ring"]
+
+Message = tuple[Array, Array]  # adjacent or scattered keys of a shard, and their values: (..., Hkv, some, D)
 
 
 _answers: dict[Any, dict[Any, bool]] = {}  # of the rules of earlier calls
@@ -22,10 +24,6 @@ class Piece(NamedTuple):
     keys: Stretch
     key: Array
     value: Array
-
-    def zeros(self, dtype: DType) -> "Piece":
-        """Return the same keys with zeros."""
-        return Piece(self.keys, *(torch.zeros_like(x, dtype=dtype) for x in (self.key, self.value)))
 
 
 class Ring:
@@ -84,9 +82,15 @@ class Ring:
                 if is_own or self._is_allowed(rows, piece.keys):
                     yield i, piece, is_own
 
-    def packed(self, key: Array, value: Array, wanted: list[Stretch]) -> Array:
-        """Return the wanted keys and values of this rank as one message."""
-        return joined([x for piece in self.pieces(key, value, wanted) for x in (piece.key, piece.value)], key)
+    def packed(self, key: Array, value: Array, wanted: list[Stretch]) -> Message:
+        """Return the wanted keys and values of this rank; where all are wanted, the tensors themselves."""
+        if wanted == [one.whole for one in self._keys[self.rank]]:
+            return key.contiguous(), value.contiguous()
+        pieces = self.pieces(key, value, wanted)
+        return tuple(
+            torch.cat([piece[i] for piece in pieces], -2) if pieces else x[..., :0, :]
+            for i, x in ((1, key), (2, value))
+        )
 
     def pieces(self, key: Array, value: Array, wanted: list[Stretch]) -> list[Piece]:
         """Return views of the wanted keys and values of this rank."""
@@ -97,18 +101,14 @@ class Ring:
         home = next(one for one in homes if one.whole.start <= start and stop <= one.whole.bounds[1])
         return Stretch(home.shard.start + start - home.whole.start, keys.size)
 
-    def unpacked(self, message: Array, key: Array, value: Array, wanted: list[Stretch]) -> list[Piece]:
-        """Return the keys and values of a message, which have the other axes of those of this rank."""
-        shapes = [(*x.shape[:-2], one.size, x.shape[-1]) for one in wanted for x in (key, value)]
-        parts = message.split([torch.Size(shape).numel() for shape in shapes])
-        tensors = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
-        return [Piece(one, *tensors[2 * i : 2 * i + 2]) for i, one in enumerate(wanted)]
+    def room(self, key: Array, value: Array, wanted: list[Stretch], dtype: DType | None = None) -> Message:
+        """Return tensors for wanted keys and values of any rank, which have the other axes of those of this one."""
+        count = sum(one.size for one in wanted)
+        return tuple(x.new_empty((*x.shape[:-2], count, x.shape[-1]), dtype=dtype) for x in (key, value))
 
-    def size(self, key: Array, value: Array, wanted: list[Stretch]) -> int:
-        """Return how many numbers a message holds."""
-        width: int = key[..., :1, :].numel() + value[..., :1, :].numel()
-        count: int = sum(one.size for one in wanted)
-        return width * count
+    def unpacked(self, message: Message, wanted: list[Stretch]) -> list[Piece]:
+        """Return views of the keys and values of a message."""
+        return [Piece(one.whole, *(cut(x, one.shard, -2) for x in message)) for one in Rows.of(wanted)]
 
 
 def _answers_of(call: Call) -> dict[Any, bool]:
@@ -119,11 +119,6 @@ def _answers_of(call: Call) -> dict[Any, bool]:
     if identity not in _answers and len(_answers) == _KINDS:
         _answers.pop(next(iter(_answers)))
     return _answers.setdefault(identity, {})
-
-
-def joined(tensors: list[Array], like: Array) -> Array:
-    """Return tensors as one message."""
-    return torch.cat([x.reshape(-1) for x in tensors]) if tensors else like.new_empty(0)
 
 
 def _least(low: int, high: int, holds: Callable[[int], bool]) -> int:

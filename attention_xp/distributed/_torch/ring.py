@@ -1,6 +1,6 @@
 """The ring: keys and values of the other ranks arrive while a rank computes with those that it has."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -13,13 +13,13 @@ from attention_xp._merge import merge_attention
 from attention_xp._scores.frozen import freeze, thaw
 from attention_xp._typing import Array
 from attention_xp.distributed._blocks import Call
-from attention_xp.distributed._layouts import Layout, cut
+from attention_xp.distributed._layouts import Layout, Stretch, cut
 from attention_xp.distributed._torch.messages import Channel, Pending, Ranks
-from attention_xp.distributed._torch.plan import Piece, Ring, joined
-from attention_xp.distributed._torch.setup import finished, prepared
+from attention_xp.distributed._torch.plan import Message, Piece, Ring
+from attention_xp.distributed._torch.setup import Prepared, finished, prepared
 from attention_xp.distributed._torch.slopes import Slopes, wide
 
-__all__ = ["ring_attention"]
+__all__ = ["attended", "ring_attention"]
 
 
 def ring_attention(
@@ -27,10 +27,17 @@ def ring_attention(
 ) -> Any:
     """Return the rows of this rank, (..., H, Sq / n, Dv), with `return_lse` also their log-sum-exp."""
     given = prepared("ring_attention", query, key, value, mask, dropout_rate, options, **how)
-    rest, arrays = freeze((given.mask, *given.options.values()))
-    template = _Template(given.ranks, given.layout, rest, tuple(given.options), given.dropout_rate)
-    output, lse = _Attention.apply(template, given.query, given.key, given.value, *arrays)
+    output, lse = attended(given, given.ranks, given.query, given.key, given.value, given.mask, given.options)
     return finished(given, output, lse, return_lse=how["return_lse"])
+
+
+def attended(
+    given: Prepared, ranks: Ranks, query: Array, key: Array, value: Array, mask: Any, options: dict[str, Any]
+) -> tuple[Array, Array]:
+    """Return output and log-sum-exp of the rows of this rank of a ring, which is that of a call or a part of its ranks."""
+    rest, arrays = freeze((mask, *options.values()))
+    template = _Template(ranks, given.layout, rest, tuple(options), given.dropout_rate)
+    return _Attention.apply(template, query, key, value, *arrays)  # type: ignore[no-any-return]
 
 
 class _Template(NamedTuple):
@@ -60,13 +67,16 @@ class _Attention(torch.autograd.Function):  # type: ignore[misc]
         _check(ring, query, key, value)
         merged: list[Any] = [None] * len(ring.rows)
         channel = ranks.channel("")
-        for step, pieces in _arriving(ring, channel, key, value):
+
+        def visit(step: int, pieces: list[Piece]) -> None:
             for i, piece, is_own in ring.blocks(step, pieces):
                 rows = ring.rows[i]
                 mask, options = call.block(rows, piece.keys, with_sinks=is_own)
                 options |= {"return_lse": True, "output_dtype": wide(query.dtype)}
                 part = flash_attention(cut(query, rows.shard, -2), piece.key, piece.value, mask, **options)
                 merged[i] = part if merged[i] is None else merge_attention(*zip(merged[i], part, strict=True))
+
+        _round(ring, channel, key, value, visit)
         output, lse = (torch.cat(parts, axis) for parts, axis in zip(zip(*merged, strict=True), (-2, -1), strict=True))
         output = output.to(query.dtype)
         ctx.template, ctx.ring, ctx.channel = template, ring, channel
@@ -103,58 +113,59 @@ def _check(ring: Ring, query: Array, key: Array, value: Array) -> None:
     Problem.of(cut(query, rows.shard, -2), own.key, own.value, mask, rate, cast("AttentionOptions", options))
 
 
-def _arriving(ring: Ring, channel: Channel, key: Array, value: Array) -> Iterator[tuple[int, list[Piece]]]:
-    """Yield the keys and values of one rank after the other; those of the next one are on their way meanwhile."""
+def _round(ring: Ring, channel: Channel, key: Array, value: Array, visit: Callable[[int, list[Piece]], None]) -> None:
+    """Visit the keys and values of one rank after the other; those of the next one are on their way meanwhile.
+
+    Nothing else keeps them, so that there are never more than those of two other ranks.
+    """
     rank, n = ring.rank, channel.ranks.n
-    pieces, packed, message = ring.own_pieces(key, value), None, None
+    pieces, message, packed = ring.own_pieces(key, value), (key, value), None
     for step in range(n):
         if step + 1 < n:
             receiver, owner = (rank + step + 1) % n, (rank - step - 1) % n
             wanted, asked = ring.reached[rank, owner], ring.reached[receiver, rank]
             if asked != packed:
                 packed, message = asked, ring.packed(key, value, asked)
-            arriving = key.new_empty(ring.size(key, value, wanted))
+            arriving = ring.room(key, value, wanted)
             pending = channel.start({receiver: message}, {owner: arriving}, f"step {step + 1}")
-        yield step, pieces
+        visit(step, pieces)
         if step + 1 < n:
             pending.wait()
-            pieces = ring.unpacked(arriving, key, value, wanted)
+            pieces = ring.unpacked(arriving, wanted)
 
 
 def _sent_round(ring: Ring, channel: Channel, slopes: Slopes, key: Array, value: Array) -> tuple[Array, Array]:
     """Return the gradients of key and value: each rank sends what it finds for the keys of another one back to that."""
-    rank, n = ring.rank, channel.ranks.n
-    of_key, of_value = (torch.zeros_like(x, dtype=wide(x.dtype)) for x in (key, value))
-    returning: tuple[Pending, Array, int] | None = None
+    rank, n, dtype = ring.rank, channel.ranks.n, wide(key.dtype)
+    of_keys: Message = tuple(torch.zeros_like(x, dtype=dtype) for x in (key, value))
+    returning: tuple[Pending, Message, list[Stretch]] | None = None
 
     def collect() -> None:
         if returning is None:
             return
-        pending, message, receiver = returning
+        pending, message, wanted = returning
         pending.wait()
-        wanted = ring.reached[receiver, rank]
-        for total, piece in zip(
-            ring.pieces(of_key, of_value, wanted), ring.unpacked(message, key, value, wanted), strict=True
-        ):
+        for total, piece in zip(ring.pieces(*of_keys, wanted), ring.unpacked(message, wanted), strict=True):
             total.key.add_(piece.key)
             total.value.add_(piece.value)
 
-    for step, pieces in _arriving(ring, channel, key, value):
-        found = ring.own_pieces(of_key, of_value) if step == 0 else [piece.zeros(wide(key.dtype)) for piece in pieces]
-        slopes.add(step, pieces, found)
+    def visit(step: int, pieces: list[Piece]) -> None:
+        nonlocal returning
+        if step == 0:
+            slopes.add(step, pieces, ring.own_pieces(*of_keys))
+            return
+        owner, receiver = (rank - step) % n, (rank + step) % n
+        found = ring.room(key, value, ring.reached[rank, owner], dtype)
+        slopes.add(step, pieces, ring.unpacked((found[0].zero_(), found[1].zero_()), ring.reached[rank, owner]))
         collect()
-        if step > 0:
-            owner, receiver = (rank - step) % n, (rank + step) % n
-            size = ring.size(key, value, ring.reached[receiver, rank])
-            message = of_key.new_empty(size)
-            parts = joined([x for piece in found for x in piece[1:]], of_key)
-            returning = (
-                channel.start({owner: parts}, {receiver: message}, f"gradients of step {step}", turn=1),
-                message,
-                receiver,
-            )
+        wanted = ring.reached[receiver, rank]
+        message = ring.room(key, value, wanted, dtype)
+        pending = channel.start({owner: found}, {receiver: message}, f"gradients of step {step}", turn=1)
+        returning = pending, message, wanted
+
+    _round(ring, channel, key, value, visit)
     collect()
-    return of_key, of_value
+    return of_keys
 
 
 def _widened(array: Array) -> Array:

@@ -11,8 +11,8 @@ from attention_xp._typing import Array
 from attention_xp.biases import Bias
 from attention_xp.distributed._layouts import Layout
 from attention_xp.distributed._torch.agreement import agree
-from attention_xp.distributed._torch.collectives import shared, tied
-from attention_xp.distributed._torch.messages import Ranks, process_group
+from attention_xp.distributed._torch.collectives import once, shared, tied
+from attention_xp.distributed._torch.messages import Ranks, axes_of, process_group
 
 __all__ = ["Prepared", "finished", "prepared"]
 
@@ -20,7 +20,7 @@ __all__ = ["Prepared", "finished", "prepared"]
 class Prepared(NamedTuple):
     """A call of which all ranks have agreed that it is the same."""
 
-    ranks: Ranks
+    axes: tuple[Ranks, ...]  # the ranks; of two axes, the first is a ring of those that hold the same heads
     query: Array
     key: Array
     value: Array
@@ -30,6 +30,11 @@ class Prepared(NamedTuple):
     layout: Layout
     mesh: Any  # of the DTensors that were given, None for plain tensors
     shared: list[Array]  # what all ranks hold alike and has gradients
+
+    @property
+    def ranks(self) -> Ranks:
+        """Those along the only axis, or along the last one."""
+        return self.axes[-1]
 
 
 def prepared(
@@ -46,23 +51,32 @@ def prepared(
     return_lse: bool,
     timeout: float | None,
     has_own_rows: bool = True,
+    on_two_axes: bool = False,
+    is_differentiated_twice: bool = False,
 ) -> Prepared:
-    """Return a call as its strategy needs it, or raise on every rank what is wrong with it on one."""
-    ranks = Ranks(group, function, timeout)
-    mesh = _mesh(query, key, value, layout, group)
+    """Return a call as its strategy needs it, or raise on every rank what is wrong with it on one.
+
+    A ring computes its gradients itself, and merged ranks may differ in what their gradients depend on, so that they would wait
+    for each other in vain: these have no second ones.
+    """
+    groups = axes_of(group) if on_two_axes else (group,)
+    axes = Ranks.along(groups, function, timeout)
+    mesh = _mesh(query, key, value, layout, groups)
     if mesh is not None and not has_own_rows:
         raise TypeError(f"{function} computes with plain tensors: expected query.to_local(), got DTensors")
     if mesh is not None:
         query, key, value = query.to_local(), key.to_local(), value.to_local()
     arrays = {"query": query, "key": key, "value": value, "mask": mask}
     how = {"dropout_rate": dropout_rate, "layout": layout, "return_lse": return_lse}
-    agree(ranks, {"function": function, **arrays, **how, **options}, query.device)
-    _check(query, key, value, layout, ranks.n, has_own_rows=has_own_rows)
+    agree(axes, {"function": function, **arrays, **how, **options}, query.device)
+    _check(query, key, value, layout, axes[-1].of, has_own_rows=has_own_rows)
     _refuse_captured(query, options.get("score_mod"))
     shares: list[Array] = []
 
     def mark(x: Any, name: str) -> Any:
-        marked = shared(x, ranks, name)
+        marked = x
+        for ranks in axes:
+            marked = shared(marked, ranks, name)
         shares.extend([] if marked is x else [marked])
         return marked
 
@@ -71,7 +85,11 @@ def prepared(
     mask = _marked(mask, rows, mark, "mask")
     if "bias" in options:
         options["bias"] = _marked(options["bias"], rows, mark, "bias")
-    return Prepared(ranks, query, key, value, mask, dropout_rate, options, layout, mesh, shares)
+    if len(axes) == 2 or not is_differentiated_twice:
+        rest, held = freeze((query, key, value, mask, *options.values()))
+        query, key, value, mask, *values = thaw(rest, once(held, function))
+        options = dict(zip(options, values, strict=True))
+    return Prepared(axes, query, key, value, mask, dropout_rate, options, layout, mesh, shares)
 
 
 def finished(given: Prepared, output: Array, lse: Array, *, return_lse: bool) -> Any:
@@ -79,7 +97,7 @@ def finished(given: Prepared, output: Array, lse: Array, *, return_lse: bool) ->
     output, lse = tied(output, lse, given.shared)
     if given.mesh is not None:
         output, lse = (
-            DTensor.from_local(x, given.mesh, (Shard(axis),))
+            DTensor.from_local(x, given.mesh, (Shard(axis),) * given.mesh.ndim)
             for x, axis in ((output, output.ndim - 2), (lse, lse.ndim - 1))
         )
     return (output, lse) if return_lse else output
@@ -99,7 +117,7 @@ def _check(query: Array, key: Array, value: Array, layout: Layout, n: int, *, ha
             )
 
 
-def _mesh(query: Any, key: Any, value: Any, layout: Layout, group: Any) -> Any:
+def _mesh(query: Any, key: Any, value: Any, layout: Layout, groups: tuple[Any, ...]) -> Any:
     """Return the mesh of DTensors that are sharded along the sequence, None for plain tensors."""
     named = {"query": query, "key": key, "value": value}
     kinds = {name: isinstance(x, DTensor) for name, x in named.items()}
@@ -108,16 +126,18 @@ def _mesh(query: Any, key: Any, value: Any, layout: Layout, group: Any) -> Any:
     if not all(kinds.values()):
         raise TypeError(f"query, key and value must all be DTensors, or none of them: got {kinds}")
     for name, x in named.items():
-        if x.device_mesh.ndim != 1 or x.placements != (Shard(x.ndim - 2),) or x.shape[-2] % x.device_mesh.size():
+        expected = (Shard(x.ndim - 2),) * len(groups)
+        if x.placements != expected or x.shape[-2] % x.device_mesh.size():
+            which = "a mesh with one axis" if len(groups) == 1 else "a mesh with two axes"
             raise TypeError(
-                f"{name} must be sharded evenly along its sequence on a mesh with one axis: expected "
-                f"(Shard(dim={x.ndim - 2}),), got {x.placements} of {tuple(x.shape)}"
+                f"{name} must be sharded evenly along its sequence on {which}: expected {expected}, "
+                f"got {x.placements} of {tuple(x.shape)}"
             )
     if layout != "contiguous":
         raise ValueError(f"layout of DTensors must be 'contiguous', as they shard their axes, got {layout!r}")
     mesh = query.device_mesh
-    if process_group(group) is not mesh.get_group():
-        raise ValueError("group must be the device mesh of the DTensors, or its process group")
+    if any(process_group(group) is not mesh.get_group(axis) for axis, group in enumerate(groups)):
+        raise ValueError("group must be the device mesh of the DTensors, or its process groups")
     return mesh
 
 

@@ -1,4 +1,4 @@
-"""All rows of some heads on every rank."""
+"""All rows of some heads on every rank, or on two axes the rows of a ring, of which each rank of the other axis has some heads."""
 
 import math
 from typing import Any
@@ -11,6 +11,7 @@ from attention_xp.distributed._blocks import Call
 from attention_xp.distributed._heads import Heads, of_heads
 from attention_xp.distributed._layouts import shard_sequence, unshard_sequence
 from attention_xp.distributed._torch.collectives import exchange, gathered
+from attention_xp.distributed._torch.ring import attended
 from attention_xp.distributed._torch.setup import Prepared, finished, prepared
 from attention_xp.masks._mask import with_arrays
 
@@ -21,13 +22,28 @@ def ulysses_attention(
     query: Array, key: Array, value: Array, mask: Any, dropout_rate: Any, options: Any, **how: Any
 ) -> Any:
     """Return the rows of this rank, (..., H, Sq / n, Dv), with `return_lse` also their log-sum-exp."""
-    given = prepared("ulysses_attention", query, key, value, mask, dropout_rate, options, **how)
+    given = prepared(
+        "ulysses_attention",
+        query,
+        key,
+        value,
+        mask,
+        dropout_rate,
+        options,
+        **how,
+        on_two_axes=True,
+        is_differentiated_twice=True,
+    )
     heads = _Heads(given)
-    Sq, Sk = (x.shape[-2] * given.ranks.n for x in (given.query, given.key))
+    Sq, Sk = (x.shape[-2] * given.ranks.of for x in (given.query, given.key))
     Call(given.mask, dropout_rate, given.options, Sq=Sq, Sk=Sk)  # refuses what ranks could not agree on
-    query, key, value = (heads.of(x, name) for x, name in ((given.query, "query"), *heads.keys()))
+    query, key, value = heads.of(given.query, "query"), heads.keys(given.key, "key"), heads.keys(given.value, "value")
     mask, some = heads.addend(given.mask, "mask"), heads.options()
-    output, lse = flash_attention(query, key, value, mask, dropout_rate, **some, return_lse=True)
+    if len(given.axes) == 1:
+        output, lse = flash_attention(query, key, value, mask, dropout_rate, **some, return_lse=True)
+    else:  # the shards along the heads, one behind the other, are that of the ring
+        output, lse = attended(given, given.axes[0], query, key, value, mask, some)
+    del query, key, value, mask, some  # large as the shards of the call
     output, lse = heads.back(output, "output"), heads.back(lse[..., None], "lse")[..., 0]
     return finished(given, output, lse, return_lse=how["return_lse"])
 
@@ -46,26 +62,24 @@ class _Heads:
         self._count = self._all // n
         self._first = given.ranks.rank * self._count
 
-    def keys(self) -> list[tuple[Array, str]]:
-        """Return key and value with as many heads as can be dealt out."""
-        n, found = self._ranks.n, []
-        for name, x in (("key", self._given.key), ("value", self._given.value)):
-            if x.ndim < 4 or self._all % x.shape[-3]:
-                raise ValueError(
-                    f"{name} must have heads that divide those of query, {self._all}: got {tuple(x.shape)}"
-                )
-            found.append((x.repeat_interleave(math.lcm(x.shape[-3], n) // x.shape[-3], -3), name))
-        return found
+    def keys(self, x: Array, name: str) -> Array:
+        """Exchange rows of keys or values, of which there are first made as many heads as can be dealt out."""
+        if x.ndim < 4 or self._all % x.shape[-3]:
+            raise ValueError(f"{name} must have heads that divide those of query, {self._all}: got {tuple(x.shape)}")
+        times = math.lcm(x.shape[-3], self._ranks.n) // x.shape[-3]
+        return self.of(x if times == 1 else x.repeat_interleave(times, -3), name)
 
     def of(self, x: Array, name: str) -> Array:
         """Exchange rows of all heads for all rows of this rank's heads: (..., H, S / n, D) -> (..., H / n, S, D)."""
-        parts = torch.stack(x.chunk(self._ranks.n, -3))
+        parts = x.unflatten(-3, (self._ranks.n, -1)).movedim(-4, 0)
         return unshard_sequence(list(exchange(parts, self._ranks, f"exchanging heads of {name}")), layout=self._layout)
 
     def back(self, x: Array, name: str) -> Array:
         """Exchange all rows of this rank's heads for rows of all heads."""
-        parts = torch.stack(shard_sequence(x, self._ranks.n, layout=self._layout))
-        return torch.cat(list(exchange(parts, self._ranks, f"exchanging heads of {name}")), -3)
+        shards = shard_sequence(x, self._ranks.n, layout=self._layout)
+        arrived = exchange(torch.stack(shards), self._ranks, f"exchanging heads of {name}")
+        del shards
+        return torch.cat(list(arrived), -3)
 
     def options(self) -> dict[str, Any]:
         """Return the options of a call with this rank's heads."""
