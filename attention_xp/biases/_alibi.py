@@ -50,6 +50,7 @@ class AlibiBias(Bias):
 
     slopes: Array
     may_exclude = False
+    _axes = {"slopes": "bh"}
 
     def __init__(self, slopes: Array) -> None:
         check_floating(common_namespace(slopes=slopes), slopes=slopes)

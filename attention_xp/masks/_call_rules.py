@@ -28,6 +28,10 @@ class AlignedMask(Mask):
         return self.array
 
     @property
+    def _axes(self) -> dict[str, str]:  # type: ignore[override]
+        return {"array": "bhq." if self.has_heads else "bq."}
+
+    @property
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]
         """The leading axes of the array, the heads last."""
         lead = tuple(self.array.shape[:-2])
@@ -99,6 +103,7 @@ class RowMask(Mask):
 
     lengths: int | Array
     _numbers = ("lengths",)
+    _axes = {"lengths": "b"}
     _is_of_rows = True
     _is_of_places = True
 

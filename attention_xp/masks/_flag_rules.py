@@ -118,6 +118,7 @@ class BlockMask(Mask):
 
     layout: Array
     block_size: tuple[int, int]
+    _axes = {"layout": "bh.."}
 
     @property
     def _blocks(self) -> list[tuple[int, int]]:

@@ -42,6 +42,7 @@ class PrefixMask(Mask):
 
     length: int | Array
     _numbers = ("length",)
+    _axes = {"length": "b"}
 
     def __init__(self, length: int | Array) -> None:
         self.length = check_counts("length", length)
@@ -93,6 +94,7 @@ class LengthMask(Mask):
 
     lengths: int | Array
     _numbers = ("lengths",)
+    _axes = {"lengths": "b"}
 
     @property
     def _as_lengths(self) -> int | Array:  # type: ignore[override]

@@ -30,6 +30,7 @@ class PatternMask(BlockMask):
 
     numbers: Array
     patterns: Array
+    _axes = {"layout": "bh..", "numbers": "bh.."}
 
     def __init__(self, numbers: Array, patterns: Array) -> None:
         super().__init__(numbers > 0, tuple(patterns.shape[1:]))

@@ -164,6 +164,7 @@ class SameChunk(Mask):
     size: int
     start: int | Array = 0
     _numbers = ("start",)
+    _axes = {"start": "b"}
 
     def __init__(self, size: int, start: int | Array = 0) -> None:
         self.size = min(size, FAR)

@@ -55,6 +55,7 @@ class SegmentMask(Mask):
 
     query_ids: Array
     key_ids: Array | None = None
+    _axes = {"query_ids": "b.", "key_ids": "b."}
 
     def __init__(self, query_ids: Array, key_ids: Array | None = None) -> None:
         given = {"query_ids": query_ids} | ({} if key_ids is None else {"key_ids": key_ids})
