@@ -78,20 +78,31 @@ def partitioned(
         return whole(*arrays)
     numbers = [jnp.arange(size, dtype=jnp.int32) for size in shares.sizes.values()]
     operands = [*map(jnp.asarray, arrays), *numbers]
-    whole_program, shape = jax.make_jaxpr(whole, return_shape=True)(*operands)
+    program, shape = jax.make_jaxpr(whole, return_shape=True)(*operands)
+    # Constants become operands: a function with a rule may not have any.
+    consts = [jnp.asarray(const) for const in program.consts]
+    operands += consts
+    program = jax.make_jaxpr(_without_consts(program))(*operands)
     names = tuple(results(shares.arrays))
 
     def part(shared: _Shared) -> _Flat:
         def compute(*operands: Array) -> Sequence[Array]:
-            of_axes = dict(zip(shares.sizes, operands[len(arrays) :], strict=True))
+            of_axes = dict(zip(shares.sizes, operands[len(arrays) :], strict=False))
             problem, *known = _things(thaw(template, list(operands[: len(arrays)])))
             found = jax.tree.leaves(function(part_of_device(problem, of_axes, frozenset(shared)), *known))
             return [_summed(x, shared, axes) for x, axes in zip(found, names, strict=True)]
 
         return compute
 
-    call = _Call((*shares.arrays, *((name,) for name in shares.sizes)), names, shares, part, whole_program)
+    axes = *shares.arrays, *((name,) for name in shares.sizes), *((None,) * const.ndim for const in consts)
+    call = _Call(axes, names, shares, part, program)
     return jax.tree.unflatten(jax.tree.structure(shape), call.bound(operands))
+
+
+def _without_consts(program: ClosedJaxpr) -> _Flat:
+    """Return a program as a function of its operands and its constants."""
+    count = len(program.in_avals)
+    return lambda *operands: jaxpr_as_fun(ClosedJaxpr(program.jaxpr, operands[count:]))(*operands[:count])
 
 
 def _things(thing: Any) -> tuple[Any, ...]:
