@@ -3,15 +3,18 @@
 from collections.abc import Container
 
 from attention_xp._backend.libraries import library_name
-from attention_xp._backend.sharding import explicit_axes
+from attention_xp._backend.sharding import explicit_axes, knows_automatic_axes
 from attention_xp._engine.problem.problem import Problem
 
 __all__ = ["refused_mesh"]
 
 
 def refused_mesh(problem: Problem, treated: Container[int]) -> str | None:
-    """Return why a kernel cannot compute a problem: an array is sharded along an axis that it does not handle."""
-    if library_name(problem.xp) != "jax":
+    """Return why a kernel cannot compute a problem: an array is sharded along an axis that it does not handle.
+
+    There is no reason where JAX can compute as on an automatic mesh (`in_automatic_axes`).
+    """
+    if library_name(problem.xp) != "jax" or knows_automatic_axes():
         return None
     of_heads = "the batch" if problem.heads is None else "the heads"
     for name, array in (("query", problem.query), ("key", problem.key), ("value", problem.value)):

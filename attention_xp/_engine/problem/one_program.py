@@ -2,17 +2,19 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from attention_xp._backend.jitted import jitted
 from attention_xp._backend.libraries import is_jax_namespace
 from attention_xp._backend.modes import is_traced_by_jax
+from attention_xp._backend import sharding
 from attention_xp._backend.sharding import spread_like
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._scores.frozen import freeze, thaw
 from attention_xp._typing import Array
 
-__all__ = ["as_one_program"]
+__all__ = ["as_one_program", "in_automatic_axes", "is_explicit"]
 
 _T = TypeVar("_T")
 
@@ -35,6 +37,26 @@ def as_one_program(function: Callable[..., _T], problem: Problem, *more: Any) ->
     # With a checkpoint, nothing but the arrays is saved for the gradients.
     program = jax.checkpoint(lambda arrays: function(*thaw(template, arrays)))
     return jax.jit(program)(arrays)  # type: ignore[no-any-return]
+
+
+def is_explicit(problem: Problem) -> bool:
+    """Whether arrays are sharded over an explicit mesh of JAX, by their type."""
+    if not is_jax_namespace(problem.xp) or not sharding.knows_automatic_axes():
+        return False
+    return any(map(sharding.explicit_axes, (problem.query, problem.key, problem.value)))
+
+
+def in_automatic_axes(function: Callable[..., _T], problem: Problem, *more: Any, specs: Any) -> _T:
+    """Call a function of a problem so that XLA shares it out as on an automatic mesh; `specs` tell how the results are sharded."""
+    template, arrays = freeze((problem, *more), problem.dtype)
+    if is_traced_by_jax() or problem.has_foreign_code():
+        return _automatic(function, template, specs, arrays)
+    return jitted(_automatic, function, template, specs)(arrays)  # type: ignore[no-any-return]
+
+
+def _automatic(function: Callable[..., _T], template: Any, specs: Any, arrays: list[Array]) -> _T:
+    query = arrays[0]  # the first field of a problem that is an array
+    return sharding.in_automatic_axes(partial(_thawed, function, template), arrays, query, specs)  # type: ignore[no-any-return]
 
 
 def _thawed(function: Callable[..., _T], template: Any, arrays: list[Array]) -> _T:

@@ -16,6 +16,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from attention_xp._backend.jitted import jitted
+from attention_xp._backend.shared_out import Axes
 from attention_xp._backend.sharding import spread_like
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Wanted
@@ -28,7 +29,6 @@ from attention_xp._engine.walkers.jax.captured import with_captured
 from attention_xp._engine.walkers.jax.forward import ForwardWalk
 from attention_xp._engine.walkers.jax.loops import is_moving
 from attention_xp._engine.walkers.jax.partitioned import partitioned
-from attention_xp._engine.walkers.jax.shares import Axes
 from attention_xp._engine.walkers.portable import backward as portable
 from attention_xp._scores.frozen import freeze, holes, part, thaw
 from attention_xp._typing import Array, DType

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from attention_xp._backend.shapes import filled_up
+from attention_xp._backend.shared_out import Axes
 from attention_xp._backend.sizes import is_open
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.walkers.jax.captured import CapturedBias, CapturedRule
@@ -23,10 +24,7 @@ from attention_xp._typing import Array
 from attention_xp.masks import Mask
 from attention_xp.masks._call_rules import RowMask
 
-__all__ = ["Axes", "Shares", "part_of_device", "shares_of"]
-
-Axes = tuple[str | None, ...]
-"""The name of each axis of an array; ``None`` where all devices need all of it."""
+__all__ = ["Shares", "part_of_device", "shares_of"]
 
 
 class Shares(NamedTuple):
@@ -35,7 +33,7 @@ class Shares(NamedTuple):
     arrays: tuple[Axes, ...]
     sizes: Mapping[str, int]  # of all axes with a name
     units: Mapping[str, tuple[int, ...]]  # for each name that devices may share out, what their number has to divide
-    group: int  # query heads that stay together, as they share a key/value head
+    groups: Mapping[tuple[str, int], int]  # as in `Sharing`: query heads that share a key/value head stay together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +65,9 @@ def shares_of(template: Any, arrays: Sequence[Array]) -> Shares | None:
         named.name_all(known)
     except _UnsharedError:
         return None
-    kv_heads = problem.key.shape[-3] if named.heads else 1
-    return Shares(tuple(named.names), named.sizes, named.units(), problem.group if kv_heads > 1 else 1)
+    grouped = problem.heads is not None and problem.group > 1 and problem.key.shape[-3] > 1
+    groups = {("h", problem.heads or 1): problem.group} if grouped else {}
+    return Shares(tuple(named.names), named.sizes, named.units(), groups)
 
 
 class _Named:

@@ -1,0 +1,270 @@
+"""Functions that devices share out under plain `jax.jit`: XLA is told how, where it does not see it by itself.
+
+XLA gathers the arrays of a loop, or of a condition, on every device. A function that is called by `shared_out` is one operation
+with a rule instead: axes with a name may be shared out, and each device computes its part.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.custom_partitioning import (
+    ArrayMapping,
+    CompoundFactor,
+    SdyShardingRule,
+    custom_partitioning,
+)
+from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
+from jax.interpreters import batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
+
+from attention_xp._backend.sharding import varying_axes
+from attention_xp._backend.sizes import is_open
+from attention_xp._typing import Array
+
+__all__ = ["Axes", "Flat", "Shared", "Sharing", "by_lead", "may_be_shared_out", "shared_out"]
+
+Axes = tuple[str | None, ...]
+"""The name of each axis of an array; ``None`` where every device needs all of it."""
+
+Flat = Callable[..., Sequence[Array]]
+Shared = Mapping[str, tuple[str, ...]]
+"""By which axes of a mesh devices share out an axis; what they do not share out is not in it."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sharing:
+    """How devices may share out a function: axes of the same name alike."""
+
+    operands: tuple[Axes, ...]
+    results: tuple[Axes, ...]
+    units: Mapping[str, tuple[int, ...]]  # for each name that may be shared out, what the number of parts has to divide
+    groups: Mapping[tuple[str, int], int] = dataclasses.field(default_factory=dict)
+    """For an axis of some name and size, how many entries make one of the axes of that name elsewhere."""
+
+    def mapped(self, axes: Sequence[int | None]) -> "Sharing":
+        """Return the same along one more axis, the first, of some operands and of all results."""
+        operands = (
+            names if axis is None else (None, *names) for names, axis in zip(self.operands, axes, strict=True)
+        )
+        return dataclasses.replace(
+            self, operands=tuple(operands), results=tuple((None, *names) for names in self.results)
+        )
+
+
+def may_be_shared_out(operands: Any) -> bool:
+    """Whether XLA may have several devices to share a function out to: not inside `jax.shard_map`, which has done so."""
+    return jax.device_count() > 1 and not varying_axes(operands)
+
+
+def shared_out(
+    whole: Callable[..., Any], part: Callable[[Shared], Flat], operands: Sequence[Array], sharing: Sharing
+) -> Any:
+    """Return ``whole(*operands)``, of which each device computes what ``part(shared)`` returns for its part of the operands.
+
+    Results of `part` lack axes that other devices have a share of where they are sums: these are summed over the devices.
+    """
+    program, shape = jax.make_jaxpr(whole, return_shape=True)(*operands)
+    # Constants become operands: a function with a rule may not have any.
+    consts = [jnp.asarray(const) for const in program.consts]
+    operands = [*operands, *consts]
+    count = len(program.in_avals)
+
+    def summed_part(shared: Shared) -> Flat:
+        def compute(*operands: Array) -> Sequence[Array]:
+            found = jax.tree.leaves(part(shared)(*operands[:count]))
+            return [_summed(x, shared, axes) for x, axes in zip(found, sharing.results, strict=True)]
+
+        return compute
+
+    sharing = dataclasses.replace(
+        sharing, operands=(*sharing.operands, *((None,) * const.ndim for const in consts))
+    )
+    call = _Call(jax.make_jaxpr(_without_consts(program))(*operands), summed_part, sharing)
+    return jax.tree.unflatten(jax.tree.structure(shape), call.bound(operands))
+
+
+def by_lead(function: Callable[..., Any], matrices: Sequence[Array]) -> Any:
+    """Return a function of matrices ``(..., m, n)`` whose results are such as well, each device for its leading axes."""
+    if not may_be_shared_out(matrices) or any(is_open(*matrix.shape) for matrix in matrices):
+        return function(*matrices)
+    lead = jnp.broadcast_shapes(*(matrix.shape[:-2] for matrix in matrices))
+    names = [f"lead{i}" for i in range(len(lead))]
+
+    def named(sizes: Sequence[int]) -> Axes:
+        axes = zip(names[len(lead) - len(sizes) :], sizes, strict=True)
+        return (*(None if size == 1 else name for name, size in axes), None, None)
+
+    operands = tuple(named(matrix.shape[:-2]) for matrix in matrices)
+    results = (named(lead),) * len(jax.tree.leaves(jax.eval_shape(function, *matrices)))
+    units = {name: (size,) for name, size in zip(names, lead, strict=True)}
+    return shared_out(function, lambda _: function, matrices, Sharing(operands, results, units))
+
+
+def _without_consts(program: ClosedJaxpr) -> Flat:
+    """Return a program as a function of its operands and its constants."""
+    count = len(program.in_avals)
+    return lambda *operands: jaxpr_as_fun(ClosedJaxpr(program.jaxpr, operands[count:]))(*operands[:count])
+
+
+def _summed(x: Array, shared: Shared, axes: Axes) -> Array:
+    """Return the sum over the devices that share out an axis that a result does not have."""
+    names = tuple(name for axis, mesh_axes in shared.items() if axis not in axes for name in mesh_axes)
+    return jax.lax.psum(x, names) if names else x
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Call:
+    """A call as one operation on flat operands."""
+
+    whole: ClosedJaxpr
+    part: Callable[[Shared], Flat]
+    sharing: Sharing
+
+    def bound(self, operands: Sequence[Array]) -> Sequence[Array]:
+        """Return the results as those of one operation."""
+        # JAX looks into this program, and then tells the mesh when the operation is lowered.
+        shared = jax.make_jaxpr(_with_rule(self))(*operands)
+        return _call_p.bind(*operands, shared=shared, call=self)  # type: ignore[no-any-return]
+
+    def mapped(self, operands: Sequence[Array], axes: Sequence[int | None]) -> "_Call":
+        """Return the call mapped along the first axis of some operands."""
+        whole = jax.make_jaxpr(jax.vmap(jaxpr_as_fun(self.whole), in_axes=tuple(axes)))(*operands)
+        part = lambda shared: jax.vmap(self.part(shared), in_axes=tuple(axes))  # noqa: E731
+        return _Call(whole, part, self.sharing.mapped(axes))
+
+
+_call_p = Primitive("attention_shared_out")
+"""The flat operands of a call -> its flat results."""
+_call_p.multiple_results = True
+
+
+def _evaluate(*operands: Array, shared: ClosedJaxpr, call: _Call) -> Sequence[Array]:  # noqa: ARG001
+    return jaxpr_as_fun(call.whole)(*operands)  # type: ignore[no-any-return]
+
+
+def _abstract(*operands: Any, shared: ClosedJaxpr, call: _Call) -> Sequence[Any]:  # noqa: ARG001
+    return call.whole.out_avals  # type: ignore[no-any-return]
+
+
+def _batch(operands: Any, axes: Any, *, shared: ClosedJaxpr, call: _Call) -> tuple[Any, list[int]]:  # noqa: ARG001
+    """Map over one more axis, which devices do not share out."""
+    moved = [x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(operands, axes, strict=True)]
+    found = call.mapped(moved, [None if axis is None else 0 for axis in axes]).bound(moved)
+    return found, [0] * len(found)
+
+
+def _lowered(ctx: Any, *operands: Any, shared: ClosedJaxpr, call: _Call) -> Any:
+    """Lower to an operation with a rule where there are several devices that XLA shares the work out to."""
+    program = shared if _is_shared_out(ctx) else call.whole
+    return mlir.lower_fun(jaxpr_as_fun(program), multiple_results=True)(ctx, *operands)
+
+
+def _with_rule(call: _Call) -> Flat:
+    """Return a call as a function that XLA partitions by our rule."""
+    function = custom_partitioning(lambda *operands: tuple(jaxpr_as_fun(call.whole)(*operands)))
+    function.def_partition(_partition(call), _inferred(call.sharing), sharding_rule=_rule(call))
+    return function  # type: ignore[no-any-return]
+
+
+def _is_shared_out(ctx: Any) -> bool:
+    """Whether a program is compiled here, for the devices of a mesh, and not written per device or exported."""
+    where = ctx.module_context.axis_context
+    mesh = getattr(where, "abstract_mesh", None)
+    is_exported = getattr(ctx.module_context.lowering_parameters, "for_export", False)
+    return mesh is not None and mesh.size > 1 and not getattr(mesh, "manual_axes", ()) and not is_exported
+
+
+def _rule(call: _Call) -> SdyShardingRule:
+    """Return the rule for Shardy: axes of one name are shared out alike, and those without a name are not."""
+    sharing = call.sharing
+    whole: dict[str, None] = {}  # in the order in which they occur, as Shardy wants them
+    sizes: dict[str, int] = {}
+
+    def mapping(axes: Axes, shape: tuple[int, ...]) -> ArrayMapping:
+        return ArrayMapping(*(factor(axis, size) for axis, size in zip(axes, shape, strict=True)))
+
+    def factor(axis: str | None, size: int) -> Any:
+        if axis is None or axis not in sharing.units:
+            name = f"whole{len(whole)}"
+            whole[name] = None
+            return name
+        group = sharing.groups.get((axis, size), 1)
+        if group == 1:
+            return axis
+        whole[f"group_{axis}"], sizes[f"group_{axis}"] = None, group
+        return CompoundFactor(axis, f"group_{axis}")
+
+    sides = [
+        tuple(mapping(axes, aval.shape) for axes, aval in zip(named, avals, strict=True))
+        for named, avals in ((sharing.operands, call.whole.in_avals), (sharing.results, call.whole.out_avals))
+    ]
+    return SdyShardingRule(*sides, need_replication_factors=tuple(whole), **sizes)
+
+
+def _partition(call: _Call) -> Callable[..., Any]:
+    """Return what asks for the shardings of operands and results, and for the program of a device."""
+
+    def partition(mesh: Any, operands: Sequence[Any], results: Sequence[Any]) -> Any:
+        shared = _shared(call.sharing, mesh, operands, results)
+        shardings = [
+            tuple(NamedSharding(mesh, _spec(axes, shared)) for axes in named)
+            for named in (call.sharing.results, call.sharing.operands)
+        ]
+        compute = call.part(shared)
+        return mesh, lambda *operands: tuple(compute(*operands)), *shardings
+
+    return partition
+
+
+def _inferred(sharing: Sharing) -> Callable[..., Any]:
+    """Return what tells the shardings of the results from those of the operands, for XLA's older partitioner."""
+
+    def infer(mesh: Any, operands: Sequence[Any], results: Sequence[Any]) -> Any:  # noqa: ARG001
+        shared = _shared(sharing, mesh, operands, ())
+        return tuple(NamedSharding(mesh, _spec(axes, shared)) for axes in sharing.results)
+
+    return infer
+
+
+def _shared(sharing: Sharing, mesh: Any, operands: Sequence[Any], results: Sequence[Any]) -> Shared:
+    """Return how devices share out the axes: as the first operand comes, and where it is whole, as others do."""
+    shared: dict[str, tuple[str, ...]] = {}
+    for axes, array in zip((*sharing.operands, *sharing.results), (*operands, *results), strict=False):
+        for axis, given in _named(axes, array.sharding):
+            if axis not in shared and axis in sharing.units:
+                taken = {name for names in shared.values() for name in names}
+                names = _dividing(mesh, given, sharing.units[axis], taken)
+                shared |= {axis: names} if names else {}
+    return shared
+
+
+def _named(axes: Axes, sharding: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the axes of an array that have a name, and the axes of the mesh that they are shared out by."""
+    for axis, given in zip(axes, getattr(sharding, "spec", ()), strict=False):
+        if axis is not None and given is not None:
+            yield axis, given if isinstance(given, tuple) else (given,)
+
+
+def _dividing(mesh: Any, given: Sequence[str], units: Sequence[int], taken: set[str]) -> tuple[str, ...]:
+    """Return the first axes of a mesh by which so many can be shared out evenly."""
+    names: list[str] = []
+    count = 1
+    for name in given:
+        count *= mesh.shape[name]
+        if name in taken or any(unit % count for unit in units):
+            break
+        names.append(name)
+    return tuple(names)
+
+
+def _spec(axes: Axes, shared: Shared) -> PartitionSpec:
+    return PartitionSpec(*(None if axis is None else shared.get(axis) for axis in axes))
+
+
+_call_p.def_impl(_evaluate)
+_call_p.def_abstract_eval(_abstract)
+batching.primitive_batchers[_call_p] = _batch
+mlir.register_lowering(_call_p, _lowered)
