@@ -5,7 +5,8 @@ import dataclasses
 from attention_xp._backend.derivatives import can_differentiate
 from attention_xp._backend.libraries import library_name
 from attention_xp._backend.sharding import spec_of
-from attention_xp._engine.problem.one_program import in_automatic_axes, is_explicit
+from attention_xp._engine.kernels.meshes import is_automatic
+from attention_xp._engine.problem.one_program import in_automatic_axes
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.gradients import Gradients
 from attention_xp._engine.tile.pullback import pulled_back
@@ -67,7 +68,7 @@ def backward(
 
     `output` is (..., H, Sq, Dv), `lse` is (..., H, Sq); `wanted` says of which addends there is to be a gradient.
     """
-    if is_explicit(problem):
+    if is_automatic(problem, "tiled"):
         given = problem, output, lse, grad_output, grad_lse, wanted, whole
         return in_automatic_axes(_backward, *given, specs=_specs(problem))
     walker: Walker = portable

@@ -2,9 +2,10 @@
 
 from attention_xp._backend.sharding import spec_of
 from attention_xp._backend.sizes import is_open
+from attention_xp._engine.kernels.meshes import is_automatic
 from attention_xp._engine.plan.borders import formula_is_faster
 from attention_xp._engine.problem.known_end import filled_to
-from attention_xp._engine.problem.one_program import as_one_program, in_automatic_axes, is_explicit
+from attention_xp._engine.problem.one_program import as_one_program, in_automatic_axes
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.statistics import Statistics, of_region
 from attention_xp._engine.walkers.registry import walker_of
@@ -16,7 +17,7 @@ __all__ = ["statistics"]
 def statistics(problem: Problem) -> Statistics:
     """Return the statistics of all rows, in the dtype of the computation."""
     problem = problem.with_scaled_query()
-    if is_explicit(problem):
+    if is_automatic(problem, "tiled"):
         rows, lead = spec_of(problem.query, -1), spec_of(problem.query, -2)
         found = in_automatic_axes(_found, problem, specs=Statistics(rows, rows, rows, lead))
     else:

@@ -14,7 +14,7 @@ from attention_xp._engine.problem.problem import Problem
 from attention_xp._scores.frozen import freeze, thaw
 from attention_xp._typing import Array
 
-__all__ = ["as_one_program", "in_automatic_axes", "is_explicit"]
+__all__ = ["as_one_program", "in_automatic_axes"]
 
 _T = TypeVar("_T")
 
@@ -37,13 +37,6 @@ def as_one_program(function: Callable[..., _T], problem: Problem, *more: Any) ->
     # With a checkpoint, nothing but the arrays is saved for the gradients.
     program = jax.checkpoint(lambda arrays: function(*thaw(template, arrays)))
     return jax.jit(program)(arrays)  # type: ignore[no-any-return]
-
-
-def is_explicit(problem: Problem) -> bool:
-    """Whether arrays are sharded over an explicit mesh of JAX, by their type."""
-    if not is_jax_namespace(problem.xp) or not sharding.knows_automatic_axes():
-        return False
-    return any(map(sharding.explicit_axes, (problem.query, problem.key, problem.value)))
 
 
 def in_automatic_axes(function: Callable[..., _T], problem: Problem, *more: Any, specs: Any) -> _T:
