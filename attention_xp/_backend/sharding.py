@@ -7,10 +7,10 @@ from typing import Any
 from attention_xp._typing import Array
 
 __all__ = [
+    "explicit_axes",
     "in_automatic_axes",
     "knows_automatic_axes",
     "spec_of",
-    "explicit_axes",
     "spread_like",
     "spread_over",
     "varying_axes",
@@ -34,9 +34,7 @@ def knows_automatic_axes() -> bool:
     return hasattr(sys.modules["jax"].sharding, "auto_axes")
 
 
-def in_automatic_axes(
-    function: Callable[[list[Array]], Any], arrays: Sequence[Array], like: Array, specs: Any
-) -> Any:
+def in_automatic_axes(function: Callable[[list[Array]], Any], arrays: Sequence[Array], like: Array, specs: Any) -> Any:
     """Return ``function(arrays)``, for which the explicit axes of a mesh, that of `like`, are automatic.
 
     `specs` are tuples with the names of mesh axes for the axes of each result, or of all results in a tuple.

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.custom_partitioning import (
     ArrayMapping,
     CompoundFactor,
@@ -44,14 +45,12 @@ class Sharing:
     groups: Mapping[tuple[str, int], int] = dataclasses.field(default_factory=dict)
     """For an axis of some name and size, how many entries make one of the axes of that name elsewhere."""
 
-    def mapped(self, axes: Sequence[int | None]) -> "Sharing":
+    def mapped(self, size: int, axes: Sequence[int | None]) -> "Sharing":
         """Return the same along one more axis, the first, of some operands and of all results."""
-        operands = (
-            names if axis is None else (None, *names) for names, axis in zip(self.operands, axes, strict=True)
-        )
-        return dataclasses.replace(
-            self, operands=tuple(operands), results=tuple((None, *names) for names in self.results)
-        )
+        new = f"map{len(self.units)}"
+        operands = (names if axis is None else (new, *names) for names, axis in zip(self.operands, axes, strict=True))
+        results = tuple((new, *names) for names in self.results)
+        return Sharing(tuple(operands), results, {**self.units, new: (size,)}, self.groups)
 
 
 def may_be_shared_out(operands: Any) -> bool:
@@ -79,9 +78,7 @@ def shared_out(
 
         return compute
 
-    sharing = dataclasses.replace(
-        sharing, operands=(*sharing.operands, *((None,) * const.ndim for const in consts))
-    )
+    sharing = dataclasses.replace(sharing, operands=(*sharing.operands, *((None,) * const.ndim for const in consts)))
     call = _Call(jax.make_jaxpr(_without_consts(program))(*operands), summed_part, sharing)
     return jax.tree.unflatten(jax.tree.structure(shape), call.bound(operands))
 
@@ -132,8 +129,12 @@ class _Call:
     def mapped(self, operands: Sequence[Array], axes: Sequence[int | None]) -> "_Call":
         """Return the call mapped along the first axis of some operands."""
         whole = jax.make_jaxpr(jax.vmap(jaxpr_as_fun(self.whole), in_axes=tuple(axes)))(*operands)
-        part = lambda shared: jax.vmap(self.part(shared), in_axes=tuple(axes))  # noqa: E731
-        return _Call(whole, part, self.sharing.mapped(axes))
+
+        def part(shared: Shared) -> Flat:
+            own = {name: given for name, given in shared.items() if name in self.sharing.units}
+            return jax.vmap(self.part(own), in_axes=tuple(axes))  # type: ignore[no-any-return]
+
+        return _Call(whole, part, self.sharing.mapped(whole.out_avals[0].shape[0], axes))
 
 
 _call_p = Primitive("attention_shared_out")
@@ -150,7 +151,7 @@ def _abstract(*operands: Any, shared: ClosedJaxpr, call: _Call) -> Sequence[Any]
 
 
 def _batch(operands: Any, axes: Any, *, shared: ClosedJaxpr, call: _Call) -> tuple[Any, list[int]]:  # noqa: ARG001
-    """Map over one more axis, which devices do not share out."""
+    """Map over one more axis, which devices may share out as well."""
     moved = [x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(operands, axes, strict=True)]
     found = call.mapped(moved, [None if axis is None else 0 for axis in axes]).bound(moved)
     return found, [0] * len(found)
@@ -165,7 +166,9 @@ def _lowered(ctx: Any, *operands: Any, shared: ClosedJaxpr, call: _Call) -> Any:
 def _with_rule(call: _Call) -> Flat:
     """Return a call as a function that XLA partitions by our rule."""
     function = custom_partitioning(lambda *operands: tuple(jaxpr_as_fun(call.whole)(*operands)))
-    function.def_partition(_partition(call), _inferred(call.sharing), sharding_rule=_rule(call))
+    # Not decoded by JAX, which knows no axis of a mesh of which a part is used.
+    given = {"decode_shardings": False, "sharding_rule": _rule(call)}
+    function.def_partition(_partition(call), _inferred(call.sharing), **given)
     return function  # type: ignore[no-any-return]
 
 
@@ -233,19 +236,28 @@ def _shared(sharing: Sharing, mesh: Any, operands: Sequence[Any], results: Seque
     """Return how devices share out the axes: as the first operand comes, and where it is whole, as others do."""
     shared: dict[str, tuple[str, ...]] = {}
     for axes, array in zip((*sharing.operands, *sharing.results), (*operands, *results), strict=False):
-        for axis, given in _named(axes, array.sharding):
-            if axis not in shared and axis in sharing.units:
+        for axis, given in zip(axes, _decoded(mesh, array), strict=True):
+            if given and axis is not None and axis not in shared and axis in sharing.units:
                 taken = {name for names in shared.values() for name in names}
                 names = _dividing(mesh, given, sharing.units[axis], taken)
                 shared |= {axis: names} if names else {}
     return shared
 
 
-def _named(axes: Axes, sharding: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield the axes of an array that have a name, and the axes of the mesh that they are shared out by."""
-    for axis, given in zip(axes, getattr(sharding, "spec", ()), strict=False):
-        if axis is not None and given is not None:
-            yield axis, given if isinstance(given, tuple) else (given,)
+def _decoded(mesh: Any, array: Any) -> Iterator[tuple[str, ...]]:
+    """Yield for each axis of an array the axes of the mesh that share it out, the outermost first; none where it is not so."""
+    try:
+        places = array.sharding.devices_indices_map(array.shape)
+    except ValueError:  # shares of different sizes
+        yield from ((),) * len(array.shape)
+        return
+    shape = mesh.devices.shape
+    for axis in range(len(array.shape)):
+        starts = np.asarray([places[device][axis].start or 0 for device in mesh.devices.flat]).reshape(shape)
+        steps = [int(np.take(starts, 1, axis=i).flat[0]) if n > 1 else 0 for i, n in enumerate(shape)]
+        given = sum(np.arange(n).reshape(-1, *(1,) * (len(shape) - 1 - i)) * steps[i] for i, n in enumerate(shape))
+        used = sorted((i for i, step in enumerate(steps) if step), key=lambda i: -steps[i])
+        yield tuple(mesh.axis_names[i] for i in used) if np.array_equal(given, starts) else ()
 
 
 def _dividing(mesh: Any, given: Sequence[str], units: Sequence[int], taken: set[str]) -> tuple[str, ...]:

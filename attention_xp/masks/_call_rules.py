@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from attention_xp._backend.values import on_host
 from attention_xp._scores.region import Region, Span
@@ -103,7 +104,7 @@ class RowMask(Mask):
 
     lengths: int | Array
     _numbers = ("lengths",)
-    _axes = {"lengths": "b"}
+    _axes: ClassVar = {"lengths": "b"}
     _is_of_rows = True
     _is_of_places = True
 

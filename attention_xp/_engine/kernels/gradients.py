@@ -51,7 +51,8 @@ def _specs(problem: Problem) -> Gradients:
     whole = spec_of(problem.query, 0)
     addends = tuple(whole if isinstance(addend, Bias) else spec_of(addend) for addend in problem.addends)
     sinks = whole if problem.sinks is None else spec_of(problem.sinks)
-    return Gradients(*map(spec_of, (problem.query, problem.key, problem.value)), addends, whole, sinks)
+    query, key, value = map(spec_of, (problem.query, problem.key, problem.value))
+    return Gradients(query, key, value, addends, whole, sinks)
 
 
 def backward(

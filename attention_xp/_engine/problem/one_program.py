@@ -5,10 +5,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
+from attention_xp._backend import sharding
 from attention_xp._backend.jitted import jitted
 from attention_xp._backend.libraries import is_jax_namespace
 from attention_xp._backend.modes import is_traced_by_jax
-from attention_xp._backend import sharding
 from attention_xp._backend.sharding import spread_like
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._scores.frozen import freeze, thaw

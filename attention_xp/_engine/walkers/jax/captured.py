@@ -6,7 +6,7 @@ that it has captured are then operands like others, which JAX maps and different
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -158,7 +158,7 @@ class CapturedRule(Mask):
     relative: bool
     shift_invariant: bool
     origin: tuple[Array, ...] = ()
-    _axes = {"answer": "bh.."}
+    _axes: ClassVar = {"answer": "bh.."}
 
     def allowed(self, region: Region) -> Array:
         return self.function.at(region.sizes, region.frame.query_offset, *_starts(region, self.origin))

@@ -100,11 +100,13 @@ class _Named:
     def units(self) -> dict[str, tuple[int, ...]]:
         """Return for each name the sizes that the number of devices has to divide."""
         problem = self.problem
-        units = {name: (size,) for name, size in self.sizes.items()}
+        units: dict[str, tuple[int, ...]] = {name: (size,) for name, size in self.sizes.items()}
         if problem.heads is not None and problem.key.shape[-3] > 1:
             units["h"] = (problem.key.shape[-3],)
         if self.is_counted or problem.score_mod is not None:  # traced for tiles of so many batch items and heads
-            for name, size, some in zip((*self.batch, *self.heads), problem.lead, problem.stack or (), strict=True):
+            for name, size, some in zip(
+                (*self.batch, *self.heads), problem.lead, problem.stack or problem.lead, strict=True
+            ):
                 units[name] = (*units[name], size // some)
         if self.is_counted or problem.score_mod is not None or problem.packing is not None:
             del units["q"]
