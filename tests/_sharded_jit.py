@@ -167,18 +167,17 @@ def check_mapped():
 
 
 def check_groups():
-    """With fewer key/value heads than devices along an axis of the mesh, heads are gathered, and the result is right."""
-    q, k, v = WHOLE
-    attend = with_slopes(partial(ax.flash_attention, is_causal=True, **TILED))
-    check_equal(attend, (q, k[:, ::2], v[:, ::2]), "bh b b")
-    check_equal(attend, (q, k[:, :1], v[:, :1]), "bh b b")
-
-
-def check_equal(function, arrays, letters):
-    """Compare eight devices with one, whatever they send."""
-    found = jax.jit(function)(*spread(arrays, letters, AxisType.Auto))
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(jax.jit(function)(*arrays)), strict=True):
+    """Devices may share key/value heads, whose gradients are then summed over them."""
+    attend = partial(ax.flash_attention, is_causal=True, dropout_rate=0.3, rng=1, **TILED)
+    for heads in (1, 2):
+        some = WHOLE[0], *(x[:, :heads] for x in WHOLE[1:])
+        check("groups", attend, some, "bh b b", AxisType.Auto)
+    found = jax.jit(with_slopes(attend))(*spread(some, "bh b b", AxisType.Auto))
+    for one, other in zip(*map(jax.tree.leaves, (found, jax.jit(with_slopes(attend))(*some))), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-13)
+    # Three key/value heads on four devices: heads are gathered.
+    x = normal(4, 12, 8, 8), normal(4, 3, 8, 8), normal(4, 3, 8, 8, seed=1)
+    check("gathered", attend, x, "bh b b", AxisType.Auto, ["all-gather"])
 
 
 def check_outside_of_jit():

@@ -5,52 +5,21 @@ with a rule instead: axes with a name may be shared out, and each device compute
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental.custom_partitioning import (
-    ArrayMapping,
-    CompoundFactor,
-    SdyShardingRule,
-    custom_partitioning,
-)
+from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import batching, mlir
-from jax.sharding import NamedSharding, PartitionSpec
 
+from attention_xp._backend.partitions import Axes, Flat, Shared, Sharing, inferred, partition, rule, summed
 from attention_xp._backend.sharding import varying_axes
 from attention_xp._backend.sizes import is_open
 from attention_xp._typing import Array
 
-__all__ = ["Axes", "Flat", "Shared", "Sharing", "by_lead", "may_be_shared_out", "shared_out"]
-
-Axes = tuple[str | None, ...]
-"""The name of each axis of an array; ``None`` where every device needs all of it."""
-
-Flat = Callable[..., Sequence[Array]]
-Shared = Mapping[str, tuple[str, ...]]
-"""By which axes of a mesh devices share out an axis; what they do not share out is not in it."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Sharing:
-    """How devices may share out a function: axes of the same name alike."""
-
-    operands: tuple[Axes, ...]
-    results: tuple[Axes, ...]
-    units: Mapping[str, tuple[int, ...]]  # for each name that may be shared out, what the number of parts has to divide
-    groups: Mapping[tuple[str, int], int] = dataclasses.field(default_factory=dict)
-    """For an axis of some name and size, how many entries make one of the axes of that name elsewhere."""
-
-    def mapped(self, size: int, axes: Sequence[int | None]) -> "Sharing":
-        """Return the same along one more axis, the first, of some operands and of all results."""
-        new = f"map{len(self.units)}"
-        operands = (names if axis is None else (new, *names) for names, axis in zip(self.operands, axes, strict=True))
-        results = tuple((new, *names) for names in self.results)
-        return Sharing(tuple(operands), results, {**self.units, new: (size,)}, self.groups)
+__all__ = ["by_lead", "may_be_shared_out", "shared_out"]
 
 
 def may_be_shared_out(operands: Any) -> bool:
@@ -77,11 +46,11 @@ def shared_out(
     def summed_part(shared: Shared) -> Flat:
         def compute(*operands: Array) -> Sequence[Array]:
             found = jax.tree.leaves(part(shared)(*operands[:count]))
-            return [_summed(x, shared, axes) for x, axes in zip(found, sharing.results, strict=True)]
+            return [summed(x, shared, axes) for x, axes in zip(found, sharing.results, strict=True)]
 
         return compute
 
-    sharing = dataclasses.replace(sharing, operands=(*sharing.operands, *((None,) * const.ndim for const in consts)))
+    sharing = dataclasses.replace(sharing, operands=(*sharing.operands, *(((),) * const.ndim for const in consts)))
     call = _Call(jax.make_jaxpr(_without_consts(program))(*operands), summed_part, sharing)
     return jax.tree.unflatten(jax.tree.structure(shape), call.bound(operands))
 
@@ -95,7 +64,7 @@ def by_lead(function: Callable[..., Any], matrices: Sequence[Array]) -> Any:
 
     def named(sizes: Sequence[int]) -> Axes:
         axes = zip(names[len(lead) - len(sizes) :], sizes, strict=True)
-        return (*(None if size == 1 else name for name, size in axes), None, None)
+        return (*(() if size == 1 else (name,) for name, size in axes), (), ())
 
     operands = tuple(named(matrix.shape[:-2]) for matrix in matrices)
     results = (named(lead),) * len(jax.tree.leaves(jax.eval_shape(function, *matrices)))
@@ -107,12 +76,6 @@ def _without_consts(program: ClosedJaxpr) -> Flat:
     """Return a program as a function of its operands and its constants."""
     count = len(program.in_avals)
     return lambda *operands: jaxpr_as_fun(ClosedJaxpr(program.jaxpr, operands[count:]))(*operands[:count])
-
-
-def _summed(x: Array, shared: Shared, axes: Axes) -> Array:
-    """Return the sum over the devices that share out an axis that a result does not have."""
-    names = tuple(name for axis, mesh_axes in shared.items() if axis not in axes for name in mesh_axes)
-    return jax.lax.psum(x, names) if names else x
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -170,8 +133,8 @@ def _with_rule(call: _Call) -> Flat:
     """Return a call as a function that XLA partitions by our rule."""
     function = custom_partitioning(lambda *operands: tuple(jaxpr_as_fun(call.whole)(*operands)))
     # Not decoded by JAX, which knows no axis of a mesh of which a part is used.
-    given = {"decode_shardings": False, "sharding_rule": _rule(call)}
-    function.def_partition(_partition(call), _inferred(call.sharing), **given)
+    given = {"decode_shardings": False, "sharding_rule": rule(call.sharing, call.whole.in_avals, call.whole.out_avals)}
+    function.def_partition(partition(call.sharing, call.part), inferred(call.sharing), **given)
     return function  # type: ignore[no-any-return]
 
 
@@ -181,102 +144,6 @@ def _is_shared_out(ctx: Any) -> bool:
     mesh = getattr(where, "abstract_mesh", None)
     is_exported = getattr(ctx.module_context.lowering_parameters, "for_export", False)
     return mesh is not None and mesh.size > 1 and not getattr(mesh, "manual_axes", ()) and not is_exported
-
-
-def _rule(call: _Call) -> SdyShardingRule:
-    """Return the rule for Shardy: axes of one name are shared out alike, and those without a name are not."""
-    sharing = call.sharing
-    whole: dict[str, None] = {}  # in the order in which they occur, as Shardy wants them
-    sizes: dict[str, int] = {}
-
-    def mapping(axes: Axes, shape: tuple[int, ...]) -> ArrayMapping:
-        return ArrayMapping(*(factor(axis, size) for axis, size in zip(axes, shape, strict=True)))
-
-    def factor(axis: str | None, size: int) -> Any:
-        if axis is None or axis not in sharing.units:
-            name = f"whole{len(whole)}"
-            whole[name] = None
-            return name
-        group = sharing.groups.get((axis, size), 1)
-        if group == 1:
-            return axis
-        whole[f"group_{axis}"], sizes[f"group_{axis}"] = None, group
-        return CompoundFactor(axis, f"group_{axis}")
-
-    sides = [
-        tuple(mapping(axes, aval.shape) for axes, aval in zip(named, avals, strict=True))
-        for named, avals in ((sharing.operands, call.whole.in_avals), (sharing.results, call.whole.out_avals))
-    ]
-    return SdyShardingRule(*sides, need_replication_factors=tuple(whole), **sizes)
-
-
-def _partition(call: _Call) -> Callable[..., Any]:
-    """Return what asks for the shardings of operands and results, and for the program of a device."""
-
-    def partition(mesh: Any, operands: Sequence[Any], results: Sequence[Any]) -> Any:
-        shared = _shared(call.sharing, mesh, operands, results)
-        shardings = [
-            tuple(NamedSharding(mesh, _spec(axes, shared)) for axes in named)
-            for named in (call.sharing.results, call.sharing.operands)
-        ]
-        compute = call.part(shared)
-        return mesh, lambda *operands: tuple(compute(*operands)), *shardings
-
-    return partition
-
-
-def _inferred(sharing: Sharing) -> Callable[..., Any]:
-    """Return what tells the shardings of the results from those of the operands, for XLA's older partitioner."""
-
-    def infer(mesh: Any, operands: Sequence[Any], results: Sequence[Any]) -> Any:  # noqa: ARG001
-        shared = _shared(sharing, mesh, operands, ())
-        return tuple(NamedSharding(mesh, _spec(axes, shared)) for axes in sharing.results)
-
-    return infer
-
-
-def _shared(sharing: Sharing, mesh: Any, operands: Sequence[Any], results: Sequence[Any]) -> Shared:
-    """Return how devices share out the axes: as the first operand comes, and where it is whole, as others do."""
-    shared: dict[str, tuple[str, ...]] = {}
-    for axes, array in zip((*sharing.operands, *sharing.results), (*operands, *results), strict=False):
-        for axis, given in zip(axes, _decoded(mesh, array), strict=True):
-            if given and axis is not None and axis not in shared and axis in sharing.units:
-                taken = {name for names in shared.values() for name in names}
-                names = _dividing(mesh, given, sharing.units[axis], taken)
-                shared |= {axis: names} if names else {}
-    return shared
-
-
-def _decoded(mesh: Any, array: Any) -> Iterator[tuple[str, ...]]:
-    """Yield for each axis of an array the axes of the mesh that share it out, the outermost first; none where it is not so."""
-    try:
-        places = array.sharding.devices_indices_map(array.shape)
-    except ValueError:  # shares of different sizes
-        yield from ((),) * len(array.shape)
-        return
-    shape = mesh.devices.shape
-    for axis in range(len(array.shape)):
-        starts = np.asarray([places[device][axis].start or 0 for device in mesh.devices.flat]).reshape(shape)
-        steps = [int(np.take(starts, 1, axis=i).flat[0]) if n > 1 else 0 for i, n in enumerate(shape)]
-        given = sum(np.arange(n).reshape(-1, *(1,) * (len(shape) - 1 - i)) * steps[i] for i, n in enumerate(shape))
-        used = sorted((i for i, step in enumerate(steps) if step), key=lambda i: -steps[i])
-        yield tuple(mesh.axis_names[i] for i in used) if np.array_equal(given, starts) else ()
-
-
-def _dividing(mesh: Any, given: Sequence[str], units: Sequence[int], taken: set[str]) -> tuple[str, ...]:
-    """Return the first axes of a mesh by which so many can be shared out evenly."""
-    names: list[str] = []
-    count = 1
-    for name in given:
-        count *= mesh.shape[name]
-        if name in taken or any(unit % count for unit in units):
-            break
-        names.append(name)
-    return tuple(names)
-
-
-def _spec(axes: Axes, shared: Shared) -> PartitionSpec:
-    return PartitionSpec(*(None if axis is None else shared.get(axis) for axis in axes))
 
 
 _call_p.def_impl(_evaluate)

@@ -16,8 +16,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from attention_xp._backend.jitted import jitted
+from attention_xp._backend.partitions import Axes
 from attention_xp._backend.sharding import spread_like
-from attention_xp._backend.shared_out import Axes
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Wanted
 from attention_xp._engine.tile.captured import Captured, exchanged

@@ -5,7 +5,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from attention_xp._backend.shared_out import Axes, Flat, Shared, Sharing, may_be_shared_out, shared_out
+from attention_xp._backend.partitions import Axes, Flat, Shared, Sharing
+from attention_xp._backend.shared_out import may_be_shared_out, shared_out
 from attention_xp._engine.walkers.jax.shares import part_of_device, shares_of
 from attention_xp._scores.frozen import thaw
 from attention_xp._typing import Array
@@ -40,8 +41,7 @@ def partitioned(
         return compute
 
     numbers = [jnp.arange(size, dtype=jnp.int32) for size in shares.sizes.values()]
-    axes = *shares.arrays, *((name,) for name in shares.sizes)
-    sharing = Sharing(axes, tuple(results(shares.arrays)), shares.units, shares.groups)
+    sharing = Sharing((*shares.arrays, *shares.numbers), tuple(results(shares.arrays)), shares.units)
     return shared_out(whole, part, [*map(jnp.asarray, arrays), *numbers], sharing)
 
 

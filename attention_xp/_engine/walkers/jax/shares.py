@@ -1,7 +1,7 @@
 """Which axes of the arrays of a problem devices may share out, and the problem that a device is left with.
 
-Axes are named: ``b0``, ``b1``, ... those of the batch, ``h`` the heads and ``q`` the rows. Key/value heads go by ``h`` as well: a
-device has those of its query heads.
+Axes are named: ``b0``, ``b1``, ... those of the batch, ``h`` the heads and ``q`` the rows. Key/value heads go by ``h`` as well, and
+query heads that share one by ``g``: a device has the key/value heads of its query heads.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from attention_xp._backend.partitions import Axes
 from attention_xp._backend.shapes import filled_up
-from attention_xp._backend.shared_out import Axes
 from attention_xp._backend.sizes import is_open
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.walkers.jax.captured import CapturedBias, CapturedRule
@@ -32,8 +32,8 @@ class Shares(NamedTuple):
 
     arrays: tuple[Axes, ...]
     sizes: Mapping[str, int]  # of all axes with a name
-    units: Mapping[str, tuple[int, ...]]  # for each name that devices may share out, what their number has to divide
-    groups: Mapping[tuple[str, int], int]  # as in `Sharing`: query heads that share a key/value head stay together
+    units: Mapping[str, tuple[int, ...]]  # as in `Sharing`
+    numbers: tuple[Axes, ...]  # of the numbers along all axes with a name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,9 @@ class _Slot:
     def ndim(self) -> int:
         """Number of axes."""
         return len(self.shape)
+
+
+_Names = tuple[str | None, ...]  # of the axes of an array
 
 
 class _UnsharedError(Exception):
@@ -65,9 +68,9 @@ def shares_of(template: Any, arrays: Sequence[Array]) -> Shares | None:
         named.name_all(known)
     except _UnsharedError:
         return None
-    grouped = problem.heads is not None and problem.group > 1 and problem.key.shape[-3] > 1
-    groups = {("h", problem.heads or 1): problem.group} if grouped else {}
-    return Shares(tuple(named.names), named.sizes, named.units(), groups)
+    arrays = tuple(named.parts(names, slot.shape) for names, slot in zip(named.names, slots, strict=True))
+    numbers = tuple(named.parts((name,), (size,)) for name, size in named.sizes.items())
+    return Shares(arrays, named.sizes, named.units(), numbers)
 
 
 class _Named:
@@ -75,7 +78,7 @@ class _Named:
 
     def __init__(self, problem: Problem, slots: Sequence[_Slot]) -> None:
         self.problem = problem
-        self.names: list[Axes] = [(None,) * slot.ndim for slot in slots]
+        self.names: list[_Names] = [(None,) * slot.ndim for slot in slots]
         self.batch = tuple(f"b{i}" for i in range(len(problem.batch)))
         self.heads = () if problem.heads is None else ("h",)
         self.sizes = dict(zip((*self.batch, *self.heads), problem.lead, strict=True)) | {"q": problem.query.shape[-2]}
@@ -97,22 +100,38 @@ class _Named:
         for rule in (*problem.addends, *problem.rules):
             self._name_rule(rule)
 
+    @property
+    def is_grouped(self) -> bool:
+        """Whether there are several key/value heads, each for several query heads."""
+        problem = self.problem
+        return problem.heads is not None and problem.group > 1 and problem.key.shape[-3] > 1
+
+    def parts(self, names: _Names, shape: tuple[int, ...]) -> Axes:
+        """Return the names with those of what axes are made of: query heads are key/value heads, h, times a group, g."""
+        of_query = ("h", "g") if self.is_grouped else ("h",)
+        return tuple(
+            () if name is None else of_query if name == "h" and size == self.sizes["h"] else (name,)
+            for name, size in zip(names, shape, strict=True)
+        )
+
     def units(self) -> dict[str, tuple[int, ...]]:
         """Return for each name the sizes that the number of devices has to divide."""
         problem = self.problem
         units: dict[str, tuple[int, ...]] = {name: (size,) for name, size in self.sizes.items()}
-        if problem.heads is not None and problem.key.shape[-3] > 1:
-            units["h"] = (problem.key.shape[-3],)
+        if self.is_grouped:
+            units |= {"h": (problem.key.shape[-3],), "g": (problem.group,)}
         if self.is_counted or problem.score_mod is not None:  # traced for tiles of so many batch items and heads
             for name, size, some in zip(
                 (*self.batch, *self.heads), problem.lead, problem.stack or problem.lead, strict=True
             ):
                 units[name] = (*units[name], size // some)
+                if name == "h" and some > 1:
+                    units.pop("g", None)
         if self.is_counted or problem.score_mod is not None or problem.packing is not None:
             del units["q"]
         return units
 
-    def _name(self, slot: Any, axes: Axes, *, heads: int = 0) -> None:
+    def _name(self, slot: Any, axes: _Names, *, heads: int = 0) -> None:
         """Name the axes of a slot, lined up from the right; those of length 1 are for all devices."""
         if not isinstance(slot, _Slot):
             return
