@@ -177,7 +177,7 @@ def check_groups():
         np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-13)
     # Three key/value heads on four devices: heads are gathered.
     x = normal(4, 12, 8, 8), normal(4, 3, 8, 8), normal(4, 3, 8, 8, seed=1)
-    check("gathered", attend, x, "bh b b", AxisType.Auto, ["all-gather"])
+    check("gathered", attend, x, ".h . .", AxisType.Auto, ["all-gather"])
 
 
 def check_outside_of_jit():
