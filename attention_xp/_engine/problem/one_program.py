@@ -41,13 +41,14 @@ def as_one_program(function: Callable[..., _T], problem: Problem, *more: Any) ->
 
 def in_automatic_axes(function: Callable[..., _T], problem: Problem, *more: Any, specs: Any) -> _T:
     """Call a function of a problem so that XLA shares it out as on an automatic mesh; `specs` tell how the results are sharded."""
-    template, arrays = freeze((problem, *more), problem.dtype)
     if is_traced_by_jax() or problem.has_foreign_code():
-        return _automatic(function, template, specs, arrays)
-    return jitted(_automatic, function, template, specs)(arrays)  # type: ignore[no-any-return]
+        template, arrays = freeze((problem, *more))
+        return _automatic(function, specs, template, arrays)
+    template, arrays = freeze((problem, *more), problem.dtype)
+    return jitted(_automatic, function, specs, template)(arrays)  # type: ignore[no-any-return]
 
 
-def _automatic(function: Callable[..., _T], template: Any, specs: Any, arrays: list[Array]) -> _T:
+def _automatic(function: Callable[..., _T], specs: Any, template: Any, arrays: list[Array]) -> _T:
     query = arrays[0]  # the first field of a problem that is an array
     return sharding.in_automatic_axes(partial(_thawed, function, template), arrays, query, specs)  # type: ignore[no-any-return]
 
