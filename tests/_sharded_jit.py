@@ -190,6 +190,12 @@ def check_outside_of_jit():
     output = ax.flash_attention(q, k, v, **TILED)
     assert output.sharding.spec == PartitionSpec("batch", "heads")
     np.testing.assert_array_equal(output, expected)
+    explicit = spread(WHOLE, "bh bh bh", AxisType.Explicit)
+    for function in (partial(ax.flash_attention, score_mod=lambda s, *_: 2.0 * s, **TILED), linear.linear_attention):
+        with jax.set_mesh(mesh(AxisType.Explicit)):
+            found = function(*explicit)
+        assert found.sharding.spec[:2] == ("batch", "heads")
+        np.testing.assert_allclose(found, function(*map(jnp.asarray, WHOLE)), rtol=1e-13, atol=1e-13)
     exported = jax.export.export(jax.jit(partial(ax.flash_attention, **TILED)))(q, k, v)
     np.testing.assert_array_equal(jax.jit(exported.call)(q, k, v), expected)
 

@@ -3,12 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental.custom_partitioning import ArrayMapping, CompoundFactor, SdyShardingRule
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from attention_xp._typing import Array
 
@@ -87,9 +88,20 @@ def partition(sharing: Sharing, part: Callable[[Shared], Flat]) -> Callable[...,
             for named in (sharing.results, sharing.operands)
         )
         compute = part(shared)
-        return mesh, lambda *operands: tuple(compute(*operands)), *shardings
+
+        def of_device(*operands: Array) -> tuple[Array, ...]:
+            with _no_mesh():  # arrays of a device belong to none, whatever is set where the program is compiled
+                return tuple(compute(*operands))
+
+        return mesh, of_device, *shardings
 
     return partitioned
+
+
+def _no_mesh() -> Any:
+    if not hasattr(jax.sharding, "use_abstract_mesh"):
+        return nullcontext()
+    return jax.sharding.use_abstract_mesh(AbstractMesh((), ()))
 
 
 def inferred(sharing: Sharing) -> Callable[..., Any]:

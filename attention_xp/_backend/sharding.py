@@ -9,6 +9,7 @@ from attention_xp._typing import Array
 __all__ = [
     "explicit_axes",
     "in_automatic_axes",
+    "is_on_explicit_mesh",
     "knows_automatic_axes",
     "spec_of",
     "spread_like",
@@ -27,6 +28,15 @@ def explicit_axes(array: Array) -> tuple[int, ...]:
         return ()
     spec = getattr(getattr(jax.typeof(array), "sharding", None), "spec", ())
     return tuple(i - len(spec) for i, names in enumerate(spec) if names is not None)
+
+
+def is_on_explicit_mesh(array: Array) -> bool:
+    """Whether an array of JAX lies on a mesh with explicit axes by its type, sharded or not."""
+    jax: Any = sys.modules["jax"]
+    if not hasattr(jax, "typeof"):
+        return False
+    mesh = getattr(getattr(jax.typeof(array), "sharding", None), "mesh", None)
+    return jax.sharding.AxisType.Explicit in getattr(mesh, "axis_types", ())
 
 
 def knows_automatic_axes() -> bool:
@@ -50,7 +60,8 @@ def in_automatic_axes(function: Callable[[list[Array]], Any], arrays: Sequence[A
         return type(spec)(*map(sharding, spec)) if hasattr(spec, "_fields") else tuple(map(sharding, spec))
 
     automatic = jax.sharding.auto_axes(function, axes=axes, out_sharding=sharding(specs))
-    return automatic([jax.numpy.asarray(array) for array in arrays])
+    # Compiled, as JAX does not take scalars to other axes outside of a program.
+    return jax.jit(automatic)([jax.numpy.asarray(array) for array in arrays])
 
 
 def spec_of(array: Array, count: int | None = None) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Container
 
 from attention_xp._backend.libraries import is_jax_namespace
-from attention_xp._backend.sharding import explicit_axes, knows_automatic_axes
+from attention_xp._backend.sharding import explicit_axes, is_on_explicit_mesh, knows_automatic_axes
 from attention_xp._engine.problem.problem import Problem
 
 __all__ = ["is_automatic", "refused_mesh"]
@@ -18,7 +18,7 @@ def is_automatic(problem: Problem, kernel: str) -> bool:
         return False
     if kernel == "dense" and problem.has_foreign_code():
         return False
-    return any(map(explicit_axes, (problem.query, problem.key, problem.value)))
+    return is_on_explicit_mesh(problem.query)
 
 
 def refused_mesh(problem: Problem, kernel: str, treated: Container[int]) -> str | None:
