@@ -1,6 +1,7 @@
 """Rules for XLA how devices share out an operation: from the shardings of its arrays to a program for each device."""
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -13,7 +14,10 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from attention_xp._typing import Array
 
-__all__ = ["Axes", "Flat", "Shared", "Sharing", "inferred", "partition", "rule", "summed"]
+__all__ = ["KNOWS_RULES", "Axes", "Flat", "Shared", "Sharing", "inferred", "partition", "rule", "summed"]
+
+KNOWS_RULES = "need_replication_factors" in inspect.signature(SdyShardingRule.__init__).parameters
+"""Whether the installed JAX lets a rule say what is not shared out."""
 
 Axes = tuple[tuple[str, ...], ...]
 """For each axis of an array the names of what it is made of, the outermost first: none where every device needs all of it.

@@ -14,7 +14,17 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import batching, mlir
 
-from attention_xp._backend.partitions import Axes, Flat, Shared, Sharing, inferred, partition, rule, summed
+from attention_xp._backend.partitions import (
+    KNOWS_RULES,
+    Axes,
+    Flat,
+    Shared,
+    Sharing,
+    inferred,
+    partition,
+    rule,
+    summed,
+)
 from attention_xp._backend.sharding import varying_axes
 from attention_xp._backend.sizes import is_open
 from attention_xp._typing import Array
@@ -24,7 +34,7 @@ __all__ = ["by_lead", "may_be_shared_out", "shared_out"]
 
 def may_be_shared_out(operands: Any) -> bool:
     """Whether XLA may have several devices to share a function out to: not inside `jax.shard_map`, which has done so."""
-    if jax.device_count() == 1 or varying_axes(operands):
+    if jax.device_count() == 1 or not KNOWS_RULES or varying_axes(operands):
         return False
     # With this flag, the cache on disk does not tell operations with different rules apart.
     return not getattr(jax.config, "jax_remove_custom_partitioning_ptr_from_cache_key", False)
