@@ -142,29 +142,22 @@ def check_refusal():
 
 
 def check_explicit_mesh():
-    """Where types share arrays out, the formula attends if these are batch and heads; tiles say what to do instead."""
+    """Where types share arrays out, XLA shares the call out: the result is sharded as the query, along any axis but the width."""
     mesh = jax.make_mesh(tuple(MESH.values()), tuple(MESH), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
     x = normal(4, 2, 6, 8)
+    expected = flash_attention(x, x, x, is_causal=True)
 
     def attend(impl, *spec):
         shared = jax.device_put(x, jax.sharding.NamedSharding(mesh, PartitionSpec(*spec)))
-        return jax.jit(lambda x: flash_attention(x, x, x, is_causal=True, impl=impl, tile=(2, 3)))(shared)
+        output = jax.jit(lambda x: flash_attention(x, x, x, is_causal=True, impl=impl, tile=(2, 3)))(shared)
+        np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-5)
+        return output.sharding.spec
 
     with jax.set_mesh(mesh):
-        for impl in ("dense", "auto"):
-            output = attend(impl, "batch", "heads")
-            assert output.sharding.spec == PartitionSpec("batch", "heads", None, None)
-            np.testing.assert_allclose(output, flash_attention(x, x, x, is_causal=True), rtol=1e-5, atol=1e-5)
-        for spec, axis in ((("batch",), "the batch"), ((None, "heads"), "the heads")):
-            with pytest.raises(ValueError, match=f"query is sharded along {axis}.*jax.shard_map.*; impl='dense' can"):
-                attend("tiled", *spec)
-        for spec, axis in (((None, None, "heads"), "the sequence"), ((None, None, None, "heads"), "the width")):
-            for impl in ("auto", "dense", "tiled"):
-                with pytest.raises(
-                    ValueError,
-                    match=f"impl='{impl}'.* sharded along {axis}.*jax.shard_map, over batch and heads(\\n|$)",
-                ):
-                    attend(impl, *spec)
+        for impl in ("dense", "auto", "tiled"):
+            assert attend(impl, "batch", "heads") == PartitionSpec("batch", "heads", None, None)
+        for spec in (("batch",), (None, "heads"), (None, None, "heads"), (None, None, None, "heads")):
+            assert attend("tiled", *spec)[:3] == (*spec, None, None, None)[:3]
 
 
 if __name__ == "__main__":

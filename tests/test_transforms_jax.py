@@ -114,15 +114,24 @@ def test_donated_buffers(library, impl):
     np.testing.assert_allclose(results(output)[0], expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("impl", ["tiled", pytest.param("", marks=pytest.mark.rare)])
-def test_shards_of_batch_and_heads(library, impl):
-    """In a process of its own, which has eight devices: tiles, and all other calls."""
+def run_on_eight_devices(*command):
+    """Run a module in a process of its own."""
     flags = "--xla_force_host_platform_device_count=8"
     env = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests._sharded", impl], env=env, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-m", *command], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("impl", ["tiled", pytest.param("", marks=pytest.mark.rare)])
+def test_shards_of_batch_and_heads(library, impl):
+    """Tiles, and all other calls."""
+    run_on_eight_devices("tests._sharded", impl)
+
+
+def test_shards_of_plain_jit(library):
+    if not importlib.import_module("attention_xp._backend.partitions").KNOWS_RULES:
+        pytest.skip("this JAX takes no rules for what devices do not share out")
+    run_on_eight_devices("tests._sharded_jit")
 
 
 @pytest.mark.parametrize("kind", ["key", "PRNGKey"])

@@ -1,12 +1,17 @@
 """Arrays of JAX that are sharded over devices: by their type, or inside `jax.shard_map`."""
 
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from attention_xp._typing import Array
 
 __all__ = [
     "explicit_axes",
+    "in_automatic_axes",
+    "is_on_explicit_mesh",
+    "knows_automatic_axes",
+    "spec_of",
     "spread_like",
     "spread_over",
     "varying_axes",
@@ -23,6 +28,46 @@ def explicit_axes(array: Array) -> tuple[int, ...]:
         return ()
     spec = getattr(getattr(jax.typeof(array), "sharding", None), "spec", ())
     return tuple(i - len(spec) for i, names in enumerate(spec) if names is not None)
+
+
+def is_on_explicit_mesh(array: Array) -> bool:
+    """Whether an array of JAX lies on a mesh with explicit axes by its type, sharded or not."""
+    jax: Any = sys.modules["jax"]
+    if not hasattr(jax, "typeof"):
+        return False
+    mesh = getattr(getattr(jax.typeof(array), "sharding", None), "mesh", None)
+    return jax.sharding.AxisType.Explicit in getattr(mesh, "axis_types", ())
+
+
+def knows_automatic_axes() -> bool:
+    """Whether the installed JAX can compute with arrays on an explicit mesh as on an automatic one."""
+    return hasattr(sys.modules["jax"].sharding, "auto_axes")
+
+
+def in_automatic_axes(function: Callable[[list[Array]], Any], arrays: Sequence[Array], like: Array, specs: Any) -> Any:
+    """Return ``function(arrays)``, for which the explicit axes of a mesh, that of `like`, are automatic.
+
+    `specs` are tuples with the names of mesh axes for the axes of each result, or of all results in a tuple.
+    """
+    jax: Any = sys.modules["jax"]
+    mesh = jax.typeof(like).sharding.mesh
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    axes = tuple(name for name, kind in kinds if kind == jax.sharding.AxisType.Explicit)
+
+    def sharding(spec: Any) -> Any:
+        if isinstance(spec, jax.sharding.PartitionSpec):
+            return jax.sharding.NamedSharding(mesh, spec)
+        return type(spec)(*map(sharding, spec)) if hasattr(spec, "_fields") else tuple(map(sharding, spec))
+
+    automatic = jax.sharding.auto_axes(function, axes=axes, out_sharding=sharding(specs))
+    # Compiled, as JAX does not take scalars to other axes outside of a program.
+    return jax.jit(automatic)([jax.numpy.asarray(array) for array in arrays])
+
+
+def spec_of(array: Array, count: int | None = None) -> Any:
+    """Return how the first axes of an array are sharded by its type, all by default, as a spec of JAX."""
+    jax: Any = sys.modules["jax"]
+    return jax.sharding.PartitionSpec(*jax.typeof(array).sharding.spec[:count])
 
 
 def varying_axes(arrays: Any) -> frozenset[str]:

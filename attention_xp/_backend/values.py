@@ -126,11 +126,15 @@ def by_value(
 
 
 def flags_by_value(
-    xp: Namespace, none_is_right: Callable[[], Array], flags: Callable[..., tuple[Array, ...]], *operands: Array
+    xp: Namespace,
+    none_is_right: Callable[..., Array],
+    flags: Callable[..., tuple[Array, ...]],
+    *operands: Array,
 ) -> tuple[Array, ...]:
-    """Return boolean arrays ``flags(*operands)``, where JAX computes nothing if a condition says that all are False.
+    """Return boolean arrays ``flags(*operands)``, where JAX computes nothing if a condition on these says that all are False.
 
-    Booleans have no derivative, and so a `cond` may choose them. JAX compiles it once for a function of a module.
+    Booleans have no derivative, and so a `cond` may choose them. JAX compiles it once for a function of a module. The last
+    two axes belong to each other, and devices look at the condition for their part of the others.
     """
     if not is_jax_namespace(xp) or any(
         map(explicit_axes, operands)
@@ -138,7 +142,13 @@ def flags_by_value(
         return flags(*operands)
     jax: Any = sys.modules["jax"]
     operands = tuple(map(jax.lax.stop_gradient, operands))
-    return jax.lax.cond(none_is_right(), _none_of(flags), flags, *operands)  # type: ignore[no-any-return]
+
+    def chosen(*operands: Array) -> tuple[Array, ...]:
+        return jax.lax.cond(none_is_right(*operands), _none_of(flags), flags, *operands)  # type: ignore[no-any-return]
+
+    from attention_xp._backend.shared_out import by_lead  # noqa: PLC0415  # JAX is there
+
+    return by_lead(chosen, operands)  # type: ignore[no-any-return]
 
 
 @cache

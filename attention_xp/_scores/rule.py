@@ -1,8 +1,8 @@
 """What masks and biases have in common: values made of attributes, some of them arrays."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from inspect import Signature, signature
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from attention_xp._backend.dtypes import dtype_name
 from attention_xp._backend.host import as_numpy
@@ -35,6 +35,10 @@ class Rule(Attributed):
     """A mask or a bias as a value: a pytree of JAX, equal to another one where all attributes are."""
 
     __signature__ = _OfInit()
+
+    # What the axes of its arrays belong to, by attribute: b batch items, h heads, q rows, "." neither. Letters are lined up
+    # from the right, and b stands for all batch axes. A device that has some batch items and heads takes its part by them.
+    _axes: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -1,5 +1,7 @@
 """Linear biases: scores fall with the distance."""
 
+from typing import ClassVar
+
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._checks.arrays import check_floating, fits, shapes
 from attention_xp._scores.region import Region
@@ -50,6 +52,7 @@ class AlibiBias(Bias):
 
     slopes: Array
     may_exclude = False
+    _axes: ClassVar = {"slopes": "bh"}
 
     def __init__(self, slopes: Array) -> None:
         check_floating(common_namespace(slopes=slopes), slopes=slopes)

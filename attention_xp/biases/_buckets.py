@@ -84,6 +84,10 @@ class RelativePositionBias(Bias):
         self._starts = _starts(buckets, self.max_distance)
 
     @property
+    def _axes(self) -> dict[str, str]:  # type: ignore[override]
+        return {"table": ".h"[: self.table.ndim]}
+
+    @property
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]
         """Return the number of heads of the table."""
         return tuple(self.table.shape[1:])

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from attention_xp._backend.values import on_host
 from attention_xp._scores.region import Region, Span
@@ -26,6 +27,10 @@ class AlignedMask(Mask):
     @property
     def _as_array(self) -> Array:  # type: ignore[override]
         return self.array
+
+    @property
+    def _axes(self) -> dict[str, str]:  # type: ignore[override]
+        return {"array": "bhq." if self.has_heads else "bq."}
 
     @property
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -99,6 +104,7 @@ class RowMask(Mask):
 
     lengths: int | Array
     _numbers = ("lengths",)
+    _axes: ClassVar = {"lengths": "b"}
     _is_of_rows = True
     _is_of_places = True
 

@@ -1,6 +1,6 @@
 """Rules given by arrays of flags: of global positions, and of blocks."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from attention_xp._backend.dtypes import dtype_name, is_boolean
 from attention_xp._backend.libraries import common_namespace
@@ -118,6 +118,7 @@ class BlockMask(Mask):
 
     layout: Array
     block_size: tuple[int, int]
+    _axes: ClassVar = {"layout": "bh.."}
 
     @property
     def _blocks(self) -> list[tuple[int, int]]:

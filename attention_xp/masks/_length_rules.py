@@ -1,6 +1,6 @@
 """Rules that allow the keys before a length: a prefix, or sequences of different lengths."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from attention_xp._backend.values import FAR
 from attention_xp._scores.region import Region, Span
@@ -42,6 +42,7 @@ class PrefixMask(Mask):
 
     length: int | Array
     _numbers = ("length",)
+    _axes: ClassVar = {"length": "b"}
 
     def __init__(self, length: int | Array) -> None:
         self.length = check_counts("length", length)
@@ -93,6 +94,7 @@ class LengthMask(Mask):
 
     lengths: int | Array
     _numbers = ("lengths",)
+    _axes: ClassVar = {"lengths": "b"}
 
     @property
     def _as_lengths(self) -> int | Array:  # type: ignore[override]

@@ -1,5 +1,7 @@
 """The rule that blocks of pairs have patterns, each of which is stored once."""
 
+from typing import ClassVar
+
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._scores.region import Region, Span
 from attention_xp._typing import Array
@@ -30,6 +32,7 @@ class PatternMask(BlockMask):
 
     numbers: Array
     patterns: Array
+    _axes: ClassVar = {"layout": "bh..", "numbers": "bh.."}
 
     def __init__(self, numbers: Array, patterns: Array) -> None:
         super().__init__(numbers > 0, tuple(patterns.shape[1:]))

@@ -1,6 +1,6 @@
 """Rules that compare the positions of query and key."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from attention_xp._backend.values import FAR
 from attention_xp._checks.numbers import check_count, check_window
@@ -164,6 +164,7 @@ class SameChunk(Mask):
     size: int
     start: int | Array = 0
     _numbers = ("start",)
+    _axes: ClassVar = {"start": "b"}
 
     def __init__(self, size: int, start: int | Array = 0) -> None:
         self.size = min(size, FAR)

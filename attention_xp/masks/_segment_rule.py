@@ -1,5 +1,7 @@
 """The rule that positions attend their own segment."""
 
+from typing import ClassVar
+
 from attention_xp._backend.dtypes import dtype_name, is_alike
 from attention_xp._backend.libraries import common_namespace
 from attention_xp._backend.sizes import is_open
@@ -55,6 +57,7 @@ class SegmentMask(Mask):
 
     query_ids: Array
     key_ids: Array | None = None
+    _axes: ClassVar = {"query_ids": "b.", "key_ids": "b."}
 
     def __init__(self, query_ids: Array, key_ids: Array | None = None) -> None:
         given = {"query_ids": query_ids} | ({} if key_ids is None else {"key_ids": key_ids})

@@ -4,8 +4,11 @@ from typing import Protocol
 
 from attention_xp._backend.autocast import sheltered
 from attention_xp._backend.modes import refuse_shards
+from attention_xp._backend.sharding import spec_of
 from attention_xp._engine.kernels import dense, fused, tiled
+from attention_xp._engine.kernels.meshes import is_automatic
 from attention_xp._engine.problem.known_end import filled_to
+from attention_xp._engine.problem.one_program import in_automatic_axes
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 
@@ -53,6 +56,10 @@ def choose(problem: Problem, wanted: Wanted) -> str:
     return impl
 
 
+def _attended(problem: Problem, weights: bool, lse: bool, name: str) -> Attended:
+    return attend(problem, Wanted(weights, lse), name)
+
+
 def attend(problem: Problem, wanted: Wanted, chosen: str | None = None) -> Attended:
     """Compute a problem with the kernel that was chosen, or else with the one asked for, or the best that can.
 
@@ -60,6 +67,8 @@ def attend(problem: Problem, wanted: Wanted, chosen: str | None = None) -> Atten
     the problem says in which dtype they compute.
     """
     name = problem.once(choose, wanted) if chosen is None else chosen
+    if is_automatic(problem, name):
+        return in_automatic_axes(_attended, problem, *wanted, name, specs=spec_of(problem.query, -1))
     if name == "fused":
         result = fused.attend(problem, wanted)
         if result is not None:

@@ -13,7 +13,7 @@ def refusal(problem: Problem, wanted: Wanted) -> str | None:  # noqa: ARG001
     """Return why this kernel cannot compute the problem: a sharded sequence, or open lengths that share an axis with heads."""
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
     if problem.group == 1 or not is_left_open(problem.xp, Sq, Sk) or (isinstance(Sq, int) and isinstance(Sk, int)):
-        return refused_mesh(problem, range(-problem.ndim, -2))
+        return refused_mesh(problem, "dense", range(-problem.ndim, -2))
     return "heads are grouped and lengths are left open, which torch.export knows with strict=True alone"
 
 

@@ -4,6 +4,9 @@ import dataclasses
 
 from attention_xp._backend.derivatives import can_differentiate
 from attention_xp._backend.libraries import library_name
+from attention_xp._backend.sharding import spec_of
+from attention_xp._engine.kernels.meshes import is_automatic
+from attention_xp._engine.problem.one_program import in_automatic_axes
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.gradients import Gradients
 from attention_xp._engine.tile.pullback import pulled_back
@@ -31,6 +34,27 @@ def derivative_refusal(problem: Problem) -> str | None:
     )
 
 
+def _backward(
+    problem: Problem,
+    output: Array,
+    lse: Array,
+    grad_output: Array,
+    grad_lse: Array | None,
+    wanted: tuple[bool, ...] | None,
+    whole: bool,
+) -> Gradients:
+    return backward(problem, output, lse, grad_output, grad_lse, wanted=wanted, whole=whole)
+
+
+def _specs(problem: Problem) -> Gradients:
+    """Return how the gradients are sharded: as the arrays, and those of rules are whole."""
+    whole = spec_of(problem.query, 0)
+    addends = tuple(whole if isinstance(addend, Bias) else spec_of(addend) for addend in problem.addends)
+    sinks = whole if problem.sinks is None else spec_of(problem.sinks)
+    query, key, value = map(spec_of, (problem.query, problem.key, problem.value))
+    return Gradients(query, key, value, addends, whole, sinks)
+
+
 def backward(
     problem: Problem,
     output: Array,
@@ -45,6 +69,9 @@ def backward(
 
     `output` is (..., H, Sq, Dv), `lse` is (..., H, Sq); `wanted` says of which addends there is to be a gradient.
     """
+    if is_automatic(problem, "tiled"):
+        given = problem, output, lse, grad_output, grad_lse, wanted, whole
+        return in_automatic_axes(_backward, *given, specs=_specs(problem))
     walker: Walker = portable
     if whole or problem.is_empty:
         lengths = max(problem.query.shape[-2], 1), max(problem.key.shape[-2], 1)

@@ -22,7 +22,7 @@ def refusal(problem: Problem, wanted: Wanted) -> str | None:  # noqa: ARG001
     """Return why this kernel cannot compute the problem: sharded arrays, or lengths that leave the number of tiles open."""
     if is_left_open(problem.xp, problem.query.shape[-2], problem.key.shape[-2]):
         return "an exported program has a fixed number of tiles, and lengths are left open"
-    return refused_mesh(problem, ())
+    return refused_mesh(problem, "tiled", ())
 
 
 def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:

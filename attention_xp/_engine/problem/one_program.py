@@ -2,8 +2,10 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
+from attention_xp._backend import sharding
 from attention_xp._backend.jitted import jitted
 from attention_xp._backend.libraries import is_jax_namespace
 from attention_xp._backend.modes import is_traced_by_jax
@@ -12,7 +14,7 @@ from attention_xp._engine.problem.problem import Problem
 from attention_xp._scores.frozen import freeze, thaw
 from attention_xp._typing import Array
 
-__all__ = ["as_one_program"]
+__all__ = ["as_one_program", "in_automatic_axes"]
 
 _T = TypeVar("_T")
 
@@ -35,6 +37,20 @@ def as_one_program(function: Callable[..., _T], problem: Problem, *more: Any) ->
     # With a checkpoint, nothing but the arrays is saved for the gradients.
     program = jax.checkpoint(lambda arrays: function(*thaw(template, arrays)))
     return jax.jit(program)(arrays)  # type: ignore[no-any-return]
+
+
+def in_automatic_axes(function: Callable[..., _T], problem: Problem, *more: Any, specs: Any) -> _T:
+    """Call a function of a problem so that XLA shares it out as on an automatic mesh; `specs` tell how the results are sharded."""
+    if is_traced_by_jax() or problem.has_foreign_code():
+        template, arrays = freeze((problem, *more))
+        return _automatic(function, specs, template, arrays)
+    template, arrays = freeze((problem, *more), problem.dtype)
+    return jitted(_automatic, function, specs, template)(arrays)  # type: ignore[no-any-return]
+
+
+def _automatic(function: Callable[..., _T], specs: Any, template: Any, arrays: list[Array]) -> _T:
+    query = arrays[0]  # the first field of a problem that is an array
+    return sharding.in_automatic_axes(partial(_thawed, function, template), arrays, query, specs)  # type: ignore[no-any-return]
 
 
 def _thawed(function: Callable[..., _T], template: Any, arrays: list[Array]) -> _T:

@@ -206,8 +206,13 @@ def _reached(weights: Array, value: Array) -> tuple[Array, Array]:
 
 def quarantined_outputs(weights: Array, value: Array, xp: Namespace) -> Array:
     """Return ``weights @ value``, where values that are not finite count as 0 under a weight of 0."""
-    rises, falls = flags_by_value(xp, lambda: xp.all(xp.isfinite(value)), _reached, weights, value)
+    rises, falls = flags_by_value(xp, _has_finite_values, _reached, weights, value)
     return _with_infinities(_outputs(weights, clean(value), xp), rises, falls, xp)
+
+
+def _has_finite_values(weights: Array, value: Array) -> Array:  # noqa: ARG001
+    xp = array_namespace(value)
+    return xp.all(xp.isfinite(value))
 
 
 def quarantined_at_once(weights: Array, value: Array, xp: Namespace) -> Array:

@@ -6,7 +6,7 @@ that it has captured are then operands like others, which JAX maps and different
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from attention_xp.biases._bias import Bias, evaluated
 from attention_xp.masks import FunctionMask, Mask
 from attention_xp.masks._call_rules import BiasMask
 
-__all__ = ["with_captured"]
+__all__ = ["CapturedBias", "CapturedRule", "with_captured"]
 
 _Functions = Mapping[tuple[int, ...], Callable[..., Array]]  # one for each shape of a region
 
@@ -94,7 +94,7 @@ def _addend(problem: Problem, addend: Any, regions: Sequence[Region]) -> Any:
     arguments = {r.sizes: _like(problem, r, lambda r: [problem.query_offset, *own, *_starts(r)]) for r in regions}
     function = _captured(type(addend), functions, arguments, varying_axes(problem.query))
     captures = any(isinstance(array, jax.core.Tracer) for array in function.arrays)
-    return _CapturedBias(tuple(own), function) if captures else addend
+    return CapturedBias(tuple(own), function) if captures else addend
 
 
 def _of_biases(rules: tuple[Mask, ...], addends: tuple[Any, ...]) -> Iterator[Mask]:
@@ -105,14 +105,15 @@ def _of_biases(rules: tuple[Mask, ...], addends: tuple[Any, ...]) -> Iterator[Ma
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _CapturedBias(Bias):
+class CapturedBias(Bias):
     """A bias of the user as a traced function."""
 
     own: tuple[Array, ...]
     function: Captured
+    origin: tuple[Array, ...] = ()
 
     def values(self, region: Region) -> Array:
-        return self.function.at(region.sizes, region.frame.query_offset, *self.own, *_starts(region))
+        return self.function.at(region.sizes, region.frame.query_offset, *self.own, *_starts(region, self.origin))
 
 
 def _written_down(problem: Problem, rule: Mask, regions: Sequence[Region], span: Span) -> Mask:
@@ -139,15 +140,16 @@ def _rule(problem: Problem, rule: Mask, regions: Sequence[Region], span: Span) -
     arguments = {r.sizes: _like(problem, r, lambda r: [problem.query_offset, *_starts(r)]) for r in regions}
     author = rule.mask_mod if isinstance(rule, FunctionMask) else type(rule)
     function = _captured(author, functions, arguments, varying_axes(problem.query))
-    return _CapturedRule(function, rule.reach(span), rule.lead, rule.relative, rule.shift_invariant)
+    return CapturedRule(function, rule.reach(span), rule.lead, rule.relative, rule.shift_invariant)
 
 
-def _starts(region: Region) -> list[Array]:
-    return [jnp.int32(start) for start in region.starts]
+def _starts(region: Region, origin: tuple[Array, ...] = ()) -> list[Array]:
+    moved = zip(region.starts, origin or (0,) * len(region.starts), strict=True)
+    return [jnp.int32(start + first) for start, first in moved]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _CapturedRule(Mask):
+class CapturedRule(Mask):
     """A mask of the user as a traced function, with its answer about all tiles."""
 
     function: Captured
@@ -155,9 +157,11 @@ class _CapturedRule(Mask):
     lead: tuple[int, ...]
     relative: bool
     shift_invariant: bool
+    origin: tuple[Array, ...] = ()
+    _axes: ClassVar = {"answer": "bh.."}
 
     def allowed(self, region: Region) -> Array:
-        return self.function.at(region.sizes, region.frame.query_offset, *_starts(region))
+        return self.function.at(region.sizes, region.frame.query_offset, *_starts(region, self.origin))
 
     def reach(self, span: Span) -> tuple[Any, Any]:  # noqa: ARG002
         return self.answer

@@ -16,6 +16,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from attention_xp._backend.jitted import jitted
+from attention_xp._backend.partitions import Axes
 from attention_xp._backend.sharding import spread_like
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Wanted
@@ -27,6 +28,7 @@ from attention_xp._engine.walkers.jax.backward import BackwardWalk, Differentiab
 from attention_xp._engine.walkers.jax.captured import with_captured
 from attention_xp._engine.walkers.jax.forward import ForwardWalk
 from attention_xp._engine.walkers.jax.loops import is_moving
+from attention_xp._engine.walkers.jax.partitioned import partitioned
 from attention_xp._engine.walkers.portable import backward as portable
 from attention_xp._scores.frozen import freeze, holes, part, thaw
 from attention_xp._typing import Array, DType
@@ -55,7 +57,11 @@ def _frozen(thing: Any, dtype: DType) -> tuple[Any, list[Array]]:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _attend(template: Any, arrays: list[Array]) -> tuple[Array, Array]:
-    return ForwardWalk(thaw(template, arrays)).run()
+    def results(axes: Sequence[Axes]) -> list[Axes]:
+        of_query = axes[thaw(template, list(range(len(arrays)))).query]
+        return [of_query, of_query[:-1]]
+
+    return partitioned(lambda problem: ForwardWalk(problem).run(), template, arrays, results)  # type: ignore[no-any-return]
 
 
 @_attend.defjvp  # type: ignore[untyped-decorator]
@@ -72,8 +78,14 @@ def _attend_jvp(template: Any, primals: tuple[Any], tangents: tuple[Any]) -> tup
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _way_back(template: Any, wanted: tuple[bool, ...], arrays: list[Array]) -> Gradients:
-    problem, known = thaw(template, arrays)
-    return BackwardWalk(problem, Known(*known), wanted).gradients()
+    def gradients(problem: Problem, known: Sequence[Array]) -> Gradients:
+        return BackwardWalk(problem, Known(*known), wanted).gradients()
+
+    def results(axes: Sequence[Axes]) -> list[Axes]:
+        numbered = _numbered(template.items[0], tuple(map(is_moving, arrays)), wanted)
+        return [axes[i] for i in jax.tree.leaves(numbered)]
+
+    return partitioned(gradients, template, arrays, results)  # type: ignore[no-any-return]
 
 
 @_way_back.defjvp  # type: ignore[untyped-decorator]
