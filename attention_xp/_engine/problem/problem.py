@@ -207,12 +207,13 @@ class Problem(Frame):
         The answer may depend on types, sizes, dtypes, devices and plain options, on whether one of query, key and value requires
         gradients, and on nothing else: on no number in an array, no stride, and not on whether gradients are recorded.
         """
-        if self.answers is None:
+        answers = self.answers
+        if answers is None:
             return question(self, *more)
-        name = question, *more
-        if name not in self.answers:
-            self.answers[name] = question(self, *more)
-        return self.answers[name]  # type: ignore[no-any-return]
+        name = question, more
+        if name not in answers:
+            answers[name] = question(self, *more)
+        return answers[name]  # type: ignore[no-any-return]
 
     @property
     def is_known(self) -> bool:
