@@ -62,7 +62,7 @@ class Problem(Frame):
     softcap: float | None
     score_mod: ScoreMod | None
     score_derivative: ScoreMod | None  # the derivative of score_mod, where it came with one
-    addends: tuple[Any, ...]  # bias and floating mask: arrays, or a Bias
+    addends: tuple[Any, ...]  # mask and bias: arrays, on torch in the dtype of the query, or a Bias
     narrow_addends: bool  # whether these came in the dtype of the query
     rules: tuple[Mask, ...]  # a pair is allowed where all of them allow it
     sinks: Array | None  # (..., H, 1, 1), or (..., 1, 1)
