@@ -4,7 +4,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from attention_xp._backend.dtypes import as_dtype, dtype_name, is_boolean, is_floating
-from attention_xp._backend.libraries import device
+from attention_xp._backend.libraries import device, is_torch_namespace
 from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.sizes import as_number
 from attention_xp._backend.values import as_int32
@@ -40,11 +40,13 @@ def aligned_mask(frame: Frame, mask: Array) -> Array:
 
 
 def aligned_addend(frame: Frame, name: str, array: Array) -> Array:
-    """Align an array that is added to the scores."""
+    """Align an array that is added to the scores; torch's kernel takes one in the dtype of the query as it is."""
     if is_boolean(frame.xp, array.dtype):
         raise TypeError(f"{name} must be a floating array, got bool: what excludes pairs goes into mask")
     check_floating(frame.xp, **{name: array})
-    return as_dtype(frame.xp, _fitted(frame, name, array), frame.dtype)
+    fitted = _fitted(frame, name, array)
+    is_taken = is_torch_namespace(frame.xp) and fitted.dtype == frame.query.dtype
+    return fitted if is_taken else as_dtype(frame.xp, fitted, frame.dtype)
 
 
 def aligned_sinks(frame: Frame, sinks: Array) -> Array:

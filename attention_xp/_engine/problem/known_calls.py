@@ -42,19 +42,15 @@ def known_call(
             if type(offset) is not int or not -_FAR <= offset <= _FAR:
                 return None, None
             options = {**options, "query_offset": 0}
-        elif Sk != q[-2] and _may_compare_positions(options):
+        elif Sk != q[-2] and options and _may_compare_positions(options):
             return None, None
-        name = (
-            *(type(query), query.dtype, query.device),
-            *(type(key), key.dtype, key.device),
-            *(type(value), value.dtype, value.device),
-            # As many keys as queries are no step of decoding; torch takes its time to cut a shape.
-            *((q, k, v) if Sk == q[-2] and offset is None else (q, k[:-2], k[-1], v[:-2], v[-1])),
-            *options.items(),
-            *map(_kind, options.values()),
-        )
-        if is_tensor(query):
-            name = (*name, query.requires_grad or key.requires_grad or value.requires_grad)
+        # Each line is one that small arrays wait for: nothing is unpacked or cut without need.
+        kinds = (type(query), query.dtype, query.device, type(key), key.dtype, key.device)
+        # As many keys as queries are no step of decoding; torch takes its time to cut a shape.
+        sizes = (q, k, v) if Sk == q[-2] and offset is None else (q, k[:-2], k[-1], v[:-2], v[-1])
+        may_move = is_tensor(query) and (query.requires_grad or key.requires_grad or value.requires_grad)
+        given = (*options.items(), *map(_kind, options.values())) if options else None
+        name = (kinds, type(value), value.dtype, value.device, sizes, may_move, given)
         layout, fields = _KNOWN.get(name, _UNKNOWN)
         # Only torch has layouts.
         if layout is not None and not (query.layout is layout and key.layout is layout and value.layout is layout):

@@ -62,7 +62,7 @@ class Problem(Frame):
     softcap: float | None
     score_mod: ScoreMod | None
     score_derivative: ScoreMod | None  # the derivative of score_mod, where it came with one
-    addends: tuple[Any, ...]  # bias and floating mask: arrays, or a Bias
+    addends: tuple[Any, ...]  # mask and bias: arrays, on torch in the dtype of the query, or a Bias
     narrow_addends: bool  # whether these came in the dtype of the query
     rules: tuple[Mask, ...]  # a pair is allowed where all of them allow it
     sinks: Array | None  # (..., H, 1, 1), or (..., 1, 1)
@@ -207,12 +207,13 @@ class Problem(Frame):
         The answer may depend on types, sizes, dtypes, devices and plain options, on whether one of query, key and value requires
         gradients, and on nothing else: on no number in an array, no stride, and not on whether gradients are recorded.
         """
-        if self.answers is None:
+        answers = self.answers
+        if answers is None:
             return question(self, *more)
-        name = question, *more
-        if name not in self.answers:
-            self.answers[name] = question(self, *more)
-        return self.answers[name]  # type: ignore[no-any-return]
+        name = question, more
+        if name not in answers:
+            answers[name] = question(self, *more)
+        return answers[name]  # type: ignore[no-any-return]
 
     @property
     def is_known(self) -> bool:

@@ -114,7 +114,8 @@ def as_scores(problem: Problem, function: ScoreMod | None, region: Region, score
 def added(problem: Problem, ops: ScorePrimitives, region: Region, scores: Array) -> Array:
     """Return the scores with bias and floating mask."""
     for addend in problem.addends:
-        scores = ops.add(scores, evaluated(addend, region) if isinstance(addend, Bias) else region.look_up(addend))
+        values = evaluated(addend, region) if isinstance(addend, Bias) else region.look_up(addend)
+        scores = ops.add(scores, as_dtype(problem.xp, values, problem.dtype))
     return scores
 
 

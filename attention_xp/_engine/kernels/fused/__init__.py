@@ -57,8 +57,8 @@ def attend(problem: Problem, wanted: Wanted) -> Attended | None:
 
 def _taken(problem: Problem, wanted: Wanted) -> _Guest:
     """Return the first guest that can compute the problem, or else the last one, which is not asked."""
-    *others, last = _GUESTS[library_name(problem.xp)]
-    for guest in others:
+    guests = _GUESTS[library_name(problem.xp)]
+    for guest in guests[:-1]:
         if problem.once(guest.refusal, wanted) is None:
             return guest
-    return last
+    return guests[-1]

@@ -212,21 +212,20 @@ def _translated(problem: Problem, keywords: dict[str, Any]) -> tuple[Array, Arra
 
 def _called(problem: Problem, query: Array, key: Array, value: Array, keywords: dict[str, Any]) -> Array:
     """Call the kernel, and give its gradients derivatives of their own."""
-    output = _kernel()(query, key, value, **keywords)
-    if output.requires_grad and (problem.is_known or not is_traced()) and not shares_keys():
+    is_shared = shares_keys()
+    output: Array = _kernel(is_shared=is_shared)(query, key, value, **keywords)
+    if output.requires_grad and (problem.is_known or not is_traced()) and not is_shared:
         _follow_gradients()(output)
     return output
 
 
-def _kernel() -> Any:
+def _kernel(*, is_shared: bool) -> Any:
     """Return torch's own kernel, also where a program has replaced the public function, for instance by one that calls us.
 
     The replacement that ``context_parallel`` makes is taken: it adds the keys of other ranks.
     """
     torch = sys.modules["torch"]
-    return (
-        torch.nn.functional.scaled_dot_product_attention if shares_keys() else torch._C._nn.scaled_dot_product_attention
-    )
+    return torch.nn.functional.scaled_dot_product_attention if is_shared else torch._C._nn.scaled_dot_product_attention
 
 
 @cache

@@ -1,7 +1,6 @@
 """Second derivatives through torch's kernels, which have first derivatives only: these come from the formula."""
 
 import dataclasses
-from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -29,14 +28,11 @@ def follow_gradients(output: Array) -> None:
     node = output.grad_fn
     if not _is_kernel(node):  # the output may be a slice of what the kernel computed, with padded heads
         node = node.next_functions[0][0]
-        if _is_kernel(node):  # otherwise torch computed the formula, which has all derivatives
-            node.register_hook(_followed)
-    elif type(output) is torch.Tensor:
-        # As `register_hook` does it; what it returns, to remove the hook, takes longer than all else.
-        output._backward_hooks = OrderedDict(attention_xp=_before_gradients)
-        node._register_hook_dict(output)
-    else:
-        node.register_hook(_followed)
+        if not _is_kernel(node):
+            return  # torch computed the formula, which has all derivatives
+    # As `register_hook` does it with the hooks of the output, but with those of one tensor for all calls: to make a
+    # dictionary of hooks, and a handle to remove one, takes longer than all else.
+    node._register_hook_dict(_HOOKED)
 
 
 def _is_kernel(node: Any) -> bool:
@@ -51,7 +47,8 @@ def _before_gradients(gradient: Array) -> None:  # noqa: ARG001  # as torch call
             node.metadata[_followed] = node.register_hook(_followed)
 
 
-_before_gradients.__torch_unserializable__ = True  # type: ignore[attr-defined]  # no warning when an output is pickled
+_HOOKED = torch.zeros((), device="cpu", requires_grad=True)  # its hooks are for the first output of any node
+_HOOKED.register_hook(_before_gradients)
 
 
 def _followed(found: _Gradients, given: _Gradients) -> _Gradients | None:

@@ -2,6 +2,7 @@
 
 import math
 
+from attention_xp._backend.dtypes import as_dtype
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Wanted
 from attention_xp._engine.tile.arithmetic import allowed_pairs
@@ -119,8 +120,8 @@ def added(problem: Problem) -> Array | None:
     """Return the sum of bias and floating mask, ``None`` without either."""
     if len(problem.addends) == 0:
         return None
-    arrays = tuple(addend for addend in problem.addends if not isinstance(addend, Bias))  # rules are refused
-    return sum(arrays[1:], start=arrays[0])
+    first, *others = (addend for addend in problem.addends if not isinstance(addend, Bias))  # rules are refused
+    return sum(others, start=as_dtype(problem.xp, first, problem.dtype) if others else first)
 
 
 def four_axes(problem: Problem, a: Array) -> Array:

@@ -3,11 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import partial, reduce
+from operator import and_
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.sharding import spread_like
@@ -19,6 +21,7 @@ from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.arithmetic import Arithmetic, allowed_pairs
 from attention_xp._engine.tile.products import quarantined_at_once, query_key, weights_value
 from attention_xp._engine.tile.step import scale_in_base
+from attention_xp._scores.frozen import freeze
 from attention_xp._scores.region import Region, Span
 from attention_xp._typing import Array, DType
 from attention_xp.masks import Mask
@@ -115,7 +118,7 @@ class Guarded(Arithmetic):
         found = product(rows, tile, exclusive=False)
         if not exclusive:
             return found
-        is_finite = jnp.isfinite(jnp.sum(found[..., :1, :]))  # an overflow is taken with care, too
+        is_finite = jnp.all(jnp.isfinite(found[..., :1, :]))  # an overflow is taken with care, too
         is_quick = is_finite | jnp.logical_not(self._mixed)
         return jax.lax.cond(is_quick, lambda: found, lambda: product(rows, tile, exclusive=True))
 
@@ -146,6 +149,7 @@ class Loops:
         self.ragged = self.tiles * self.n != self.Sk
         # Jobs along each leading axis, and along the rows.
         self.counts = (*(n // some for n, some in zip(problem.lead, self.stack, strict=True)), self.blocks)
+        self.library = np if self._is_fixed() else jnp  # in which it is found out which tiles to visit
         if problem.rules:
             self.order, self.visits = self._schedule()
 
@@ -169,11 +173,11 @@ class Loops:
         return index[::-1]
 
     @staticmethod
-    def _first(number: Array, size: int, length: int) -> Array:
+    def _first(number: Array, size: int, length: int, xp: Any = jnp) -> Array:
         """Return where a block or tile begins; the last one begins early, so that all have the same size."""
-        start = number * as_number(jnp, size)
+        start = number * as_number(xp, size)
         is_divided = not is_open(size, length) and length % size == 0
-        return start if is_divided else jnp.minimum(start, as_number(jnp, length - size))
+        return start if is_divided else xp.minimum(start, as_number(xp, length - size))
 
     def scaled_query(self, region: Region) -> Array:
         """Return the rows of the query with the factor of the scores."""
@@ -223,43 +227,58 @@ class Loops:
         """Return the leading indices of the keys of a region."""
         lead = list(region.starts[:-2])
         if self.problem.heads is not None:
-            lead[-1] = lead[-1] // self.group
+            lead[-1] = lead[-1] if self.group == 1 else lead[-1] // self.group
         return lead
+
+    def _is_fixed(self) -> bool:
+        """Whether the tiles to visit depend on no number that only the program knows, as in a causal call without offset.
+
+        They are then constants of it: there is less to compile, and nothing to sort in each call.
+        """
+        problem = self.problem
+        if len(problem.rules) == 0:
+            return False
+        depends = problem.query_offset, problem.key_offset, problem.key_positions, problem.packing
+        if any(place is not None for place in depends) or is_open(self.m, self.n, self.Sq, self.Sk):
+            return False
+        return problem.is_masked_alike and not problem.has_foreign_code() and not freeze(problem.rules)[1]
 
     def _schedule(self) -> tuple[Array, Array]:
         """Return for each block of rows the tiles that it visits, times 2, plus 1 for mixed ones; and their number."""
-        problem, span = self.problem, self.span()
+        problem, span, xp = self.problem, self.span(), self.library
         answers = [rule.reach(span) for rule in problem.rules if _has_reach(rule, problem)]
         certainly_unknown = len(answers) < len(problem.rules)
-        possible = _all([a for a, _ in answers])
-        certain = _all([c for _, c in answers]) & (not certainly_unknown)
+        possible: Any = reduce(and_, [a for a, _ in answers], True)
+        certain: Any = reduce(and_, [c for _, c in answers], not certainly_unknown)
         numbers = self._numbers(self.tiles)
         if self.ragged:
-            certain = certain & (numbers < as_number(jnp, self.tiles - 1))
-        order = jnp.where(possible, 2 * numbers + jnp.where(certain, 0, 1), _NEVER)
-        order = jnp.broadcast_to(order, (*order.shape[:-2], self.blocks, self.tiles))
-        return jnp.sort(order, axis=-1), jnp.sum(order != _NEVER, axis=-1, dtype=jnp.int32)
+            certain = certain & (numbers < as_number(xp, self.tiles - 1))
+        order = xp.where(possible, 2 * numbers + xp.where(certain, 0, 1), _NEVER)
+        order = xp.broadcast_to(order, (*order.shape[:-2], self.blocks, self.tiles))
+        visits = xp.sum(order != _NEVER, axis=-1, dtype=xp.int32)
+        order = xp.sort(order, axis=-1).astype(xp.int32)
+        return (order, visits) if xp is jnp else (jnp.asarray(order[..., : max(visits.max(), 1)]), jnp.asarray(visits))
 
     def span(self) -> Span:
         """Return the bounds of all tiles."""
-        problem = self.problem
-        row = self._first(self._numbers(self.blocks, behind=1), self.m, self.Sq)
-        column = self._first(self._numbers(self.tiles), self.n, self.Sk)
+        problem, xp = self.problem, self.library
+        row = self._first(self._numbers(self.blocks, behind=1), self.m, self.Sq, xp)
+        column = self._first(self._numbers(self.tiles), self.n, self.Sk, xp)
         whole = Region.whole(problem)
         offset = 0 if problem.query_offset is None else whole.per_batch(problem.query_offset)
         q = row + offset
-        items = whole.item if math.prod(self.stack[: len(problem.batch)]) == 1 else None
-        heads = whole.head if math.prod(self.stack[len(problem.batch) :]) == 1 else None
-        m, n = as_number(jnp, self.m), as_number(jnp, self.n)
+        items = whole.item if xp is jnp and math.prod(self.stack[: len(problem.batch)]) == 1 else None
+        heads = whole.head if xp is jnp and math.prod(self.stack[len(problem.batch) :]) == 1 else None
+        m, n = as_number(xp, self.m), as_number(xp, self.n)
         k = self._positions(column)
-        return Span(jnp, row, row + m - 1, q, q + m - 1, *k, items, heads, column, column + n - 1)
+        return Span(xp, row, row + m - 1, q, q + m - 1, *k, items, heads, column, column + n - 1)
 
     def _positions(self, column: Array) -> tuple[Array, Array]:
         """Return the bounds of the positions of the keys of all tiles, given their first columns."""
         keys = self.problem.key_positions
         if keys is None:
             first = column if self.problem.key_offset is None else column + self.problem.key_offset
-            return first, first + as_number(jnp, self.n) - 1
+            return first, first + as_number(self.library, self.n) - 1
         columns = column.reshape(-1, 1) + jnp.arange(self.n, dtype=jnp.int32)[None, :]
         of_tiles = keys[..., columns]  # (..., 1, 1, tiles, n)
         # Negative positions mark empty slots, unless they count up: then they come from an offset.
@@ -269,7 +288,9 @@ class Loops:
         return jnp.minimum(least, greatest), greatest
 
     def _numbers(self, count: int, behind: int = 0) -> Array:
-        return filled_up(jnp, jnp.arange(count, dtype=jnp.int32), self.problem.ndim, behind=behind)
+        return filled_up(
+            self.library, self.library.arange(count, dtype=self.library.int32), self.problem.ndim, behind=behind
+        )
 
     def _of_block(self, table: Array, region: Region, *behind: Array) -> Array:
         """Return the entry of one job in a table (..., blocks), or of a tile of it in one (..., blocks, tiles)."""
@@ -283,10 +304,3 @@ def _has_reach(rule: Mask, problem: Problem) -> bool:
     """Whether a rule can be asked about rectangles: where sequences are packed, positions jump, and few rules can."""
     packing = problem.packing
     return packing is None or rule._is_of_places or (packing.same and rule.shift_invariant)
-
-
-def _all(answers: list[Any]) -> Array:
-    result = jnp.asarray(True)
-    for answer in answers:
-        result = result & answer
-    return result
