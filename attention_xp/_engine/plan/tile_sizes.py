@@ -45,7 +45,8 @@ _STACKED = 256  # rows of a head under rules: with fewer rows, tiles leave out m
 _SPARSE_BACKWARD = 4, 128, 1024  # heads, rows and keys of a tile where rules leave out much: NumPy
 _LARGEST = 3 * 2**18  # scores of a tile
 _LARGEST_ON_CUDA = 2**24  # scores of a tile of several heads: JAX; a guess, not measured on a GPU
-_LEAST_COMPILED, _BLOCKS_COMPILED = 512, 16  # rows or keys of a block, and blocks of rows, where torch compiles
+_LEAST_COMPILED = 512  # rows of a block, and keys of a strip, where torch compiles
+_BLOCKS_COMPILED = 8, 16  # blocks of rows there, at most; and where rules leave out much
 _SCORES_COMPILED = 4, 2**19  # of a tile and head, at most: for each number of query and key, or, if that is more, in all
 CROWDED = 512  # lines whose starts are a multiple of so many numbers apart compete for the same cache sets
 _JOBS, _JOBS_BACKWARD = 3, 2  # for each thread, at least; backward the last ones are cut further
@@ -144,15 +145,16 @@ def _compiled_sizes(problem: Problem) -> tuple[int, int]:
     sizes do not depend on the number of heads, so that an exported program may leave the batch open.
     """
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
-    rows = _compiled_block(Sq)
+    rows = _compiled_block(problem, Sq)
     of_a_number, least = _SCORES_COMPILED
     most = max(of_a_number * (Sq + Sk) * problem.query.shape[-1], least)
-    return rows, Sk if rows * Sk <= most else _equal_parts(Sk, max(most // rows, _compiled_block(Sk)))
+    return rows, Sk if rows * Sk <= most else _equal_parts(Sk, max(most // rows, _compiled_block(problem, Sk)))
 
 
-def _compiled_block(length: int) -> int:
+def _compiled_block(problem: Problem, length: int) -> int:
     """Return the rows of a block, or the keys of a strip, where torch compiles."""
-    return _equal_parts(length, max(_LEAST_COMPILED, 16 * -(-length // (16 * _BLOCKS_COMPILED))))
+    most = _BLOCKS_COMPILED[grain(problem.rules) < sys.maxsize]
+    return _equal_parts(length, max(_LEAST_COMPILED, 16 * -(-length // (16 * most))))
 
 
 def _squares(problem: Problem, most: tuple[int, int]) -> tuple[int, int]:
@@ -213,7 +215,7 @@ def strip_size(problem: Problem, columns: int) -> int:
     if problem.tile is not None or len(problem.rules) == 0:
         return columns
     if is_compiling(problem.xp):
-        return min(columns, _compiled_block(problem.key.shape[-2]))
+        return min(columns, _compiled_block(problem, problem.key.shape[-2]))
     return min([columns, STRIP, *(_about(size, STRIP) for _, size in blocks(problem.rules))])
 
 
