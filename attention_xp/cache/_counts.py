@@ -101,8 +101,10 @@ def _check_rows(xp: Namespace, cache: Cache, key: Array, value: Array) -> None:
                 f"{name} does not fit the cache: expected {(B, heads, rows, width)}, {shapes(**{name: array})}"
             )
         if not is_alike(array.dtype, held.dtype):
+            kind = dtype_name(array.dtype)
             raise TypeError(
-                f"{name} is {dtype_name(array.dtype)} but the cache holds {dtype_name(held.dtype)}: expected one dtype"
+                f"{name} is {kind} but the cache holds {dtype_name(held.dtype)}: expected one dtype; make the cache with "
+                f"dtype={kind!r}, or convert the {name}"
             )
 
 

@@ -45,9 +45,7 @@ def _answers(problem: Problem, rows: Bounds, strips: list[Bounds]) -> list[_Answ
     return [(rule, *both.tolist()) for rule, both in zip(problem.rules, answers, strict=True)]
 
 
-def _one_by_one(
-    rules: tuple[Mask, ...], rows: Bounds, strips: list[Bounds], offsets: tuple[int, int]
-) -> list[_Answer]:
+def _one_by_one(rules: tuple[Mask, ...], rows: Bounds, strips: list[Bounds], offsets: tuple[int, int]) -> list[_Answer]:
     """Return the answers of all rules together, so that a strip is possible or certain under all of them or under none.
 
     Tiles then differ in whether rules are evaluated and not in which, and a graph has fewer of them.
