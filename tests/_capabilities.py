@@ -15,12 +15,20 @@ __all__ = ["COLUMNS", "PAGE", "REASON", "ROWS", "cells", "rows_of"]
 PAGE = Path(__file__).parents[1] / "docs" / "capabilities.md"
 COLUMNS = {"NumPy": Backend.NUMPY, "PyTorch": Backend.TORCH, "JAX": Backend.JAX, "array_api_strict": Backend.STRICT}
 REASON = "why not `fused` on PyTorch"
-ROWS = {"plain call": (), **{name: (name,) for name in FACTORS}, "weights": ("weights",)}
+ROWS = {
+    "plain call": (),
+    "causal, no offset": ("causal", "no offset"),
+    "causal, no offset, padding": ("causal", "no offset", "key lengths"),
+    **{name: (name,) for name in FACTORS},
+    "weights": ("weights",),
+}
 
 
 def answers(library, factors):
     """Return for each kernel why it cannot compute a call with some options, or None."""
-    given, options = arguments_of([name for name in factors if name != "weights"])
+    given, options = arguments_of([name for name in factors if name in FACTORS])
+    if "no offset" in factors:
+        options["query_offset"] = 0
     asked = {"return_lse": "return_lse" in options, "return_weights": "weights" in factors}
     arrays = {name: library.array(values) for name, values in given.items()}
     return explain(**arrays, **made(library, options), **asked).reasons

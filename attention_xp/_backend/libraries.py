@@ -129,7 +129,8 @@ def common_namespace(**arrays: Array) -> Namespace:
     except TypeError:
         _refuse_dask(arrays)
         kinds = ", ".join(f"{name} {_kind(a)}" for name, a in arrays.items())
-        raise TypeError(f"all arrays must belong to one array library, got {kinds}") from None
+        hint = "; make the cache with xp=, such as xp=torch" if any("cache." in name for name in arrays) else ""
+        raise TypeError(f"all arrays must belong to one array library, got {kinds}{hint}") from None
     if library_name(xp) == "numpy":
         _reject_numpy_subclasses(arrays)
     elif library_name(xp) == "torch":

@@ -6,7 +6,7 @@ from attention_xp._backend.libraries import common_namespace, device
 from attention_xp._public_types import Array
 from attention_xp._typing import Array as AnyArray, Namespace
 from attention_xp.cache._caches import DenseCache, PagedCache, RollingCache, StaticCache, check_kind
-from attention_xp.cache._counts import Step
+from attention_xp.cache._counts import Step, fields
 from attention_xp.cache._pages import append_to_pages
 from attention_xp.cache._written import Rows, in_host_memory, write, write_blocks
 
@@ -57,7 +57,7 @@ def append(cache: CacheT, key: Array, value: Array, *, lengths: int | Array | No
     array([3, 1], dtype=int32)
     """
     check_kind(cache)
-    xp = common_namespace(**cache._asdict(), new_key=key, new_value=value)
+    xp = common_namespace(key=key, value=value, **fields(cache))
     return appended(cache, Step.of(xp, cache, key, value, lengths), key, value)
 
 

@@ -12,7 +12,7 @@ from attention_xp._typing import Array, Namespace
 from attention_xp.cache._caches import Cache, PagedCache
 from attention_xp.cache._written import Block
 
-__all__ = ["Step", "batch_integers", "most_of"]
+__all__ = ["Step", "batch_integers", "fields", "most_of"]
 
 
 class Step(NamedTuple):
@@ -101,9 +101,16 @@ def _check_rows(xp: Namespace, cache: Cache, key: Array, value: Array) -> None:
                 f"{name} does not fit the cache: expected {(B, heads, rows, width)}, {shapes(**{name: array})}"
             )
         if not is_alike(array.dtype, held.dtype):
+            kind = dtype_name(array.dtype)
             raise TypeError(
-                f"{name} is {dtype_name(array.dtype)} but the cache holds {dtype_name(held.dtype)}: expected one dtype"
+                f"{name} is {kind} but the cache holds {dtype_name(held.dtype)}: expected one dtype; make the cache with "
+                f"dtype={kind!r}, or convert the {name}"
             )
+
+
+def fields(cache: Cache) -> dict[str, Array]:
+    """Return the arrays of a cache by the names that a message calls them."""
+    return {f"cache.{name}": array for name, array in zip(cache._fields, cache, strict=True)}
 
 
 def most_of(cache: Cache) -> int:

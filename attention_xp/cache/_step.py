@@ -13,7 +13,7 @@ from attention_xp._typing import Array, Namespace
 from attention_xp.cache._append import appended
 from attention_xp.cache._by_position import Given
 from attention_xp.cache._caches import DenseCache, PagedCache, RollingCache, StaticCache, check_kind, positions_of
-from attention_xp.cache._counts import Step, batch_integers, most_of
+from attention_xp.cache._counts import Step, batch_integers, fields, most_of
 from attention_xp.cache._pages import missing
 from attention_xp.cache._reading import attend_pages, looks_at_positions, plain
 
@@ -37,7 +37,7 @@ def appended_and_attended(
     """Return the output over what a cache and new rows hold, and the cache with these rows."""
     _refuse_positions(how)
     _refuse_window(cache, how)
-    xp = _checked(cache, query, new_key=key, new_value=value)
+    xp = _checked(cache, query, key=key, value=value)
     step = Step.of(xp, cache, key, value, lengths)
     after = appended(cache, step, key, value)
     how = _at_offset(xp, cache, query, how, None if step.known is None else step.known[0], key.shape[2])
@@ -202,7 +202,7 @@ def _refuse_window(cache: Any, options: Any) -> None:
 def _checked(cache: Any, query: Array, **new: Array) -> Namespace:
     """Check cache and query, and return the library of all arrays."""
     check_kind(cache)
-    xp = common_namespace(query=query, **cache._asdict(), **new)
+    xp = common_namespace(query=query, **new, **fields(cache))
     check_floating(xp, query=query)
     check_placement(xp, cache=cache[0], query=query)
     B, (_, heads, _, width) = cache.lengths.shape[0], cache[0].shape

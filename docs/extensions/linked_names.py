@@ -22,6 +22,7 @@ import attention_xp
 
 SUBMODULES = ("biases", "cache", "distributed", "linear", "masks", "viz")
 INTEROP = ("flash_attn", "flax", "jax", "keras", "onnx", "torch", "transformers")
+THEIRS = re.compile(r"\b(?:Py)?[Tt]orch(?:'s|,)\s+$")  # before a name of torch, which is also one of ours
 MENTION = re.compile(r"(?P<name>[A-Za-z_][\w.]*)(?P<call>\(.*\))?", re.DOTALL)
 
 
@@ -66,7 +67,7 @@ class LinkedNames(SphinxTransform):
         """Put a literal into a reference where its text is a public name that is not the subject of the page."""
         match = MENTION.fullmatch(literal.astext())
         target = match and self.target(match["name"], is_called=match["call"] is not None)
-        if target and not self.env.docname.endswith(f"/{target}"):
+        if target and not _is_of_torch(literal) and not self.env.docname.endswith(f"/{target}"):
             reference = pending_xref(
                 "", refdomain="py", reftype="obj", reftarget=target, refexplicit=True, refwarn=True,
                 refdoc=self.env.docname,
@@ -89,6 +90,12 @@ class LinkedNames(SphinxTransform):
         own = [full for full in fitting if full.startswith(f"attention_xp.interop.{page}.")]
         others = [full for full in fitting if "." in name or not full.startswith("attention_xp.interop.")]
         return (own or (others if len(others) == 1 else []) or [None])[0]
+
+
+def _is_of_torch(literal: nodes.literal) -> bool:
+    """Whether the words before a name say that torch's own is meant."""
+    before = literal.parent[: literal.parent.index(literal)]
+    return bool(before) and THEIRS.search(before[-1].astext()) is not None
 
 
 def _is_inside(node: nodes.Node, *kinds: type[nodes.Node]) -> bool:

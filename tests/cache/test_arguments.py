@@ -75,7 +75,11 @@ CASES = {
     "no cache": (lambda c, x: append((1, 2), x, x), TypeError, "cache must be one of DenseCache, StaticCache"),
     "heads": (lambda c, x: append(c, x[:, :1], x), ValueError, r"key does not fit the cache: expected \(3, 2, 1, 8\)"),
     "rows": (lambda c, x: append(c, x, x[:, :, :0]), ValueError, "value does not fit the cache"),
-    "dtype": (lambda c, x: append(c, x.astype("float64"), x), TypeError, "key is float64 but the cache holds float32"),
+    "dtype": (
+        lambda c, x: append(c, x.astype("float64"), x),
+        TypeError,
+        "float32: .* make the cache with dtype='float64'",
+    ),
     "many": (lambda c, x: append(c, x, x, lengths=2), ValueError, "lengths must lie between 0 and the 1 rows of key"),
     "counts": (lambda c, x: append(c, x, x, lengths=np.ones(2, int)), ValueError, r"expected \(3,\)"),
     "floats": (
@@ -105,6 +109,14 @@ def test_what_does_not_fit_is_refused(case):
     cache = StaticCache.empty(B, HKV, 8, D, dtype="float32")
     with pytest.raises(error, match=text):
         call(cache, normal(B, HKV, 1, D).astype("float32"))
+
+
+@pytest.mark.backends("torch")
+def test_arrays_of_another_library_than_that_of_the_cache(library):
+    cache, x = StaticCache.empty(B, HKV, 8, D), library.array(normal(B, HKV, 1, D))
+    for call in (lambda: append(cache, x, x), lambda: append_and_attend(cache, x, x, x)):
+        with pytest.raises(TypeError, match=r"cache\.key numpy\.ndarray.* make the cache with xp="):
+            call()
 
 
 @pytest.mark.backends("numpy", "torch")

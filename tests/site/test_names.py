@@ -40,3 +40,13 @@ def test_no_name_in_single_backticks_is_unknown(linked_names):
             ):
                 unknown.add((full, name))
     assert unknown == set()
+
+
+@pytest.mark.parametrize(
+    ("before", "is_theirs"), [("as in PyTorch's ", True), ("torch, ", True), ("of torch: ", False), ("ours is ", False)]
+)
+def test_a_name_of_torch_is_no_link_to_ours(linked_names, before, is_theirs):
+    nodes = linked_names.nodes
+    literal = nodes.literal("", "scaled_dot_product_attention")
+    nodes.paragraph("", "", nodes.Text(before), literal)
+    assert linked_names._is_of_torch(literal) is is_theirs

@@ -14,9 +14,7 @@ _Answer = tuple[Mask, list[list[bool]], list[list[bool]]]  # possible and certai
 
 def strips_of(problem: Problem, columns: int) -> list[Bounds]:
     """Return the strips of keys that tiles are made of, of which rules are asked."""
-    # A trace compiles a graph for each answer.
-    size = columns if is_compiling(problem.xp) else strip_size(problem, columns)
-    return bounds(0, problem.key.shape[-2], size)
+    return bounds(0, problem.key.shape[-2], strip_size(problem, columns))
 
 
 def tiles_of_rows(problem: Problem, row: int, stop: int, columns: int) -> list[Tile]:
@@ -40,13 +38,25 @@ def _answers(problem: Problem, rows: Bounds, strips: list[Bounds]) -> list[_Answ
     ):  # nothing is known, and every rule is evaluated
         return [(rule, [[True] * len(strips)], [[False] * len(strips)]) for rule in problem.rules]
     if is_compiling(problem.xp):
-        return [_one_by_one(rule, rows, strips, (offset, problem.key_offset or 0)) for rule in problem.rules]
+        return _one_by_one(problem.rules, rows, strips, (offset, problem.key_offset or 0))
     from attention_xp._engine.plan.answers import Item, asked  # noqa: PLC0415  # imports NumPy
 
     answers = asked(problem.rules, [rows], strips, Item(offset, None, None, problem.key_offset or 0))
     return [(rule, *both.tolist()) for rule, both in zip(problem.rules, answers, strict=True)]
 
 
-def _one_by_one(rule: Mask, rows: Bounds, strips: list[Bounds], offsets: tuple[int, int]) -> _Answer:
-    answers = [rule.reach(span_between(None, rows, strip, offsets)) for strip in strips]
-    return rule, [[bool(possible) for possible, _ in answers]], [[bool(certain) for _, certain in answers]]
+def _one_by_one(rules: tuple[Mask, ...], rows: Bounds, strips: list[Bounds], offsets: tuple[int, int]) -> list[_Answer]:
+    """Return the answers of all rules together, so that a strip is possible or certain under all of them or under none.
+
+    Tiles then differ in whether rules are evaluated and not in which, and a graph has fewer of them.
+    """
+    possible, certain = [], []
+    for strip in strips:
+        span, is_possible, is_certain = span_between(None, rows, strip, offsets), True, True
+        for rule in rules:
+            if is_possible:  # torch traces each question, which takes milliseconds
+                some, every = rule.reach(span)
+                is_possible, is_certain = bool(some), is_certain and bool(every)
+        possible.append(is_possible)
+        certain.append(is_certain)
+    return [(rule, [possible], [certain]) for rule in rules]

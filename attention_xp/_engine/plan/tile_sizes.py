@@ -8,6 +8,7 @@ import sys
 from typing import NamedTuple
 
 from attention_xp._backend.libraries import cuda_device, library_name
+from attention_xp._backend.modes import is_compiling
 from attention_xp._backend.sizes import is_open, smaller
 from attention_xp._engine.plan.patterns import FEWEST_ROWS, blocks, grain, narrowest
 from attention_xp._engine.problem.problem import Problem
@@ -44,6 +45,12 @@ _STACKED = 256  # rows of a head under rules: with fewer rows, tiles leave out m
 _SPARSE_BACKWARD = 4, 128, 1024  # heads, rows and keys of a tile where rules leave out much: NumPy
 _LARGEST = 3 * 2**18  # scores of a tile
 _LARGEST_ON_CUDA = 2**24  # scores of a tile of several heads: JAX; a guess, not measured on a GPU
+_LEAST_COMPILED = 512  # rows of a block, and keys of a strip, where torch compiles
+_BLOCKS_COMPILED = 8, 16  # blocks of rows there, at most; and where rules leave out much
+_SCORES_COMPILED = (
+    4,
+    2**19,
+)  # of a tile and head, at most: for each number of query and key, or, if that is more, in all
 CROWDED = 512  # lines whose starts are a multiple of so many numbers apart compete for the same cache sets
 _JOBS, _JOBS_BACKWARD = 3, 2  # for each thread, at least; backward the last ones are cut further
 
@@ -122,6 +129,8 @@ def tile_sizes(problem: Problem) -> tuple[int, int]:
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
     if problem.tile is not None:
         return _of_lengths(problem, *problem.tile)
+    if is_compiling(problem.xp):
+        return _compiled_sizes(problem)
     library = library_name(problem.xp)
     rows, columns = (_SIZES if problem.rules else _SIZES | _WHOLE).get(library, (128, 512))
     if library == "jax":
@@ -130,6 +139,25 @@ def tile_sizes(problem: Problem) -> tuple[int, int]:
     if finest < rows:  # fewer rows and more keys: tiles leave out more, and have as many scores
         rows, columns = finest, min(columns * (rows // finest), _MOST_KEYS)
     return _equal_parts(Sq, rows), _equal_parts(Sk, columns)
+
+
+def _compiled_sizes(problem: Problem) -> tuple[int, int]:
+    """Return rows and keys of a tile where torch compiles: each tile is some 80 operations of the graph, so there are few.
+
+    A graph of many takes minutes to compile, and small tiles gain little where the compiler fuses what is done on one. The
+    sizes do not depend on the number of heads, so that an exported program may leave the batch open.
+    """
+    Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
+    rows = _compiled_block(problem, Sq)
+    of_a_number, least = _SCORES_COMPILED
+    most = max(of_a_number * (Sq + Sk) * problem.query.shape[-1], least)
+    return rows, Sk if rows * Sk <= most else _equal_parts(Sk, max(most // rows, _compiled_block(problem, Sk)))
+
+
+def _compiled_block(problem: Problem, length: int) -> int:
+    """Return the rows of a block, or the keys of a strip, where torch compiles."""
+    most = _BLOCKS_COMPILED[grain(problem.rules) < sys.maxsize]
+    return _equal_parts(length, max(_LEAST_COMPILED, 16 * -(-length // (16 * most))))
 
 
 def _squares(problem: Problem, most: tuple[int, int]) -> tuple[int, int]:
@@ -189,6 +217,8 @@ def strip_size(problem: Problem, columns: int) -> int:
     """Return the number of keys of a strip; a tile may consist of several."""
     if problem.tile is not None or len(problem.rules) == 0:
         return columns
+    if is_compiling(problem.xp):
+        return min(columns, _compiled_block(problem, problem.key.shape[-2]))
     return min([columns, STRIP, *(_about(size, STRIP) for _, size in blocks(problem.rules))])
 
 

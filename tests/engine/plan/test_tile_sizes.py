@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 
+from attention_xp._engine.plan import row_tiles, tile_sizes as tile_sizes_module
+from attention_xp._engine.plan.plan import bounds
 from attention_xp._engine.plan.tile_sizes import backward_tile_sizes, tile_sizes
 from attention_xp._engine.problem.problem import Problem
 from attention_xp.masks import BlockMask, CausalMask, WindowMask, longformer_mask
 
 
-def problem(library, mask, length=4096, **options):
+def problem(library, mask, length=4096, width=8, **options):
     """A call of which nothing but the lengths and the rules matters."""
     xp = library.namespace()
-    query = xp.zeros((1, 8, length, 8), dtype=xp.float32, device=library.device())
+    query = xp.zeros((1, 8, length, width), dtype=xp.float32, device=library.device())
     return Problem.of(query, query, query, mask, 0.0, options)
 
 
@@ -49,3 +51,18 @@ def test_tiles_are_small_along_a_narrow_window_alone_on_jax(library):
     assert max(narrow) < min(tile_sizes(problem(library, WindowMask(3000, 0))))
     assert max(narrow) < min(tile_sizes(problem(library, CausalMask())))
     assert min(tile_sizes(problem(library, longformer_mask(128), length=256))) == 256  # nothing to leave out
+
+
+@pytest.mark.backends("torch")
+@pytest.mark.parametrize("options", [{"is_causal": True}, {"is_causal": True, "window": (255, 0)}], ids=str)
+def test_few_tiles_of_bounded_memory_while_torch_compiles(library, options, monkeypatch):
+    """Whatever the length: each is some 80 operations of the graph."""
+    for module in (tile_sizes_module, row_tiles):
+        monkeypatch.setattr(module, "is_compiling", lambda _: True)
+    for length in (512, 1024, 2048, 5000, 16384):
+        of = problem(library, None, length, 64, **options)
+        rows, columns = tile_sizes(of)
+        tiles = [tile for block in bounds(0, length, rows) for tile in row_tiles.tiles_of_rows(of, *block, columns)]
+        assert len(tiles) <= 24
+        assert rows * columns <= max(8 * length * 64, 2**19)
+    assert tile_sizes(problem(library, None, **options, tile=(64, 128))) == (64, 128)

@@ -100,8 +100,9 @@ class _Piecewise:
         """Add a piece that covers these stretches, side by side."""
         for i, rows_of_part in _cut(self.rows, rows):
             for j, columns_of_part in _cut(self.columns, columns):
-                part = piece if rows_of_part is None else piece[..., rows_of_part, :]
-                part = part if columns_of_part is None else part[..., columns_of_part]
+                part = piece[
+                    ..., rows_of_part, columns_of_part
+                ]  # torch's compiler would fix a slice compared with None
                 self.pieces[i, j] = self.pieces[i, j] + part if (i, j) in self.pieces else part
 
     def assembled(self) -> Array:
@@ -145,14 +146,14 @@ def _parts(length: int, parts: list[Bounds]) -> list[Bounds]:
     return parts if length != 1 and len(parts) > 0 else [(0, length)]
 
 
-def _cut(parts: list[Bounds], stretches: tuple[Bounds, ...]) -> Iterator[tuple[int, slice | None]]:
-    """Yield each part that stretches consist of, with its slice of the stretches side by side; ``None`` is all."""
+def _cut(parts: list[Bounds], stretches: tuple[Bounds, ...]) -> Iterator[tuple[int, slice]]:
+    """Yield each part that stretches consist of, with its slice of the stretches side by side."""
     if len(parts) == 1:
-        yield 0, None
+        yield 0, slice(None)
         return
     numbers = [i for start, stop in stretches for i in range(_number(parts, start), _number(parts, stop))]
     if len(numbers) == 1:
-        yield numbers[0], None
+        yield numbers[0], slice(None)
         return
     yield from zip(numbers, side_by_side(parts[i][1] - parts[i][0] for i in numbers), strict=True)
 
