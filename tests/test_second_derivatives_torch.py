@@ -26,7 +26,7 @@ CALLS = {
     "square": (SQUARE, {}),
     "causal": (SQUARE, {"is_causal": True}),
     "causal, hidden keys": (QKV, {"is_causal": True, "query_offset": 0}),
-    "scale": (QKV, {"scale": -0.7}),
+    "scale": (QKV, {"scale": 0.7}),
     "boolean mask that empties a row": (QKV, {"mask": KEEP}),
     "floating mask": (QKV, {"mask": np.where(KEEP, 0.5, -np.inf)}),
     "lengths": (QKV, {"key_lengths": np.asarray([0, 4]), "query_lengths": np.asarray([3, 5])}),
