@@ -19,7 +19,7 @@ ROWS = {
     "plain call": (),
     "causal, no offset": ("causal", "no offset"),
     "causal, no offset, padding": ("causal", "no offset", "key lengths"),
-    **{name: (name,) for name in FACTORS},
+    **{"causal, with an offset" if name == "causal" else name: (name,) for name in FACTORS},
     "weights": ("weights",),
 }
 
