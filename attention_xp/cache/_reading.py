@@ -94,11 +94,13 @@ def _attend_where_they_lie(
     lse: bool,
 ) -> tuple[Array, Array]:
     """Return the same by the formula, whose products read the pages."""
-    from attention_xp._engine.walkers.numpy.pages import Pages  # noqa: PLC0415  # imports NumPy
+    import numpy as np  # noqa: PLC0415  # pages of NumPy's arrays alone are read so
+
+    from attention_xp._engine.walkers.numpy.pages import Pages  # noqa: PLC0415
 
     key, value, table, lengths = pages
     size, end = key.shape[2], max(known, default=0)
-    xp, count = common_namespace(query=query), -(-end // size)
+    xp = common_namespace(query=query)
     B, heads = table.shape[0], key.shape[1]
     nothing = [Pages.stand_in((B, heads, end, a.shape[3]), a.dtype) for a in (key, value)]
     columns = given.columns(xp, 0, end)
@@ -108,8 +110,12 @@ def _attend_where_they_lie(
     how = plain(how) if columns.mask is None and columns.bias is None else {**how, "bias": columns.bias}
     dropout_rate = how.pop("dropout_rate", 0.0)
     problem = Problem.of(query, nothing[0], nothing[1], columns.mask, dropout_rate, how)  # type: ignore[arg-type]
-    paged = Pages.of(key, value, table[:, :count], known, problem.dtype, rows=_rows(query, key))
-    found = attend_at_once(problem.with_keys(*paged), Wanted(lse=lse))
+    end = problem.key.shape[-2]  # a mask of lengths may have cut off the last keys
+    if end:
+        some, lengths = table[:, : -(-end // size)], [min(n, end) for n in known]
+        problem = problem.with_keys(*Pages.of(key, value, some, lengths, problem.dtype, rows=_rows(query, key)))
+    with np.errstate(invalid="ignore"):  # what lies in a page behind the end of an item may be infinite
+        found = attend_at_once(problem, Wanted(lse=lse))
     return found.output, found.lse
 
 

@@ -8,6 +8,7 @@ import pytest
 from attention_xp import flash_attention
 from attention_xp.biases import AlibiBias
 from attention_xp.cache import PagedCache, append, append_and_attend, attend, free, lengths, paged_attention, reorder
+from attention_xp.masks import CausalMask, LengthMask
 from tests._backends import to_numpy
 from tests._inputs import normal
 from tests.cache._decoding import DV, HKV, KEY, PAGE, PAGES, QUERY, VALUE, B, D, H, decode, empty
@@ -53,6 +54,33 @@ def test_what_memory_held_before_is_in_no_score(monkeypatch):
     query, (keys, values) = normal(B, H, 1, D, seed=2).astype("float32"), (a.astype("float32") for a in pool())
     monkeypatch.setattr(np, "empty", signalling)
     output = paged_attention(query, keys, values, TABLE, LENGTHS, bias=AlibiBias(np.ones(H, "float32")))
+    assert np.isfinite(output).all()
+
+
+@pytest.mark.with_nan
+@pytest.mark.parametrize("limits", [3, 0, [5, 2, 1], [9, 4, 3]], ids=str)
+@pytest.mark.parametrize("is_combined", [False, True])
+@pytest.mark.parametrize("impl", ["auto", "tiled"])
+def test_a_mask_of_lengths_cuts_off_pages(make, limits, is_combined, impl):
+    """Where no item attends the last keys, no product reads them, and the rule may have nothing left to say."""
+    query, (keys, values) = normal(B, H, 1, D, seed=2), pool()
+    mask = LengthMask(limits if isinstance(limits, int) else make(np.asarray(limits)))
+    mask = mask & CausalMask() if is_combined else mask
+    output = paged_attention(*map(make, (query, keys, values, TABLE, LENGTHS)), mask=mask, impl=impl)
+    for b, limit in enumerate(np.minimum(limits, LENGTHS)):
+        k, v = (in_order(a, b)[:, :, :limit] for a in (keys, values))
+        expected = flash_attention(query[b : b + 1], k, v)
+        np.testing.assert_allclose(to_numpy(output)[b : b + 1], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("outside", [np.nan, np.inf])
+@pytest.mark.backends("numpy")
+def test_what_lies_behind_an_end_warns_of_nothing(outside):
+    query, (keys, values) = normal(B, H, 1, D, seed=2), pool()
+    keys[11, :, 3] = outside
+    bias = np.where(np.arange(TABLE.shape[1] * PAGE) < LENGTHS[:, None], 0.0, -np.inf)[:, None, None]
+    with np.errstate(all="raise"):
+        output = paged_attention(query, keys, values, TABLE, LENGTHS, bias=bias)
     assert np.isfinite(output).all()
 
 
