@@ -63,12 +63,12 @@ class Chunk:
             self.overlap = self.decay.scores(self.key, self.key)  # (..., C, C); below the diagonal it counts
             self.inverse = unit_lower_inverse(beta * self.overlap, parts, xp=xp)
             self.faded_key = self.decay.from_start(self.key)
-            self.news = value - self.faded_key @ carry.memory
-            self.written = self.inverse @ (beta * self.news)
+            self.news = value - xp.matmul(self.faded_key, carry.memory)
+            self.written = xp.matmul(self.inverse, beta * self.news)
         self.last_key = self.decay.to_end(self.key)
         self.key_sums = None  # up to each row
         if carry.key_sum is not None:
-            self.key_sums = parts.whole(key.shape[-2]) @ self.key + carry.key_sum
+            self.key_sums = xp.matmul(parts.whole(key.shape[-2]), self.key) + carry.key_sum
 
     def _features(self, x: Array) -> Array:
         return x if self.setting.feature_map is None else self.setting.feature_map(x)
@@ -78,7 +78,7 @@ class Chunk:
         xp = self.xp
         faded_query = self.decay.from_start(self.query)
         scores = self.decay.scores(self.query, self.key)
-        sums = faded_query @ self.found.memory + scores @ self.written
+        sums = xp.matmul(faded_query, self.found.memory) + xp.matmul(scores, self.written)
         divisor = weights_sum(self.query, self.key_sums, xp) if self.setting.normalize else None
         return sums, divisor, faded_query, scores
 
@@ -90,7 +90,7 @@ class Chunk:
     def carry(self) -> Carry:
         """Return the state after the chunk."""
         xp = self.xp
-        memory = self.decay.whole(self.found.memory) + xp.matrix_transpose(self.last_key) @ self.written
+        memory = self.decay.whole(self.found.memory) + xp.matmul(xp.matrix_transpose(self.last_key), self.written)
         return Carry(memory, None if self.key_sums is None else self.key_sums[..., -1:, :])
 
     def reverse(self, grad: Array, left: Carry) -> tuple[Carry, Rows]:
@@ -101,16 +101,16 @@ class Chunk:
         xp, decay, T = self.xp, self.decay, self.xp.matrix_transpose
         output, divisor, faded_query, scores = self._answer()
         grad, of_divisor = answer_vjp(output, divisor, grad, self.setting.scale, xp)
-        of_query, log_1 = decay.from_start_vjp(self.query, grad @ T(self.found.memory))
-        of_row, of_column, log_2 = decay.scores_vjp(self.query, self.key, grad @ T(self.written))
+        of_query, log_1 = decay.from_start_vjp(self.query, xp.matmul(grad, T(self.found.memory)))
+        of_row, of_column, log_2 = decay.scores_vjp(self.query, self.key, xp.matmul(grad, T(self.written)))
         of_memory, log_3 = decay.whole_vjp(self.found.memory, left.memory)
-        of_last, log_4 = decay.to_end_vjp(self.key, self.written @ T(left.memory))
+        of_last, log_4 = decay.to_end_vjp(self.key, xp.matmul(self.written, T(left.memory)))
         # Summed first over the queries that share a value, so that the term below is added once for all of them.
-        of_written = reduced(xp, T(scores) @ grad, (*self.found.memory.shape[:-2], *self.value.shape[-2:]))
-        of_written = of_written + self.last_key @ left.memory
+        of_written = reduced(xp, xp.matmul(T(scores), grad), (*self.found.memory.shape[:-2], *self.value.shape[-2:]))
+        of_written = of_written + xp.matmul(self.last_key, left.memory)
         sums = _Sums(xp, self.rows, self.found)
         sums.add(query=(of_query, of_row), key=(of_column, of_last), memory=of_memory)
-        sums.add(memory=T(faded_query) @ grad, decay=(log_1, log_2, log_3, log_4))
+        sums.add(memory=xp.matmul(T(faded_query), grad), decay=(log_1, log_2, log_3, log_4))
         if self.found.key_sum is not None:
             self._reverse_key_sum(sums, of_divisor, left.key_sum)
         if self.beta is None:
@@ -129,13 +129,13 @@ class Chunk:
     def _reverse_rule(self, sums: "_Sums", of_written: Array) -> None:
         """Go back through the triangular system."""
         xp, T = self.xp, self.xp.matrix_transpose
-        of_right = T(self.inverse) @ of_written
-        of_lower = -(of_right @ T(self.written)) * self.parts.strict(self.value.shape[-2])
+        of_right = xp.matmul(T(self.inverse), of_written)
+        of_lower = -xp.matmul(of_right, T(self.written)) * self.parts.strict(self.value.shape[-2])
         of_news = self.beta * of_right
         of_row, of_column, log_1 = self.decay.scores_vjp(self.key, self.key, self.beta * of_lower)
-        of_key, log_2 = self.decay.from_start_vjp(self.key, -(of_news @ T(self.found.memory)))
+        of_key, log_2 = self.decay.from_start_vjp(self.key, -xp.matmul(of_news, T(self.found.memory)))
         sums.add(value=of_news, key=(of_row, of_column, of_key), decay=(log_1, log_2))
-        sums.add(memory=-(T(self.faded_key) @ of_news))
+        sums.add(memory=-xp.matmul(T(self.faded_key), of_news))
         sums.add(beta=xp.sum(of_lower * self.overlap, axis=-1, keepdims=True))
         sums.add(beta=xp.sum(of_right * self.news, axis=-1, keepdims=True))
 
@@ -147,7 +147,7 @@ def weights_sum(query: Array, key_sums: Array, xp: Namespace) -> Array:
     """Return the products of queries and sums of keys, (..., S, 1)."""
     products = query * key_sums
     ones = xp.ones((products.shape[-1], 1), dtype=products.dtype, device=device(products))
-    return products @ ones  # faster than a sum, and mapped by torch, which `vecdot` is not
+    return xp.matmul(products, ones)  # faster than a sum, and mapped by torch, which `vecdot` is not
 
 
 def answer(sums: Array, divisor: Array | None, scale: float | Array, xp: Namespace) -> Array:

@@ -152,12 +152,12 @@ def _at_once(problem: LinearProblem) -> tuple[Array, Array, Array, Carry]:
     rows = [as_dtype(xp, a, problem.dtype) for a in (problem.query, problem.key, problem.value)]
     query, key = (x if problem.feature_map is None else problem.feature_map(x) for x in rows[:2])
     key_sum = xp.sum(key, axis=-2, keepdims=True) if problem.normalize else None
-    return query, key, rows[2], Carry(xp.matrix_transpose(key) @ rows[2], key_sum)
+    return query, key, rows[2], Carry(xp.matmul(xp.matrix_transpose(key), rows[2]), key_sum)
 
 
 def _sums_at_once(problem: LinearProblem, query: Array, carry: Carry) -> tuple[Array, Array | None]:
     divisor = weights_sum(query, carry.key_sum, problem.xp) if problem.normalize else None
-    return query @ carry.memory, divisor
+    return problem.xp.matmul(query, carry.memory), divisor
 
 
 def _forward_at_once(problem: LinearProblem) -> tuple[Array, Carry, Rows]:
@@ -173,16 +173,16 @@ def _backward_at_once(problem: LinearProblem, grad: Array, left: Carry) -> tuple
     sums, divisor = _sums_at_once(problem, query, carry)
     grad = as_dtype(xp, grad, problem.dtype)
     grad, of_divisor = answer_vjp(sums, divisor, grad, problem.scale, xp)
-    of_memory = reduced(xp, T(query) @ grad, tuple(carry.memory.shape)) + left.memory
-    of_query = grad @ T(carry.memory)
-    of_key = reduced(xp, value @ T(of_memory), tuple(key.shape))
+    of_memory = reduced(xp, xp.matmul(T(query), grad), tuple(carry.memory.shape)) + left.memory
+    of_query = xp.matmul(grad, T(carry.memory))
+    of_key = reduced(xp, xp.matmul(value, T(of_memory)), tuple(key.shape))
     if of_divisor is not None:
         of_query = of_query + of_divisor * carry.key_sum
         of_sum = reduced(xp, xp.sum(of_divisor * query, axis=-2, keepdims=True), tuple(carry.key_sum.shape))
         of_key = of_key + of_sum + left.key_sum
     mapped = ((problem.query, reduced(xp, of_query, tuple(query.shape))), (problem.key, of_key))
     pulled = (_pulled(problem, x, of_features) for x, of_features in mapped)
-    of_value = reduced(xp, key @ of_memory, tuple(value.shape))
+    of_value = reduced(xp, xp.matmul(key, of_memory), tuple(value.shape))
     return left, (*pulled, of_value, None, None)
 
 

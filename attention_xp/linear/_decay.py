@@ -45,7 +45,7 @@ class NoDecay:
 
     def scores(self, x: Array, y: Array) -> Array:
         """Return the products of row t of x and row s of y, times the decay from s to t; 0 where s > t."""
-        return (x @ self.xp.matrix_transpose(y)) * self.parts.whole(x.shape[-2])
+        return self.xp.matmul(x, self.xp.matrix_transpose(y)) * self.parts.whole(x.shape[-2])
 
     def from_start_vjp(self, x: Array, grad: Array) -> tuple[Array, Array | None]:  # noqa: ARG002  # of no decay
         """Return the gradients of x and of the log-decays."""
@@ -63,7 +63,7 @@ class NoDecay:
         """Return the gradients of x, of y and of the log-decays."""
         xp = self.xp
         grad = grad * self.parts.whole(x.shape[-2])
-        return grad @ y, xp.matrix_transpose(grad) @ x, None
+        return xp.matmul(grad, y), xp.matmul(xp.matrix_transpose(grad), x), None
 
 
 class _Fading(NoDecay):
@@ -119,15 +119,15 @@ class HeadDecay(_Fading):
 
     def scores(self, x: Array, y: Array) -> Array:
         """Return the products of row t of x and row s of y, times the decay from s to t; 0 where s > t."""
-        return (x @ self.xp.matrix_transpose(y)) * self._fading
+        return self.xp.matmul(x, self.xp.matrix_transpose(y)) * self._fading
 
     def scores_vjp(self, x: Array, y: Array, grad: Array) -> tuple[Array, Array, Array | None]:
         """Return the gradients of x, of y and of the log-decays."""
         xp, below = self.xp, self.parts.strict(x.shape[-2])
         grad = grad * self._fading
-        gradient = grad * (x @ xp.matrix_transpose(y)) * below  # of the sum from s to t
+        gradient = grad * xp.matmul(x, xp.matrix_transpose(y)) * below  # of the sum from s to t
         of_logs = xp.sum(sum_ahead(gradient, xp) * below, axis=-1, keepdims=True)
-        return grad @ y, xp.matrix_transpose(grad) @ x, of_logs
+        return xp.matmul(grad, y), xp.matmul(xp.matrix_transpose(grad), x), of_logs
 
 
 class ChannelDecay(_Fading):
@@ -159,7 +159,7 @@ class ChannelDecay(_Fading):
         blocks = xp.expand_dims(xp.sum(x * y, axis=-1, keepdims=True), axis=-1)  # of the diagonal alone
         for h, to_row, to_border in self._squares:
             late, early = _halves(x, h, xp)[1] * to_row, _halves(y, h, xp)[0] * to_border
-            blocks = joined(blocks, late @ xp.matrix_transpose(early), xp)
+            blocks = joined(blocks, xp.matmul(late, xp.matrix_transpose(early)), xp)
         return blocks[..., 0, :C, :C]
 
     def scores_vjp(self, x: Array, y: Array, grad: Array) -> tuple[Array, Array, Array | None]:
@@ -171,8 +171,8 @@ class ChannelDecay(_Fading):
         for h, to_row, to_border in reversed(self._squares):
             blocks, squares = split(blocks, xp)
             late, early = _halves(x, h, xp)[1], _halves(y, h, xp)[0]
-            of_late = (squares @ (early * to_border)) * to_row
-            of_early = (T(squares) @ (late * to_row)) * to_border
+            of_late = xp.matmul(squares, early * to_border) * to_row
+            of_early = xp.matmul(T(squares), late * to_row) * to_border
             none = xp.zeros_like(of_late)
             of_x.append(_whole(none, of_late, xp))
             of_y.append(_whole(of_early, none, xp))

@@ -37,7 +37,7 @@ class PerformerFeatures:
         x = x * math.sqrt(self.scale)
         xp, context = unnarrowed(xp, x)
         with context:
-            projected = x @ as_dtype(xp, self.projection, x.dtype)
+            projected = xp.matmul(x, as_dtype(xp, self.projection, x.dtype))
         half = 0.5 * xp.sum(x * x, axis=-1, keepdims=True)
         return xp.exp(projected - (half + 0.5 * math.log(self.projection.shape[-1])))
 
@@ -57,7 +57,7 @@ class PerformerFeatures:
         projection = xp.matrix_transpose(as_dtype(xp, self.projection, x.dtype))
         xp, context = unnarrowed(xp, x)
         with context:
-            along = (grad @ projection) * math.sqrt(self.scale)
+            along = xp.matmul(grad, projection) * math.sqrt(self.scale)
         return along - x * (self.scale * xp.sum(grad, axis=-1, keepdims=True))
 
 

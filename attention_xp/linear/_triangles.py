@@ -95,7 +95,7 @@ def unit_lower_inverse(lower: Array, parts: Triangle, *, xp: Namespace) -> Array
     inverse = _inverse_within(blocks, parts, xp)
     for squares in reversed(between):
         first, second = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
-        inverse = joined(inverse, -(second @ (squares @ first)), xp)
+        inverse = joined(inverse, -xp.matmul(second, xp.matmul(squares, first)), xp)
     return inverse[..., 0, :C, :C]
 
 
@@ -106,5 +106,5 @@ def _inverse_within(blocks: Array, parts: Triangle, xp: Namespace) -> Array:
     for h, mask in parts.squares:
         squares = blocks * mask
         # The blocks of scale 1 are those of the identity.
-        inverse = inverse - (squares if h == 1 else inverse @ (squares @ inverse))
+        inverse = inverse - (squares if h == 1 else xp.matmul(inverse, xp.matmul(squares, inverse)))
     return inverse
