@@ -1,7 +1,6 @@
 """Second derivatives through torch's kernels, which have first derivatives only: these come from the formula."""
 
 import dataclasses
-from functools import cache
 from typing import Any
 
 import torch
@@ -27,18 +26,17 @@ def follow_gradients(output: Array) -> None:
     for as long as it needs it itself. An autograd function of our own around the kernel would take four times as long.
     """
     node = output.grad_fn
-    if not _is_kernel(type(node)):  # the output may be a slice of what the kernel computed, with padded heads
+    if not _is_kernel(node):  # the output may be a slice of what the kernel computed, with padded heads
         node = node.next_functions[0][0]
-        if not _is_kernel(type(node)):
+        if not _is_kernel(node):
             return  # torch computed the formula, which has all derivatives
     # As `register_hook` does it with the hooks of the output, but with those of one tensor for all calls: to make a
     # dictionary of hooks, and a handle to remove one, takes longer than all else.
     node._register_hook_dict(_HOOKED)
 
 
-@cache
-def _is_kernel(kind: type) -> bool:
-    return kind.__name__.startswith("ScaledDotProduct")
+def _is_kernel(node: Any) -> bool:
+    return type(node).__name__.startswith("ScaledDotProduct")
 
 
 def _before_gradients(gradient: Array) -> None:  # noqa: ARG001  # as torch calls it
