@@ -142,19 +142,20 @@ def aligned_head_ids(frame: Frame, given: Any) -> Array | None:
 
 def _fitted(frame: Frame, name: str, array: Array) -> Array:
     check_placement(frame.xp, query=frame.query, **{name: array})
-    shape = without_surplus(tuple(array.shape), len(frame.shape), frame.heads)
-    if not fits(shape, frame.shape):
+    scores = frame.shape
+    shape = without_surplus(tuple(array.shape), len(scores), frame.heads)
+    if not fits(shape, scores):
         letters = "(..., Sq, Sk)" if frame.heads is None else "(..., H, Sq, Sk)"
-        hint = " or (..., 1, Sq, Sk) for all heads alike," if len(shape) == len(frame.shape) - 1 > 2 else ""
+        hint = " or (..., 1, Sq, Sk) for all heads alike," if len(shape) == len(scores) - 1 > 2 else ""
         if name == "mask" and shape == (*frame.batch, frame.Sk):  # as other libraries take a padding mask
-            axes = ", ".join([":"] * len(frame.batch) + ["None"] * (len(frame.shape) - len(shape)))
+            axes = ", ".join([":"] * len(frame.batch) + ["None"] * (len(scores) - len(shape)))
             hint += f" or a padding mask (B, Sk) as mask[{axes}, :] or as key_lengths,"
         raise ValueError(
-            f"{name} does not broadcast to the scores: expected {name} {letters} = {frame.shape},{hint} "
+            f"{name} does not broadcast to the scores: expected {name} {letters} = {scores},{hint} "
             f"{shapes(**{name: array})}"
         )
     array = array if shape == tuple(array.shape) else frame.xp.reshape(array, shape)
-    return filled_up(frame.xp, array, len(frame.shape))
+    return filled_up(frame.xp, array, len(scores))
 
 
 def without_surplus(shape: tuple[int, ...], ndim: int, heads: int | None) -> tuple[int, ...]:

@@ -72,12 +72,12 @@ def sdpa_is_slow_for_few_rows(problem: Problem) -> bool:
     computes them in one product. Where keys are padded, a copy without the padding has to be made for torch's kernel; tiles
     skip it. In 16 bits, ours would first have to widen all keys.
     """
+    is_padded = any(rule._as_lengths is not None for rule in problem.rules)
+    if not (is_padded if problem.rules else problem.group > 1) or problem.query.dtype != problem.dtype:
+        return False
     if not is_for_numpy(problem):  # asked first: where torch compiles, comparing a length makes a graph for each answer
         return False
-    if problem.query.shape[-2] * problem.group > _FEW_ROWS or problem.query.dtype != problem.dtype:
-        return False
-    is_padded = any(rule._as_lengths is not None for rule in problem.rules)
-    if not (is_padded if problem.rules else problem.group > 1):
+    if problem.query.shape[-2] * problem.group > _FEW_ROWS:
         return False
     if is_padded:
         return bool(math.prod(problem.key.shape) >= _PADDED_KEYS)

@@ -142,6 +142,9 @@ class KeyPlaces(NamedTuple):
     is_given: bool
 
 
+_COLUMNS = KeyPlaces(None, None, [], is_given=False)  # of keys that stand where their columns are
+
+
 def check_one_place(key_offset: Any, key_positions: Any) -> None:
     """Refuse two answers to where the keys stand."""
     if key_offset is not None and key_positions is not None:
@@ -151,6 +154,8 @@ def check_one_place(key_offset: Any, key_positions: Any) -> None:
 def key_places(frame: Frame, o: AttentionOptions) -> KeyPlaces:
     """Return the positions of the keys of a call."""
     offset, positions = o["key_offset"], o["key_positions"]
+    if offset is None and positions is None:
+        return _COLUMNS
     if positions is not None:
         check_one_place(offset, positions)
         aligned = aligned_positions(frame, positions)
@@ -158,8 +163,8 @@ def key_places(frame: Frame, o: AttentionOptions) -> KeyPlaces:
             return KeyPlaces(None, aligned, [], is_given=True)
         return KeyPlaces(None, aligned, [_aligned(frame, aligned >= 0)], is_given=True)
     offset = aligned_integers(frame, "key_offset", offset)
-    if isinstance(offset, int | None):
-        return KeyPlaces(offset or None, None, [], is_given=offset is not None)
+    if isinstance(offset, int):
+        return KeyPlaces(offset or None, None, [], is_given=True)
     return KeyPlaces(None, positions_from(frame, offset), [], is_given=True)
 
 
