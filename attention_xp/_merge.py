@@ -6,7 +6,7 @@ from functools import reduce
 from operator import add
 
 from attention_xp._backend.dtypes import as_dtype, computation_dtype
-from attention_xp._backend.libraries import common_namespace
+from attention_xp._backend.libraries import array_namespace, common_namespace
 from attention_xp._backend.values import by_value
 from attention_xp._checks.arrays import check_floating, check_placement, shapes
 from attention_xp._public_types import ArrayT
@@ -94,7 +94,7 @@ def _weighted(shares: Array, _: Array, *outputs: Array) -> Array:
 
 def _weighted_unless_silent(shares: Array, is_silent: Array, *outputs: Array) -> Array:
     """Return the same, where a part that attended nothing may say NaN, and 0 times NaN would be NaN."""
-    xp = common_namespace(outputs=outputs[0])
+    xp = array_namespace(is_silent)
     heard = (xp.where(is_silent[i, ...], 0.0, output) for i, output in enumerate(outputs))
     return _weighted(shares, is_silent, *heard)
 

@@ -44,10 +44,10 @@ def knows_automatic_axes() -> bool:
     return hasattr(sys.modules["jax"].sharding, "auto_axes")
 
 
-def in_automatic_axes(function: Callable[[list[Array]], Any], arrays: Sequence[Array], like: Array, specs: Any) -> Any:
-    """Return ``function(arrays)``, for which the explicit axes of a mesh, that of `like`, are automatic.
+def in_automatic_axes(function: Callable[..., Any], operands: Sequence[Any], like: Array, specs: Any) -> Any:
+    """Return ``function(*operands)``, for which the explicit axes of a mesh, that of `like`, are automatic.
 
-    `specs` are tuples with the names of mesh axes for the axes of each result, or of all results in a tuple.
+    Operands are arrays, or trees of arrays. `specs` are tuples with the names of mesh axes for the axes of each result, or of all results in a tuple.
     """
     jax: Any = sys.modules["jax"]
     mesh = jax.typeof(like).sharding.mesh
@@ -61,7 +61,7 @@ def in_automatic_axes(function: Callable[[list[Array]], Any], arrays: Sequence[A
 
     automatic = jax.sharding.auto_axes(function, axes=axes, out_sharding=sharding(specs))
     # Compiled, as JAX does not take scalars to other axes outside of a program.
-    return jax.jit(automatic)([jax.numpy.asarray(array) for array in arrays])
+    return jax.jit(automatic)(*jax.tree.map(jax.numpy.asarray, tuple(operands)))
 
 
 def spec_of(array: Array, count: int | None = None) -> Any:

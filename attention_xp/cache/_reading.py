@@ -112,8 +112,8 @@ def _attend_where_they_lie(
     problem = Problem.of(query, nothing[0], nothing[1], columns.mask, dropout_rate, how)  # type: ignore[arg-type]
     end = problem.key.shape[-2]  # a mask of lengths may have cut off the last keys
     if end:
-        some, lengths = table[:, : -(-end // size)], [min(n, end) for n in known]
-        problem = problem.with_keys(*Pages.of(key, value, some, lengths, problem.dtype, rows=_rows(query, key)))
+        some, reached = table[:, : -(-end // size)], [min(n, end) for n in known]
+        problem = problem.with_keys(*Pages.of(key, value, some, reached, problem.dtype, rows=_rows(query, key)))
     with np.errstate(invalid="ignore"):  # what lies in a page behind the end of an item may be infinite
         found = attend_at_once(problem, Wanted(lse=lse))
     return found.output, found.lse

@@ -1,6 +1,5 @@
 """Forward and backward over the chunks of a call, on every backend."""
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -30,28 +29,20 @@ def run(function: Callable[..., Any], problem: LinearProblem, *operands: Any) ->
             return function(problem, *operands)
     template, arrays = freeze(problem, problem.dtype)
     if knows_automatic_axes() and is_on_explicit_mesh(problem.query):
-        return _in_automatic_axes(function, problem, template, arrays, *operands)
+        return jitted(_automatic, function, template, _specs(function, problem))(arrays, *operands)
     return jitted(_thawed, function, template)(arrays, *operands)
 
 
-def _in_automatic_axes(
-    function: Callable[..., Any], problem: LinearProblem, template: Any, arrays: list[Array], *operands: Any
-) -> Any:
-    """Call a function for arrays on an explicit mesh as on an automatic one; its results are sharded as rows and heads are."""
-    flat, tree = sys.modules["jax"].tree.flatten((arrays, operands))
+def _specs(function: Callable[..., Any], problem: LinearProblem) -> Any:
+    """Return how the results of a function of a problem on an explicit mesh are sharded: as its rows and heads are."""
     query, state = spec_of(problem.query, -1), spec_of(problem.key, -2)
     rows = tuple(query if a is None else spec_of(a, -1) for a in _rows(problem))
-    specs = {forward: (query, state), forward_keeping: (query, state, state), backward: (state, rows)}
-    return jitted(_automatic, function, template, tree, specs[function])(flat)
+    return {forward: (query, state), forward_keeping: (query, state, state), backward: (state, rows)}[function]
 
 
-def _automatic(function: Callable[..., Any], template: Any, tree: Any, specs: Any, flat: list[Array]) -> Any:
-    def inside(flat: list[Array]) -> Any:
-        arrays, operands = sys.modules["jax"].tree.unflatten(tree, flat)
-        return _thawed(function, template, arrays, *operands)
-
-    query = flat[0]  # the first field of a problem that is an array
-    return in_automatic_axes(inside, flat, query, specs)
+def _automatic(function: Callable[..., Any], template: Any, specs: Any, arrays: list[Array], *operands: Any) -> Any:
+    query = arrays[0]  # the first field of a problem that is an array
+    return in_automatic_axes(partial(_thawed, function, template), (arrays, *operands), query, specs)
 
 
 def _thawed(function: Callable[..., Any], template: Any, arrays: list[Array], *operands: Any) -> Any:

@@ -50,7 +50,7 @@ def in_automatic_axes(function: Callable[..., _T], problem: Problem, *more: Any,
 
 def _automatic(function: Callable[..., _T], specs: Any, template: Any, arrays: list[Array]) -> _T:
     query = arrays[0]  # the first field of a problem that is an array
-    return sharding.in_automatic_axes(partial(_thawed, function, template), arrays, query, specs)  # type: ignore[no-any-return]
+    return sharding.in_automatic_axes(partial(_thawed, function, template), (arrays,), query, specs)  # type: ignore[no-any-return]
 
 
 def _thawed(function: Callable[..., _T], template: Any, arrays: list[Array]) -> _T:

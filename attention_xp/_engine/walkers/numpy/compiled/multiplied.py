@@ -17,44 +17,38 @@ _TALL = 10 * ROWS  # rows of x that meet the same numbers of y while these are i
 def multiply(addresses, shape, out_strides, x_strides, y_strides, one):
     """Write x (..., M, K) @ y (..., K, N) to out, for three leading axes; strides and N are in bytes, N whole vectors."""
     first, second, third, M, N, K = shape
-    for a in range(first):
-        for b in range(second):
-            for c in range(third):
-                out, x, y = _matrices(addresses, (a, b, c), out_strides, x_strides, y_strides)
-                strides = out_strides[3], x_strides[3], x_strides[4], y_strides[3]
-                column = 0
-                while column < N:
-                    width = _width_from(column, N)
-                    _multiply_some((out, x, y), strides, (0, column), (M, K, width), one)
-                    column += width
+    strides = out_strides[3], x_strides[3], x_strides[4], y_strides[3]
+    for g in range(first * second * third):
+        matrices = _matrices(addresses, g, shape, out_strides, x_strides, y_strides)
+        column = 0
+        while column < N:
+            width = _width_from(column, N)
+            _multiply_some(matrices, strides, (0, column), (M, K, width), one)
+            column += width
 
 
 @compiled()
 def powers_of_products(addresses, shape, out_strides, x_strides, y_strides, scores, shift, constants, sums):
     """Write powers of ``x @ y - shift`` to out, which is the memory of `scores`, and sum them up over its lines."""
     first, second, third, M, N, K = shape
-    g, one = 0, shift[0, 0]
-    for a in range(first):
-        for b in range(second):
-            for c in range(third):
-                out, x, y = _matrices(addresses, (a, b, c), out_strides, x_strides, y_strides)
-                strides = out_strides[3], x_strides[3], x_strides[4], y_strides[3]
-                column = 0
-                while column < N:
-                    width = _width_from(column, N)
-                    for i in range(column // scores.itemsize, (column + width) // scores.itemsize):
-                        sums[g, i] = 0.0
-                    for row in range(0, M, _TALL):
-                        rows = min(_TALL, M - row)
-                        _multiply_some((out, x, y), strides, (row, column), (rows, K, width), one)
-                        line = out + row * out_strides[3] + column
-                        at = shift.ctypes.data + g * N + column, sums.ctypes.data + g * N + column
-                        if width > WIDTH:
-                            raise_columns(line, out_strides[3], rows, at[0], at[1], constants, VECTORS, one)
-                        else:
-                            raise_columns(line, out_strides[3], rows, at[0], at[1], constants, 1, one)
-                    column += width
-                g += 1
+    strides, one = (out_strides[3], x_strides[3], x_strides[4], y_strides[3]), shift[0, 0]
+    for g in range(first * second * third):
+        matrices = _matrices(addresses, g, shape, out_strides, x_strides, y_strides)
+        column = 0
+        while column < N:
+            width = _width_from(column, N)
+            for i in range(column // scores.itemsize, (column + width) // scores.itemsize):
+                sums[g, i] = 0.0
+            for row in range(0, M, _TALL):
+                rows = min(_TALL, M - row)
+                _multiply_some(matrices, strides, (row, column), (rows, K, width), one)
+                line = matrices[0] + row * out_strides[3] + column
+                at = shift.ctypes.data + g * N + column, sums.ctypes.data + g * N + column
+                if width > WIDTH:
+                    raise_columns(line, out_strides[3], rows, at[0], at[1], constants, VECTORS, one)
+                else:
+                    raise_columns(line, out_strides[3], rows, at[0], at[1], constants, 1, one)
+            column += width
 
 
 @compiled()
@@ -64,10 +58,10 @@ def _width_from(column, N):
 
 
 @compiled()
-def _matrices(addresses, at, out_strides, x_strides, y_strides):
-    """Return the addresses of the matrices at some indices of the leading axes."""
+def _matrices(addresses, g, shape, out_strides, x_strides, y_strides):
+    """Return the addresses of the matrices with a number, counted along three leading axes."""
     out, x, y = addresses
-    a, b, c = at
+    a, b, c = g // (shape[1] * shape[2]), g // shape[2] % shape[1], g % shape[2]
     out += a * out_strides[0] + b * out_strides[1] + c * out_strides[2]
     x += a * x_strides[0] + b * x_strides[1] + c * x_strides[2]
     y += a * y_strides[0] + b * y_strides[1] + c * y_strides[2]

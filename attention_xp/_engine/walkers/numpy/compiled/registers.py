@@ -4,6 +4,7 @@ numba leaves an array of sums in memory, however small it is. Therefore these fe
 as long as the processor's registers; LLVM translates them for any processor.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -106,23 +107,17 @@ class _Columns(_Registers):
         builder = self._builder
         shifts = [Lanes(builder, self._load(self._pointer(shift, vector))) for vector in self._vectors]
         targets = [self._pointer(sums, vector) for vector in self._vectors]
-        so_far = [self._load(target) for target in targets]
-        before, loop, end = builder.block, builder.append_basic_block("lines"), builder.append_basic_block("summed")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        left, line = _phi(builder, lines, before), _phi(builder, scores, before)
-        totals = [_phi(builder, value, before) for value in so_far]
-        after = []
-        for vector, total in zip(self._vectors, totals, strict=True):
-            at = self._pointer(line, vector)
-            raised = power_of(Lanes(builder, self._load(at)) - shifts[vector], self._constants)
-            builder.store(raised.value, at, align=self._align)
-            after.append((Lanes(builder, total) + raised).value)
-        fewer = builder.sub(left, _INDEX(1))
-        for phi, value in zip((left, line, *totals), (fewer, builder.gep(line, [stride]), *after), strict=True):
-            phi.add_incoming(value, loop)
-        builder.cbranch(builder.icmp_signed(">", fewer, _INDEX(0)), loop, end)
-        builder.position_at_end(end)
+
+        def body(line: Any, *totals: Any) -> list[Any]:
+            after = []
+            for vector, total in zip(self._vectors, totals, strict=True):
+                at = self._pointer(line, vector)
+                raised = power_of(Lanes(builder, self._load(at)) - shifts[vector], self._constants)
+                builder.store(raised.value, at, align=self._align)
+                after.append((Lanes(builder, total) + raised).value)
+            return [builder.gep(line, [stride]), *after]
+
+        _, *after = _repeated(builder, lines, [scores, *map(self._load, targets)], body)
         for target, value in zip(targets, after, strict=True):
             builder.store(value, target, align=self._align)
 
@@ -140,18 +135,12 @@ class _Kernel(_Registers):
         lines = [builder.gep(out, [offset]) for offset in self._multiples(out_row)]
         targets = [self._pointer(line, vector) for line in lines for vector in self._vectors]
         sums, offsets = self._first(targets, goes_on), self._multiples(x_row)
-        before, loop, end = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("end")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        left, x, y = (_phi(builder, value, before) for value in (count, *factors))
-        totals = [_phi(builder, value, before) for value in sums]
-        after = self._added(totals, x, y, offsets)
-        moved = [builder.gep(pointer, [step]) for pointer, step in zip((x, y), steps, strict=True)]
-        fewer = builder.sub(left, _INDEX(1))
-        for phi, value in zip((left, x, y, *totals), (fewer, *moved, *after), strict=True):
-            phi.add_incoming(value, loop)
-        builder.cbranch(builder.icmp_signed(">", fewer, _INDEX(0)), loop, end)
-        builder.position_at_end(end)
+
+        def body(x: Any, y: Any, *totals: Any) -> list[Any]:
+            added = self._added(totals, x, y, offsets)
+            return [*(builder.gep(pointer, [step]) for pointer, step in zip((x, y), steps, strict=True)), *added]
+
+        _, _, *after = _repeated(builder, count, [*factors, *sums], body)
         for target, value in zip(targets, after, strict=True):
             builder.store(value, target, align=self._align)
 
@@ -168,7 +157,7 @@ class _Kernel(_Registers):
             phi.add_incoming(zero, skipped)
         return sums
 
-    def _added(self, totals: list[Any], x: Any, y: Any, offsets: list[Any]) -> list[Any]:
+    def _added(self, totals: Sequence[Any], x: Any, y: Any, offsets: list[Any]) -> list[Any]:
         """Return the sums with the products of one column of x and one row of y."""
         builder, sums = self._builder, iter(totals)
         vectors = [self._load(self._pointer(y, vector)) for vector in self._vectors]
@@ -189,6 +178,21 @@ class _Kernel(_Registers):
     def _multiples(self, stride: Any) -> list[Any]:
         """Return where each row starts."""
         return [self._builder.mul(stride, _INDEX(row)) for row in self._rows]
+
+
+def _repeated(builder: ir.IRBuilder, count: Any, values: list[Any], body: Callable[..., list[Any]]) -> list[Any]:
+    """Write a loop that runs `count` times, once at least, in which `body` makes new values; return the last ones."""
+    before, loop, end = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("end")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    left, *now = (_phi(builder, value, before) for value in (count, *values))
+    after = body(*now)
+    fewer = builder.sub(left, _INDEX(1))
+    for phi, value in zip((left, *now), (fewer, *after), strict=True):
+        phi.add_incoming(value, loop)
+    builder.cbranch(builder.icmp_signed(">", fewer, _INDEX(0)), loop, end)
+    builder.position_at_end(end)
+    return after
 
 
 def _phi(builder: ir.IRBuilder, value: Any, block: Any) -> Any:
