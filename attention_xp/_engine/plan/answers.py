@@ -44,6 +44,7 @@ class Grid(NamedTuple):
     columns: int  # keys of a tile, at most
     widest: int  # likewise, where it has few rows
     may_skip: bool  # whether full tiles may be joined over gaps between their keys
+    together: int  # keys of a block up to which its tiles are joined into one, rules and all
 
     @property
     def strip(self) -> int:

@@ -186,7 +186,7 @@ def _as_one(tiles: list[Tile], grid: Grid, item: Item, rows: Bounds) -> Tile | N
     """
     rules = tuple({id(rule): rule for tile in tiles for rule in tile.rules}.values())
     keys = sum(end - start for tile in tiles for start, end in tile.columns)
-    is_small = len(tiles) > 1 and keys <= grid.columns and all(tile.rows == rows for tile in tiles)
+    is_small = len(tiles) > 1 and keys <= grid.together and all(tile.rows == rows for tile in tiles)
     if not rules or not is_small or not all(rule.shift_invariant for rule in rules):
         return None
     near, far = list[Bounds](), list[Bounds]()

@@ -21,6 +21,7 @@ __all__ = [
     "TileShape",
     "backward_tile_shape",
     "backward_tile_sizes",
+    "compiled_shape",
     "stack",
     "strip_size",
     "tile_shape",
@@ -52,6 +53,9 @@ _SCORES_COMPILED = (
     2**19,
 )  # of a tile and head, at most: for each number of query and key, or, if that is more, in all
 CROWDED = 512  # lines whose starts are a multiple of so many numbers apart compete for the same cache sets
+_PAIRS_COMPILED = 2**22  # of a job of compiled loops, at most
+_PAIRS_OF_RULE = 2**19  # likewise, where a rule gives an array of what is added to their scores
+
 _JOBS, _JOBS_BACKWARD = 3, 2  # for each thread, at least; backward the last ones are cut further
 
 
@@ -96,6 +100,16 @@ def tile_shape(problem: Problem, threads: int) -> TileShape:
     parts = _parts(problem, heads * rows, threads)
     width = max(_LARGEST // (heads * rows * parts), STRIP)
     return TileShape(heads, rows * parts, columns, folded=False, part=rows, step=_STEP, width=width)
+
+
+def compiled_shape(problem: Problem, threads: int) -> TileShape:
+    """Return the shape of the blocks of rows that compiled loops take at once, under all keys: NumPy."""
+    Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
+    pairs = _PAIRS_OF_RULE if problem.has_bias_rule else _PAIRS_COMPILED
+    height = max(min(math.prod(problem.lead) * Sq // (_JOBS * threads), pairs // Sk), FEWEST_ROWS)
+    heads = _stacked(problem, height // Sq) if _is_uniform_along_heads(problem) else 1
+    rows = height // heads if problem.tile is None else problem.tile[0]
+    return TileShape(heads, _equal_parts(Sq, rows), Sk, folded=False)
 
 
 def _has_bands(problem: Problem) -> bool:

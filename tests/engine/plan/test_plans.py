@@ -52,7 +52,9 @@ MASKS = [
 ]
 
 
-WHOLE = Grid(keys=LENGTH, rows=256, part=256, step=0, width=384, chunk=128, columns=384, widest=2048, may_skip=True)
+WHOLE = Grid(
+    keys=LENGTH, rows=256, part=256, step=0, width=384, chunk=128, columns=384, widest=2048, may_skip=True, together=384
+)
 IN_BANDS = WHOLE._replace(part=64, step=16, chunk=64)
 
 

@@ -63,7 +63,7 @@ class BackwardWalk:
     def __init__(self, problem: Problem, known: Known, wanted: tuple[bool, ...], threads: int) -> None:
         self.problem, self.known, self.wanted = problem, known, wanted
         self.shape = backward_tile_shape(problem, threads, alone=_adds_by_heads(problem, wanted))
-        self.route = Route(problem, self.shape, widest=self.shape.columns)
+        self.route = Route(problem, self.shape, widest=self.shape.columns, together=self.shape.columns)
         self.jobs = self._jobs(self._groups(), threads)
         kv_lead = problem.lead if problem.heads is None else (*problem.batch, problem.key.shape[-3])
         self.query = np.empty((*problem.lead, *problem.query.shape[-2:]), problem.dtype)

@@ -11,6 +11,8 @@ import numpy as np
 from attention_xp._engine.plan.plan import Bounds, Tile
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.step import Running, advance, log_sum_exp, normalized, scale_in_base, scored, start
+from attention_xp._engine.walkers.numpy.compiled.found import steps_of
+from attention_xp._engine.walkers.numpy.compiled_forward import compiled_forward
 from attention_xp._engine.walkers.numpy.forward_walk import ForwardWalk
 from attention_xp._engine.walkers.numpy.gather import Gather
 from attention_xp._engine.walkers.numpy.heads import Heads, is_finite
@@ -36,6 +38,10 @@ def forward(problem: Problem, *, lse: bool, threads: int | None = None) -> tuple
     """
 
     def visit(count: int) -> ForwardWalk:
+        steps = steps_of(problem)
+        done = None if steps is None else compiled_forward(problem, steps, count, lse=lse)
+        if done is not None:
+            return done
         walk = ForwardWalk(problem, count, lse=lse)
         run_jobs(len(walk.jobs), lambda: ForwardWorker.at_work(walk), count)
         return walk

@@ -1,13 +1,14 @@
 """The jobs of a forward pass on NumPy, each of some heads and one block of rows, and what they share."""
 
 import itertools
+from functools import cached_property
 
 import numpy as np
 
 from attention_xp._engine.plan.plan import Bounds, bounds
-from attention_xp._engine.plan.tile_sizes import tile_shape
+from attention_xp._engine.plan.tile_sizes import TileShape, tile_shape
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.walkers.numpy.heads import Heads, ceiling, likely
+from attention_xp._engine.walkers.numpy.heads import Ceiling, Heads, Magnitudes, ceiling, likely
 from attention_xp._engine.walkers.numpy.place import Place
 from attention_xp._engine.walkers.numpy.route import Route
 
@@ -23,16 +24,20 @@ class ForwardWalk:
 
     def __init__(self, problem: Problem, threads: int, *, lse: bool) -> None:
         self.problem = problem
-        self.shape = tile_shape(problem, threads)
+        self.shape = self._shape(threads)
         Sq, lead = problem.query.shape[-2], problem.lead
         self.output = np.empty((*lead, Sq, problem.value.shape[-1]), problem.dtype)
         self.lse = np.empty((*lead, Sq), problem.dtype) if lse else None
-        self.route = Route(problem, self.shape, widest=_WIDEST)
+        self.route = self._route()
         self.jobs = self._jobs(threads)
-        self.ceiling = ceiling(problem)
-        self.likely = likely(problem, self.ceiling)
         self.heads: dict[Place, Heads] = {}
         self.examined: dict[Place, Heads] = {}  # the same, with bounds from all queries and keys
+
+    def _shape(self, threads: int) -> TileShape:
+        return tile_shape(self.problem, threads)
+
+    def _route(self) -> Route:
+        return Route(self.problem, self.shape, widest=_WIDEST, together=self.shape.columns)
 
     def _jobs(self, threads: int) -> list[tuple[Place, Bounds]]:
         """Return the heads and rows of all jobs; the last ones are small, so that all threads end together."""
@@ -43,6 +48,16 @@ class ForwardWalk:
         size = max(_SHORTEST, 16 * -(-self.shape.rows // (16 * _PIECES)))
         pieces = [(place, piece) for place, rows in jobs[-threads:] for piece in bounds(*rows, size)]
         return [*jobs[:-threads], *pieces]
+
+    @cached_property
+    def ceiling(self) -> Ceiling:
+        """A bound on the scores; two threads may both find it."""
+        return ceiling(self.problem)
+
+    @cached_property
+    def likely(self) -> Magnitudes:
+        """What a sample says of all heads."""
+        return likely(self.problem, self.ceiling)
 
     def gathered(self) -> int:
         """Return the size of the buffer for keys, or values, that are gathered from several stretches."""

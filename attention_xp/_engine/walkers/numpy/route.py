@@ -13,13 +13,13 @@ __all__ = ["Route"]
 class Route:
     """The plans of one call, for all batch items and heads together or for each."""
 
-    def __init__(self, problem: Problem, shape: TileShape, *, widest: int) -> None:
+    def __init__(self, problem: Problem, shape: TileShape, *, widest: int, together: int) -> None:
         self._problem = problem
         self._common = item_of(problem, 0, None) if problem.is_masked_alike else None
         plans = (
             Plans.of if problem.keys_count_up else Plans
         )  # what was planned for other positions serves no other call
-        self._plans = plans(problem.rules, problem.query.shape[-2], _grid(problem, shape, widest))
+        self._plans = plans(problem.rules, problem.query.shape[-2], _grid(problem, shape, widest, together))
 
     def blocks(self) -> list[Bounds]:
         """Return the blocks of rows of all heads: those with much work first, so that all threads end together."""
@@ -30,7 +30,7 @@ class Route:
         return self._plans.tiles(self._common or place.item(self._problem), rows)
 
 
-def _grid(problem: Problem, shape: TileShape, widest: int) -> Grid:
+def _grid(problem: Problem, shape: TileShape, widest: int, together: int) -> Grid:
     part = shape.part or shape.rows
     return Grid(
         keys=problem.key.shape[-2],
@@ -42,4 +42,5 @@ def _grid(problem: Problem, shape: TileShape, widest: int) -> Grid:
         columns=shape.columns,
         widest=widest,
         may_skip=problem.may_gather,
+        together=together,
     )

@@ -9,9 +9,12 @@ from numba import njit
 
 from attention_xp._engine.walkers.numpy.compiled.powers import CONTRACTED
 
-__all__ = ["compiled"]
+__all__ = ["compiled", "inlined"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+
+_OPTIONS = {"nogil": True, "error_model": "numpy"}
 
 
 @cache
@@ -27,7 +30,7 @@ def compiled(*more: str) -> Callable[[_F], _F]:
     """Compile a function on its first call, or read it from the disk, where an earlier process left it."""
 
     def decorate(function: _F) -> _F:
-        options = {"fastmath": {*CONTRACTED, *more}, "nogil": True, "error_model": "numpy"}
+        options = _OPTIONS | {"fastmath": {*CONTRACTED, *more}}
         try:
             return njit(cache=True, **options)(function)  # type: ignore[no-any-return]
         except RuntimeError:
@@ -35,3 +38,8 @@ def compiled(*more: str) -> Callable[[_F], _F]:
             return njit(**options)(function)  # type: ignore[no-any-return]
 
     return decorate
+
+
+def inlined(function: _F) -> _F:
+    """Compile a function as a part of those that call it: passing a few arrays takes as long as a hundred products."""
+    return njit(forceinline=True, fastmath=CONTRACTED, **_OPTIONS)(function)  # type: ignore[no-any-return]

@@ -11,9 +11,10 @@ import numpy as np
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.base import base_of, has_vector_powers
 from attention_xp._engine.walkers.numpy.compiled.passes import Passes
+from attention_xp._engine.walkers.numpy.compiled.steps import Steps
 from attention_xp._engine.walkers.numpy.pool import is_openblas
 
-__all__ = ["LEAST", "loops", "missing", "passes_of"]
+__all__ = ["LEAST", "loops", "missing", "passes_of", "steps_of"]
 
 LEAST = 2**20  # pairs of query and key: importing takes as long as some hundred such calls
 
@@ -26,6 +27,20 @@ def passes_of(problem: Problem) -> Passes | None:
     return Passes(
         compiled, _products(), problem.dtype, problem.dropout_rate, is_natural=base_of(problem.xp).log_e == 1.0
     )
+
+
+def steps_of(problem: Problem) -> Steps | None:
+    """Return the compiled tile steps for a problem; ``None`` where a step needs functions of Python, or is not compiled."""
+    if problem.score_mod is not None or problem.seed is not None or _is_small(problem) or loops() is None:
+        return None
+    return Steps(_attended(), problem)
+
+
+@cache
+def _attended() -> ModuleType:
+    from attention_xp._engine.walkers.numpy.compiled import attended  # noqa: PLC0415  # imports numba
+
+    return attended
 
 
 @cache
@@ -48,9 +63,11 @@ def _objection(problem: Problem) -> str | None:
     """Return why the loops of a problem are not worth compiling, numba or not."""
     if np.dtype(problem.dtype) != np.float32 and has_vector_powers(problem.dtype):
         return f"NumPy is faster in {np.dtype(problem.dtype)} on this processor"
-    if math.prod((*problem.lead, problem.query.shape[-2], problem.key.shape[-2])) < LEAST:
-        return "the call is small"
-    return None
+    return "the call is small" if _is_small(problem) else None
+
+
+def _is_small(problem: Problem) -> bool:
+    return math.prod((*problem.lead, problem.query.shape[-2], problem.key.shape[-2])) < LEAST
 
 
 @cache

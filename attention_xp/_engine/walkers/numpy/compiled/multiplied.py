@@ -7,7 +7,7 @@ Here the numbers are read where they lie, a few rows at a time; the innermost lo
 from attention_xp._engine.walkers.numpy.compiled.compiling import compiled
 from attention_xp._engine.walkers.numpy.compiled.registers import FEW, ROWS, VECTORS, WIDTH, add_products, raise_columns
 
-__all__ = ["ROWS", "WIDTH", "multiply", "powers_of_products"]
+__all__ = ["ROWS", "WIDTH", "multiply", "multiply_rows", "powers_of_products"]
 
 _DEPTH = 64  # columns of x, and rows of y, that are met before the next rows of x
 _TALL = 10 * ROWS  # rows of x that meet the same numbers of y while these are in the nearest cache
@@ -76,13 +76,23 @@ def _multiply_some(addresses, strides, at, sizes, one):
     out = addresses[0] + row * out_row + column
     x = addresses[1] + row * x_row
     y = addresses[2] + column
-    is_wide = width > WIDTH
     for start in range(0, K, _DEPTH):
-        count, goes_on = min(_DEPTH, K - start), start > 0
-        left, right = x + start * x_column, y + start * y_row
+        some = out, x + start * x_column, y + start * y_row
+        multiply_rows(some, strides, (rows, min(_DEPTH, K - start), width), start > 0, one)
+
+
+@compiled()
+def multiply_rows(addresses, strides, sizes, goes_on, one):
+    """Write ``x @ y`` of some rows to out, or add it where it `goes_on`; the last of the sizes is in bytes, whole vectors."""
+    out, x, y = addresses
+    rows, count, N = sizes
+    column = 0
+    while column < N:
+        width = _width_from(column, N)
+        is_wide, right = width > WIDTH, y + column
         i = 0
         while i < rows:
-            to, of = out + i * out_row, left + i * x_row
+            to, of = out + i * strides[0] + column, x + i * strides[1]
             if i + ROWS <= rows:
                 if is_wide:
                     add_products(to, of, right, strides, count, goes_on, ROWS, VECTORS, one)
@@ -101,3 +111,4 @@ def _multiply_some(addresses, strides, at, sizes, one):
                 else:
                     add_products(to, of, right, strides, count, goes_on, 1, 1, one)
                 i += 1
+        column += width

@@ -14,7 +14,18 @@ from numba.extending import intrinsic
 
 from attention_xp._engine.walkers.numpy.compiled.powers import Lanes, power_of, spread
 
-__all__ = ["FEW", "HAS_LONG", "ROWS", "VECTORS", "WIDTH", "add_products", "raise_columns"]
+__all__ = [
+    "BYTE",
+    "FEW",
+    "HAS_LONG",
+    "ROWS",
+    "VECTORS",
+    "WIDTH",
+    "Registers",
+    "add_products",
+    "raise_columns",
+    "repeated",
+]
 
 _FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")  # of the processor that numba compiles for
 HAS_LONG = (
@@ -25,7 +36,7 @@ VECTORS = 4 if HAS_LONG else 2  # that a row of sums takes
 ROWS = 6  # of sums: with a row of the second factor and a number of the first, they fill the registers
 FEW = 2  # rows at a time of the last ones, where these are fewer
 
-_INDEX, _BYTE = ir.IntType(64), ir.IntType(8)
+_INDEX, BYTE = ir.IntType(64), ir.IntType(8)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -44,7 +55,7 @@ def add_products(
     def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
         addresses, (strides, count, goes_on) = arguments[:3], arguments[3:6]
         number = context.get_value_type(one)
-        pointers = [builder.inttoptr(address, _BYTE.as_pointer()) for address in addresses]
+        pointers = [builder.inttoptr(address, BYTE.as_pointer()) for address in addresses]
         steps = [builder.extract_value(strides, i) for i in range(4)]
         shape = rows.literal_value, vectors.literal_value
         _Kernel(builder, number, shape, steps).run(pointers, count, goes_on)
@@ -68,61 +79,61 @@ def raise_columns(
     def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
         number = context.get_value_type(one)
         columns = _Columns(builder, number, (1, vectors.literal_value), arguments[5])
-        scores, shift, sums = (builder.inttoptr(arguments[i], _BYTE.as_pointer()) for i in (0, 3, 4))
+        scores, shift, sums = (builder.inttoptr(arguments[i], BYTE.as_pointer()) for i in (0, 3, 4))
         columns.run(scores, arguments[1], arguments[2], shift, sums)
         return context.get_dummy_value()
 
     return signature, generate
 
 
-class _Registers:
+class Registers:
     """Some rows of vectors, for which instructions are written."""
 
     def __init__(self, builder: ir.IRBuilder, number: Any, shape: tuple[int, int]) -> None:
-        self._builder = builder
-        self._rows, self._vectors = map(range, shape)
-        self._number, self._align = number, 4 if isinstance(number, ir.FloatType) else 8
-        self._lanes = WIDTH // self._align
-        self._vector = ir.VectorType(number, self._lanes)
+        self.builder = builder
+        self.rows, self.vectors = map(range, shape)
+        self.number, self.item = number, 4 if isinstance(number, ir.FloatType) else 8
+        self.lanes = WIDTH // self.item
+        self.vector = ir.VectorType(number, self.lanes)
 
-    def _pointer(self, line: Any, vector: int) -> Any:
-        builder = self._builder
-        return builder.bitcast(builder.gep(line, [_INDEX(vector * WIDTH)]), self._vector.as_pointer())
+    def pointer(self, line: Any, vector: int) -> Any:
+        builder = self.builder
+        return builder.bitcast(builder.gep(line, [_INDEX(vector * WIDTH)]), self.vector.as_pointer())
 
-    def _load(self, pointer: Any) -> Any:
-        return self._builder.load(pointer, align=self._align)
+    def load(self, pointer: Any) -> Any:
+        return self.builder.load(pointer, align=self.item)
 
 
-class _Columns(_Registers):
+class _Columns(Registers):
     """The instructions for powers and their sums."""
 
     def __init__(self, builder: ir.IRBuilder, number: Any, shape: tuple[int, int], constants: Any) -> None:
         super().__init__(builder, number, shape)
         self._constants = [
-            Lanes(builder, spread(builder, builder.extract_value(constants, i), self._vector)) for i in range(5)
+            Lanes(builder, spread(builder, builder.extract_value(constants, i), self.vector)) for i in range(5)
         ]
 
     def run(self, scores: Any, stride: Any, lines: Any, shift: Any, sums: Any) -> None:
         """Write the loop over the lines, in which the sums stay in registers."""
-        builder = self._builder
-        shifts = [Lanes(builder, self._load(self._pointer(shift, vector))) for vector in self._vectors]
-        targets = [self._pointer(sums, vector) for vector in self._vectors]
+        builder = self.builder
+        shifts = [Lanes(builder, self.load(self.pointer(shift, vector))) for vector in self.vectors]
+        targets = [self.pointer(sums, vector) for vector in self.vectors]
 
         def body(line: Any, *totals: Any) -> list[Any]:
             after = []
-            for vector, total in zip(self._vectors, totals, strict=True):
-                at = self._pointer(line, vector)
-                raised = power_of(Lanes(builder, self._load(at)) - shifts[vector], self._constants)
-                builder.store(raised.value, at, align=self._align)
+            for vector, total in zip(self.vectors, totals, strict=True):
+                at = self.pointer(line, vector)
+                raised = power_of(Lanes(builder, self.load(at)) - shifts[vector], self._constants)
+                builder.store(raised.value, at, align=self.item)
                 after.append((Lanes(builder, total) + raised).value)
             return [builder.gep(line, [stride]), *after]
 
-        _, *after = _repeated(builder, lines, [scores, *map(self._load, targets)], body)
+        _, *after = repeated(builder, lines, [scores, *map(self.load, targets)], body)
         for target, value in zip(targets, after, strict=True):
-            builder.store(value, target, align=self._align)
+            builder.store(value, target, align=self.item)
 
 
-class _Kernel(_Registers):
+class _Kernel(Registers):
     """The instructions for some rows of sums."""
 
     def __init__(self, builder: ir.IRBuilder, number: Any, shape: tuple[int, int], steps: list[Any]) -> None:
@@ -131,25 +142,25 @@ class _Kernel(_Registers):
 
     def run(self, pointers: list[Any], count: Any, goes_on: Any) -> None:
         """Write the loop, in which pointers move along a row of x and down a column of y."""
-        builder, (out, *factors), (out_row, x_row, *steps) = self._builder, pointers, self._steps
+        builder, (out, *factors), (out_row, x_row, *steps) = self.builder, pointers, self._steps
         lines = [builder.gep(out, [offset]) for offset in self._multiples(out_row)]
-        targets = [self._pointer(line, vector) for line in lines for vector in self._vectors]
+        targets = [self.pointer(line, vector) for line in lines for vector in self.vectors]
         sums, offsets = self._first(targets, goes_on), self._multiples(x_row)
 
         def body(x: Any, y: Any, *totals: Any) -> list[Any]:
             added = self._added(totals, x, y, offsets)
             return [*(builder.gep(pointer, [step]) for pointer, step in zip((x, y), steps, strict=True)), *added]
 
-        _, _, *after = _repeated(builder, count, [*factors, *sums], body)
+        _, _, *after = repeated(builder, count, [*factors, *sums], body)
         for target, value in zip(targets, after, strict=True):
-            builder.store(value, target, align=self._align)
+            builder.store(value, target, align=self.item)
 
     def _first(self, targets: list[Any], goes_on: Any) -> list[Any]:
         """Return the sums before the loop: 0, or what is there."""
-        builder, zero = self._builder, ir.Constant(self._vector, [0.0] * self._lanes)
+        builder, zero = self.builder, ir.Constant(self.vector, [0.0] * self.lanes)
         with builder.if_else(goes_on) as (then, otherwise):
             with then:
-                loaded, read = [self._load(target) for target in targets], builder.block
+                loaded, read = [self.load(target) for target in targets], builder.block
             with otherwise:
                 skipped = builder.block
         sums = [_phi(builder, value, read) for value in loaded]
@@ -159,8 +170,8 @@ class _Kernel(_Registers):
 
     def _added(self, totals: Sequence[Any], x: Any, y: Any, offsets: list[Any]) -> list[Any]:
         """Return the sums with the products of one column of x and one row of y."""
-        builder, sums = self._builder, iter(totals)
-        vectors = [self._load(self._pointer(y, vector)) for vector in self._vectors]
+        builder, sums = self.builder, iter(totals)
+        vectors = [self.load(self.pointer(y, vector)) for vector in self.vectors]
         added = []
         for offset in offsets:
             same = self._spread(builder.gep(x, [offset]))
@@ -171,16 +182,16 @@ class _Kernel(_Registers):
 
     def _spread(self, pointer: Any) -> Any:
         """Return a vector of which each element is the number at a pointer."""
-        builder = self._builder
-        number = builder.load(builder.bitcast(pointer, self._number.as_pointer()), align=self._align)
-        return spread(builder, number, self._vector)
+        builder = self.builder
+        number = builder.load(builder.bitcast(pointer, self.number.as_pointer()), align=self.item)
+        return spread(builder, number, self.vector)
 
     def _multiples(self, stride: Any) -> list[Any]:
         """Return where each row starts."""
-        return [self._builder.mul(stride, _INDEX(row)) for row in self._rows]
+        return [self.builder.mul(stride, _INDEX(row)) for row in self.rows]
 
 
-def _repeated(builder: ir.IRBuilder, count: Any, values: list[Any], body: Callable[..., list[Any]]) -> list[Any]:
+def repeated(builder: ir.IRBuilder, count: Any, values: list[Any], body: Callable[..., list[Any]]) -> list[Any]:
     """Write a loop that runs `count` times, once at least, in which `body` makes new values; return the last ones."""
     before, loop, end = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("end")
     builder.branch(loop)

@@ -5,6 +5,7 @@ for float64, as one quotient. That of others is ``(1 - e^(-2 |x|)) / (1 + e^(-2 
 small one.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from attention_xp._engine.walkers.numpy.compiled.powers import CONTRACTED, power
 
 __all__ = ["tanh"]
 
-_ONE, _NOTHING = np.float32(1.0), np.float32(0.0)
+_ONE = np.float32(1.0)
 _A0, _A1, _B1, _B2, _TWO, _SMALL = (np.float32(c) for c in (945.0, 105.0, 420.0, 15.0, 2.0, 0.55))
 
 
@@ -31,14 +32,17 @@ def _tanh(x, constants):  # noqa: ARG001
 
 def _tanh_32(x, constants):
     square, gap = x * x, power(-_TWO * abs(x), constants)
-    small = x * ((_A0 + square * (_A1 + square)) / (_A0 + square * (_B1 + square * _B2)))
-    large = (_ONE - gap) / (_ONE + gap)
-    return small if abs(x) < _SMALL else (-large if x < _NOTHING else large)
+    is_small = abs(x) < _SMALL
+    above = _A0 + square * (_A1 + square) if is_small else _ONE - gap
+    below = _A0 + square * (_B1 + square * _B2) if is_small else _ONE + gap
+    quotient = above / below  # a single one, for division takes longest
+    return x * quotient if is_small else math.copysign(quotient, x)
 
 
 def _tanh_64(x, constants):
     square, gap = x * x, power(-2.0 * abs(x), constants)
-    above = 135135.0 + square * (17325.0 + square * (378.0 + square))
-    below = 135135.0 + square * (62370.0 + square * (3150.0 + square * 28.0))
-    large = (1.0 - gap) / (1.0 + gap)
-    return x * (above / below) if abs(x) < 0.4 else (-large if x < 0.0 else large)
+    is_small = abs(x) < 0.4
+    above = 135135.0 + square * (17325.0 + square * (378.0 + square)) if is_small else 1.0 - gap
+    below = 135135.0 + square * (62370.0 + square * (3150.0 + square * 28.0)) if is_small else 1.0 + gap
+    quotient = above / below
+    return x * quotient if is_small else math.copysign(quotient, x)

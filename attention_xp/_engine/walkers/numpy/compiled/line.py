@@ -1,0 +1,171 @@
+"""What is done to one line of scores, `KEYS` of a row of the query, as code for LLVM, and how numbers at addresses are read.
+
+Addresses of memory are integers: what lies there is read and written in vectors, without a view being made first.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from attention_xp._engine.walkers.numpy.compiled.powers import Lanes, power_of, spread
+from attention_xp._engine.walkers.numpy.compiled.registers import BYTE, WIDTH, Registers, repeated
+
+__all__ = ["KEYS", "add_line", "fetch", "keep_line", "largest_of_line", "number_at", "raise_line", "verdict"]
+
+KEYS = 64  # scores of a line
+_INDEX, _EIGHT = ir.IntType(32), ir.IntType(64)  # a number of eight flags
+_ONES = 0x0101010101010101  # eight flags that are 1
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def largest_of_line(_typing: Any, line: Any, one: Any) -> Any:
+    """Return the largest score of a line; NaN does not count, because its power is NaN whatever is subtracted.
+
+    `one` is of the dtype.
+    """
+
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
+        registers = _line(context, builder, one)
+        address = builder.inttoptr(arguments[0], BYTE.as_pointer())
+        largest = Lanes(builder, ir.Constant(registers.vector, [float("-inf")] * registers.lanes))
+        for vector in registers.vectors:
+            largest = _larger(Lanes(builder, registers.load(registers.pointer(address, vector))), largest)
+        return _folded(builder, largest.value, lambda *pair: _larger(*(Lanes(builder, half) for half in pair)).value)
+
+    return one(line, one), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def raise_line(_typing: Any, line: Any, shift: Any, sums: Any, constants: Any) -> Any:
+    """Replace a line of scores by powers of ``scores - shift``, and add these to the sums of a row, one vector of them."""
+
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
+        registers = _line(context, builder, shift)
+        address, sums = (builder.inttoptr(arguments[i], BYTE.as_pointer()) for i in (0, 2))
+        numbers = [
+            Lanes(builder, spread(builder, builder.extract_value(arguments[3], i), registers.vector)) for i in range(5)
+        ]
+        shift_of_all = Lanes(builder, spread(builder, arguments[1], registers.vector))
+        target = registers.pointer(sums, 0)
+        total = Lanes(builder, registers.load(target))
+        for vector in registers.vectors:
+            at = registers.pointer(address, vector)
+            raised = power_of(Lanes(builder, registers.load(at)) - shift_of_all, numbers)
+            builder.store(raised.value, at, align=registers.item)
+            total = total + raised
+        builder.store(total.value, target, align=registers.item)
+        return context.get_dummy_value()
+
+    return types.void(line, shift, sums, constants), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def add_line(_typing: Any, line: Any, address: Any, factor: Any, least: Any) -> Any:
+    """Add the numbers at an address times a factor to a line of scores; a product is `least` at least, or NaN."""
+
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
+        registers = _line(context, builder, factor)
+        to, of = (builder.inttoptr(arguments[i], BYTE.as_pointer()) for i in (0, 1))
+        factors, lowest = (Lanes(builder, spread(builder, arguments[i], registers.vector)) for i in (2, 3))
+        for vector in registers.vectors:
+            scores, more = (Lanes(builder, registers.load(registers.pointer(start, vector))) for start in (to, of))
+            more = factors * more
+            total = scores + more.chosen("<", lowest, lowest, more)
+            builder.store(total.value, registers.pointer(to, vector), align=registers.item)
+        return context.get_dummy_value()
+
+    return types.void(line, address, factor, least), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def keep_line(_typing: Any, line: Any, flags: Any, other: Any) -> Any:
+    """Replace the scores of a line by another number where flags, `KEYS` bytes, are 0."""
+
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
+        registers = _line(context, builder, other)
+        to, of = (builder.inttoptr(arguments[i], BYTE.as_pointer()) for i in (0, 1))
+        others = spread(builder, arguments[2], registers.vector)
+        some = ir.VectorType(BYTE, registers.lanes)
+        for vector in registers.vectors:
+            at = builder.gep(of, [_INDEX(vector * registers.lanes)])
+            flag = builder.load(builder.bitcast(at, some.as_pointer()), align=1)
+            is_kept = builder.icmp_unsigned("!=", flag, ir.Constant(some, [0] * registers.lanes))
+            target = registers.pointer(to, vector)
+            builder.store(builder.select(is_kept, registers.load(target), others), target, align=registers.item)
+        return context.get_dummy_value()
+
+    return types.void(line, flags, other), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def verdict(_typing: Any, flags: Any, step: Any, rows: Any) -> Any:
+    """Return whether some, and whether all flags of some lines are 1: `KEYS` bytes of each, which are 0 or 1."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        first, step, rows = arguments
+        kind = ir.VectorType(_EIGHT, KEYS // 8)
+        nothing, everything = (ir.Constant(kind, [number] * (KEYS // 8)) for number in (0, _ONES))
+
+        def body(flags: Any, some: Any, every: Any) -> list[Any]:
+            here = builder.load(builder.inttoptr(flags, kind.as_pointer()), align=1)
+            return [builder.add(flags, step), builder.or_(some, here), builder.and_(every, here)]
+
+        _, some, every = repeated(builder, rows, [first, nothing, everything], body)
+        answers = [
+            builder.icmp_unsigned("!=", _folded(builder, some, builder.or_), _EIGHT(0)),
+            builder.icmp_unsigned("==", _folded(builder, every, builder.and_), _EIGHT(_ONES)),
+        ]
+        return context.make_tuple(builder, signature.return_type, answers)
+
+    return types.UniTuple(types.boolean, 2)(flags, step, rows), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def fetch(_typing: Any, address: Any) -> Any:
+    """Tell the processor that the memory at an address is read soon; nothing happens where there is none."""
+
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
+        pointer, number = BYTE.as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch")
+        builder.call(function, [builder.inttoptr(arguments[0], pointer), number(0), number(2), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(address), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def number_at(_typing: Any, address: Any, one: Any) -> Any:
+    """Return the number at an address. `one` is of its dtype."""
+
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
+        kind = context.get_value_type(one)
+        return builder.load(builder.inttoptr(arguments[0], kind.as_pointer()))
+
+    return one(address, one), generate
+
+
+def _line(context: Any, builder: ir.IRBuilder, one: Any) -> Registers:
+    """Return the vectors of a line."""
+    number = context.get_value_type(one)
+    item = 4 if isinstance(number, ir.FloatType) else 8
+    return Registers(builder, number, (1, KEYS * item // WIDTH))
+
+
+def _larger(one: Lanes, other: Lanes) -> Lanes:
+    return one.chosen(">", other, one, other)
+
+
+def _folded(builder: ir.IRBuilder, vector: Any, join: Callable[[Any, Any], Any]) -> Any:
+    """Return one number from a vector, by joining its halves, the halves of what comes out, and so on."""
+    count = vector.type.count
+    while count > 1:
+        count //= 2
+        nothing = ir.Constant(vector.type, ir.Undefined)
+        places = (ir.Constant(ir.VectorType(_INDEX, count), list(range(first, first + count))) for first in (0, count))
+        vector = join(*(builder.shuffle_vector(vector, nothing, half) for half in places))
+    return builder.extract_element(vector, _INDEX(0))
