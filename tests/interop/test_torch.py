@@ -128,6 +128,20 @@ def test_autocast_gives_its_dtype():
     assert_close(found, wanted)
 
 
+@pytest.mark.parametrize("name", ["query", "attn_mask"])
+def test_autocast_makes_no_floats_of_integers(name):
+    x = normal(2, 4, 5, 8)
+    given = dict.fromkeys(("query", "key", "value"), x) | {name: torch.ones(2, 4, 5, 8 if name == "query" else 5).int()}
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=name):
+        scaled_dot_product_attention(**given)
+
+
+def test_a_flag_of_several_numbers_is_refused():
+    x = normal(2, 4, 5, 8)
+    with pytest.raises(TypeError, match="is_causal must be a bool"):
+        scaled_dot_product_attention(x, x[:, :, 1:], x[:, :, 1:], is_causal=torch.tensor([True, False]))
+
+
 def test_shapes_of_tensors_without_numbers():
     x = torch.empty(2, 4, 5, 8, device="meta")
     output = scaled_dot_product_attention(x, x, x, is_causal=True)
