@@ -1,5 +1,6 @@
 """torch's functions computed here, against torch itself."""
 
+import importlib
 import inspect
 import math
 import random
@@ -330,3 +331,10 @@ def test_what_has_no_place_in_params(name):
         multi_head_params(torch.nn.MultiheadAttention(8, 2, **{name: True}))
     with pytest.raises(TypeError, match="MultiheadAttention"):
         multi_head_params(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
+def test_a_module_with_projections_elsewhere_is_refused():
+    quantizable = importlib.import_module("torch.ao.nn.quantizable")
+    with pytest.raises(NotImplementedError, match="linear_Q"):
+        multi_head_params(quantizable.MultiheadAttention(8, 2))
