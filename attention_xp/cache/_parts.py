@@ -23,7 +23,7 @@ def check_parts(cache: Any) -> None:
 
     Arrays broadcast, and reading stops at the end of a buffer: what does not fit would mostly go unnoticed.
     """
-    parts = [getattr(array, "shape", None) for array in cache]
+    parts: list[Any] = [getattr(array, "shape", None) for array in cache]
     if None in parts:
         return
     key, value, *numbers = parts
