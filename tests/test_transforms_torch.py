@@ -2,6 +2,7 @@
 
 import importlib
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -337,3 +338,20 @@ def test_forward_mode_inside_forward_mode(library, options):
 
     for found, expected in zip(second("tiled"), second("dense"), strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}], ids=["plain", "causal"])
+def test_gradients_of_single_examples(library, options):
+    """A gradient inside `vmap`: torch's own kernel has no rule for a batch of batches, and warns of its loop."""
+    torch = library.namespace()
+    x = library.array(normal(3, 2, 2, 5, 8))
+    one = torch.func.grad(lambda a: ax.flash_attention(a, a + 1, a, **options).sin().sum())
+    expected = torch.stack([one(a) for a in x])
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # each of them once in a program, else
+    try:
+        with warnings.catch_warnings(action="error"):
+            found = torch.func.vmap(one)(x)
+    finally:
+        torch.set_warn_always(always)
+    torch.testing.assert_close(found, expected)

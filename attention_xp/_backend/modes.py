@@ -142,4 +142,13 @@ def is_mapped(*arrays: Array) -> bool:
     functorch = torch._C._functorch  # nor is there here
     if torch.compiler.is_compiling() or not _has_levels(torch):
         return False
-    return any(map(functorch.is_batchedtensor, arrays))
+    return any(_is_batched(functorch, a) for a in arrays)
+
+
+def _is_batched(functorch: Any, a: Array) -> bool:
+    """Whether one of the wrappers of a tensor, such as those of a gradient inside `vmap`, is that of a batch."""
+    while functorch.is_functorch_wrapped_tensor(a):
+        if functorch.is_batchedtensor(a):
+            return True
+        a = functorch.get_unwrapped(a)
+    return False

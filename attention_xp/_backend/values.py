@@ -96,7 +96,10 @@ def within(xp: Namespace, numbers: Array, low: int, high: int) -> Array:
 def as_int32(xp: Namespace, integers: Array) -> Array:
     """Return integers as int32; those of wider types beyond all positions, such as "no limit", become ``FAR`` or ``-FAR``."""
     wide = dtype_name(integers.dtype)
-    if wide == "int64":
+    if wide == "uint64":
+        integers = as_dtype(xp, integers, xp.int64)
+        integers = xp.where(integers < 0, FAR, integers)
+    if wide in ("int64", "uint64"):
         integers = within(xp, integers, -FAR, FAR)
     narrow = as_dtype(xp, integers, xp.int32)
     return xp.where(narrow < 0, FAR, narrow) if wide == "uint32" else narrow

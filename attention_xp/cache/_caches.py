@@ -8,6 +8,7 @@ from attention_xp._backend.libraries import common_namespace, device as device_o
 from attention_xp._checks.numbers import check_count
 from attention_xp._public_types import Generic, HeldT
 from attention_xp._typing import Array, Device, DType, Namespace
+from attention_xp.cache._parts import check_parts
 
 __all__ = [
     "Cache",
@@ -236,10 +237,11 @@ def lengths(cache: Cache) -> Any:
 
 
 def check_kind(cache: Any) -> None:
-    """Refuse what is no cache."""
+    """Refuse what is no cache, and one whose arrays do not fit each other."""
     if not isinstance(cache, _KINDS):
         names = ", ".join(kind.__name__ for kind in _KINDS)
         raise TypeError(f"cache must be one of {names}, got {type(cache).__name__}")
+    check_parts(cache)
 
 
 def check_cache(cache: Any) -> Namespace:

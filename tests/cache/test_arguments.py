@@ -203,3 +203,25 @@ def test_tangents_of_forward_mode_are_kept(library, kind):
         found = forward.unpack_dual(attend(cache, query)).tangent
         expected = forward.unpack_dual(flash_attention(query, key, value)).tangent
     torch.testing.assert_close(found, expected)
+
+
+WRONG_PARTS = {
+    "value_of_other_items": ("static", "value", lambda a: a[:1, ...]),
+    "value_of_other_length": ("rolling", "value", lambda a: a[:, :, :-1, :]),
+    "key_without_heads": ("dense", "key", lambda a: a[:, 0, ...]),
+    "lengths_of_one_item": ("static", "lengths", lambda a: a[:1, ...]),
+    "a_number_of_booleans": ("static", "lengths", lambda a: a > 0),
+    "fewer_pages_of_values": ("paged", "value_pages", lambda a: a[:-1, ...]),
+    "a_table_of_one_item": ("paged", "block_table", lambda a: a[:1, ...]),
+    "fewer_references": ("paged", "references", lambda a: a[:-1, ...]),
+}
+
+
+@pytest.mark.parametrize(("kind", "name", "change"), WRONG_PARTS.values(), ids=WRONG_PARTS)
+def test_arrays_that_do_not_fit_each_other_are_refused(library, kind, name, change):
+    rows = [library.array(a[:, :, :3]) for a in (KEY, VALUE)]
+    query, cache = library.array(QUERY[:, :, :1]), append(empty(library, kind), *rows)
+    wrong = cache._replace(**{name: change(getattr(cache, name))})
+    for call in (lambda: append(wrong, *rows), lambda: attend(wrong, query), lambda: seen(wrong)):
+        with pytest.raises((TypeError, ValueError), match=rf"{name} (\(|must be an integer array)"):
+            call()

@@ -1,5 +1,6 @@
 """torch's functions computed here, against torch itself."""
 
+import importlib
 import inspect
 import math
 import random
@@ -126,6 +127,20 @@ def test_autocast_gives_its_dtype():
         wanted, found = (f(x, x, x) for f in (F.scaled_dot_product_attention, scaled_dot_product_attention))
     assert found.dtype == wanted.dtype == torch.bfloat16
     assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["query", "attn_mask"])
+def test_autocast_makes_no_floats_of_integers(name):
+    x = normal(2, 4, 5, 8)
+    given = dict.fromkeys(("query", "key", "value"), x) | {name: torch.ones(2, 4, 5, 8 if name == "query" else 5).int()}
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=name):
+        scaled_dot_product_attention(**given)
+
+
+def test_a_flag_of_several_numbers_is_refused():
+    x = normal(2, 4, 5, 8)
+    with pytest.raises(TypeError, match="is_causal must be a bool"):
+        scaled_dot_product_attention(x, x[:, :, 1:], x[:, :, 1:], is_causal=torch.tensor([True, False]))
 
 
 def test_shapes_of_tensors_without_numbers():
@@ -316,3 +331,10 @@ def test_what_has_no_place_in_params(name):
         multi_head_params(torch.nn.MultiheadAttention(8, 2, **{name: True}))
     with pytest.raises(TypeError, match="MultiheadAttention"):
         multi_head_params(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
+def test_a_module_with_projections_elsewhere_is_refused():
+    quantizable = importlib.import_module("torch.ao.nn.quantizable")
+    with pytest.raises(NotImplementedError, match="linear_Q"):
+        multi_head_params(quantizable.MultiheadAttention(8, 2))

@@ -279,3 +279,20 @@ def test_block_masks_inside_vmap():
 
     wanted = [flash_attention(a, a, a, d[:, None] == d) for a, d in zip(x, documents, strict=True)]
     assert_close(torch.vmap(attend)(x, documents), torch.stack(wanted))
+
+
+@pytest.mark.parametrize(
+    "dtypes", [["float32"] * 3, ["float32", "bfloat16", "float32"], ["float16"] * 3, ["float64"] * 3]
+)
+def test_autocast_gives_its_dtype(dtypes):
+    given = [a.to(getattr(torch, dtype)) for a, dtype in zip((QUERY, KEY, VALUE), dtypes, strict=True)]
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted, found = (f(*given) for f in (flex.flex_attention, flex_attention))
+    assert found.dtype == wanted.dtype
+    torch.testing.assert_close(found, wanted, rtol=2e-2, atol=2e-2)
+
+
+def test_a_score_mod_without_keys_gives_zeros():
+    output = flex_attention(QUERY, KEY[:, :, :0], VALUE[:, :, :0], lambda score, b, h, q, k: 2 * score)
+    assert output.shape == (B, H, S, 6)
+    assert not output.any()

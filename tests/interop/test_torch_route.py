@@ -222,3 +222,16 @@ def test_routes_of_one_thread_that_end_in_any_order():
     with route() as routed:
         kept(X[None], X[None], X[None])
     assert routed.calls == 1
+
+
+def test_what_somebody_puts_there_inside_stays_and_the_fast_path_comes_back():
+    def theirs(*args, **kwargs):
+        return OWN(*args, **kwargs)
+
+    try:
+        with route():
+            functional.scaled_dot_product_attention = theirs
+        assert functional.scaled_dot_product_attention is theirs
+        assert torch.backends.mha.get_fastpath_enabled()
+    finally:
+        functional.scaled_dot_product_attention = OWN

@@ -305,3 +305,26 @@ def test_whoever_reads_the_storage_gets_the_numbers():
         np.testing.assert_array_equal(np.asarray(read(mask)), numbers)
     np.testing.assert_array_equal(mask.share_memory_().numpy(), numbers)
     assert copy.deepcopy(mask).rule == mask.rule
+
+
+def test_padding_may_be_mapped() -> None:
+    """As for gradients of single examples, where nobody can look at it."""
+    model, functional_call = model_of("llama"), torch.func.functional_call
+    ids, is_token = torch.arange(3, 15).reshape(2, 6), torch.tensor([[1] * 6, [0] * 2 + [1] * 4])
+
+    def loss(weight: torch.Tensor, ids: torch.Tensor, is_token: torch.Tensor) -> torch.Tensor:
+        given = {"attention_mask": is_token[None], "use_cache": False}
+        return functional_call(model, {"lm_head.weight": weight}, (ids[None],), given).logits[0, -1].logsumexp(-1)
+
+    gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
+    found = []
+    for name in ("attention_xp", "eager"):
+        model.set_attn_implementation(name)
+        found.append(gradients(model.lm_head.weight, ids, is_token))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_of_integers_shows_the_same_numbers() -> None:
+    is_token = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])
+    numbers, wanted = (attention_mask(2, 4, 4, attention_mask=mask) + 0 for mask in (is_token, is_token.bool()))
+    assert torch.equal(numbers, wanted)

@@ -77,15 +77,22 @@ NO_LIMIT = {
     "lengths": lambda make: {"mask": LengthMask(make([2**62] * 2, "int64"))},
     "query_lengths": lambda make: {"query_lengths": make([2**63 - 1] * 2, "int64")},
     "unsigned": lambda make: {"key_lengths": make([2**31] * 2, "uint32")},
+    "unsigned_64": lambda make: {"key_lengths": make([2**32 + 1] * 2, "uint64")},
     "buckets": lambda make: {"bias": RelativePositionBias(make(np.zeros(32)), max_distance=2**40)},
 }
 
 
 @pytest.mark.parametrize("limit", NO_LIMIT.values(), ids=NO_LIMIT)
 def test_a_limit_that_no_position_reaches(library, xp, make, impl, limit):
-    if "int64" in limit.__code__.co_consts and library.like("jax") and xp.asarray(1).dtype != xp.int64:
+    if {"int64", "uint64"} & set(limit.__code__.co_consts) and library.like("jax") and xp.asarray(1).dtype != xp.int64:
         pytest.skip("without x64, JAX has no such numbers")
     output = flash_attention(*map(make, QKV), query_offset=0, impl=impl, **limit(make))
+    assert_close(output, reference.attention(*QKV).output, library)
+
+
+@pytest.mark.backends("numpy", "strict")
+def test_a_limit_that_no_signed_integer_holds(library, make):
+    output = flash_attention(*map(make, QKV), key_lengths=make([2**64 - 1] * 2, "uint64"))
     assert_close(output, reference.attention(*QKV).output, library)
 
 

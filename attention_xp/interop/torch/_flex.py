@@ -10,6 +10,7 @@ from attention_xp._checks.arrays import shapes
 from attention_xp._statistics import attention_statistics
 from attention_xp._typing import ScoreMod
 from attention_xp.biases import Bias
+from attention_xp.interop.torch._autocast import as_autocast
 from attention_xp.interop.torch._block_masks import rule_from_block_mask
 from attention_xp.interop.torch._scalars import score_over_tiles
 from attention_xp.masks import Mask
@@ -101,6 +102,7 @@ def flex_attention(
     torch.Size([2])
     """
     _check_arrays(query, key, value, enable_gqa)
+    query, key, value = as_autocast(query, key, value)
     if kernel_options:
         raise NotImplementedError(
             f"kernel_options are settings of torch's kernels, which do not compute here: {kernel_options}"

@@ -31,7 +31,8 @@ def multi_head_params(module: torch.nn.MultiheadAttention) -> MultiHeadParams[to
     TypeError
         If `module` is of another class.
     NotImplementedError
-        If the module has ``add_bias_kv`` or ``add_zero_attn``: keys and values of its own, for which there is no place.
+        If the module has ``add_bias_kv`` or ``add_zero_attn``: keys and values of its own, for which there is no place; or
+        if it is the quantizable one, which keeps its projections elsewhere.
 
     Notes
     -----
@@ -51,6 +52,10 @@ def multi_head_params(module: torch.nn.MultiheadAttention) -> MultiHeadParams[to
     """
     if not isinstance(module, torch.nn.MultiheadAttention):
         raise TypeError(f"module must be a torch.nn.MultiheadAttention, got {type(module).__name__}")
+    if hasattr(module, "linear_Q"):
+        raise NotImplementedError(
+            "linear_Q, linear_K and linear_V of the quantizable module take the place of the projections that are read here"
+        )
     if module.bias_k is not None:
         raise NotImplementedError(
             "add_bias_kv: the module appends a key and a value of its own; append them to the inputs"

@@ -92,8 +92,9 @@ def route() -> Iterator[Routed]:
             _thread.has_mode = False
         with _lock:
             _routes.remove(routed)
-            if not _routes and functional.scaled_dot_product_attention is _routed:
-                functional.scaled_dot_product_attention = _own[0]
+            if not _routes:
+                if functional.scaled_dot_product_attention is _routed:  # what somebody else has put there stays
+                    functional.scaled_dot_product_attention = _own[0]
                 torch.backends.mha.set_fastpath_enabled(_fast[0])
 
 

@@ -17,6 +17,8 @@ def score_over_tiles(score_mod: Callable[..., torch.Tensor]) -> Callable[..., to
     mapped = _mapped(score_mod, "bhqk", takes_score=True)
 
     def of_tile(score: torch.Tensor, *places: torch.Tensor) -> torch.Tensor:
+        if 0 in score.shape:  # over no pairs, `vmap` fails
+            return score
         with _Indexing():
             return mapped(score, *(index.reshape(-1) for index in places))
 

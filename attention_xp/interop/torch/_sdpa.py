@@ -8,8 +8,9 @@ from torch.nn.attention.bias import CausalBias, CausalVariant
 
 from attention_xp._attention import flash_attention
 from attention_xp._checks.arrays import shapes
-from attention_xp._checks.numbers import check_number
+from attention_xp._checks.numbers import check_flag, check_number
 from attention_xp.interop._border import as_flag, check_tensors, named_as
+from attention_xp.interop.torch._autocast import as_autocast
 
 __all__ = ["scaled_dot_product_attention"]
 
@@ -82,10 +83,11 @@ def scaled_dot_product_attention(
     torch.Size([2, 4, 5, 8])
     """
     _check_tensors(query=query, key=key, value=value)
-    query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
+    query, key, value, attn_mask = as_autocast(query, key, value, attn_mask)
     enable_gqa = as_flag("enable_gqa", enable_gqa)
     has_new_axis = enable_gqa and max(query.ndim, key.ndim, value.ndim) == 3
     query, key, value = _lined_up(query, key, value, enable_gqa)
+    is_causal = check_flag("is_causal", is_causal)
     # A call is checked once for all of its kind only if nothing but plain options is given.
     options: dict[str, Any] = {"is_causal": is_causal, "scale": scale}
     if is_causal and query.shape[-2] != key.shape[-2]:
@@ -124,15 +126,6 @@ def _check_mask(mask: Any) -> None:
         raise TypeError(f"attn_mask must be boolean or floating, got {mask.dtype}")
     if mask.ndim < 2:
         raise ValueError(f"attn_mask must have 2 axes or more: expected (..., Sq, Sk), {shapes(attn_mask=mask)}")
-
-
-def _autocast(*tensors: torch.Tensor | None) -> Any:
-    """Return tensors in the dtype that torch's autocast gives its own function, whose list is not ours to join."""
-    kind = tensors[0].device.type  # type: ignore[union-attr]
-    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
-        return tensors
-    dtype, kept = torch.get_autocast_dtype(kind), (torch.bool, torch.float64)
-    return tuple(a if a is None or isinstance(a, CausalBias) or a.dtype in kept else a.to(dtype) for a in tensors)
 
 
 def _lined_up(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grouped: bool) -> tuple[torch.Tensor, ...]:

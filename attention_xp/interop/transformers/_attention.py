@@ -13,6 +13,7 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import _active_collector
 
 from attention_xp import flash_attention, scaled_dot_product_attention
+from attention_xp._backend.modes import is_mapped
 from attention_xp._checks.arrays import shapes
 from attention_xp._checks.numbers import check_count, check_number
 from attention_xp._scores.region import span_between
@@ -127,7 +128,7 @@ def attention_mask(
     -------
     array or None
         ``(B, 1, Sq, Sk)``, a tensor without storage: it shows the numbers of ``eager_mask`` when an operation of torch asks
-        for them. While torch traces or compiles, an array that holds these numbers.
+        for them. While torch traces or compiles, and for padding inside of `vmap`, an array that holds these numbers.
     """
     arguments = {
         "batch_size": batch_size,
@@ -141,7 +142,8 @@ def attention_mask(
         "use_vmap": use_vmap,
         "device": device,
     }
-    if is_tracing(q_offset if attention_mask is None else attention_mask):
+    is_padded = attention_mask is not None
+    if is_tracing(attention_mask if is_padded else q_offset) or (is_padded and is_mapped(attention_mask)):
         return eager_mask(**arguments, allow_is_bidirectional_skip=allow_is_bidirectional_skip)
     for name, size in (("batch_size", batch_size), ("q_length", q_length), ("kv_length", kv_length)):
         check_count(name, size, low=0)
@@ -149,10 +151,11 @@ def attention_mask(
     arguments |= {name: as_index(name, n) for name, n in {"q_offset": q_offset, "kv_offset": kv_offset}.items()}
     if attention_mask is not None:
         _check_padding(attention_mask, batch_size)
+        arguments["attention_mask"] = attention_mask = attention_mask.to(device=device, dtype=torch.bool)
     shift = arguments["kv_offset"]
     rules = [translated(mask_function, shift, is_mapped=use_vmap)]
     if attention_mask is not None:
-        rules.append(padding_rule(attention_mask.to(device=device, dtype=torch.bool), shift, kv_length))
+        rules.append(padding_rule(attention_mask, shift, kv_length))
     query_offset = arguments["q_offset"] - shift
     rule = _simplest(conjunction(rules), q_length, kv_length, query_offset)
     if allow_is_bidirectional_skip and rule == EVERYTHING:

@@ -1,0 +1,43 @@
+"""Whether the arrays of a cache fit each other, which may be anybody's."""
+
+from typing import Any
+
+from attention_xp._backend.dtypes import dtype_name
+from attention_xp._checks.arrays import shapes
+
+__all__ = ["check_parts"]
+
+_LETTERS = {
+    "key": "(B, Hkv, C, D)",
+    "value": "(B, Hkv, C, Dv)",
+    "key_pages": "(num_pages, Hkv, page_size, D)",
+    "value_pages": "(num_pages, Hkv, page_size, Dv)",
+    "block_table": "(B, any)",
+    "lengths": "(B,)",
+    "references": "(num_pages,)",
+}
+
+
+def check_parts(cache: Any) -> None:
+    """Refuse a cache whose arrays do not fit each other; what is no array at all is refused elsewhere.
+
+    Arrays broadcast, and reading stops at the end of a buffer: what does not fit would mostly go unnoticed.
+    """
+    parts: list[Any] = [getattr(array, "shape", None) for array in cache]
+    if None in parts:
+        return
+    key, value, *numbers = parts
+    fits = len(key) == len(value) == 4 and key[:3] == value[:3]
+    if len(numbers) == 1:
+        fits = fits and numbers[0] == key[:1]
+    else:
+        table, lengths, references = numbers
+        fits = fits and len(table) == 2 and table[:1] == lengths and references == key[:1]
+    if not fits:
+        letters = ", ".join(f"{name} {_LETTERS[name]}" for name in cache._fields)
+        raise ValueError(
+            f"the arrays of the {type(cache).__name__} do not fit each other: expected {letters}, {shapes(**cache._asdict())}"
+        )
+    kind = dtype_name(cache.lengths.dtype)
+    if not kind.startswith(("int", "uint")):
+        raise TypeError(f"cache.lengths must be an integer array, got {kind}")
