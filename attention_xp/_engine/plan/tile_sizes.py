@@ -21,6 +21,7 @@ __all__ = [
     "TileShape",
     "backward_tile_shape",
     "backward_tile_sizes",
+    "compiled_backward_shape",
     "compiled_shape",
     "stack",
     "strip_size",
@@ -56,6 +57,7 @@ CROWDED = 512  # lines whose starts are a multiple of so many numbers apart comp
 _PAIRS_COMPILED = 2**22  # of a job of compiled loops, at most
 _PAIRS_OF_RULE = 2**19  # likewise, where a rule gives an array of what is added to their scores
 
+_ROWS_COMPILED_BACKWARD = 512
 _JOBS, _JOBS_BACKWARD = 3, 2  # for each thread, at least; backward the last ones are cut further
 
 
@@ -110,6 +112,15 @@ def compiled_shape(problem: Problem, threads: int) -> TileShape:
     heads = _stacked(problem, height // Sq) if _is_uniform_along_heads(problem) else 1
     rows = height // heads if problem.tile is None else problem.tile[0]
     return TileShape(heads, _equal_parts(Sq, rows), Sk, folded=False)
+
+
+def compiled_backward_shape(problem: Problem, threads: int) -> TileShape:
+    """Return the same for the backward pass, in which the query heads of a group are in the same job."""
+    shape = compiled_shape(problem, threads)
+    is_alone = problem.tile is not None or not _is_uniform_along_heads(problem)
+    heads = 1 if is_alone else max(shape.heads, problem.group)
+    rows = shape.rows if problem.tile is not None else _equal_parts(problem.query.shape[-2], _ROWS_COMPILED_BACKWARD)
+    return TileShape(heads, rows, shape.columns, folded=False)
 
 
 def _has_bands(problem: Problem) -> bool:

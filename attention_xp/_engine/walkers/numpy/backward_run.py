@@ -24,7 +24,7 @@ from attention_xp._engine.walkers.numpy.lines import length_beside, turned
 from attention_xp._engine.walkers.numpy.place import Place
 from attention_xp._typing import Array
 
-__all__ = ["Common", "KeysOf", "Run"]
+__all__ = ["Common", "KeysOf", "Run", "delta_of"]
 
 _CALM = -20.0, 40.0  # powers of two: for sums of weights between them, neither weights nor gradients lose digits
 
@@ -122,7 +122,7 @@ class Run:
         problem, at = common.problem, (*place.at, slice(*rows))
         known, shape = common.known.at(*at), (keys.heads, place.heads // keys.heads, rows[1] - rows[0])
         query = _scaled(shape, problem.query[at], scale_in_base(problem), None, buffers[0])
-        delta, factor = _delta(problem, known)[..., None], survival_factor(problem)
+        delta, factor = delta_of(problem, known)[..., None], survival_factor(problem)
         share = common.share if isinstance(common.share, float) else common.share[at]
         delta = delta * share
         column = -delta if _more_columns(problem) else None
@@ -163,7 +163,7 @@ def _scaled(
     return out
 
 
-def _delta(problem: Problem, known: Known) -> Array:
+def delta_of(problem: Problem, known: Known) -> Array:
     """Return the same as `Known.delta`, without an array of all products."""
     sums = np.vecdot(known.output, known.gradient)
     return sums if known.grad_lse is None else sums - known.grad_lse.astype(problem.dtype, copy=False)

@@ -8,16 +8,16 @@ import numpy as np
 from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.plan.tile_sizes import TileShape, compiled_shape
 from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.tile.arithmetic import Arithmetic
 from attention_xp._engine.tile.step import Running, log_sum_exp, normalized, start
 from attention_xp._engine.walkers.numpy.compiled.steps import Steps, address_of
 from attention_xp._engine.walkers.numpy.forward_walk import ForwardWalk
 from attention_xp._engine.walkers.numpy.heads import is_finite
-from attention_xp._engine.walkers.numpy.in_place import InPlace
 from attention_xp._engine.walkers.numpy.place import Place
 from attention_xp._engine.walkers.numpy.pool import run_jobs
 from attention_xp._engine.walkers.numpy.route import Route
 from attention_xp._engine.walkers.numpy.scratch import lent
-from attention_xp._engine.walkers.numpy.stretches import Stretches
+from attention_xp._engine.walkers.numpy.stretches import StretchesOf
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 
@@ -45,13 +45,10 @@ class _Walk(ForwardWalk):
         return Route(self.problem, self.shape, widest=self.shape.columns, together=0)  # a tile costs nothing by itself
 
 
-class _Primitives(InPlace):
-    """What is done outside the loops: rules are evaluated, and outputs divided by the sums of the weights."""
+class _Division(Arithmetic):
+    """Division of outputs by the sums of the weights, in the memory of the result."""
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem)
-        self.by_keys, self._flags = False, bool
-        self.output: Array  # (..., G, m, Dv), where the rows at hand belong
+    output: Array  # (..., G, m, Dv), where the rows at hand belong
 
     def divide(self, x: Array, y: Array) -> Array:
         """Return x / y where the rows at hand belong."""
@@ -68,7 +65,7 @@ class _Worker:
         problem, steps, rows = walk.problem, walk.steps, walk.shape.heads * walk.shape.rows
         widths = problem.query.shape[-1], steps.width(problem.value.shape[-1]), steps.lanes
         packed = steps.packed_size(max(walk.shape.heads // problem.group, 1), *problem.key.shape[-2:])
-        with lent([*(rows * width for width in widths), packed, steps.scores()], problem.dtype) as buffers:
+        with lent([*(rows * width for width in widths), packed, steps.scores(1)], problem.dtype) as buffers:
             yield cls(walk, buffers).attend
 
     def __init__(self, walk: _Walk, buffers: list[Array]) -> None:
@@ -77,8 +74,8 @@ class _Worker:
         self._most = walk.shape.heads * walk.shape.rows
         self._met: tuple[int, ...] | None = None  # where the keys and values at hand lie, and how many heads they are
         self._keys: tuple[Array, Array]
-        self._ops = _Primitives(walk.problem)
-        self._stretches: dict[Bounds, Stretches] = {}
+        self._ops = _Division(walk.problem)
+        self._stretches = StretchesOf(walk.problem, walk.route)
 
     def attend(self, job: int) -> None:
         """Compute one block of rows of some heads."""
@@ -115,9 +112,9 @@ class _Worker:
         result = output.reshape(*lead, m, -1)[..., :Dv]
         running = start(self.problem, region, result, shift=None)
         peak, total = (np.array(a, sums.dtype).reshape(G, m) for a in (running.peak, running.total))
-        stretches = self._stretches_of(region, place, rows)
+        stretches = self._stretches.of(region, place, rows)
         arrays, state = (query, *self._keys_of(place)), (peak, sums, total, output)
-        self._steps.attend(stretches.table, stretches.addends, arrays, state, self._scores)
+        self._steps.attend(stretches[:2], arrays, state, self._scores)
         return Running(peak.reshape(*lead, m, 1), total.reshape(*lead, m, 1), result)
 
     def _keys_of(self, place: Place) -> tuple[Array, Array]:
@@ -130,13 +127,3 @@ class _Worker:
             self._met = name
             self._keys = self._steps.pack(key, self._packed), self._steps.padded(value)
         return self._keys
-
-    def _stretches_of(self, region: Region, place: Place, rows: Bounds) -> Stretches:
-        """Return the stretches of a block; those that are the same for all heads are made once."""
-        tiles = self.walk.route.tiles(place, rows)
-        if len(self.problem.addends) > 0 or not self.problem.shift_invariant(self.problem.rules):
-            return Stretches.of(region, tiles, self._ops.allowed)
-        known = self._stretches.get(rows)
-        if known is None:
-            known = self._stretches[rows] = Stretches.of(region, tiles, self._ops.allowed)
-        return known

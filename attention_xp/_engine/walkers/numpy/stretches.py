@@ -8,13 +8,15 @@ import numpy as np
 from attention_xp._backend.dtypes import as_dtype
 from attention_xp._engine.plan.plan import Bounds, Tile
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.walkers.numpy.in_place import Patches
+from attention_xp._engine.walkers.numpy.in_place import InPlace, Patches
+from attention_xp._engine.walkers.numpy.place import Place
+from attention_xp._engine.walkers.numpy.route import Route
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
 from attention_xp.biases._bias import evaluated
 
-__all__ = ["Stretches"]
+__all__ = ["Stretches", "StretchesOf"]
 
 _NUMBERS = (
     7  # of a stretch: bounds of rows and keys, the address of flags, and their bytes from row to row, head to head
@@ -40,6 +42,32 @@ class Stretches(NamedTuple):
         addends = [_address(_numbers(region, addend), held) for addend in problem.addends]
         table = np.asarray(rows, np.int64).reshape(-1, _NUMBERS)
         return cls(table, np.asarray(addends, np.int64).reshape(-1, 3), tuple(held))
+
+
+class StretchesOf:
+    """The stretches of the blocks of one call, for one thread; those that are the same for all heads are made once."""
+
+    def __init__(self, problem: Problem, route: Route) -> None:
+        self._problem, self._route = problem, route
+        self._rules = _Rules(problem)
+        self._known: dict[Bounds, Stretches] = {}
+
+    def of(self, region: Region, place: Place, rows: Bounds) -> Stretches:
+        """Return the stretches of some rows."""
+        known, problem = self._known.get(rows), self._problem
+        if known is None:
+            known = Stretches.of(region, self._route.tiles(place, rows), self._rules.allowed)
+            if len(problem.addends) == 0 and problem.shift_invariant(problem.rules):
+                self._known[rows] = known
+        return known
+
+
+class _Rules(InPlace):
+    """Evaluates rules as flags in the order of the scores of compiled loops, which lie as queries x keys."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.by_keys, self._flags = False, bool
 
 
 def _of_tile(region: Region, tile: Tile, allowed: Any, held: list[Array]) -> Iterator[_Row]:

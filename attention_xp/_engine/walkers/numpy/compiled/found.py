@@ -33,14 +33,7 @@ def steps_of(problem: Problem) -> Steps | None:
     """Return the compiled tile steps for a problem; ``None`` where a step needs functions of Python, or is not compiled."""
     if problem.score_mod is not None or problem.seed is not None or _is_small(problem) or loops() is None:
         return None
-    return Steps(_attended(), problem)
-
-
-@cache
-def _attended() -> ModuleType:
-    from attention_xp._engine.walkers.numpy.compiled import attended  # noqa: PLC0415  # imports numba
-
-    return attended
+    return Steps(problem)
 
 
 @cache

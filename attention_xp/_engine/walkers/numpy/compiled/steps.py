@@ -1,6 +1,7 @@
 """The compiled tile steps of one problem: what they need besides the arrays of a block of rows."""
 
-from types import ModuleType
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,36 +22,44 @@ def address_of(array: Array) -> int:
 class Steps:
     """Steps over all keys of a block of rows, in one dtype."""
 
-    def __init__(self, loops: ModuleType, problem: Problem) -> None:
-        self._loops, self.dtype = loops, np.dtype(problem.dtype)
-        self.log_e = base_of(problem.xp).log_e
-        self.lanes = int(loops.WIDTH) // self.dtype.itemsize  # numbers of a vector
-        self._constants = tuple(Constants.of(self.dtype, is_natural=self.log_e == 1.0))
-        self._natural = tuple(Constants.of(self.dtype, is_natural=True))
+    def __init__(self, problem: Problem) -> None:
+        from attention_xp._engine.walkers.numpy.compiled import attended, bands, differentiated  # noqa: PLC0415  # import numba
+
+        self._attend: Any = attended.attend
+        self._differentiate: Any = differentiated.differentiate
+        self._pack: Any = bands.pack
+        self._band, self._keys = bands.BAND, bands.KEYS
+        self.dtype = np.dtype(problem.dtype)
+        self.lanes = bands.WIDTH // self.dtype.itemsize  # numbers of a vector
+        log_e = base_of(problem.xp).log_e
         # Without a soft cap, the factor of the base is that of the query; with one, it is the tangent's.
-        self.query_factor = query_factor(problem) * (self.log_e if problem.softcap is None else 1.0)
-        cap = 0.0 if problem.softcap is None else problem.softcap * self.log_e
+        factor, cap = (log_e, 0.0) if problem.softcap is None else (1.0, problem.softcap * log_e)
+        self.query_factor, self.key_factor = query_factor(problem) * factor, 1.0 / factor
         least = -0.5 * float(np.finfo(self.dtype).max)
-        self._factors = tuple(map(self.dtype.type, (cap, self.log_e, least)))
+        self._options = (
+            tuple(map(self.dtype.type, (cap, log_e, least))),
+            tuple(Constants.of(self.dtype, is_natural=log_e == 1.0)),
+            tuple(Constants.of(self.dtype, is_natural=True)),
+        )
 
     def width(self, numbers: int) -> int:
         """Return how many numbers whole vectors hold that have room for so many."""
         return -(-numbers // self.lanes) * self.lanes
 
-    def scores(self) -> int:
-        """Return how many numbers the scores of a step are."""
-        return int(self._loops.BAND * self._loops.KEYS)
+    def scores(self, count: int) -> int:
+        """Return how many numbers so many arrays of the scores of a band have, and one line."""
+        return (count * self._band + 1) * self._keys
 
     def packed_size(self, K: int, Sk: int, W: int) -> int:
         """Return how many numbers packed keys are."""
-        return int(K * -(-Sk // self._loops.KEYS) * W * self._loops.KEYS)
+        return K * -(-Sk // self._keys) * W * self._keys
 
     def pack(self, rows: Array, buffer: Array) -> Array:
         """Write keys (K, Sk, W) to a buffer as (K, chunks, W, KEYS), and return them: those of a chunk are side by side."""
         rows = rows.astype(self.dtype, copy=False)
         K, Sk, W = rows.shape
-        packed = buffer[: self.packed_size(K, Sk, W)].reshape(K, -1, W, self._loops.KEYS)
-        self._loops.pack(address_of(rows), rows.strides, Sk, packed)
+        packed = buffer[: self.packed_size(K, Sk, W)].reshape(K, -1, W, self._keys)
+        self._pack(address_of(rows), rows.strides, Sk, packed)
         return packed
 
     def padded(self, rows: Array) -> Array:
@@ -64,13 +73,35 @@ class Steps:
         return wide
 
     def attend(
-        self, table: Array, addends: Array, arrays: tuple[Array, ...], state: tuple[Array, ...], strip: Array
+        self, stretches: tuple[Array, Array], arrays: Sequence[Array], state: Sequence[Array], scores: Array
     ) -> None:
         """Add all keys and values to the state of a block of rows, see `attended.attend`."""
-        loops = self._loops
-        strip = strip.reshape(loops.BAND, loops.KEYS)
-        edge, seen = np.empty(strip.shape, np.uint8), np.empty(loops.BAND, np.uint8)
-        options = self._factors, self._constants, self._natural
         query, key, value = arrays
-        place = address_of(value), *value.strides[:2]
-        loops.attend(table, query, key, place, addends, *options, *state, strip, edge, seen)
+        table, addends = stretches
+        self._attend(table, query, key, _place(value), addends, *self._options, *state, *self._memory(scores))
+
+    def differentiate(
+        self,
+        stretches: tuple[Array, Array],
+        rows: Sequence[Array],
+        packed: Sequence[Array],
+        key: Array,
+        known: Sequence[Array],
+        sums: Sequence[Array],
+        scores: Array,
+    ) -> None:
+        """Add to the gradients of a block of rows, see `differentiated.differentiate`."""
+        table, addends = stretches
+        places = tuple(map(_place, sums))
+        arrays = tuple(rows), tuple(packed), _place(key)
+        self._differentiate(table, *arrays, addends, *self._options, *known, places, *self._memory(scores))
+
+    def _memory(self, scores: Array) -> tuple[Array, Array, Array]:
+        """Return memory for scores, for flags of a band, and for what is allowed of its strips."""
+        edge, seen = np.empty((self._band, self._keys), np.uint8), np.empty(self._band, np.uint8)
+        return scores.reshape(-1, self._keys), edge, seen
+
+
+def _place(array: Array) -> tuple[int, int, int]:
+    """Return where rows (K, n, W) are, and the bytes from head to head and from row to row."""
+    return address_of(array), *array.strides[:2]

@@ -1,0 +1,107 @@
+"""What the compiled steps forward and backward share: a band of rows meets `KEYS` keys, and their scores lie in the nearest cache.
+
+The rows of a band are met in strips of `ROWS`; a strip of which no pair is allowed is left out. Arrays are given as addresses
+where their parts are handed on: a view of an array counts as one more owner of it, which takes as long as a few products.
+"""
+
+import numpy as np
+
+from attention_xp._engine.walkers.numpy.compiled.compiling import compiled, inlined
+from attention_xp._engine.walkers.numpy.compiled.line import KEYS, add_line, fetch, number_at, verdict
+from attention_xp._engine.walkers.numpy.compiled.multiplied import multiply_rows
+from attention_xp._engine.walkers.numpy.compiled.registers import ROWS, WIDTH
+from attention_xp._engine.walkers.numpy.compiled.scalars import tanh
+
+__all__ = ["BAND", "EVERY", "KEYS", "NONE", "SOME", "TALL", "WIDTH", "add", "bend", "look", "pack", "score"]
+
+BAND = 8 * ROWS  # rows whose scores lie in the nearest cache, beside the keys or the values that they meet
+TALL = 4 * BAND  # rows that meet the same keys while these are in the next cache
+NONE, SOME, EVERY = range(3)  # of the pairs of a strip are allowed
+_CACHE_LINE = 64  # bytes
+
+
+@compiled()
+def pack(address, strides, length, packed):
+    """Write keys (K, Sk, D) to (K, chunks, D, KEYS): those of a chunk side by side, with zeros behind the last one.
+
+    The keys have an address and strides, the latter in bytes, whatever their order in memory is.
+    """
+    K, chunks, D, _ = packed.shape
+    one = packed.dtype.type(0.0)
+    for k in range(K):
+        for c in range(chunks):
+            first, real = address + k * strides[0] + c * KEYS * strides[1], min(length - c * KEYS, KEYS)
+            for d in range(D):
+                for j in range(real):
+                    packed[k, c, d, j] = number_at(first + j * strides[1] + d * strides[2], one)
+                packed[k, c, d, real:] = 0.0
+
+
+@inlined
+def look(seen, edge, flags, rows, keys):
+    """Write of each strip which of its pairs are allowed, and return where the flags of whole lines are, and their distance.
+
+    The address of the flags is 0 where all pairs are allowed.
+    """
+    if flags[0] == 0:
+        for i in range(BAND // ROWS):
+            seen[i] = EVERY
+        return flags
+    (address, step), (row, last_row), (_, begin, end) = flags, rows, keys
+    for j in range(last_row - row):
+        fetch(address + j * step + KEYS)
+    if end - begin < KEYS:  # memory beyond an array is not read
+        for j in range(last_row - row):
+            for i in range(KEYS):
+                edge[j, i] = number_at(address + j * step + i, edge[0, 0]) if begin <= i < end else 0
+        address, step = np.int64(edge.ctypes.data), np.int64(KEYS)
+    for i in range(0, last_row - row, ROWS):
+        some, every = verdict(address + i * step, step, min(ROWS, last_row - row - i))
+        seen[i // ROWS] = EVERY if every else (SOME if some else NONE)
+    return address, step
+
+
+@inlined
+def score(given, chunk, scores, seen, rows):
+    """Write products of rows, which have an address, a width in bytes and so many numbers, and those of a chunk."""
+    (address, width, D), (row, last_row) = given, rows
+    item, to, one = scores.itemsize, scores.ctypes.data, scores.dtype.type(0.0)
+    line = KEYS * item
+    for i in range(0, last_row - row, ROWS):
+        if seen[i // ROWS] != NONE:
+            at = to + i * line, address + (row + i) * width, chunk
+            multiply_rows(at, (line, width, item, line), (min(ROWS, last_row - row - i), D, line), False, one)
+
+
+@inlined
+def bend(scores, count, cap, natural):
+    """Replace scores that are divided by the soft cap by their tangents times a cap, unless it is 0."""
+    if cap:
+        for j in range(count):
+            for i in range(KEYS):
+                scores[j, i] = cap * tanh(scores[j, i], natural)
+
+
+@inlined
+def add(scores, addends, factors, rows, keys):
+    """Add what is added, and put minus infinity in columns that belong to no key.
+
+    The smallest number, which stands in masks for minus infinity, must not become that by the factor of the base.
+    """
+    (numbers, g), (row, last_row), (left, begin, end) = addends, rows, keys
+    _, factor, least = factors
+    item, first = scores.itemsize, scores.ctypes.data
+    for j in range(last_row - row):
+        for a in range(len(numbers)):
+            address = numbers[a, 0] + g * numbers[a, 1] + (row + j) * numbers[a, 2] + left * item
+            if end - begin == KEYS:
+                for byte in range(KEYS * item, 2 * KEYS * item, _CACHE_LINE):
+                    fetch(address + byte)
+                add_line(first + j * KEYS * item, address, factor, least)
+            else:
+                for i in range(begin, end):
+                    more = factor * number_at(address + i * item, factor)
+                    scores[j, i] += least if more < least else more  # noqa: FURB136  # NaN stays NaN
+        if end - begin < KEYS:
+            scores[j, :begin] = -np.inf
+            scores[j, end:] = -np.inf
