@@ -48,11 +48,13 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.parametrize("impl", ["dense", "tiled"])
 @pytest.mark.parametrize("options", OPTIONS, ids="-".join)
 @pytest.mark.parametrize("shapes", SHAPES, ids=str)
-def test_few_rows_by_jobs(shapes, options, monkeypatch):
-    """Where the formula is handed out to threads, in jobs of a group, it says what it always says."""
+def test_few_rows_by_jobs_and_tiles(shapes, options, impl, monkeypatch):
+    """Where the formula is handed out to threads, in jobs of a group, it says what it always says, and so do tiles."""
     monkeypatch.setattr(few_rows, "has_small_kernels", lambda: True)
+    monkeypatch.setattr(few_rows, "SMALL_PRODUCT", 5000)
     monkeypatch.setattr(at_once, "_MANY", 0)
     monkeypatch.setattr(at_once, "_SCORES", 1)
     arrays = inputs(*shapes)
@@ -60,7 +62,7 @@ def test_few_rows_by_jobs(shapes, options, monkeypatch):
         options = {**options, "sinks": normal(shapes[0][1]), "bias": normal(shapes[0][1], 1, 300)}
     elif "key_lengths" in options:
         options = {"key_lengths": 250}
-    found = flash_attention(*arrays, return_lse=True, impl="dense", **options)
+    found = flash_attention(*arrays, return_lse=True, impl=impl, **options)
     whole = reference.attention(*arrays, **options)
     np.testing.assert_allclose(found[0], whole.output, atol=1e-12)
     np.testing.assert_allclose(found[1], whole.lse, atol=1e-12)
