@@ -23,6 +23,7 @@ class Step(NamedTuple):
     given: Array | None  # how many of the rows count, (B,) int32; None for all of them
     new: Array  # the lengths afterwards, (B,) int32
     known: tuple[list[int], list[int]] | None  # the numbers of `old` and `counts`, where they lie in host memory
+    known_new: list[int] | None  # those of `new`
 
     @classmethod
     def of(cls, xp: Namespace, cache: Cache, key: Array, lengths: Any) -> "Step":
@@ -35,8 +36,11 @@ class Step(NamedTuple):
             if added is not None and not all(0 <= n <= rows for n in added):
                 raise ValueError(f"lengths must lie between 0 and the {rows} rows of key, got {added}")
             counts = within(xp, counts, 0, rows)
-        known = None if old is None or added is None else (old, added)
-        return cls(xp, rows, cache.lengths, counts, cache.lengths + (rows if counts is None else counts), known)
+        new = cache.lengths + (rows if counts is None else counts)
+        if old is None or added is None:
+            return cls(xp, rows, cache.lengths, counts, new, None, None)
+        known_new = [a + b for a, b in zip(old, added, strict=True)]
+        return cls(xp, rows, cache.lengths, counts, new, (old, added), known_new)
 
     @property
     def counts(self) -> Array:
@@ -46,21 +50,19 @@ class Step(NamedTuple):
         like = self.old
         return self.xp.full((like.shape[0],), self.rows, dtype=self.xp.int32, device=device(like))
 
-    @property
-    def known_new(self) -> list[int] | None:
-        """The numbers of `new`, where they lie in host memory."""
-        return None if self.known is None else [a + b for a, b in zip(*self.known, strict=True)]
-
     def blocks(self, capacity: int) -> list[Block] | None:
         """Return the slots of each item, of so many that are filled in turns; ``None`` where they are not known, or go round."""
         if self.known is None:
             return None
-        found = [Block(b, old % capacity, added) for b, (old, added) in enumerate(zip(*self.known, strict=True))]
-        return found if all(start + count <= capacity for _, start, count in found) else None
+        found = [(b, old % capacity, added) for b, (old, added) in enumerate(zip(*self.known, strict=True))]
+        for _, start, count in found:
+            if start + count > capacity:
+                return None
+        return found
 
     def refuse_beyond(self, capacity: int, what: str) -> None:
         """Refuse lengths that are known to exceed a capacity."""
-        if self.known is None:
+        if self.known is None or max(self.known_new or (0,)) <= capacity:
             return
         for b, (old, added) in enumerate(zip(*self.known, strict=True)):
             if added > 0 and old + added > capacity:

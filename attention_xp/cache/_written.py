@@ -30,12 +30,8 @@ class Rows(NamedTuple):
     value: Array  # (m, H, Dv)
 
 
-class Block(NamedTuple):
-    """The first rows of one item, which are to lie one behind the other: ``[unit, :, start : start + rows]``."""
-
-    unit: int
-    start: int
-    rows: int
+Block = tuple[int, int, int]
+"""The first rows of one item, which are to lie one behind the other: unit, start and rows, ``[unit, :, start : start + rows]``."""
 
 
 class _Known(NamedTuple):
@@ -128,21 +124,22 @@ def _found(key: Array, value: Array) -> _Known | None:
 
 def _claimed(key: Array, value: Array, units: Any, starts: Any, ends: Any) -> bool:
     """Mark slots as written; False, and nothing is marked, where one is already, or it is not known."""
-    import numpy as np  # noqa: PLC0415
-
     with _LOCK:
         found = _found(key, value)
         if found is None:
             return False
         used = found.used
         if isinstance(units, list):  # of a few numbers, each of another unit
-            if any(start < used[unit] for unit, start in zip(units, starts, strict=True)):
-                return False
+            for unit, start in zip(units, starts, strict=True):
+                if start < used[unit]:
+                    return False
             for unit, end in zip(units, ends, strict=True):
                 used[unit] = end
             return True
         if (starts < used[units]).any():
             return False
+        import numpy as np  # noqa: PLC0415
+
         np.maximum.at(used, units, ends)
         return True
 
