@@ -23,14 +23,17 @@ _SCORES = 2**17  # of a job, about: these stay in a cache
 
 
 def are_few_rows(problem: Problem) -> bool:
-    """Whether so few rows share keys that their scores take no more memory than these, and products are fast in blocks."""
-    Sq = problem.query.shape[-2]
+    """Whether so few rows share keys that their scores take no more memory than these, and this is faster than `attend_at_once`.
+
+    A single row has nothing to gain but threads, and under rules that keys are read once.
+    """
+    Sq, numbers = problem.query.shape[-2], math.prod(problem.key.shape)
     rows = problem.group * Sq if Sq <= FOLD else 0
     if problem.is_empty or not 0 < rows <= problem.key.shape[-1] or problem.seed is not None:
         return False
-    return problem.key.dtype == problem.value.dtype == problem.dtype and (
-        rows == 1 or is_in_blocks(rows, problem.dtype)
-    )
+    if not problem.key.dtype == problem.value.dtype == problem.dtype:
+        return False
+    return is_in_blocks(rows) or (rows == 1 and (len(problem.rules) > 0 or numbers >= _MANY))
 
 
 def are_few_without_rules(problem: Problem) -> bool:

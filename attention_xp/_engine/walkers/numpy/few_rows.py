@@ -12,26 +12,24 @@ from attention_xp._engine.plan.tile_sizes import SMALL_PRODUCT
 from attention_xp._engine.tile.arithmetic import Arithmetic
 from attention_xp._engine.tile.products import query_key, weights_value
 from attention_xp._engine.walkers.numpy.pool import has_small_kernels
-from attention_xp._typing import Array, DType, Namespace
+from attention_xp._typing import Array, Namespace
 
 __all__ = ["FewRows", "is_in_blocks", "scores_into", "weighted"]
 
 _PAIRS = 1024  # of a row and a key
 _MOST_KEYS, _STEP = 256, 16
-_LARGEST = (
-    128  # bytes of a number of each row: 32 rows of float32, and 16 of float64; with more, whole products are faster
-)
+_MOST_ROWS = 16  # with more, whole products are as fast
 
 
-def is_in_blocks(rows: int, dtype: DType) -> bool:
+def is_in_blocks(rows: int) -> bool:
     """Whether keys are cut for so many rows."""
-    return 1 < rows <= _LARGEST // np.dtype(dtype).itemsize and has_small_kernels()
+    return 1 < rows <= _MOST_ROWS and has_small_kernels()
 
 
 def scores_into(out: Array, rows: Array, keys: Array) -> None:
     """Write rows (..., m, D) @ keys (..., n, D)^T to an array (..., m, n)."""
     m, n = rows.shape[-2], keys.shape[-2]
-    size = min(_PAIRS // m // _STEP * _STEP, _MOST_KEYS) if m * n > _PAIRS and is_in_blocks(m, out.dtype) else 0
+    size = min(_PAIRS // m // _STEP * _STEP, _MOST_KEYS) if m * n > _PAIRS and is_in_blocks(m) else 0
     full = n - n % size if size else 0
     if full:
         blocks = _blocks(keys[..., :full, :], size).swapaxes(-1, -2)  # (..., n / size, D, size)
@@ -43,7 +41,7 @@ def scores_into(out: Array, rows: Array, keys: Array) -> None:
 def weighted(weights: Array, values: Array) -> Array:
     """Return weights (..., m, n) @ values (..., n, D)."""
     (m, n), D = weights.shape[-2:], values.shape[-1]
-    if m * n * D <= SMALL_PRODUCT or not is_in_blocks(m, weights.dtype):
+    if m * n * D <= SMALL_PRODUCT or not is_in_blocks(m):
         return weights @ values
     size = max(min(SMALL_PRODUCT // (m * D) // _STEP * _STEP, _MOST_KEYS), _STEP)
     full = n - n % size
@@ -82,8 +80,10 @@ class FewRows(Arithmetic):
 
 
 def _scores(rows: Array, keys: Array) -> Array:
-    lead = np.broadcast_shapes(rows.shape[:-2], keys.shape[:-2])
-    out = np.empty((*lead, rows.shape[-2], keys.shape[-2]), rows.dtype)
+    m, n = rows.shape[-2], keys.shape[-2]
+    if m * n <= _PAIRS or not is_in_blocks(m):
+        return rows @ keys.swapaxes(-1, -2)
+    out = np.empty((*np.broadcast_shapes(rows.shape[:-2], keys.shape[:-2]), m, n), rows.dtype)
     scores_into(out, rows, keys)
     return out
 

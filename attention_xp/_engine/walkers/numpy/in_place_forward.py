@@ -59,7 +59,7 @@ class InPlaceForward(InPlace):
         dtype = problem.dtype
         self._shape = shape
         rows = shape.heads * shape.rows if shape.folded else problem.query.shape[-2]
-        self._are_few = is_in_blocks(rows, dtype)
+        self._are_few = is_in_blocks(rows)
         self.by_keys = self.by_keys and not self._are_few  # keys lie as they are given, and are cut into blocks
         self._scores, self._sums, self._more = buffers
         self._ones = np.ones((shape.columns, 1), dtype)  # made longer where a tile of few rows has more keys

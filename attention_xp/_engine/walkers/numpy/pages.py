@@ -43,7 +43,7 @@ class Pages(Paged):
         """
         table = np.minimum(np.maximum(table, 0), len(key) - 1)
         by_heads = all(a.strides[0] == a.shape[2] * a.strides[2] for a in (key, value))
-        at_once = not is_in_blocks(rows, width) and all(a.dtype == width for a in (key, value))
+        at_once = not is_in_blocks(rows) and all(a.dtype == width for a in (key, value))
         size, numbers = key.shape[2], math.prod(key.shape[1:])
         pieces = cut(table, lengths, size, numbers, by_heads=by_heads, at_once=at_once)
         keys, values = (cls(a, table, lengths, pieces, width) for a in (key, value))
