@@ -235,6 +235,7 @@ GOOD = normal(1, 2, 1, 4), normal(1, 1, 1, 4), normal(1, 1, 1, 4)
     ("change", "error", "words"),
     [
         ({"query": np.ma.masked_array(GOOD[0])}, TypeError, "query must be a plain array"),
+        ({"value": np.ma.masked_array(GOOD[2])}, TypeError, "value must be a plain array"),
         ({"key": GOOD[1].astype("float32")}, TypeError, "key is float32 but the cache holds float64"),
         ({"value": GOOD[2].astype("int64")}, TypeError, "value must be a floating array"),
         ({"value": GOOD[2].tolist()}, TypeError, "value must be an array"),

@@ -80,6 +80,18 @@ def test_what_is_excluded_may_be_anything(bad, monkeypatch):
     np.testing.assert_array_equal(output[..., 1, 0], bad)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_key_that_is_not_finite_is_nan_to_those_who_attend_it(bad, monkeypatch):
+    """Under rules, whatever products it is in: beside a product that is minus infinity, others would count."""
+    arrays = inputs((1, 4, 2, 8), (1, 2, 40, 8))
+    arrays.key[..., 31, 1] = bad
+    for has_kernels in (False, True):
+        monkeypatch.setattr(few_rows, "has_small_kernels", lambda has=has_kernels: has)
+        output = flash_attention(*arrays, is_causal=True, query_offset=30, impl="dense")
+        np.testing.assert_array_equal(np.isnan(output).all(axis=(0, 1, 3)), [False, True])
+        assert not np.isnan(output[..., 0, :]).any()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_in_32_and_64_bits(dtype):
     arrays = [x.astype(dtype) for x in inputs((1, 8, 1, 64), (1, 2, 2000, 64))]
