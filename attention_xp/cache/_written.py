@@ -74,8 +74,16 @@ def write_blocks(
             starts.append(start)
             ends.append(start + count)
     key, value = _writable(xp, key, value, shown, units, starts, ends)
+    B = len(key)
+    is_one = (
+        B > 0 and units == list(range(B)) and starts.count(starts[0]) == ends.count(ends[0]) == B
+    )  # a block of all units
     for array, added in zip((key, value), new, strict=True):
         buffer, rows = _view(array), _view(added)
+        if is_one:
+            _, start, count = blocks[0]
+            buffer[:, :, start : start + count] = rows[:, :, :count]
+            continue
         for b, (unit, start, count) in enumerate(blocks):
             if count:
                 buffer[unit, :, start : start + count] = rows[b, :, :count]

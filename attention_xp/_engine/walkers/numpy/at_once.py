@@ -68,8 +68,8 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
 def _heads(problem: Problem, threads: int) -> int:
     """Return the query heads of a job, whole groups."""
     lead, group = problem.lead, problem.group
-    if not lead:
+    if len(lead) == 0:
         return 1
     of_a_thread = math.prod(lead) // (_JOBS * threads)
-    of_a_cache = _SCORES // (problem.query.shape[-2] * problem.key.shape[-2])
+    of_a_cache: int = _SCORES // (problem.query.shape[-2] * problem.key.shape[-2])
     return max(min(of_a_thread, of_a_cache, lead[-1]) // group, 1) * group
