@@ -21,10 +21,10 @@ _MOST = 512
 
 def checked(cache: Any, **arrays: Array) -> Namespace:
     """Check a cache with a `query`, or a `key` and a `value`, or all three; return the library of all arrays."""
-    check_kind(cache)
     kind = _kind(cache, arrays)
     if kind is not None and kind in _PASSED:
         return _PASSED[kind]
+    check_kind(cache)
     xp = common_namespace(**arrays, **fields(cache))
     if "query" in arrays:
         _check_query(xp, cache, arrays["query"])
@@ -40,6 +40,8 @@ def checked(cache: Any, **arrays: Array) -> Namespace:
 def _kind(cache: Any, arrays: dict[str, Array]) -> Any:
     """Return all that is looked at; ``None`` unless all arrays are NumPy's own, of which nothing else is."""
     numpy = sys.modules.get("numpy")
+    if not isinstance(cache, tuple):
+        return None
     kind: list[Any] = [type(cache), *arrays]
     for array in (*cache, *arrays.values()):
         if numpy is None or type(array) is not numpy.ndarray:
