@@ -5,12 +5,11 @@ from contextlib import nullcontext
 
 import numpy as np
 
-from attention_xp._engine.plan.tile_sizes import FOLD
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._engine.tile.formula import attend_region
 from attention_xp._engine.walkers.numpy import scratch  # noqa: F401  # keeps the memory of temporary arrays
-from attention_xp._engine.walkers.numpy.few_rows import FewRows, is_in_blocks
+from attention_xp._engine.walkers.numpy.few_rows import FewRows, is_in_blocks, rows_of_keys
 from attention_xp._engine.walkers.numpy.place import Place
 from attention_xp._engine.walkers.numpy.pool import run_jobs, with_blas_held_to_one
 from attention_xp._scores.region import Region
@@ -27,8 +26,7 @@ def are_few_rows(problem: Problem) -> bool:
 
     A single row has nothing to gain but threads, and under rules that keys are read once.
     """
-    Sq, numbers = problem.query.shape[-2], math.prod(problem.key.shape)
-    rows = problem.group * Sq if Sq <= FOLD else 0
+    rows, numbers = rows_of_keys(problem), math.prod(problem.key.shape)
     if problem.is_empty or not 0 < rows <= problem.key.shape[-1] or problem.seed is not None:
         return False
     if not problem.key.dtype == problem.value.dtype == problem.dtype:

@@ -8,17 +8,24 @@ of the time, and the sums of their values 0.6. One row alone is a product of a m
 
 import numpy as np
 
-from attention_xp._engine.plan.tile_sizes import SMALL_PRODUCT
+from attention_xp._engine.plan.tile_sizes import FOLD, SMALL_PRODUCT
+from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.arithmetic import Arithmetic
 from attention_xp._engine.tile.products import query_key, weights_value
 from attention_xp._engine.walkers.numpy.pool import has_small_kernels
 from attention_xp._typing import Array, Namespace
 
-__all__ = ["FewRows", "is_in_blocks", "scores_into", "weighted"]
+__all__ = ["FewRows", "is_in_blocks", "rows_of_keys", "scores_into", "weighted"]
 
 _PAIRS = 1024  # of a row and a key
 _MOST_KEYS, _STEP = 256, 16
 _MOST_ROWS = 16  # with more, whole products are as fast
+
+
+def rows_of_keys(problem: Problem) -> int:
+    """Return how many rows are multiplied by the same keys in one product."""
+    Sq: int = problem.query.shape[-2]
+    return problem.group * Sq if Sq <= FOLD else Sq
 
 
 def is_in_blocks(rows: int) -> bool:
