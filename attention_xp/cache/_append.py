@@ -2,11 +2,12 @@
 
 from typing import Any, TypeVar
 
-from attention_xp._backend.libraries import common_namespace, device
+from attention_xp._backend.libraries import device
 from attention_xp._public_types import Array
 from attention_xp._typing import Array as AnyArray, Namespace
-from attention_xp.cache._caches import DenseCache, PagedCache, RollingCache, StaticCache, check_kind
-from attention_xp.cache._counts import Step, fields
+from attention_xp.cache._caches import DenseCache, PagedCache, RollingCache, StaticCache
+from attention_xp.cache._checked import checked
+from attention_xp.cache._counts import Step
 from attention_xp.cache._pages import append_to_pages
 from attention_xp.cache._written import Rows, in_host_memory, write, write_blocks
 
@@ -56,9 +57,8 @@ def append(cache: CacheT, key: Array, value: Array, *, lengths: int | Array | No
     >>> lengths(cache)
     array([3, 1], dtype=int32)
     """
-    check_kind(cache)
-    xp = common_namespace(key=key, value=value, **fields(cache))
-    return appended(cache, Step.of(xp, cache, key, value, lengths), key, value)
+    xp = checked(cache, key=key, value=value)
+    return appended(cache, Step.of(xp, cache, key, lengths), key, value)
 
 
 def appended(cache: CacheT, step: Step, key: AnyArray, value: AnyArray) -> CacheT:

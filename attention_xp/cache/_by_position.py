@@ -24,6 +24,8 @@ class Given(NamedTuple):
     @classmethod
     def of(cls, xp: Namespace, query: Array, mask: Any, bias: Any) -> "Given":
         """Find the arrays, those inside of rules as well, and the shortest of them."""
+        if mask is None and bias is None:
+            return _NOTHING
         widths: list[int] = []
 
         def seen(array: Array) -> Array:
@@ -51,6 +53,9 @@ class Given(NamedTuple):
             return array if array.ndim == 0 or array.shape[-1] == 1 else change(array)
 
         return Given(with_arrays(self.mask, changed), with_arrays(self.bias, changed), self.reach)
+
+
+_NOTHING = Given(None, None, None)
 
 
 def _filled(xp: Namespace, array: Array, width: int) -> Array:

@@ -3,10 +3,9 @@
 from numbers import Integral
 from typing import Any, NamedTuple
 
-from attention_xp._backend.dtypes import dtype_name, is_alike
 from attention_xp._backend.libraries import common_namespace, device
 from attention_xp._backend.values import as_int32, known_integers, within
-from attention_xp._checks.arrays import check_floating, check_integers, check_placement, shapes
+from attention_xp._checks.arrays import check_integers, check_placement, shapes
 from attention_xp._checks.numbers import check_position
 from attention_xp._typing import Array, Namespace
 from attention_xp.cache._caches import Cache, PagedCache
@@ -21,43 +20,49 @@ class Step(NamedTuple):
     xp: Namespace
     rows: int  # of the arrays
     old: Array  # the lengths before, (B,) int32
-    counts: Array  # how many of the rows count, (B,) int32
+    given: Array | None  # how many of the rows count, (B,) int32; None for all of them
     new: Array  # the lengths afterwards, (B,) int32
     known: tuple[list[int], list[int]] | None  # the numbers of `old` and `counts`, where they lie in host memory
+    known_new: list[int] | None  # those of `new`
 
     @classmethod
-    def of(cls, xp: Namespace, cache: Cache, key: Array, value: Array, lengths: Any) -> "Step":
-        """Check an append to a cache of a library, to which the rows belong as well."""
-        _check_rows(xp, cache, key, value)
-        rows, B = key.shape[2], cache.lengths.shape[0]
-        if lengths is None:
-            counts = xp.full((B,), rows, dtype=xp.int32, device=device(cache.lengths))
-            added: list[int] | None = [rows] * B
-        else:
+    def of(cls, xp: Namespace, cache: Cache, key: Array, lengths: Any) -> "Step":
+        """Return the append of rows that were checked, of which so many count."""
+        rows, old = key.shape[2], known_integers(xp, cache.lengths)
+        counts, added = None, None if old is None else [rows] * len(old)
+        if lengths is not None:
             counts = batch_integers(xp, cache.lengths, "lengths", lengths)
             added = known_integers(xp, counts)
             if added is not None and not all(0 <= n <= rows for n in added):
                 raise ValueError(f"lengths must lie between 0 and the {rows} rows of key, got {added}")
             counts = within(xp, counts, 0, rows)
-        old = known_integers(xp, cache.lengths)
-        known = None if old is None or added is None else (old, added)
-        return cls(xp, rows, cache.lengths, counts, cache.lengths + counts, known)
+        new = cache.lengths + (rows if counts is None else counts)
+        if old is None or added is None:
+            return cls(xp, rows, cache.lengths, counts, new, None, None)
+        known_new = [a + b for a, b in zip(old, added, strict=True)]
+        return cls(xp, rows, cache.lengths, counts, new, (old, added), known_new)
 
     @property
-    def known_new(self) -> list[int] | None:
-        """The numbers of `new`, where they lie in host memory."""
-        return None if self.known is None else [a + b for a, b in zip(*self.known, strict=True)]
+    def counts(self) -> Array:
+        """How many of the rows count, (B,) int32."""
+        if self.given is not None:
+            return self.given
+        like = self.old
+        return self.xp.full((like.shape[0],), self.rows, dtype=self.xp.int32, device=device(like))
 
     def blocks(self, capacity: int) -> list[Block] | None:
         """Return the slots of each item, of so many that are filled in turns; ``None`` where they are not known, or go round."""
         if self.known is None:
             return None
-        found = [Block(b, old % capacity, added) for b, (old, added) in enumerate(zip(*self.known, strict=True))]
-        return found if all(start + count <= capacity for _, start, count in found) else None
+        found = [(b, old % capacity, added) for b, (old, added) in enumerate(zip(*self.known, strict=True))]
+        for _, start, count in found:
+            if start + count > capacity:
+                return None
+        return found
 
     def refuse_beyond(self, capacity: int, what: str) -> None:
         """Refuse lengths that are known to exceed a capacity."""
-        if self.known is None:
+        if self.known is None or max(self.known_new or (0,)) <= capacity:
             return
         for b, (old, added) in enumerate(zip(*self.known, strict=True)):
             if added > 0 and old + added > capacity:
@@ -86,26 +91,6 @@ def batch_integers(xp: Namespace, like: Array, name: str, given: Any) -> Array:
     if tuple(given.shape) not in ((), (B,), (1,)):
         raise ValueError(f"{name} must hold one number for each batch item: expected ({B},), {shapes(**{name: given})}")
     return xp.broadcast_to(as_int32(xp, given), (B,))
-
-
-def _check_rows(xp: Namespace, cache: Cache, key: Array, value: Array) -> None:
-    """Refuse rows that do not fit a cache."""
-    check_floating(xp, key=key, value=value)
-    check_placement(xp, cache=cache[0], key=key, value=value)
-    B = cache.lengths.shape[0]
-    rows = key.shape[2] if key.ndim == 4 else "n"
-    for name, array, held in (("key", key, cache[0]), ("value", value, cache[1])):
-        heads, width = held.shape[1], held.shape[3]
-        if tuple(array.shape) != (B, heads, rows, width):
-            raise ValueError(
-                f"{name} does not fit the cache: expected {(B, heads, rows, width)}, {shapes(**{name: array})}"
-            )
-        if not is_alike(array.dtype, held.dtype):
-            kind = dtype_name(array.dtype)
-            raise TypeError(
-                f"{name} is {kind} but the cache holds {dtype_name(held.dtype)}: expected one dtype; make the cache with "
-                f"dtype={kind!r}, or convert the {name}"
-            )
 
 
 def fields(cache: Cache) -> dict[str, Array]:

@@ -88,15 +88,15 @@ def _within_pages(cache: PagedCache[Any], step: Step) -> list[Block] | None:
     """Return the places of the rows where it is known that no item needs another page."""
     if step.known is None:
         return None
-    size, blocks = cache.key_pages.shape[2], []
+    size, blocks = cache.key_pages.shape[2], list[Block]()
     for b, (old, added) in enumerate(zip(*step.known, strict=True)):
         if added == 0:
-            blocks.append(Block(0, 0, 0))
+            blocks.append((0, 0, 0))
             continue
         page = int(cache.block_table[b, old // size]) if old % size else -1
         if page < 0 or old % size + added > size or int(cache.references[page]) != 1:
             return None
-        blocks.append(Block(page, old % size, added))
+        blocks.append((page, old % size, added))
     return blocks
 
 

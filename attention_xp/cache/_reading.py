@@ -120,21 +120,25 @@ def _attend_where_they_lie(
 
 
 def plain(how: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a call without a mask and a bias: where the rows stand is left out where nothing looks at it.
+    """Return the options of a call without a mask and a bias, but for what changes nothing.
 
-    A call without arrays that the library knows from before takes no time to be checked.
+    Where the rows stand is left out where nothing looks at it. A call without arrays that the library knows from before takes no time to be checked.
     """
     given = {name: option for name, option in how.items() if option is not None}
     if not looks_at_positions(given):
         given.pop("query_offset", None)
+        if given.get("is_causal") is False:
+            del given["is_causal"]
+        if type(given.get("dropout_rate")) is float:
+            del given["dropout_rate"]
     return given
 
 
 def looks_at_positions(how: dict[str, Any]) -> bool:
     """Whether options, but a mask and a bias, depend on where rows and keys stand."""
-    return any(how.get(name) is not None for name in ("window", "score_mod")) or any(
-        how.get(name) for name in ("is_causal", "dropout_rate")
-    )
+    if how.get("window") is not None or how.get("score_mod") is not None:
+        return True
+    return bool(how.get("is_causal") or how.get("dropout_rate"))
 
 
 class _Reader:

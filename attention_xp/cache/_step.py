@@ -5,15 +5,15 @@ from typing import Any
 
 from attention_xp._attention import flash_attention
 from attention_xp._backend.dtypes import as_dtype
-from attention_xp._backend.libraries import common_namespace, is_jax_namespace
+from attention_xp._backend.libraries import is_jax_namespace
 from attention_xp._backend.values import known_integers, within
-from attention_xp._checks.arrays import check_floating, check_placement, shapes
 from attention_xp._checks.numbers import check_flag, check_window
 from attention_xp._typing import Array, Namespace
 from attention_xp.cache._append import appended
 from attention_xp.cache._by_position import Given
-from attention_xp.cache._caches import DenseCache, PagedCache, RollingCache, StaticCache, check_kind, positions_of
-from attention_xp.cache._counts import Step, batch_integers, fields, most_of
+from attention_xp.cache._caches import DenseCache, PagedCache, RollingCache, StaticCache, positions_of
+from attention_xp.cache._checked import checked
+from attention_xp.cache._counts import Step, batch_integers, most_of
 from attention_xp.cache._pages import missing
 from attention_xp.cache._reading import attend_pages, looks_at_positions, plain
 
@@ -26,7 +26,7 @@ def attended(cache: Any, query: Array, mask: Any, how: dict[str, Any]) -> Array:
     """Return the output over what a cache holds."""
     _refuse_positions(how)
     _refuse_window(cache, how)
-    xp = _checked(cache, query)
+    xp = checked(cache, query=query)
     known = known_integers(xp, cache.lengths)
     return _attended(xp, cache, query, mask, _at_offset(xp, cache, query, how, known, 0), known)
 
@@ -37,8 +37,8 @@ def appended_and_attended(
     """Return the output over what a cache and new rows hold, and the cache with these rows."""
     _refuse_positions(how)
     _refuse_window(cache, how)
-    xp = _checked(cache, query, key=key, value=value)
-    step = Step.of(xp, cache, key, value, lengths)
+    xp = checked(cache, query=query, key=key, value=value)
+    step = Step.of(xp, cache, key, lengths)
     after = appended(cache, step, key, value)
     how = _at_offset(xp, cache, query, how, None if step.known is None else step.known[0], key.shape[2])
     if lengths is not None:
@@ -103,9 +103,11 @@ def _attend_columns(
 
 def _seen(query: Array, given: Given, how: dict[str, Any], known: list[int], S: int) -> tuple[int, int, dict[str, Any]]:
     """Return which columns the window of a single row leaves, where nothing else looks at positions, and the other options."""
+    if how.get("window") is None or query.shape[2] != 1:
+        return 0, S, how
     rest, offset = {**how, "window": None}, how.get("query_offset")
     is_plain = given.mask is None and given.bias is None and how.get("key_lengths") is None
-    if how.get("window") is None or query.shape[2] != 1 or not is_plain or looks_at_positions(rest):
+    if not is_plain or looks_at_positions(rest):
         return 0, S, how
     if type(offset) is not int or min(known, default=0) < S:
         return 0, S, how
@@ -197,18 +199,3 @@ def _refuse_window(cache: Any, options: Any) -> None:
             f"window reaches {left} keys to the left, and a RollingCache of capacity {capacity} holds {capacity - 1} beside a "
             "row's own: make it larger, or the window smaller"
         )
-
-
-def _checked(cache: Any, query: Array, **new: Array) -> Namespace:
-    """Check cache and query, and return the library of all arrays."""
-    check_kind(cache)
-    xp = common_namespace(query=query, **new, **fields(cache))
-    check_floating(xp, query=query)
-    check_placement(xp, cache=cache[0], query=query)
-    B, (_, heads, _, width) = cache.lengths.shape[0], cache[0].shape
-    if query.ndim != 4 or query.shape[0] != B or query.shape[3] != width or query.shape[1] % heads:
-        raise ValueError(
-            f"query does not fit the cache: expected (B, H, Sq, D) with B = {B}, D = {width} and H a multiple of {heads}, "
-            f"{shapes(query=query)}"
-        )
-    return xp

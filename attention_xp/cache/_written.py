@@ -30,12 +30,8 @@ class Rows(NamedTuple):
     value: Array  # (m, H, Dv)
 
 
-class Block(NamedTuple):
-    """The first rows of one item, which are to lie one behind the other: ``[unit, :, start : start + rows]``."""
-
-    unit: int
-    start: int
-    rows: int
+Block = tuple[int, int, int]
+"""The first rows of one item, which are to lie one behind the other: unit, start and rows, ``[unit, :, start : start + rows]``."""
 
 
 class _Known(NamedTuple):
@@ -71,17 +67,26 @@ def write_blocks(
     xp: Namespace, key: Array, value: Array, blocks: list[Block], new: tuple[Array, Array], shown: Callable[[], Array]
 ) -> tuple[Array, Array]:
     """Do the same with one block of each item, in host memory; `new` are keys and values (B, H, n, D) and (B, H, n, Dv)."""
-    filled = [(b, block) for b, block in enumerate(blocks) if block.rows]
     units, starts, ends = [], [], []
-    for _, (unit, start, count) in filled:
-        units.append(unit)
-        starts.append(start)
-        ends.append(start + count)
+    for unit, start, count in blocks:
+        if count:
+            units.append(unit)
+            starts.append(start)
+            ends.append(start + count)
     key, value = _writable(xp, key, value, shown, units, starts, ends)
+    B = len(key)
+    is_one = (
+        B > 0 and units == list(range(B)) and starts.count(starts[0]) == ends.count(ends[0]) == B
+    )  # a block of all units
     for array, added in zip((key, value), new, strict=True):
         buffer, rows = _view(array), _view(added)
-        for b, (unit, start, count) in filled:
-            buffer[unit, :, start : start + count] = rows[b, :, :count]
+        if is_one:
+            _, start, count = blocks[0]
+            buffer[:, :, start : start + count] = rows[:, :, :count]
+            continue
+        for b, (unit, start, count) in enumerate(blocks):
+            if count:
+                buffer[unit, :, start : start + count] = rows[b, :, :count]
     return key, value
 
 
@@ -104,6 +109,8 @@ def _view(array: Array) -> Any:
 def in_host_memory(*arrays: Array) -> bool:
     """Whether NumPy can write into arrays, and nobody records what is done with them."""
     for a in arrays:
+        if type(a).__module__ == "numpy":
+            continue
         if is_tensor(a) and (a.requires_grad or in_forward_mode()):
             return False
         if host_view(a) is None:
@@ -125,13 +132,23 @@ def _found(key: Array, value: Array) -> _Known | None:
 
 def _claimed(key: Array, value: Array, units: Any, starts: Any, ends: Any) -> bool:
     """Mark slots as written; False, and nothing is marked, where one is already, or it is not known."""
-    import numpy as np  # noqa: PLC0415
-
     with _LOCK:
         found = _found(key, value)
-        if found is None or (starts < found.used[units]).any():
+        if found is None:
             return False
-        np.maximum.at(found.used, units, ends)
+        used = found.used
+        if isinstance(units, list):  # of a few numbers, each of another unit
+            for unit, start in zip(units, starts, strict=True):
+                if start < used[unit]:
+                    return False
+            for unit, end in zip(units, ends, strict=True):
+                used[unit] = end
+            return True
+        if (starts < used[units]).any():
+            return False
+        import numpy as np  # noqa: PLC0415
+
+        np.maximum.at(used, units, ends)
         return True
 
 

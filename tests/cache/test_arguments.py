@@ -225,3 +225,35 @@ def test_arrays_that_do_not_fit_each_other_are_refused(library, kind, name, chan
     for call in (lambda: append(wrong, *rows), lambda: attend(wrong, query), lambda: seen(wrong)):
         with pytest.raises((TypeError, ValueError), match=rf"{name} (\(|must be an integer array)"):
             call()
+
+
+GOOD = normal(1, 2, 1, 4), normal(1, 1, 1, 4), normal(1, 1, 1, 4)
+
+
+@pytest.mark.backends("numpy")
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"query": np.ma.masked_array(GOOD[0])}, TypeError, "query must be a plain array"),
+        ({"value": np.ma.masked_array(GOOD[2])}, TypeError, "value must be a plain array"),
+        ({"key": GOOD[1].astype("float32")}, TypeError, "key is float32 but the cache holds float64"),
+        ({"value": GOOD[2].astype("int64")}, TypeError, "value must be a floating array"),
+        ({"value": GOOD[2].tolist()}, TypeError, "value must be an array"),
+        ({"query": GOOD[0][..., :3]}, ValueError, "query does not fit the cache"),
+        ({"key": normal(1, 1, 2, 4)}, ValueError, "value does not fit the cache"),
+        ({"is_causal": 0}, TypeError, "is_causal"),
+        ({"is_causal": 0, "query_offset": 1}, TypeError, "is_causal"),
+        ({"dropout_rate": 1.5, "rng": 0}, ValueError, "dropout_rate"),
+        ({"scale": "1"}, TypeError, "scale"),
+    ],
+)
+def test_what_is_known_of_other_steps_lets_nothing_pass(library, change, error, words):
+    cache, good = (
+        StaticCache.empty(1, 1, 8, 4, dtype="float64"),
+        dict(zip(("query", "key", "value"), GOOD, strict=True)),
+    )
+    for _ in range(2):
+        _, cache = append_and_attend(cache, **good, is_causal=True)
+    with pytest.raises(error, match=words):
+        append_and_attend(cache, **{**good, **change})
+    assert append_and_attend(cache, **good)[0].shape == (1, 2, 1, 4)

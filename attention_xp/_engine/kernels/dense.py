@@ -1,12 +1,13 @@
 """The plain formula: all scores are materialised, and the weights can be returned."""
 
+from attention_xp._backend.libraries import is_numpy_namespace
 from attention_xp._backend.modes import is_left_open
 from attention_xp._engine.kernels.meshes import refused_mesh
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.problem.result import Wanted
-from attention_xp._engine.tile.formula import attend_at_once as attend
+from attention_xp._engine.problem.result import Attended, Wanted
+from attention_xp._engine.tile.formula import attend_at_once
 
-__all__ = ["attend", "is_worthwhile", "refusal"]
+__all__ = ["are_few_rows", "attend", "is_worthwhile", "refusal"]
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:  # noqa: ARG001
@@ -20,3 +21,27 @@ def refusal(problem: Problem, wanted: Wanted) -> str | None:  # noqa: ARG001
 def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:  # noqa: ARG001
     """Return whether this kernel is a good choice: it is the last."""
     return True
+
+
+def are_few_rows(problem: Problem) -> bool:
+    """Return whether NumPy has products for few rows on many keys that are faster than tiles, as in decoding."""
+    if not is_numpy_namespace(problem.xp):
+        return False
+    from attention_xp._engine.walkers.numpy.at_once import are_few_without_rules  # noqa: PLC0415  # imports NumPy
+
+    return are_few_without_rules(problem)
+
+
+def _has_own_products(problem: Problem) -> bool:
+    from attention_xp._engine.walkers.numpy.at_once import are_few_rows  # noqa: PLC0415  # imports NumPy
+
+    return are_few_rows(problem)
+
+
+def attend(problem: Problem, wanted: Wanted) -> Attended:
+    """Compute a problem by the formula."""
+    if is_numpy_namespace(problem.xp) and not wanted.weights and problem.once(_has_own_products):
+        from attention_xp._engine.walkers.numpy import at_once  # noqa: PLC0415  # imports NumPy
+
+        return at_once.attend(problem, wanted)
+    return attend_at_once(problem, wanted)

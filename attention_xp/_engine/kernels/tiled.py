@@ -4,6 +4,7 @@ from attention_xp._backend.dtypes import as_dtype
 from attention_xp._backend.libraries import is_numpy_namespace
 from attention_xp._backend.modes import is_left_open
 from attention_xp._backend.sizes import is_open
+from attention_xp._engine.kernels.dense import are_few_rows
 from attention_xp._engine.kernels.meshes import refused_mesh
 from attention_xp._engine.plan.borders import formula_is_faster
 from attention_xp._engine.plan.plan import bounds
@@ -27,7 +28,9 @@ def refusal(problem: Problem, wanted: Wanted) -> str | None:  # noqa: ARG001
 
 def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:
     """Return whether tiles are a good choice: not for few scores, nor where the weights are materialised anyway."""
-    return not wanted.weights and refusal(problem, wanted) is None and not formula_is_faster(problem)
+    if wanted.weights or refusal(problem, wanted) is not None:
+        return False
+    return not formula_is_faster(problem) and not are_few_rows(problem)
 
 
 def attend(problem: Problem, wanted: Wanted) -> Attended:

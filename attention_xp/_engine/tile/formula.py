@@ -8,7 +8,7 @@ from attention_xp._engine.problem.one_program import as_one_program
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._engine.tile.arithmetic import Arithmetic, Followed, allowed_pairs
-from attention_xp._engine.tile.products import Paged, weights_value
+from attention_xp._engine.tile.products import Paged
 from attention_xp._engine.tile.scores import (
     dropped,
     is_bent,
@@ -22,7 +22,7 @@ from attention_xp._scores.region import Region
 from attention_xp._softmax import exponentials, log_sum, nonzero
 from attention_xp._typing import Array
 
-__all__ = ["attend_at_once", "scores_of_region", "weights_of_rows"]
+__all__ = ["attend_at_once", "attend_region", "scores_of_region", "weights_of_rows"]
 
 
 def attend_at_once(problem: Problem, wanted: Wanted) -> Attended:
@@ -31,16 +31,22 @@ def attend_at_once(problem: Problem, wanted: Wanted) -> Attended:
 
 
 def _attend(problem: Problem, *wants: bool) -> Attended:
-    wanted = Wanted(*wants)
-    xp, region = problem.xp, Region.whole(problem)
-    value = _wide(problem, problem.value)
-    weights, total, shift = _exponentials(problem, region, problem.query)
+    return attend_region(
+        Followed.of(problem), Region.whole(problem), problem.query, problem.key, problem.value, Wanted(*wants)
+    )
+
+
+def attend_region(ops: Arithmetic, region: Region, query: Array, key: Array, value: Array, wanted: Wanted) -> Attended:
+    """Return the same for the rows, keys and values of a region of all keys."""
+    problem, xp = ops.problem, ops.xp
+    value = _wide(problem, value)
+    weights, total, shift = _exponentials(ops, region, query, key)
     is_empty = _is_empty(problem, weights, total)
     divisor = total if problem.never_empty else nonzero(total, xp=xp)
     if wanted.weights:
         weights = weights / divisor
-    weights = _dropped(problem, region, weights)
-    output = weights_value(problem, weights, value, exclusive=len(problem.rules) > 0)  # (..., H, Sq, Dv)
+    weights = _dropped(ops, region, weights)
+    output = ops.weights_value(weights, value, exclusive=len(problem.rules) > 0)  # (..., H, Sq, Dv)
     if not wanted.weights:
         output = output / divisor
     if is_empty is not None:
@@ -56,8 +62,9 @@ def _attend(problem: Problem, *wants: bool) -> Attended:
 def weights_of_rows(problem: Problem, row: int, stop: int) -> Array:
     """Return the weights (..., H, stop - row, Sk) of some rows."""
     region = Region.whole(problem).of_rows(row, stop)
-    weights, total, _ = _exponentials(problem, region, problem.query[..., row:stop, :])
-    weights = _dropped(problem, region, weights / nonzero(total, xp=problem.xp))
+    ops = Followed.of(problem)
+    weights, total, _ = _exponentials(ops, region, problem.query[..., row:stop, :], problem.key)
+    weights = _dropped(ops, region, weights / nonzero(total, xp=problem.xp))
     return as_dtype(problem.xp, weights, problem.query.dtype)
 
 
@@ -68,11 +75,11 @@ def _is_empty(problem: Problem, weights: Array, total: Array) -> Array | None:
     return sum_of_keys(problem, weights, total) == 0.0
 
 
-def _dropped(problem: Problem, region: Region, weights: Array) -> Array:
+def _dropped(ops: Arithmetic, region: Region, weights: Array) -> Array:
     """Return the weights after dropout."""
-    if problem.seed is None:
+    if ops.problem.seed is None:
         return weights
-    return dropped(Arithmetic(problem), region, weights * survival_factor(problem))
+    return dropped(ops, region, weights * survival_factor(ops.problem))
 
 
 def _wide(problem: Problem, array: Array) -> Array:
@@ -80,18 +87,20 @@ def _wide(problem: Problem, array: Array) -> Array:
     return array if isinstance(array, Paged) else as_dtype(problem.xp, array, problem.dtype)
 
 
-def _exponentials(problem: Problem, region: Region, query: Array) -> tuple[Array, Array, Array]:
+def _exponentials(ops: Arithmetic, region: Region, query: Array, key: Array) -> tuple[Array, Array, Array]:
     """Return the weights before they are divided, (..., H, Sq, Sk), their sum and their shift, (..., H, Sq, 1)."""
-    scores = scores_of_region(problem, region, query, problem.key)
-    return exponentials(scores, sink=sink_of(problem, region), xp=problem.xp)
+    return exponentials(_scores(ops, region, query, key), sink=sink_of(ops.problem, region), xp=ops.xp)
 
 
 def scores_of_region(problem: Problem, region: Region, query: Array, key: Array) -> Array:
     """Return the scores of the rows and keys of a region, (..., H, m, n), -inf where they are excluded."""
-    xp = problem.xp
+    return _scores(Followed.of(problem), region, query, key)
+
+
+def _scores(ops: Arithmetic, region: Region, query: Array, key: Array) -> Array:
+    problem, xp = ops.problem, ops.xp
     query, key = (_wide(problem, a) for a in (query, key))
     allowed = allowed_pairs(problem.rules, region)
-    ops = Followed.of(problem)
     query = scaled(xp, query, query_factor(problem))
     scores = ops.query_key(query, key, exclusive=allowed is not None)
     if allowed is not None and is_bent(problem):

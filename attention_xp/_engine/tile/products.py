@@ -85,12 +85,19 @@ def are_finite(query: Array, key: Array) -> Array:
 
 
 def weights_value(
-    problem: Problem, weights: Array, value: Array, *, exclusive: bool, careful: Product | None = None
+    problem: Problem,
+    weights: Array,
+    value: Array,
+    *,
+    exclusive: bool,
+    product: Product | None = None,
+    careful: Product | None = None,
 ) -> Array:
     """Return ``weights @ value``: (..., H, Sq, Sk) @ (..., Hkv, Sk, Dv) -> (..., H, Sq, Dv).
 
     With `exclusive`, some weights are exactly 0 by exclusion: a value that is not finite then reaches
-    those rows alone whose weight for it is positive. A walker may bring a `careful` product for that.
+    those rows alone whose weight for it is positive. A walker may bring a `careful` product for that, and a faster `product`
+    for all other values.
     """
     folded, xp = _fold(problem, weights), problem.xp
     if isinstance(value, Paged):
@@ -99,7 +106,7 @@ def weights_value(
             outputs = quarantined_outputs(folded, value.gathered(), xp)
         return _unfold(problem, outputs)
     if not exclusive:
-        return _unfold(problem, _outputs(folded, value, xp))
+        return _unfold(problem, (_outputs if product is None else product)(folded, value, xp))
     careful = quarantined_outputs if careful is None else careful
     return _unfold(problem, by_value(xp, lambda: xp.all(xp.isfinite(value)), _outputs, careful, folded, value, xp))
 

@@ -8,6 +8,7 @@ from attention_xp._engine.kernels.choose import choose
 from attention_xp._engine.plan import borders
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Wanted
+from attention_xp._engine.walkers.numpy import few_rows
 
 SMALL_HEADS = ((64, 12, 32, 32), (64, 12, 32, 32))
 LONG = ((1, 8, 1024, 8), (1, 8, 1024, 8))
@@ -20,7 +21,6 @@ CHOICES = [
     ("numpy", SMALL_HEADS, "dense"),
     ("numpy", LONG, "tiled"),
     ("numpy", DECODING, "dense"),
-    ("numpy", GROUPED_DECODING, "tiled"),
     ("torch", SMALL_HEADS, "dense"),
     ("torch", LONG, "tiled"),
     ("torch", ((1, 8, 300, 8), (1, 8, 300, 8)), "dense"),
@@ -45,6 +45,29 @@ def test_tiles_or_the_formula(library, name, shapes, kernel):
         pytest.skip(f"this is about {name}")
     assert choose(problem(library, *shapes, softcap=2.0), Wanted()) == kernel  # no guest has a soft cap
     assert choose(problem(library, *shapes, softcap=2.0), Wanted(weights=True)) == "dense"
+
+
+@pytest.mark.backends("numpy")
+@pytest.mark.parametrize(
+    ("shapes", "options", "has_kernels", "kernel"),
+    [
+        (LONG_GROUPED_DECODING, {}, True, "dense"),
+        (LONG_GROUPED_DECODING, {"softcap": 2.0}, True, "dense"),
+        (LONG_GROUPED_DECODING, {}, False, "tiled"),  # BLAS then copies the keys for every product
+        (
+            LONG_GROUPED_DECODING,
+            {"window": (64, 0), "query_offset": 8191},
+            True,
+            "tiled",
+        ),  # which skip what is excluded
+        (((1, 32, 16, 128), (1, 8, 8192, 128)), {}, True, "tiled"),  # 64 rows of a product
+        (((1, 32, 1, 2), (1, 8, 8192, 2)), {}, True, "tiled"),  # scores would take more memory than keys
+    ],
+)
+def test_decoding_on_arrays(library, monkeypatch, shapes, options, has_kernels, kernel):
+    monkeypatch.setattr(few_rows, "has_small_kernels", lambda: has_kernels)
+    assert choose(problem(library, *shapes, **options), Wanted()) == kernel
+    assert choose(problem(library, *shapes, **options), Wanted(weights=True)) == "dense"
 
 
 def test_the_formula_never_needs_much_more_memory_than_the_input(library):

@@ -11,6 +11,7 @@ from attention_xp._engine.plan.tile_sizes import CROWDED, TileShape
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.products import quarantined_key, quarantined_outputs
 from attention_xp._engine.walkers.numpy.compiled.passes import Tile
+from attention_xp._engine.walkers.numpy.few_rows import is_in_blocks, scores_into, weighted
 from attention_xp._engine.walkers.numpy.gather import joined
 from attention_xp._engine.walkers.numpy.in_place import InPlace, by_key_head
 from attention_xp._engine.walkers.numpy.lines import APART, apart, windows
@@ -57,6 +58,9 @@ class InPlaceForward(InPlace):
         super().__init__(problem)
         dtype = problem.dtype
         self._shape = shape
+        rows = shape.heads * shape.rows if shape.folded else problem.query.shape[-2]
+        self._are_few = is_in_blocks(rows)
+        self.by_keys = self.by_keys and not self._are_few  # keys lie as they are given, and are cut into blocks
         self._scores, self._sums, self._more = buffers
         self._ones = np.ones((shape.columns, 1), dtype)  # made longer where a tile of few rows has more keys
         self._shifted = np.empty(0, dtype)  # keys with a column of ones, where the query has a column with the shift
@@ -91,6 +95,8 @@ class InPlaceForward(InPlace):
                 continue
             if views.by_keys:
                 multiply_into(scores.mT, self._met(met, scores), rows.mT, self.compiled)
+            elif self._are_few:
+                scores_into(scores, rows, self._met(met, scores))
             else:
                 np.matmul(rows, self._met(met, scores).mT, out=scores)
             if poison is not None:
@@ -172,6 +178,8 @@ class InPlaceForward(InPlace):
             some, rows = (by_key_head(x, piece, x.ndim - 1) for x in (weights[..., columns], product.rows))
             if exclusive and not self.magnitudes.values:
                 np.copyto(rows, quarantined_outputs(some, self._met(piece, some), self.problem.xp))
+            elif self._are_few:
+                np.copyto(rows, weighted(some, self._met(piece, some)))
             else:
                 multiply_into(rows, some, self._met(piece, some), self.compiled)
             output = product.output if output is None else self.add(output, product.output)

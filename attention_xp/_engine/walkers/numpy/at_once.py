@@ -1,0 +1,73 @@
+"""Few rows on many keys, as in decoding, by the formula: all keys of some heads at a time, handed out to threads."""
+
+import math
+from contextlib import nullcontext
+
+import numpy as np
+
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.problem.result import Attended, Wanted
+from attention_xp._engine.tile.formula import attend_region
+from attention_xp._engine.walkers.numpy import scratch  # noqa: F401  # keeps the memory of temporary arrays
+from attention_xp._engine.walkers.numpy.few_rows import FewRows, is_in_blocks, rows_of_keys
+from attention_xp._engine.walkers.numpy.place import Place
+from attention_xp._engine.walkers.numpy.pool import run_jobs, with_blas_held_to_one
+from attention_xp._scores.region import Region
+
+__all__ = ["are_few_rows", "are_few_without_rules", "attend"]
+
+_MANY = 2**21  # numbers of keys from which threads pay
+_JOBS = 2  # for each thread, at least
+_SCORES = 2**17  # of a job, about: these stay in a cache
+
+
+def are_few_rows(problem: Problem) -> bool:
+    """Whether so few rows share keys that their scores take no more memory than these, and this is faster than `attend_at_once`.
+
+    A single row has nothing to gain but threads, and under rules that keys are read once.
+    """
+    rows, numbers = rows_of_keys(problem), math.prod(problem.key.shape)
+    if problem.is_empty or not 0 < rows <= problem.key.shape[-1] or problem.seed is not None:
+        return False
+    if not problem.key.dtype == problem.value.dtype == problem.dtype:
+        return False
+    return is_in_blocks(rows) or (rows == 1 and (len(problem.rules) > 0 or numbers >= _MANY))
+
+
+def are_few_without_rules(problem: Problem) -> bool:
+    """Whether the formula is faster for them than tiles: where there are rules, tiles skip what they exclude."""
+    return len(problem.rules) == 0 and are_few_rows(problem)
+
+
+def attend(problem: Problem, wanted: Wanted) -> Attended:
+    """Compute a problem of few rows; the weights are not to be had."""
+    if math.prod(problem.key.shape) < _MANY:
+        return attend_region(FewRows(problem), Region.whole(problem), problem.query, problem.key, problem.value, wanted)
+    Sq, lead = problem.query.shape[-2], problem.lead
+    output = np.empty((*lead, Sq, problem.value.shape[-1]), problem.result_dtype)
+    lse = np.empty((*lead, Sq), problem.dtype) if wanted.lse else None
+
+    def visit(threads: int) -> None:
+        jobs = list(Place.every(lead, _heads(problem, threads)))
+        run_jobs(len(jobs), lambda: nullcontext(lambda i: do(jobs[i])), threads)
+
+    def do(place: Place) -> None:
+        region = Region(problem, (*place.starts, 0, 0), (*place.sizes, Sq, problem.key.shape[-2]))
+        key, value = (place.shared(problem, a) for a in (problem.key, problem.value))
+        found = attend_region(FewRows(problem), region, problem.query[place.at], key, value, wanted)
+        output[place.at] = found.output
+        if lse is not None:
+            lse[place.at] = found.lse
+
+    with_blas_held_to_one(visit)
+    return Attended(output, None, lse)
+
+
+def _heads(problem: Problem, threads: int) -> int:
+    """Return the query heads of a job, whole groups."""
+    lead, group = problem.lead, problem.group
+    if len(lead) == 0:
+        return 1
+    of_a_thread = math.prod(lead) // (_JOBS * threads)
+    of_a_cache: int = _SCORES // (problem.query.shape[-2] * problem.key.shape[-2])
+    return max(min(of_a_thread, of_a_cache, lead[-1]) // group, 1) * group
