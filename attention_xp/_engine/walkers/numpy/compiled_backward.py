@@ -10,6 +10,7 @@ from attention_xp._engine.plan.tile_sizes import TileShape, compiled_backward_sh
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.backward_step import shift_of
 from attention_xp._engine.tile.gradients import Known
+from attention_xp._engine.tile.scores import survival_factor
 from attention_xp._engine.walkers.numpy.backward_run import delta_of
 from attention_xp._engine.walkers.numpy.backward_walk import BackwardWalk
 from attention_xp._engine.walkers.numpy.compiled.steps import Steps
@@ -104,7 +105,10 @@ class _Worker:
         query, gradient = (
             self._filled(buffer, array.reshape(G, m, -1), factor)
             for buffer, array, factor in zip(
-                self._of_rows, (problem.query[at], known.gradient), (steps.query_factor, 1.0), strict=False
+                self._of_rows,
+                (problem.query[at], known.gradient),
+                (steps.query_factor, survival_factor(problem)),
+                strict=False,
             )
         )
         dquery = self._of_rows[2][: query.size].reshape(query.shape)
@@ -115,7 +119,14 @@ class _Worker:
         region = Region(problem, (*place.starts, rows[0], 0), (*place.sizes, m, problem.key.shape[-2]))
         stretches = self._stretches.of(region, place, rows)
         steps.differentiate(
-            stretches[:2], (query, gradient), packed, key, (shift, delta), (dquery, *found), self._scores
+            stretches[:2],
+            steps.draws(region),
+            (query, gradient),
+            packed,
+            key,
+            (shift, delta),
+            (dquery, *found),
+            self._scores,
         )
         if problem.rules and not is_finite(dquery):
             walk.is_sound = False

@@ -114,7 +114,7 @@ class _Worker:
         peak, total = (np.array(a, sums.dtype).reshape(G, m) for a in (running.peak, running.total))
         stretches = self._stretches.of(region, place, rows)
         arrays, state = (query, *self._keys_of(place)), (peak, sums, total, output)
-        self._steps.attend(stretches[:2], arrays, state, self._scores)
+        self._steps.attend(stretches[:2], self._steps.draws(region), arrays, state, self._scores)
         return Running(peak.reshape(*lead, m, 1), total.reshape(*lead, m, 1), result)
 
     def _keys_of(self, place: Place) -> tuple[Array, Array]:

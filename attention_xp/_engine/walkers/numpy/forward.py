@@ -13,7 +13,6 @@ from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.step import Running, advance, log_sum_exp, normalized, scale_in_base, scored, start
 from attention_xp._engine.walkers.numpy.compiled.found import steps_of
 from attention_xp._engine.walkers.numpy.compiled_forward import compiled_forward
-from attention_xp._engine.walkers.numpy.few_rows import is_in_blocks, rows_of_keys
 from attention_xp._engine.walkers.numpy.forward_walk import ForwardWalk
 from attention_xp._engine.walkers.numpy.gather import Gather
 from attention_xp._engine.walkers.numpy.heads import Heads, is_finite
@@ -39,9 +38,7 @@ def forward(problem: Problem, *, lse: bool, threads: int | None = None) -> tuple
     """
 
     def visit(count: int) -> ForwardWalk:
-        steps = (
-            None if is_in_blocks(rows_of_keys(problem)) else steps_of(problem)
-        )  # BLAS reads keys once for a few rows
+        steps = steps_of(problem)
         done = None if steps is None else compiled_forward(problem, steps, count, lse=lse)
         if done is not None:
             return done

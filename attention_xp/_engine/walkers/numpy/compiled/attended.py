@@ -8,6 +8,7 @@ import numpy as np
 
 from attention_xp._engine.walkers.numpy.compiled.bands import BAND, NONE, SOME, TALL, add, bend, look, score
 from attention_xp._engine.walkers.numpy.compiled.compiling import compiled, inlined
+from attention_xp._engine.walkers.numpy.compiled.draws import ROOM, draw
 from attention_xp._engine.walkers.numpy.compiled.line import KEYS, keep_line, largest_of_line, raise_line
 from attention_xp._engine.walkers.numpy.compiled.multiplied import multiply_rows
 from attention_xp._engine.walkers.numpy.compiled.powers import power
@@ -18,7 +19,24 @@ __all__ = ["attend"]
 
 @compiled()
 def attend(
-    stretches, query, key, value, addends, factors, constants, natural, peak, sums, total, output, scores, edge, seen
+    stretches,
+    query,
+    key,
+    value,
+    addends,
+    factors,
+    constants,
+    natural,
+    draws,
+    peak,
+    sums,
+    total,
+    output,
+    scores,
+    edge,
+    seen,
+    kept,
+    words,
 ):
     """Add keys and values to the state of some rows: (G, m, D) with (K, chunks, D, KEYS) and (K, Sk, N).
 
@@ -55,18 +73,19 @@ def attend(
                         if flags[0]:
                             at = flags[0] + (row - first_row) * flags[1] + left - first_key, flags[1]
                         at = look(seen, edge, at, rows, keys)
+                        survivors = draw(kept, words, draws, g, rows, left) if draws[3] else np.int64(0)
                         score(of_query, keys_of + left * D * item, scores, seen, rows)
                         bend(scores, rows[1] - row, factors[0], natural)
                         if len(addends) > 0 or keys[2] - keys[1] < KEYS:
                             add(scores, (addends, g), factors, rows, keys)
-                        _raise(scores, seen, at, constants, (peak, sums, output), of_sums, g, rows)
+                        _raise(scores, seen, at, survivors, constants, (peak, sums, output), of_sums, g, rows)
                         _weigh(scores, seen, values_of, of_output, output.shape[2], rows, keys)
         for i in range(m):
             total[g, i] = _total(sums[g, i])
 
 
 @inlined
-def _raise(scores, seen, flags, constants, state, sums_of_rows, g, rows):
+def _raise(scores, seen, flags, survivors, constants, state, sums_of_rows, g, rows):
     """Exclude pairs, raise the largest scores, and make powers of scores and their sums."""
     (address, step), (row, last_row), (peak, sums, output) = flags, rows, state
     one, first = scores.dtype.type(0.0), scores.ctypes.data
@@ -81,6 +100,8 @@ def _raise(scores, seen, flags, constants, state, sums_of_rows, g, rows):
             _fade(power(so_far - largest, constants), sums, output, g, row + j)
             peak[g, row + j] = so_far = largest
         raise_line(line, so_far if np.isfinite(so_far) else one, sums_of_rows + (row + j) * WIDTH, constants)
+        if survivors:
+            keep_line(line, survivors + j * ROOM, one)
 
 
 @inlined

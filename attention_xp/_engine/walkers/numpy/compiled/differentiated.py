@@ -7,6 +7,7 @@ import numpy as np
 
 from attention_xp._engine.walkers.numpy.compiled.bands import BAND, NONE, SOME, TALL, add, bend, look, score
 from attention_xp._engine.walkers.numpy.compiled.compiling import compiled, inlined
+from attention_xp._engine.walkers.numpy.compiled.draws import ROOM, draw
 from attention_xp._engine.walkers.numpy.compiled.line import KEYS, keep_line, raise_line
 from attention_xp._engine.walkers.numpy.compiled.multiplied import multiply_rows
 from attention_xp._engine.walkers.numpy.compiled.registers import ROWS
@@ -16,7 +17,23 @@ __all__ = ["differentiate"]
 
 @compiled()
 def differentiate(
-    stretches, rows_of_heads, packed, key, addends, factors, constants, natural, shift, delta, sums, scores, edge, seen
+    stretches,
+    rows_of_heads,
+    packed,
+    key,
+    addends,
+    factors,
+    constants,
+    natural,
+    draws,
+    shift,
+    delta,
+    sums,
+    scores,
+    edge,
+    seen,
+    kept,
+    words,
 ):
     """Add to the gradients of some rows, and of their keys and values.
 
@@ -61,6 +78,7 @@ def differentiate(
                         at = look(seen, edge, at, rows, keys)
                         if _is_empty(seen, rows):
                             continue
+                        survivors = draw(kept, words, draws, g, rows, left) if draws[3] else np.int64(0)
                         score(of_query, of_key + left * D * item, weights, seen, rows)
                         bend(weights, rows[1] - row, factors[0], natural)
                         if factors[0]:
@@ -69,7 +87,7 @@ def differentiate(
                             add(weights, (addends, g), factors, rows, keys)
                         _weigh(weights, unused, seen, at, constants, shift, g, rows)
                         score(of_gradient, of_value + left * Dv * item, grads, seen, rows)
-                        _pull(weights, grads, slopes, seen, delta, g, rows, factors[0])
+                        _pull(weights, grads, slopes, seen, survivors, delta, g, rows, factors[0])
                         first, column = left + keys[1], keys[1] * item
                         count, end = rows[1] - row, keys[2] - keys[1]
                         by_key = weights.ctypes.data + column, grads.ctypes.data + column
@@ -123,11 +141,14 @@ def _weigh(scores, unused, seen, flags, constants, shift, g, rows):
 
 
 @inlined
-def _pull(weights, grads, slopes, seen, delta, g, rows, cap):
+def _pull(weights, grads, slopes, seen, survivors, delta, g, rows, cap):
     """Make gradients of scores of those of weights."""
-    row, last_row = rows
+    (row, last_row), nothing = rows, weights.dtype.type(0.0)
+    weight, grad, width = weights.ctypes.data, grads.ctypes.data, KEYS * weights.itemsize
     for j in range(last_row - row):
         less = delta[g, row + j]
+        if survivors:
+            keep_line(grad + j * width, survivors + j * ROOM, nothing)
         if seen[j // ROWS] == NONE:
             for i in range(KEYS):
                 grads[j, i] = 0.0
@@ -137,3 +158,5 @@ def _pull(weights, grads, slopes, seen, delta, g, rows, cap):
         else:
             for i in range(KEYS):
                 grads[j, i] = (grads[j, i] - less) * weights[j, i]
+        if survivors:
+            keep_line(weight + j * width, survivors + j * ROOM, nothing)

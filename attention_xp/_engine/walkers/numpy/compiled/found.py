@@ -14,9 +14,10 @@ from attention_xp._engine.walkers.numpy.compiled.passes import Passes
 from attention_xp._engine.walkers.numpy.compiled.steps import Steps
 from attention_xp._engine.walkers.numpy.pool import is_openblas
 
-__all__ = ["LEAST", "loops", "missing", "passes_of", "steps_of"]
+__all__ = ["FEWEST_ROWS", "LEAST", "loops", "missing", "passes_of", "steps_of"]
 
 LEAST = 2**20  # pairs of query and key: importing takes as long as some hundred such calls
+FEWEST_ROWS = 64  # for which keys are copied into another order
 
 
 def passes_of(problem: Problem) -> Passes | None:
@@ -31,7 +32,10 @@ def passes_of(problem: Problem) -> Passes | None:
 
 def steps_of(problem: Problem) -> Steps | None:
     """Return the compiled tile steps for a problem; ``None`` where a step needs functions of Python, or is not compiled."""
-    if problem.score_mod is not None or problem.seed is not None or _is_small(problem) or loops() is None:
+    needs_python = problem.score_mod is not None or not (problem.seed is None or problem.keys_count_up)
+    if needs_python or problem.query.shape[-2] < FEWEST_ROWS or _is_small(problem):
+        return None
+    if loops() is None:
         return None
     return Steps(problem)
 

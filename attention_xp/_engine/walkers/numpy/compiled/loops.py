@@ -10,6 +10,7 @@ from numba import config
 
 from attention_xp._engine.walkers.numpy.compiled.compiling import compiled
 from attention_xp._engine.walkers.numpy.compiled.constants import Constants
+from attention_xp._engine.walkers.numpy.compiled.draws import survivors
 from attention_xp._engine.walkers.numpy.compiled.powers import power
 from attention_xp._engine.walkers.numpy.compiled.registers import VECTORS, WIDTH, raise_columns
 from attention_xp._engine.walkers.numpy.compiled.scalars import tanh
@@ -121,48 +122,3 @@ def keep_if(tile, flags, line, first, other):
                 )  # of indices with a sign, numba asks whether it is negative
                 number = tile[g, at[0], at[1]]
                 tile[g, at[0], at[1]] = number if flags[k, j, i] else other
-
-
-@compiled()
-def survivors(keep, schedule, first, limit, words, halves):
-    """Write which weights survive dropout, (n, m), from the first query and key on.
-
-    `schedule` are the two words of a key of the generator, and a third that follows from them. `words` are (2, m // 2 + 1), and `halves` are the same memory as (2, 2 * (m // 2 + 1)).
-    """
-    n, m = keep.shape
-    row, column = first
-    for j in range(column >> 1, ((column + n - 1) >> 1) + 1):
-        for i in range(words.shape[1]):
-            x, y = _threefry(schedule, np.uint32((row >> 1) + i), np.uint32(j))
-            words[0, i] = x
-            words[1, i] = y
-        for parity in range(2):
-            line = 2 * j + parity - column
-            if 0 <= line < n:
-                for i in range(m):
-                    keep[line, i] = halves[parity, np.uint64((row & 1) + i)] >= limit
-
-
-@compiled()
-def _threefry(schedule, x, y):
-    """Encrypt a counter as `attention_xp._random.threefry` does; written out, because a loop here would not be unrolled."""
-    first, second, third = schedule
-    x, y = _four_rounds(np.uint32(x + first), np.uint32(y + second), (13, 15, 26, 6))
-    x, y = _four_rounds(np.uint32(x + second), np.uint32(y + third + np.uint32(1)), (17, 29, 16, 24))
-    x, y = _four_rounds(np.uint32(x + third), np.uint32(y + first + np.uint32(2)), (13, 15, 26, 6))
-    return _round(np.uint32(x + first), np.uint32(y + second + np.uint32(3)), 17)
-
-
-@compiled()
-def _four_rounds(x, y, rotations):
-    x, y = _round(x, y, rotations[0])
-    x, y = _round(x, y, rotations[1])
-    x, y = _round(x, y, rotations[2])
-    return _round(x, y, rotations[3])
-
-
-@compiled()
-def _round(x, y, rotation):
-    """Return x + y, and its exclusive-or with y, whose bits are rotated to the left."""
-    x = np.uint32(x + y)
-    return x, np.uint32(x ^ (np.uint32(y << np.uint32(rotation)) | (y >> np.uint32(32 - rotation))))

@@ -1,5 +1,6 @@
 """The compiled tile steps of one problem: what they need besides the arrays of a block of rows."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,9 +10,15 @@ from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.base import base_of
 from attention_xp._engine.tile.scores import query_factor
 from attention_xp._engine.walkers.numpy.compiled.constants import Constants
+from attention_xp._random.survivors import head_key, smallest_draw
+from attention_xp._random.threefry import schedule_of
+from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 
 __all__ = ["Steps", "address_of"]
+
+_Stretches = tuple[Array, Array]  # a table of stretches, and one of addends
+_Draws = tuple[Array, int, int, Any]
 
 
 def address_of(array: Array) -> int:
@@ -23,12 +30,12 @@ class Steps:
     """Steps over all keys of a block of rows, in one dtype."""
 
     def __init__(self, problem: Problem) -> None:
-        from attention_xp._engine.walkers.numpy.compiled import attended, bands, differentiated  # noqa: PLC0415  # import numba
+        from attention_xp._engine.walkers.numpy.compiled import attended, bands, differentiated, draws  # noqa: PLC0415  # import numba
 
         self._attend: Any = attended.attend
         self._differentiate: Any = differentiated.differentiate
         self._pack: Any = bands.pack
-        self._band, self._keys = bands.BAND, bands.KEYS
+        self._band, self._keys, self._room = bands.BAND, bands.KEYS, draws.ROOM
         self.dtype = np.dtype(problem.dtype)
         self.lanes = bands.WIDTH // self.dtype.itemsize  # numbers of a vector
         log_e = base_of(problem.xp).log_e
@@ -73,16 +80,17 @@ class Steps:
         return wide
 
     def attend(
-        self, stretches: tuple[Array, Array], arrays: Sequence[Array], state: Sequence[Array], scores: Array
+        self, stretches: _Stretches, draws: _Draws, arrays: Sequence[Array], state: Sequence[Array], scores: Array
     ) -> None:
         """Add all keys and values to the state of a block of rows, see `attended.attend`."""
         query, key, value = arrays
         table, addends = stretches
-        self._attend(table, query, key, _place(value), addends, *self._options, *state, *self._memory(scores))
+        self._attend(table, query, key, _place(value), addends, *self._options, draws, *state, *self._memory(scores))
 
     def differentiate(
         self,
-        stretches: tuple[Array, Array],
+        stretches: _Stretches,
+        draws: _Draws,
         rows: Sequence[Array],
         packed: Sequence[Array],
         key: Array,
@@ -94,12 +102,29 @@ class Steps:
         table, addends = stretches
         places = tuple(map(_place, sums))
         arrays = tuple(rows), tuple(packed), _place(key)
-        self._differentiate(table, *arrays, addends, *self._options, *known, places, *self._memory(scores))
+        self._differentiate(table, *arrays, addends, *self._options, draws, *known, places, *self._memory(scores))
 
-    def _memory(self, scores: Array) -> tuple[Array, Array, Array]:
-        """Return memory for scores, for flags of a band, and for what is allowed of its strips."""
+    def draws(self, region: Region) -> _Draws:
+        """Return what the draws of dropout in a block of rows follow from, see `draws.draw`."""
+        problem: Problem = region.frame  # type: ignore[assignment]
+        schedules = np.zeros((math.prod(region.sizes[:-2]), 3), np.uint32)
+        if problem.seed is None:
+            return schedules, 0, 0, np.uint32(0)
+        words = head_key(problem.seed, b=region.b, h=region.h)
+        pairs = (np.broadcast_to(word, (*region.sizes[:-2], 1, 1)).astype(np.uint32).ravel().tolist() for word in words)
+        schedules[...] = [schedule_of(pair) for pair in zip(*pairs, strict=True)]
+        return (
+            schedules,
+            int(region.q_idx.flat[0]),
+            int(region.kv_idx.flat[0]),
+            np.uint32(smallest_draw(problem.dropout_rate)),
+        )
+
+    def _memory(self, scores: Array) -> tuple[Array, ...]:
+        """Return memory for scores, for flags of a band, for what is allowed of its strips, and for draws of dropout."""
         edge, seen = np.empty((self._band, self._keys), np.uint8), np.empty(self._band, np.uint8)
-        return scores.reshape(-1, self._keys), edge, seen
+        kept, words = np.empty((self._band, self._room), np.uint8), np.empty((2, self._room // 2), np.uint32)
+        return scores.reshape(-1, self._keys), edge, seen, kept, words
 
 
 def _place(array: Array) -> tuple[int, int, int]:
