@@ -17,7 +17,6 @@ __all__ = [
     "are_finite",
     "clean",
     "key_rows",
-    "quarantined_at_once",
     "quarantined_key",
     "quarantined_outputs",
     "query_key",
@@ -26,9 +25,6 @@ __all__ = [
     "value_rows",
     "weights_value",
 ]
-
-
-Product = Callable[[Array, Array, Namespace], Array]
 
 
 class Paged:
@@ -84,13 +80,11 @@ def are_finite(query: Array, key: Array) -> Array:
     return xp.all(xp.isfinite(query)) & xp.all(xp.isfinite(key))
 
 
-def weights_value(
-    problem: Problem, weights: Array, value: Array, *, exclusive: bool, careful: Product | None = None
-) -> Array:
+def weights_value(problem: Problem, weights: Array, value: Array, *, exclusive: bool) -> Array:
     """Return ``weights @ value``: (..., H, Sq, Sk) @ (..., Hkv, Sk, Dv) -> (..., H, Sq, Dv).
 
     With `exclusive`, some weights are exactly 0 by exclusion: a value that is not finite then reaches
-    those rows alone whose weight for it is positive. A walker may bring a `careful` product for that.
+    those rows alone whose weight for it is positive.
     """
     folded, xp = _fold(problem, weights), problem.xp
     if isinstance(value, Paged):
@@ -100,8 +94,9 @@ def weights_value(
         return _unfold(problem, outputs)
     if not exclusive:
         return _unfold(problem, _outputs(folded, value, xp))
-    careful = quarantined_outputs if careful is None else careful
-    return _unfold(problem, by_value(xp, lambda: xp.all(xp.isfinite(value)), _outputs, careful, folded, value, xp))
+    return _unfold(
+        problem, by_value(xp, lambda: xp.all(xp.isfinite(value)), _outputs, quarantined_outputs, folded, value, xp)
+    )
 
 
 def query_rows(problem: Problem, grad_scores: Array, key: Array, *, exclusive: bool) -> Array:
@@ -213,17 +208,6 @@ def quarantined_outputs(weights: Array, value: Array, xp: Namespace) -> Array:
 def _has_finite_values(weights: Array, value: Array) -> Array:  # noqa: ARG001
     xp = array_namespace(value)
     return xp.all(xp.isfinite(value))
-
-
-def quarantined_at_once(weights: Array, value: Array, xp: Namespace) -> Array:
-    """Return the same by a single product, for values of which some are known not to be finite."""
-    width, beside = value.shape[-1], value[..., None, :]  # (..., n, 1, Dv)
-    kind = xp.reshape(xp.arange(3, device=device(value)), (1,) * (value.ndim - 1) + (3, 1))
-    source = xp.isnan(beside) | (beside == xp.where(kind == 1, inf, -inf))
-    operand = xp.where(kind == 0, clean(beside), xp.astype(source, value.dtype))  # (..., n, 3, Dv)
-    products = _outputs(weights, xp.reshape(operand, (*value.shape[:-1], 3 * width)), xp)
-    output, rises, falls = (products[..., i * width : (i + 1) * width] for i in range(3))
-    return _with_infinities(output, rises > 0.0, falls > 0.0, xp)
 
 
 def _with_infinities(output: Array, rises: Array, falls: Array, xp: Namespace) -> Array:
