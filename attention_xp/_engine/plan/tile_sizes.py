@@ -36,6 +36,9 @@ _WHOLE = {"numpy": (704, 1024), "jax": (1024, 1024)}  # without rules: fewer and
 _BACKWARD = {"numpy": (704, 512), "jax": (512, 256)}
 _TALLEST_BACKWARD = 1024, 4096  # rows of all heads of a job, and of those where rules cut tiles into strips: NumPy
 _WINDOW_TILE = 128, 128  # under a narrow window, where a tile has one stretch of keys: JAX
+_WINDOW_TILE_OF_HEADS = 64, 64  # likewise, where heads share a tile
+_FEW_HEADS = 2  # too few to share such a tile
+_LARGEST_OF_HEADS = 2**14  # scores of a tile of several heads under rules: JAX, where there is no CUDA device
 _SMALLEST_BLOCK = 32  # rows or keys of a block that is visited by itself
 _NARROW = 1024  # keys of a window, up to which tiles of fewer rows save more than they cost
 SMALL_PRODUCT = 10**6  # multiplications up to which BLAS does not copy the factors of a product first: NumPy
@@ -190,7 +193,8 @@ def _squares(problem: Problem, most: tuple[int, int]) -> tuple[int, int]:
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
     rows, columns = most
     if narrowest(problem.rules) <= (_NARROW if is_open(Sk) else min(_NARROW, Sk // 2)):
-        rows, columns = _WINDOW_TILE
+        is_shared = _sharing(problem, _WINDOW_TILE_OF_HEADS) > _FEW_HEADS and not blocks(problem.rules)
+        rows, columns = _WINDOW_TILE_OF_HEADS if is_shared else _WINDOW_TILE
     for block in blocks(problem.rules):
         rows, columns = (_about(size, n) for size, n in zip(block, (rows, columns), strict=True))
     if (rows, columns) == most:
@@ -213,14 +217,19 @@ def stack(problem: Problem) -> tuple[int, ...]:
     """Return the number of batch items and heads that share a tile of JAX's walker, along each leading axis.
 
     With few rows, the query heads of a group share one product. One head alone does not fill a CUDA device: there, all
-    batch items and heads with the same mask share a tile, up to a size that memory allows.
+    batch items and heads with the same mask share a tile, up to a size that memory allows. Elsewhere a few heads share the
+    small tiles of sparse masks, of which an operation would take less time than it takes to begin it.
     """
     if problem.stack is not None:
         return problem.stack
     lead, of_batch = problem.lead, len(problem.batch)
     few = problem.group if not is_open(problem.query.shape[-2]) and problem.query.shape[-2] <= FOLD else 1
     sizes = [1] * of_batch + [few] * (len(lead) - of_batch)
-    if cuda_device(problem.query) is None or is_open(*lead, *tile_sizes(problem)):
+    if is_open(*lead, *tile_sizes(problem)):
+        return tuple(sizes)
+    if cuda_device(problem.query) is None:
+        if few == 1 and problem.tile is None and problem.heads is not None:
+            sizes[-1] = _sharing(problem, tile_sizes(problem))
         return tuple(sizes)
     room = _LARGEST_ON_CUDA // math.prod(tile_sizes(problem))
     if problem.heads is not None and _is_uniform_along_heads(problem):
@@ -231,6 +240,15 @@ def stack(problem: Problem) -> tuple[int, ...]:
             break
         sizes[axis] = _largest_part(lead[axis], room // math.prod(inner))
     return tuple(sizes)
+
+
+def _sharing(problem: Problem, tile: tuple[int, int]) -> int:
+    """Return the number of heads that share a small tile, without a CUDA device; 1 where nothing is excluded."""
+    if problem.heads is None or is_open(*problem.lead) or cuda_device(problem.query) is not None:
+        return 1
+    if len(problem.rules) == 0 or not _is_uniform_along_heads(problem):
+        return 1
+    return _stacked(problem, _LARGEST_OF_HEADS // math.prod(tile))
 
 
 def _largest_part(length: int, most: int) -> int:

@@ -17,7 +17,6 @@ __all__ = [
     "are_finite",
     "clean",
     "key_rows",
-    "quarantined_at_once",
     "quarantined_key",
     "quarantined_outputs",
     "query_key",
@@ -26,9 +25,6 @@ __all__ = [
     "value_rows",
     "weights_value",
 ]
-
-
-Product = Callable[[Array, Array, Namespace], Array]
 
 
 class Paged:
@@ -85,19 +81,12 @@ def are_finite(query: Array, key: Array) -> Array:
 
 
 def weights_value(
-    problem: Problem,
-    weights: Array,
-    value: Array,
-    *,
-    exclusive: bool,
-    product: Product | None = None,
-    careful: Product | None = None,
+    problem: Problem, weights: Array, value: Array, *, exclusive: bool, product: Product | None = None
 ) -> Array:
     """Return ``weights @ value``: (..., H, Sq, Sk) @ (..., Hkv, Sk, Dv) -> (..., H, Sq, Dv).
 
     With `exclusive`, some weights are exactly 0 by exclusion: a value that is not finite then reaches
-    those rows alone whose weight for it is positive. A walker may bring a `careful` product for that, and a faster `product`
-    for all other values.
+    those rows alone whose weight for it is positive. A walker may bring a faster `product` for all other values.
     """
     folded, xp = _fold(problem, weights), problem.xp
     if isinstance(value, Paged):
@@ -107,8 +96,9 @@ def weights_value(
         return _unfold(problem, outputs)
     if not exclusive:
         return _unfold(problem, (_outputs if product is None else product)(folded, value, xp))
-    careful = quarantined_outputs if careful is None else careful
-    return _unfold(problem, by_value(xp, lambda: xp.all(xp.isfinite(value)), _outputs, careful, folded, value, xp))
+    return _unfold(
+        problem, by_value(xp, lambda: xp.all(xp.isfinite(value)), _outputs, quarantined_outputs, folded, value, xp)
+    )
 
 
 def query_rows(problem: Problem, grad_scores: Array, key: Array, *, exclusive: bool) -> Array:
@@ -220,17 +210,6 @@ def quarantined_outputs(weights: Array, value: Array, xp: Namespace) -> Array:
 def _has_finite_values(weights: Array, value: Array) -> Array:  # noqa: ARG001
     xp = array_namespace(value)
     return xp.all(xp.isfinite(value))
-
-
-def quarantined_at_once(weights: Array, value: Array, xp: Namespace) -> Array:
-    """Return the same by a single product, for values of which some are known not to be finite."""
-    width, beside = value.shape[-1], value[..., None, :]  # (..., n, 1, Dv)
-    kind = xp.reshape(xp.arange(3, device=device(value)), (1,) * (value.ndim - 1) + (3, 1))
-    source = xp.isnan(beside) | (beside == xp.where(kind == 1, inf, -inf))
-    operand = xp.where(kind == 0, clean(beside), xp.astype(source, value.dtype))  # (..., n, 3, Dv)
-    products = _outputs(weights, xp.reshape(operand, (*value.shape[:-1], 3 * width)), xp)
-    output, rises, falls = (products[..., i * width : (i + 1) * width] for i in range(3))
-    return _with_infinities(output, rises > 0.0, falls > 0.0, xp)
 
 
 def _with_infinities(output: Array, rises: Array, falls: Array, xp: Namespace) -> Array:

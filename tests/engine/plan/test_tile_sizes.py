@@ -5,7 +5,7 @@ import pytest
 
 from attention_xp._engine.plan import row_tiles, tile_sizes as tile_sizes_module
 from attention_xp._engine.plan.plan import bounds
-from attention_xp._engine.plan.tile_sizes import backward_tile_sizes, tile_sizes
+from attention_xp._engine.plan.tile_sizes import backward_tile_sizes, stack, tile_sizes
 from attention_xp._engine.problem.problem import Problem
 from attention_xp.masks import BlockMask, CausalMask, WindowMask, longformer_mask
 
@@ -51,6 +51,14 @@ def test_tiles_are_small_along_a_narrow_window_alone_on_jax(library):
     assert max(narrow) < min(tile_sizes(problem(library, WindowMask(3000, 0))))
     assert max(narrow) < min(tile_sizes(problem(library, CausalMask())))
     assert min(tile_sizes(problem(library, longformer_mask(128), length=256))) == 256  # nothing to leave out
+
+
+@pytest.mark.backends("jax")
+def test_heads_with_the_same_mask_share_small_tiles_on_jax(library):
+    per_head = BlockMask(np.stack([np.eye(64, dtype=bool)] * 8), 64)
+    for mask, heads in ((blocks((64, 64)), 4), (longformer_mask(128), 4), (CausalMask(), 1), (per_head, 1)):
+        assert stack(problem(library, mask)) == (1, heads)
+    assert stack(problem(library, None)) == (1, 1)
 
 
 @pytest.mark.backends("torch")

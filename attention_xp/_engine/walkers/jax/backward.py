@@ -16,11 +16,11 @@ from attention_xp._engine.tile.captured import Captured, exchanged
 from attention_xp._engine.tile.gradients import Gradients, Known
 from attention_xp._engine.tile.products import clean
 from attention_xp._engine.tile.scores import query_factor
+from attention_xp._engine.walkers.jax.guarded import Guarded
 from attention_xp._engine.walkers.jax.loops import (
-    Guarded,
     Loops,
-    at_places,
     dynamic_cut,
+    dynamic_put,
     fold,
     gradient_dtype,
     is_moving,
@@ -146,9 +146,9 @@ class BackwardWalk(Loops):
         mixed: Array,
     ) -> tuple[Array, tuple[Any, ...]]:
         query, (key, value, addends, captured) = sums
-        part, keys, values = self.tile(region, tile)
+        part, keys, cut_values = self.tile(region, tile)
         ops = self.ops.on(mixed)
-        found = contribute(ops, part, rows, keys, values, rules=rules, mixed=(0, self.m), wanted=self.wanted)
+        found = contribute(ops, part, rows, keys, cut_values(), rules=rules, mixed=(0, self.m), wanted=self.wanted)
         at = [*self.kv_lead(region), part.starts[-1], 0]
         grown = tuple(_grown(whole, piece, part) for whole, piece in zip(addends, found.addends, strict=True))
         others = _added(key, found.key, at), _added(value, found.value, at), grown, _summed(captured, found.captured)
@@ -189,4 +189,4 @@ def _starts_in(whole: Array, part: Region) -> list[Any]:
 def _added(whole: Array, piece: Array, at: list[Any]) -> Array:
     """Add a piece to an array at indices that the program computes."""
     there = dynamic_cut(whole, at, list(piece.shape))
-    return jax.lax.dynamic_update_slice(whole, there + piece, at_places(at))
+    return dynamic_put(whole, there + piece, at)

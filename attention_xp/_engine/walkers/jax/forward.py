@@ -2,14 +2,13 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 
 from attention_xp._backend.sharding import spread_like
 from attention_xp._engine.plan.tile_sizes import tile_sizes
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.step import Running, advance, finish, start
-from attention_xp._engine.walkers.jax.loops import Loops, at_places, fold, zeros
+from attention_xp._engine.walkers.jax.loops import Loops, dynamic_put, fold, zeros
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
@@ -26,7 +25,9 @@ class ForwardWalk(Loops):
     def run(self) -> tuple[Array, Array]:
         """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq)."""
         lead, dtype = self.problem.lead, self.problem.dtype
-        output = zeros(self.problem, (*lead, self.Sq, self.problem.value.shape[-1]), dtype)
+        shape, query = (*lead, self.Sq, self.problem.value.shape[-1]), self.problem.query
+        # Each row is overwritten: where the query has that shape, zeros would be one more kernel to compile.
+        output = query if query.shape == shape and query.dtype == dtype else zeros(self.problem, shape, dtype)
         lse = zeros(self.problem, (*lead, self.Sq), dtype)
         output, lse = fold(0, math.prod(self.counts), self._job, (output, lse))
         return output, lse
@@ -34,11 +35,8 @@ class ForwardWalk(Loops):
     def _job(self, job: Array, results: tuple[Array, Array]) -> tuple[Array, Array]:
         region, block = self.rows_of(job)
         output, lse = self._attend(region, block)
-        at = at_places([*region.starts[:-1], 0])
-        return (
-            jax.lax.dynamic_update_slice(results[0], output, at),
-            jax.lax.dynamic_update_slice(results[1], lse, at[:-1]),
-        )
+        at = region.starts[:-1]
+        return dynamic_put(results[0], output, [*at, 0]), dynamic_put(results[1], lse, at)
 
     def _attend(self, region: Region, block: Array) -> tuple[Array, Array]:
         problem, query = self.problem, self.scaled_query(region)

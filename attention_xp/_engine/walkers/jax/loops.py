@@ -1,11 +1,12 @@
 """Loops inside the compiled program of JAX, so that its size does not grow with the lengths."""
 
 import dataclasses
+import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial, reduce
 from operator import and_
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +16,16 @@ from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.sharding import spread_like
 from attention_xp._backend.sizes import as_number, ceil_div, is_open
 from attention_xp._backend.values import FAR
-from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.plan.tile_sizes import stack
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.arithmetic import Arithmetic, allowed_pairs
-from attention_xp._engine.tile.products import quarantined_at_once, query_key, weights_value
 from attention_xp._engine.tile.step import scale_in_base
+from attention_xp._engine.walkers.jax.guarded import Guarded
 from attention_xp._scores.frozen import freeze
 from attention_xp._scores.region import Region, Span
 from attention_xp._typing import Array, DType
 from attention_xp.masks import Mask
 
-__all__ = ["Guarded", "Loops", "at_places", "dynamic_cut", "fold", "gradient_dtype", "is_moving", "zeros"]
+__all__ = ["Loops", "dynamic_cut", "dynamic_put", "fold", "gradient_dtype", "is_moving", "zeros"]
 
 
 _NEVER = 2**31 - 1  # behind all tiles
@@ -40,14 +39,23 @@ def fold(first: Any, last: Any, step: Callable[[Array, Any], Any], state: Any) -
     return jax.lax.fori_loop(jnp.int32(first), jnp.int32(last), step, state)
 
 
-def dynamic_cut(array: Array, starts: list[Any], sizes: list[int]) -> Array:
+# To ask of each index whether it counts from the end takes time to compile; older JAX always asks.
+_HOW = {"allow_negative_indices": False}
+_HOW = _HOW if _HOW.keys() <= inspect.signature(jax.lax.dynamic_slice).parameters.keys() else {}
+
+
+def dynamic_cut(array: Array, starts: Iterable[Any], sizes: Sequence[int]) -> Array:
     """Return a piece of an array at indices that the program computes."""
-    return jax.lax.dynamic_slice(array, at_places(starts), sizes)
+    return jax.lax.dynamic_slice(array, _as_indices(starts), sizes, **_HOW)
 
 
-def at_places(starts: Iterable[Any]) -> list[Array]:
-    """Return where a piece begins as numbers without a sign, of which JAX does not ask whether they count from the end."""
-    return [jnp.asarray(start).astype(jnp.uint32) for start in starts]
+def dynamic_put(array: Array, piece: Array, starts: Iterable[Any]) -> Array:
+    """Return an array with another piece at indices that the program computes."""
+    return jax.lax.dynamic_update_slice(array, piece, _as_indices(starts), **_HOW)
+
+
+def _as_indices(starts: Iterable[Any]) -> list[Array]:
+    return [jnp.asarray(start, jnp.int32) for start in starts]
 
 
 def zeros(problem: Problem, shape: tuple[int, ...], dtype: DType) -> Array:
@@ -73,62 +81,6 @@ class _FreshKeys(Mask):
 
     def allowed(self, region: Region) -> Array:
         return region.column >= self.first
-
-
-class Guarded(Arithmetic):
-    """Primitives that look at masks, and guard against NaN, by conditions inside the program.
-
-    One program then serves the tiles that rules leave full, on which it does nothing more than without rules, and the
-    `mixed` ones. They are never differentiated: the derivative of a loop is another loop.
-    """
-
-    def __init__(self, problem: Problem, mixed: Array | bool = True) -> None:
-        super().__init__(problem)
-        self._mixed = mixed
-
-    def on(self, mixed: Array | bool) -> Self:
-        """Return these primitives for a tile on which rules are undecided, or not."""
-        return type(self)(self.problem, mixed)
-
-    def query_key(self, query: Array, key: Array, *, exclusive: bool) -> Array:
-        """(..., H, m, D) @ (..., Hkv, n, D)^T -> (..., H, m, n)."""
-        if exclusive and self.problem.rules:  # a score is made of one key alone; NaN in place of those of infinities
-            key = jnp.where(jnp.isfinite(key), key, jnp.nan)
-        return query_key(self.problem, query, key, exclusive=False, product=_inner_products)
-
-    def weights_value(self, weights: Array, value: Array, *, exclusive: bool) -> Array:
-        """(..., H, m, n) @ (..., Hkv, n, Dv) -> (..., H, m, Dv)."""
-        product = partial(weights_value, self.problem, careful=quarantined_at_once)
-        return self.guarded(product, weights, value, exclusive=exclusive)
-
-    def allowed(self, rules: tuple[Mask, ...], region: Region) -> Callable[[], Array] | None:
-        """Return a function that evaluates the rules: only on tiles that are mixed."""
-        return partial(allowed_pairs, rules, region) if rules else None
-
-    def exclude(self, scores: Array, allowed: Callable[[], Array], mixed: Bounds) -> Array:
-        """Return the scores with -inf where they are not allowed."""
-        return self._where_mixed(lambda: super(Guarded, self).exclude(scores, allowed(), mixed), scores)
-
-    def silence(self, grad_scores: Array, allowed: Callable[[], Array], mixed: Bounds) -> Array:
-        """Return the gradients of scores with 0 where they are not allowed, whatever they were."""
-        return self._where_mixed(lambda: super(Guarded, self).silence(grad_scores, allowed(), mixed), grad_scores)
-
-    def guarded(self, product: Callable[..., Array], rows: Array, tile: Array, *, exclusive: bool) -> Array:
-        """Return a product, by its exclusive version where a mixed tile is not finite: that shows in each of its rows."""
-        found = product(rows, tile, exclusive=False)
-        if not exclusive:
-            return found
-        is_finite = jnp.all(jnp.isfinite(found[..., :1, :]))  # an overflow is taken with care, too
-        is_quick = is_finite | jnp.logical_not(self._mixed)
-        return jax.lax.cond(is_quick, lambda: found, lambda: product(rows, tile, exclusive=True))
-
-    def _where_mixed(self, careful: Callable[[], Array], quick: Array) -> Array:
-        return careful() if self._mixed is True else jax.lax.cond(self._mixed, careful, lambda: quick)
-
-
-def _inner_products(query: Array, key: Array) -> Array:
-    """(..., m, D) x (..., n, D) -> (..., m, n): as one contraction, for which XLA copies no transposed keys."""
-    return jnp.einsum("...md,...nd->...mn", query, key)
 
 
 class Loops:
@@ -201,20 +153,19 @@ class Loops:
 
         return fold(0, visits, visit, state)
 
-    def tile(self, region: Region, tile: Any) -> tuple[Region, Array, Array]:
-        """Return a tile of a block of rows, and its keys and values."""
+    def tile(self, region: Region, tile: Any) -> tuple[Region, Array, Callable[[], Array]]:
+        """Return a tile of a block of rows, its keys, and what cuts its values out."""
         column = self._first(tile, self.n, self.Sk)
-        key, value = (
-            self._keys(a, region, column).astype(self.problem.dtype) for a in (self.problem.key, self.problem.value)
-        )
         part = region._replace(starts=(*region.starts[:-1], column), sizes=(*region.sizes[:-1], self.n))
-        return part, key, value
+        key, value = self.problem.key, self.problem.value
+        return part, self._keys(key, region, column), partial(self._keys, value, region, column)
 
     def _keys(self, array: Array, region: Region, column: Array) -> Array:
         """Return a tile of keys or values of the heads of a region, (..., n, D)."""
         lead = [0 if n == 1 else i for i, n in zip(self.kv_lead(region), array.shape[:-2], strict=True)]
         sizes = [1 if n == 1 else some for n, some in zip(array.shape[:-2], self._kv_stack(), strict=True)]
-        return dynamic_cut(array, [*lead, column, 0], [*sizes, self.n, array.shape[-1]])
+        piece = dynamic_cut(array, [*lead, column, 0], [*sizes, self.n, array.shape[-1]])
+        return piece.astype(self.problem.dtype)
 
     def _kv_stack(self) -> list[int]:
         """Return the numbers of batch items and key/value heads of a tile."""

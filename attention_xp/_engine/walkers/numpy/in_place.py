@@ -51,9 +51,6 @@ class InPlace(Arithmetic):
         self._excess = _NEVER * float(np.finfo(problem.dtype).max)
         self.magnitudes: Magnitudes  # of the heads at hand
         self.compiled = passes_of(problem)
-        self._are_powers = (
-            False  # the scores of the tile at hand: compiled products may be followed by their powers at once
-        )
         self._flags = problem.dtype if self.compiled is None else bool  # of patches: numbers are multiplied faster
         self._sums_of_rows: Array | None = (
             None  # of the weights of each row of the tile at hand, where compiled passes found them
@@ -146,9 +143,6 @@ class InPlace(Arithmetic):
 
     def powers(self, scores: Array, shift: Array | None, allowed: Patches | None, mixed: Bounds) -> Array:
         """Compute powers in place, of scores clipped to the range where that is fast, times 0 where not allowed."""
-        if self._are_powers:
-            self._are_powers = False
-            return scores
         # NumPy's powers of 2 in vector registers are faster, where there is nothing else to do in the same pass.
         is_numpys = self.base.log_e != 1.0 and shift is None and allowed is None
         if self.compiled is not None and not is_numpys:  # what is not allowed is minus infinity already

@@ -55,7 +55,7 @@ class InPlaceBackward(InPlace):
         keys, poison = quarantined_key(keys) if poisoned else (keys, None)
         buffer = buffer[: K * G * m * n]
         if self.by_keys:
-            tile = multiply_into(buffer.reshape(K, G, n, m), keys, rows.mT, self.compiled).mT
+            tile = multiply_into(buffer.reshape(K, G, n, m), keys, rows.mT).mT
         else:
             tile = np.matmul(rows, keys.mT, out=buffer.reshape(K, G, m, n))
         if poison is not None:
@@ -87,7 +87,7 @@ class InPlaceBackward(InPlace):
     def _product(self, x: Array, y: Array, buffer: Array) -> Array:
         """(K, G, m, n) @ (K, G or 1, n, W) -> (K, G, m, W), in a buffer."""
         shape = *x.shape[:-1], y.shape[-1]
-        return multiply_into(buffer[: math.prod(shape)].reshape(shape), x, y, self.compiled)
+        return multiply_into(buffer[: math.prod(shape)].reshape(shape), x, y)
 
     def silence(self, grad_scores: Array, allowed: Patches, mixed: Bounds) -> Array:
         """Put 0 where pairs are not allowed, unless the product with weights of 0 already has."""

@@ -91,10 +91,8 @@ class InPlaceForward(InPlace):
             if met.shape[-1] < query.shape[-1]:  # the last column of the query is the shift
                 met = self._with_ones(met)
             rows, scores = (by_key_head(x, met, x.ndim - 1) for x in (query, views.rows[..., columns]))
-            if len(key) == 1 and not exclusive and self._raised(scores, self._met(met, scores), rows):
-                continue
             if views.by_keys:
-                multiply_into(scores.mT, self._met(met, scores), rows.mT, self.compiled)
+                multiply_into(scores.mT, self._met(met, scores), rows.mT)
             elif self._are_few:
                 scores_into(scores, rows, self._met(met, scores))
             else:
@@ -102,15 +100,6 @@ class InPlaceForward(InPlace):
             if poison is not None:
                 np.add(scores, self._met(poison[..., None], scores).mT, out=scores)
         return views.scores
-
-    def _raised(self, scores: Array, keys: Array, rows: Array) -> bool:
-        """Whether nothing is done to products but to raise them to powers, and compiled loops have done both."""
-        if self.compiled is None or not self._at.by_keys or not (self.problem.is_product and self.magnitudes.bounded):
-            return False
-        sums = self.compiled.powers_of_products(self._at.tile, scores.mT, keys, rows.mT)
-        self._are_powers = sums is not None
-        self._sums_of_rows = None if sums is None else sums.reshape(*self._at.scores.shape[:-1], 1)
-        return self._are_powers
 
     def _met(self, piece: Array, scores: Array) -> Array:
         """Return keys or values (K, S, W) with the axes of scores (..., m, n), for their product.
@@ -181,7 +170,7 @@ class InPlaceForward(InPlace):
             elif self._are_few:
                 np.copyto(rows, weighted(some, self._met(piece, some)))
             else:
-                multiply_into(rows, some, self._met(piece, some), self.compiled)
+                multiply_into(rows, some, self._met(piece, some))
             output = product.output if output is None else self.add(output, product.output)
         return output
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from attention_xp._engine.plan.tile_sizes import SMALL_PRODUCT
-from attention_xp._engine.walkers.numpy.compiled.passes import Passes
 from attention_xp._engine.walkers.numpy.pool import has_small_kernels
 from attention_xp._typing import Array
 
@@ -22,12 +21,9 @@ _VECTOR = 16  # numbers in a vector register: a piece has so many rows, and a mu
 _NARROW = 32  # columns of a piece, at most, where the first factor is in column order
 
 
-def multiply_into(out: Array, x: Array, y: Array, compiled: Passes | None = None) -> Array:
+def multiply_into(out: Array, x: Array, y: Array) -> Array:
     """Write x (..., M, K) @ y (..., K, N) to an array (..., M, N)."""
     M, N = out.shape[-2:]
-    is_small = has_small_kernels() and M * N * x.shape[-1] <= SMALL_PRODUCT
-    if compiled is not None and not is_small and compiled.multiply(out, x, y):
-        return out
     width = _width(x, y) if has_small_kernels() else 0
     if width == 0:
         return np.matmul(x, y, out=out)

@@ -12,7 +12,6 @@ from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.base import base_of, has_vector_powers
 from attention_xp._engine.walkers.numpy.compiled.passes import Passes
 from attention_xp._engine.walkers.numpy.compiled.steps import Steps
-from attention_xp._engine.walkers.numpy.pool import is_openblas
 
 __all__ = ["FEWEST_ROWS", "LEAST", "loops", "missing", "passes_of", "steps_of"]
 
@@ -25,9 +24,7 @@ def passes_of(problem: Problem) -> Passes | None:
     compiled = None if _objection(problem) else loops()
     if compiled is None:
         return None
-    return Passes(
-        compiled, _products(), problem.dtype, problem.dropout_rate, is_natural=base_of(problem.xp).log_e == 1.0
-    )
+    return Passes(compiled, problem.dtype, problem.dropout_rate, is_natural=base_of(problem.xp).log_e == 1.0)
 
 
 def steps_of(problem: Problem) -> Steps | None:
@@ -38,14 +35,6 @@ def steps_of(problem: Problem) -> Steps | None:
     if loops() is None:
         return None
     return Steps(problem)
-
-
-@cache
-def _products() -> ModuleType | None:
-    """Return the compiled products, where they are faster than those of OpenBLAS, which copies the factors."""
-    from attention_xp._engine.walkers.numpy.compiled import multiplied, registers  # noqa: PLC0415  # imports numba
-
-    return multiplied if registers.HAS_LONG and is_openblas() else None
 
 
 def missing(problem: Problem) -> str | None:

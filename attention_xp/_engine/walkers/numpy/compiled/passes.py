@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,49 +39,13 @@ class Tile(NamedTuple):
 class Passes:
     """Passes over tiles of one dtype; each is done in place."""
 
-    def __init__(
-        self, loops: ModuleType, products: ModuleType | None, dtype: DType, rate: float, *, is_natural: bool
-    ) -> None:
-        self._products = products  # compiled ones; None where those of BLAS are taken
+    def __init__(self, loops: ModuleType, dtype: DType, rate: float, *, is_natural: bool) -> None:
         self._loops, self._dtype = loops, np.dtype(dtype)
         self._constants = tuple(Constants.of(dtype, is_natural=is_natural))
         self._natural = tuple(Constants.of(dtype, is_natural=True))
         self._lowest, self._zero = self._dtype.type(-np.inf), self._dtype.type(0.0)
         self._limit = smallest_draw(rate)
         self._words = np.empty((2, 0), np.uint32)
-
-    def multiply(self, out: Array, x: Array, y: Array) -> bool:
-        """Write x (..., M, K) @ y (..., K, N) to an array of up to five axes, and say whether that was done."""
-        products, factors = self._products, self._factors(out, x, y)
-        if products is None or factors is None:
-            return False
-        products.multiply(*factors, self._zero)
-        whole = factors[1][-2] // self._dtype.itemsize
-        if whole < out.shape[-1]:
-            np.matmul(x, y[..., whole:], out=out[..., whole:])
-        return True
-
-    def powers_of_products(self, tile: Tile, out: Array, x: Array, y: Array) -> Array | None:
-        """Write powers of ``x @ y`` to `out`, the memory of a tile, and return the sums of rows, (G, m), if that was done."""
-        products, factors = self._products, self._factors(out, x, y)
-        if products is None or factors is None or factors[1][-2] != tile.length * self._dtype.itemsize:
-            return None
-        shift, sums = np.zeros((2, len(tile.lines), tile.length), self._dtype)
-        products.powers_of_products(*factors, tile.lines, shift, self._constants, sums)
-        return sums
-
-    def _factors(self, out: Array, x: Array, y: Array) -> tuple[Any, ...] | None:
-        """Return what the loops need to know of a product: addresses, sizes and strides; ``None`` where they do not help."""
-        products, item = self._products, self._dtype.itemsize
-        if products is None or not out.strides[-1] == y.strides[-1] == item or not x.dtype == y.dtype == self._dtype:
-            return None
-        (*lead, M, N), K = out.shape, x.shape[-1]
-        whole = N - N % (products.WIDTH // item)
-        if min(M, K) < products.ROWS or whole == 0:
-            return None
-        addresses = tuple(a.__array_interface__["data"][0] for a in (out, x, y))
-        shape = *(1,) * (3 - len(lead)), *lead, M, whole * item, K
-        return addresses, shape, *(_strides(a) for a in (out, x, y))
 
     def powers(self, tile: Tile, shift: Array | None) -> Array:
         """Replace scores by powers of ``scores - shift``, and return the sums of the rows, (G, m)."""
@@ -135,11 +99,3 @@ class Passes:
             schedule = tuple(np.uint32(word) for word in schedule_of(key))
             self._loops.survivors(flags, schedule, first, self._limit, self._words, self._words.view("<u2"))
         return keep.mT
-
-
-def _strides(array: Array) -> tuple[int, ...]:
-    """Return the strides of an array as one of five axes; 0 along those that have one place, or are missing."""
-    sizes, strides = array.shape[:-2], array.strides
-    missing = 5 - len(strides)
-    steps = [stride if size > 1 else 0 for size, stride in zip(sizes, strides, strict=False)]
-    return *(0,) * missing, *steps, *strides[-2:]
