@@ -31,6 +31,7 @@ from attention_xp._scores.alignment import (
     aligned_sinks,
     checked_scale,
 )
+from attention_xp._scores.attributes import parts_of as biases_of
 from attention_xp._scores.frame import Frame, frame_of
 from attention_xp._scores.packing import Packing
 from attention_xp._typing import Array, DType, Namespace, ScoreMod
@@ -119,6 +120,11 @@ class Problem(Frame):
     def has_bias_rule(self) -> bool:
         """Whether the bias is a rule."""
         return len(self.addends) > 0 and any(isinstance(addend, Bias) for addend in self.addends)
+
+    @property
+    def has_foreign_bias(self) -> bool:
+        """Whether a bias is a rule of a class that is not ours, whose values may depend on more than its arrays."""
+        return self.has_bias_rule and any(_is_foreign_bias(addend) for addend in self.addends)
 
     @property
     def has_one_offset(self) -> bool:
@@ -303,6 +309,10 @@ def is_foreign(rule: Mask, *, alone: bool = False) -> bool:
     if isinstance(rule, FunctionMask) or not rule._is_ours:
         return True
     return not alone and any(map(is_foreign, parts_of(rule)))
+
+
+def _is_foreign_bias(addend: Any) -> bool:
+    return isinstance(addend, Bias) and (not addend._is_ours or any(map(_is_foreign_bias, biases_of(addend, Bias))))
 
 
 def _spread(xp: Namespace, query: Array, batch: tuple[int, ...]) -> Array:

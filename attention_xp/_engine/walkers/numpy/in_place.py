@@ -39,6 +39,8 @@ _KEPT: dict[object, Patches] = {}
 class InPlace(Arithmetic):
     """Primitives that allocate no arrays of the size of a tile."""
 
+    least = SAFE  # powers of two below this one of a half count nothing in float32
+
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         self._lead = (1,) * (len(problem.lead) - 1)
@@ -48,9 +50,10 @@ class InPlace(Arithmetic):
         self._survivors = Survivors(problem.dropout_rate)
         self._head_keys: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         self._safe = SAFE * self.base.log_2
+        self._least = (self.least if problem.dtype == np.float32 else SAFE) * self.base.log_2
         self._excess = _NEVER * float(np.finfo(problem.dtype).max)
         self.magnitudes: Magnitudes  # of the heads at hand
-        self.compiled = passes_of(problem)
+        self.compiled = passes_of(problem, self._least if self.least < SAFE else math.inf)
         self._are_powers = (
             False  # the scores of the tile at hand: compiled products may be followed by their powers at once
         )
@@ -160,7 +163,7 @@ class InPlace(Arithmetic):
             np.subtract(scores, shift, out=scores)
         whole = self._whole(scores)
         if self.magnitudes.clip:
-            np.clip(whole, -self._safe, self._safe, out=whole)
+            np.clip(whole, -self._least, self._safe, out=whole)
         self.base.power(whole, out=whole)
         for columns, pairs in allowed or ():
             part = scores[..., slice(*mixed), columns]

@@ -21,11 +21,18 @@ from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
 
-__all__ = ["InPlaceBackward"]
+__all__ = ["LEAST", "InPlaceBackward"]
+
+# A weight of less than the 84th power of a half, relative to a log-sum-exp of at least -20 (see `Common`), adds nothing to a
+# gradient in float32. Times a small gradient it might be subnormal, and products with such numbers take up to 30 times as
+# long: under linear biases, most weights are that small.
+LEAST = 84.0
 
 
 class InPlaceBackward(InPlace):
     """Primitives that allocate no arrays of the size of a tile."""
+
+    least = LEAST
 
     @staticmethod
     def lengths(problem: Problem, shape: TileShape) -> tuple[int, ...]:

@@ -22,10 +22,10 @@ class Constants(NamedTuple):
     most: Any  # scores from here on have the power infinity
 
     @classmethod
-    def of(cls, dtype: DType, *, is_natural: bool) -> "Constants":
-        """Return them for base e or for base 2."""
+    def of(cls, dtype: DType, least: float = math.inf, *, is_natural: bool) -> "Constants":
+        """Return them for base e or for base 2; scores below ``-least`` have the power 0, at the latest."""
         limits = np.finfo(dtype)
         log_2, tail = (math.log(2.0), _TAIL) if is_natural else (1.0, 0.0)
         upper = round(log_2 * 2**12) / 2**12
-        numbers = 1.0 / log_2, upper, log_2 - upper + tail, log_2 * limits.minexp, log_2 * limits.maxexp
+        numbers = 1.0 / log_2, upper, log_2 - upper + tail, max(log_2 * limits.minexp, -least), log_2 * limits.maxexp
         return cls(*map(np.dtype(dtype).type, numbers))
