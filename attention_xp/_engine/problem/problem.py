@@ -19,7 +19,7 @@ from attention_xp._engine.problem.from_options import (
     refuse_to_guess,
     rules_of,
 )
-from attention_xp._engine.problem.known_calls import known_call, remember
+from attention_xp._engine.problem.known_calls import Known, fields_of, known_call, remember
 from attention_xp._engine.problem.known_end import known_end, up_to
 from attention_xp._engine.problem.options import AttentionOptions, complete
 from attention_xp._random.draws import check_rate, check_rng, seed_words
@@ -158,11 +158,16 @@ class Problem(Frame):
         options: AttentionOptions,
         *,
         packing: Packing | None = None,
+        found: Known | None = None,
     ) -> "Problem":
-        """Check a call and align its arrays with the scores."""
-        name, known = known_call(query, key, value, mask, dropout_rate, options) if packing is None else (None, None)
+        """Check a call and align its arrays with the scores; `found` is what `known_call` has returned for it, if it was asked."""
+        if packing is not None:
+            found = None, None, None
+        elif found is None:
+            found = known_call(query, key, value, mask, dropout_rate, options)
+        name, known, answers = found
         if known is not None:
-            return cls._made_of(known)
+            return cls._made_of(fields_of(known, answers, query, key, value, options.get("query_offset")))
         problem = cls._checked(query, key, value, mask, dropout_rate, options, packing)
         is_one_dtype = query.dtype == key.dtype == value.dtype  # autocast mixes them
         if name is not None and problem.query is query and isinstance(problem.scale, float) and is_one_dtype:

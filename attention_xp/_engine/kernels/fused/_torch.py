@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from attention_xp._backend.autocast import narrows
@@ -84,7 +84,7 @@ def is_worthwhile(problem: Problem) -> bool:
     return sdpa_is_faster(problem) and not sdpa_is_slow_for_few_rows(problem)
 
 
-def attend(problem: Problem, wanted: Wanted) -> Attended | None:  # noqa: ARG001
+def attend(problem: Problem, wanted: Wanted) -> Attended | None:
     """Call the kernel; ``None`` where `auto` has to choose another one.
 
     The kernel multiplies what is excluded by weights of 0, which makes NaN of values that are not finite. A NaN in its
@@ -93,9 +93,9 @@ def attend(problem: Problem, wanted: Wanted) -> Attended | None:  # noqa: ARG001
     what the kernel computed there.
     """
     way = problem.once(_way)
-    if way.is_all:
-        output = _called(problem, problem.query, problem.key, problem.value, way.keywords)
-        return Attended(output if output.dtype == problem.query.dtype else output.to(problem.query.dtype), None, None)
+    if way.is_all and problem.answers is not None:
+        shortcut = problem.answers[wanted] = partial(_attend_directly, way.keywords)  # for later calls of the same kind
+        return shortcut(problem.query, problem.key, problem.value)
     try:
         raw, output = _raw_and_output(problem, way)
     except NotImplementedError as error:
@@ -111,6 +111,12 @@ def attend(problem: Problem, wanted: Wanted) -> Attended | None:  # noqa: ARG001
     return Attended(output, None, None)
 
 
+def _attend_directly(keywords: dict[str, Any], query: Array, key: Array, value: Array) -> Attended:
+    """Call the kernel for a call of a known kind, of which nothing else has to be done."""
+    output = _called(query, key, value, keywords, is_known=True)
+    return Attended(output if output.dtype == query.dtype else output.to(query.dtype), None, None)
+
+
 def raw_and_output(problem: Problem) -> tuple[Array, Array]:
     """Return the output of the kernel as it came, and that of the problem in the dtype of the query, with its zeros."""
     return _raw_and_output(problem, problem.once(_way))
@@ -119,7 +125,7 @@ def raw_and_output(problem: Problem) -> tuple[Array, Array]:
 def _raw_and_output(problem: Problem, way: "_Way") -> tuple[Array, Array]:
     given = _widened(problem) if way.may_be_widened else problem
     if way.is_direct:
-        raw = output = _called(problem, given.query, given.key, given.value, way.keywords)
+        raw = output = _called(given.query, given.key, given.value, way.keywords, is_known=problem.is_known)
     else:
         raw, output = _translated(given, way.keywords)
     if output.dtype != problem.query.dtype:  # under autocast, or widened
@@ -213,11 +219,11 @@ def _translated(problem: Problem, keywords: dict[str, Any]) -> tuple[Array, Arra
     if is_followed and attends is not None:
         query = problem.xp.where(attends, query, 0.0)
     raw = output = _called(
-        problem,
         operand(problem, query),
         operand(problem, with_zero_keys(problem, rules, key)),
         operand(problem, with_zero_keys(problem, rules, value)),
         {"attn_mask": None if mask is None else four_axes(problem, mask), **keywords},
+        is_known=problem.is_known,
     )
     if problem.ndim != 4:
         output = output.reshape(*problem.lead, *output.shape[-2:])
@@ -226,11 +232,11 @@ def _translated(problem: Problem, keywords: dict[str, Any]) -> tuple[Array, Arra
     return raw, fill_padding(problem, output)
 
 
-def _called(problem: Problem, query: Array, key: Array, value: Array, keywords: dict[str, Any]) -> Array:
+def _called(query: Array, key: Array, value: Array, keywords: dict[str, Any], *, is_known: bool) -> Array:
     """Call the kernel, and give its gradients derivatives of their own."""
     is_shared = shares_keys()
     output: Array = _kernel(is_shared=is_shared)(query, key, value, **keywords)
-    if output.requires_grad and (problem.is_known or not is_traced()) and not is_shared:
+    if output.requires_grad and (is_known or not is_traced()) and not is_shared:
         _follow_gradients()(output)
     return output
 
