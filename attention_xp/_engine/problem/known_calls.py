@@ -65,7 +65,7 @@ def known_call(
     return name, fields, _answers(fields["answers"], (Sk, offset))
 
 
-def fields_of(known: _Fields, answers: Any, query: Array, key: Array, value: Array, offset: int | None) -> _Fields:
+def fields_of(known: _Fields, answers: Any, query: Array, key: Array, value: Array, offset: Any) -> _Fields:
     """Return the fields of a call from those of its kind: calls of one kind differ in arrays and places."""
     arrays, Sk = {"query": query, "key": key, "value": value}, key.shape[-2]
     return {**known, **arrays, "Sk": Sk, "given_keys": Sk, "query_offset": offset, "answers": answers}
