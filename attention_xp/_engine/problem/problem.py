@@ -10,6 +10,7 @@ from attention_xp._backend.dtypes import as_dtype, floating_dtype
 from attention_xp._backend.libraries import common_namespace, is_cupy_namespace
 from attention_xp._checks.arrays import check_inputs
 from attention_xp._checks.numbers import check_name, check_positive, check_score_mod, check_tile
+from attention_xp._engine.problem.foreign import is_foreign, is_foreign_bias
 from attention_xp._engine.problem.from_options import (
     array_options,
     bias_parts,
@@ -31,16 +32,14 @@ from attention_xp._scores.alignment import (
     aligned_sinks,
     checked_scale,
 )
-from attention_xp._scores.attributes import parts_of as biases_of
 from attention_xp._scores.frame import Frame, frame_of
 from attention_xp._scores.packing import Packing
 from attention_xp._typing import Array, DType, Namespace, ScoreMod
 from attention_xp.biases._bias import Bias
-from attention_xp.masks import FunctionMask, Mask
+from attention_xp.masks import Mask
 from attention_xp.masks._packed_rule import PackedMask
-from attention_xp.masks._pairs import parts_of
 
-__all__ = ["Problem", "is_foreign"]
+__all__ = ["Problem"]
 
 _T = TypeVar("_T")
 _IMPLEMENTATIONS = ("auto", "dense", "tiled", "fused")
@@ -124,7 +123,7 @@ class Problem(Frame):
     @property
     def has_foreign_bias(self) -> bool:
         """Whether a bias is a rule of a class that is not ours, whose values may depend on more than its arrays."""
-        return self.has_bias_rule and any(_is_foreign_bias(addend) for addend in self.addends)
+        return any(isinstance(addend, Bias) and is_foreign_bias(addend) for addend in self.addends)
 
     @property
     def has_one_offset(self) -> bool:
@@ -307,17 +306,6 @@ class Problem(Frame):
             seed=seed_words(o["rng"], query, xp=xp) if rate else None,
             packing=packing,
         )
-
-
-def is_foreign(rule: Mask, *, alone: bool = False) -> bool:
-    """Whether a rule is a function, or of a class that is not ours; unless `alone`, also one of the rules it is made of."""
-    if isinstance(rule, FunctionMask) or not rule._is_ours:
-        return True
-    return not alone and any(map(is_foreign, parts_of(rule)))
-
-
-def _is_foreign_bias(addend: Any) -> bool:
-    return isinstance(addend, Bias) and (not addend._is_ours or any(map(_is_foreign_bias, biases_of(addend, Bias))))
 
 
 def _spread(xp: Namespace, query: Array, batch: tuple[int, ...]) -> Array:
