@@ -3,7 +3,7 @@
 from typing import Any, Literal, Unpack, overload
 
 from attention_xp._checks.numbers import check_flag
-from attention_xp._engine.kernels.choose import attend
+from attention_xp._engine.kernels.choose import attend, attend_call
 from attention_xp._engine.problem.options import AttentionOptions, check_options, with_options
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Wanted
@@ -126,8 +126,8 @@ def scaled_dot_product_attention(
     """
     if options:
         check_options(scaled_dot_product_attention, options)
-    problem = Problem.of(query, key, value, mask, dropout_rate, options)
-    result = attend(problem, Wanted(weights=check_flag("return_weights", return_weights)))
+    wanted = Wanted(weights=check_flag("return_weights", return_weights))
+    result = attend_call(query, key, value, mask, dropout_rate, options, wanted)
     return result.output, result.weights
 
 
@@ -252,8 +252,10 @@ def flash_attention(
     """
     if options:
         check_options(flash_attention, options)
-    problem = Problem.of(query, key, value, mask, dropout_rate, options)
-    if output_dtype is not None:
-        problem = problem.with_output_dtype(output_dtype)
-    result = attend(problem, _WITH_LSE if check_flag("return_lse", return_lse) else _OUTPUT)
+    wanted = _WITH_LSE if check_flag("return_lse", return_lse) else _OUTPUT
+    if output_dtype is None:
+        result = attend_call(query, key, value, mask, dropout_rate, options, wanted)
+    else:
+        problem = Problem.of(query, key, value, mask, dropout_rate, options)
+        result = attend(problem.with_output_dtype(output_dtype), wanted)
     return (result.output, result.lse) if return_lse else result.output

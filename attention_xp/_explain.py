@@ -5,6 +5,7 @@ from typing import Unpack
 
 from attention_xp._checks.numbers import check_flag
 from attention_xp._engine.kernels.choose import answers, choose
+from attention_xp._engine.kernels.fused import array_of_rules
 from attention_xp._engine.kernels.tiled import loops_of
 from attention_xp._engine.problem.options import AttentionOptions, check_options, with_options
 from attention_xp._engine.problem.problem import Problem
@@ -27,10 +28,18 @@ class Explanation(Mapping[str, str]):
     loops : str or None
         Where tiles of NumPy arrays are computed: ``"numba"``, or why NumPy's own operations pass over them; ``None`` for
         other kernels and libraries.
+    mask_array : tuple of int or None
+        Where torch's kernel is chosen and gets all rules together as one boolean array, which is made for it: its shape.
     """
 
-    def __init__(self, kernel: str, reasons: dict[str, str | None], loops: str | None = None) -> None:
-        self.kernel, self.reasons, self.loops = kernel, reasons, loops
+    def __init__(
+        self,
+        kernel: str,
+        reasons: dict[str, str | None],
+        loops: str | None = None,
+        mask_array: tuple[int, ...] | None = None,
+    ) -> None:
+        self.kernel, self.reasons, self.loops, self.mask_array = kernel, reasons, loops, mask_array
 
     def __getitem__(self, kernel: str) -> str:
         return "chosen" if kernel == self.kernel else self.reasons[kernel] or "can"
@@ -42,7 +51,10 @@ class Explanation(Mapping[str, str]):
         return len(self.reasons)
 
     def __repr__(self) -> str:
-        return "\n".join(f"{kernel}: {verdict}" for kernel, verdict in self.items())
+        lines = [f"{kernel}: {verdict}" for kernel, verdict in self.items()]
+        if self.mask_array is not None:
+            lines.append(f"mask: made as one boolean array of {self.mask_array}")
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         """Show a table in a notebook."""
@@ -78,7 +90,8 @@ def explain(
     -------
     Explanation
         For each kernel ``"chosen"``, ``"can"`` or the reason why it cannot; it prints itself. Attributes: ``kernel``, the
-        name of the chosen one, ``reasons``, and ``loops``: whether numba compiled those of the tiles.
+        name of the chosen one, ``reasons``, ``loops``, whether numba compiled those of the tiles, and ``mask_array``, the
+        shape of the array that is made of all rules for torch's kernel.
 
     Raises
     ------
@@ -109,4 +122,6 @@ def explain(
     problem = Problem.of(query, key, value, mask, dropout_rate, options)
     wanted = Wanted(check_flag("return_weights", return_weights), check_flag("return_lse", return_lse))
     kernel = choose(problem, wanted)
-    return Explanation(kernel, answers(problem, wanted), loops_of(problem) if kernel == "tiled" else None)
+    loops = loops_of(problem) if kernel == "tiled" else None
+    mask_array = array_of_rules(problem) if kernel == "fused" else None
+    return Explanation(kernel, answers(problem, wanted), loops, mask_array)

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, Unpack
 
-from attention_xp._backend.dtypes import as_dtype
-from attention_xp._backend.libraries import common_namespace
+from attention_xp._backend.dtypes import as_dtype, dtype_name
+from attention_xp._backend.libraries import common_namespace, is_numpy, is_numpy_namespace
 from attention_xp._backend.modes import refuse_shards
 from attention_xp._checks.arrays import check_floating, check_placement, shapes
 from attention_xp._engine.kernels.choose import attend, choose
@@ -207,4 +207,8 @@ def _like(xp: Namespace, given: Any, gradient: Any) -> Any:
     if isinstance(given, Bias):
         # Behind its own arrays there may be those that it has captured from a trace, which are nobody's argument.
         return tuple(_like(xp, *pair) for pair in zip(given.arrays, gradient, strict=False))
-    return None if gradient is None else _cast(xp, xp.reshape(gradient, tuple(given.shape)), given.dtype)
+    if gradient is None:
+        return None
+    is_of_numpy = is_numpy(given) and not is_numpy_namespace(xp)  # as the arrays of a rule may be
+    dtype = getattr(xp, dtype_name(given.dtype)) if is_of_numpy else given.dtype
+    return _cast(xp, xp.reshape(gradient, tuple(given.shape)), dtype)

@@ -32,7 +32,13 @@ def test_torch_is_chosen_and_says_what_it_lacks(library):
     arrays = [*map(library.array, MANY)]
     assert explain(*arrays) == {"fused": "chosen", "tiled": "can", "dense": "can"}
     verdicts = explain(*arrays, PrefixMask(3))
-    assert verdicts["fused"] == "torch's scaled_dot_product_attention would need this mask as an array of (Sq, Sk)"
+    assert verdicts == {"fused": "can", "tiled": "chosen", "dense": "can"}
+    assert verdicts.mask_array is None
+    found = explain(*(a[..., :300, :] for a in arrays), PrefixMask(3))
+    assert (found.kernel, found.mask_array) == ("fused", (300, 300))
+    assert str(found).splitlines()[-1] == "mask: made as one boolean array of (300, 300)"
+    long = arrays[0][..., :1, :].expand(2, 4, 3000, 8)
+    assert "would need this mask as an array of (3000, 3000)" in explain(long, long, long, PrefixMask(3))["fused"]
     assert "softcap" in explain(*arrays, softcap=2.0)["fused"]
     assert "log-sum-exp" in explain(*arrays, return_lse=True)["fused"]
     assert explain(*arrays, return_weights=True)["fused"] == "a fused kernel does not give the weights"

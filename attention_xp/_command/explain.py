@@ -95,6 +95,8 @@ def _tell_call(call: Call, place: Place) -> None:
 def _tell_kernels(found: Explanation) -> None:
     for kernel, verdict in found.items():
         say(f"{kernel:8}{verdict}", " " * 8)
+    if found.mask_array is not None:
+        say(f"mask    made as one boolean array of {' x '.join(map(str, found.mask_array))}", " " * 8)
     if found.loops is not None:
         say(f"loops   {'compiled by numba' if found.loops == 'numba' else f'by NumPy: {found.loops}'}", " " * 8)
     say()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from attention_xp._engine.problem.problem import is_foreign
+from attention_xp._engine.problem.foreign import is_foreign
 from attention_xp._scores.region import Region, Span, cut
 from attention_xp._typing import Array, Namespace
 from attention_xp.biases import Bias

@@ -1,18 +1,21 @@
 """The choice of a kernel: the first, in order, that can compute a problem and is a good choice for it."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from attention_xp._backend.autocast import sheltered
 from attention_xp._backend.modes import refuse_shards
 from attention_xp._backend.sharding import spec_of
 from attention_xp._engine.kernels import dense, fused, tiled
 from attention_xp._engine.kernels.meshes import is_automatic
+from attention_xp._engine.problem.known_calls import known_call
 from attention_xp._engine.problem.known_end import filled_to
 from attention_xp._engine.problem.one_program import in_automatic_axes
+from attention_xp._engine.problem.options import AttentionOptions
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
+from attention_xp._typing import Array
 
-__all__ = ["answers", "attend", "choose"]
+__all__ = ["answers", "attend", "attend_call", "choose"]
 
 
 class _Candidate(Protocol):
@@ -54,6 +57,23 @@ def choose(problem: Problem, wanted: Wanted) -> str:
         hint = f"; {able} can" if able else ""
         raise ValueError(f"impl={problem.impl!r} cannot compute this call: {reason}{hint}")
     return impl
+
+
+def attend_call(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Any,
+    dropout_rate: float,
+    options: AttentionOptions,
+    wanted: Wanted,
+) -> Attended:
+    """State a problem and compute it; a call of a known kind that is one call of a library's kernel goes there at once."""
+    found = known_call(query, key, value, mask, dropout_rate, options)
+    shortcut = found[2].get(wanted) if found[2] else None
+    if shortcut is not None:
+        return shortcut(query, key, value)  # type: ignore[no-any-return]
+    return attend(Problem.of(query, key, value, mask, dropout_rate, options, found=found), wanted)
 
 
 def _attended(problem: Problem, weights: bool, lse: bool, name: str) -> Attended:

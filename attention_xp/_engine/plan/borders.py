@@ -9,13 +9,22 @@ from typing import NamedTuple
 
 from attention_xp._backend.dtypes import dtype_name
 from attention_xp._backend.libraries import library_name
+from attention_xp._backend.modes import is_recorded
 from attention_xp._backend.processor import has_bfloat16_products
 from attention_xp._backend.sizes import is_open
 from attention_xp._engine.plan.host import is_for_numpy, may_need_gradients
+from attention_xp._engine.plan.one_array import is_small
+from attention_xp._engine.plan.patterns import grain
 from attention_xp._engine.plan.tile_sizes import FOLD
 from attention_xp._engine.problem.problem import Problem
 
-__all__ = ["formula_is_faster", "sdpa_is_faster", "sdpa_is_faster_wide", "sdpa_is_slow_for_few_rows"]
+__all__ = [
+    "formula_is_faster",
+    "rules_are_faster_as_array",
+    "sdpa_is_faster",
+    "sdpa_is_faster_wide",
+    "sdpa_is_slow_for_few_rows",
+]
 
 
 class _Border(NamedTuple):
@@ -43,6 +52,9 @@ _PADDED_KEYS = (
 _LARGE_HEAD = 2**21  # bytes of the keys of a head, with which its values no longer stay in the second-level cache
 _NARROW_GRADIENTS = 2**15  # scores of a head from which torch's gradients are faster in bfloat16, with a unit for it
 _UNEQUAL_WIDTHS = 2**14  # scores from which torch's own way for Dv != D is slower than ours
+_AS_ARRAY = 3 * 2**16  # scores of a head up to which torch's kernel is faster, with the rules as one array
+_AS_ARRAY_BFLOAT16 = 2**22, 2**21  # with a unit for bfloat16: forward, and with gradients
+_SPARSE = 4  # of which rules leave out so much that the border is so many times lower
 
 
 def formula_is_faster(problem: Problem) -> bool:
@@ -65,6 +77,28 @@ def sdpa_is_faster(problem: Problem) -> bool:
     return bool(problem.query.shape[-1] == problem.value.shape[-1]) or _scores(problem) < _UNEQUAL_WIDTHS
 
 
+def rules_are_faster_as_array(problem: Problem) -> bool:
+    """Return whether torch's kernel on the CPU, which gets all rules as one array, is faster than tiles, which leave pairs out.
+
+    A kernel that computes all pairs wins where there are few, for tiles are planned and handed out one by one, and longer
+    where the processor multiplies matrices in bfloat16, which tiles first widen.
+    """
+    if problem.query.device.type != "cpu" or is_recorded() or not is_small(problem):
+        return False
+    if any(addend.requires_grad for addend in problem.addends):
+        return False  # torch would compute the formula
+    with_gradients, is_wide = may_need_gradients(problem), problem.query.dtype == problem.dtype
+    rows = problem.query.shape[-2] * problem.group
+    if problem.group > 1 and rows <= _FEW_ROWS and is_wide and not with_gradients and _has_large_heads(problem):
+        return False  # torch would read the keys for each query head
+    most = _AS_ARRAY
+    if dtype_name(problem.query.dtype) == "bfloat16" and has_bfloat16_products():
+        most = _AS_ARRAY_BFLOAT16[with_gradients]
+    if grain(problem.rules) < problem.query.shape[-2]:
+        most //= _SPARSE
+    return bool(problem.query.shape[-2] * problem.key.shape[-2] <= most)
+
+
 def sdpa_is_slow_for_few_rows(problem: Problem) -> bool:
     """Return whether our kernels are faster than torch's on the CPU for a few rows on many keys, as in decoding.
 
@@ -81,8 +115,7 @@ def sdpa_is_slow_for_few_rows(problem: Problem) -> bool:
         return False
     if is_padded:
         return bool(math.prod(problem.key.shape) >= _PADDED_KEYS)
-    numbers = problem.key.shape[-2] * problem.key.shape[-1]
-    return bool(numbers * problem.dtype.itemsize >= _LARGE_HEAD)
+    return _has_large_heads(problem)
 
 
 def sdpa_is_faster_wide(problem: Problem) -> bool:
@@ -97,6 +130,12 @@ def sdpa_is_faster_wide(problem: Problem) -> bool:
     if kind == "float16" or not has_bfloat16_products():
         return True
     return bool(problem.query.shape[-2] * problem.key.shape[-2] < _NARROW_GRADIENTS)
+
+
+def _has_large_heads(problem: Problem) -> bool:
+    """Return whether the keys of a head are read from memory each time."""
+    numbers = problem.key.shape[-2] * problem.key.shape[-1]
+    return bool(numbers * problem.dtype.itemsize >= _LARGE_HEAD)
 
 
 def _scores(problem: Problem) -> int:

@@ -16,7 +16,7 @@ def is_for_numpy(problem: Problem) -> bool:
         return False
     if is_recorded() or in_forward_mode():  # or while torch compiles
         return False
-    return problem.packing is None and not problem.has_bias_rule and not problem.has_foreign_code()
+    return problem.packing is None and not problem.has_foreign_bias and not problem.has_foreign_code()
 
 
 def may_need_gradients(problem: Problem) -> bool:

@@ -11,39 +11,41 @@ from attention_xp._backend.modes import is_plain
 from attention_xp._engine.problem.options import PLAIN, AttentionOptions
 from attention_xp._typing import Array
 
-__all__ = ["known_call", "remember"]
+__all__ = ["Known", "fields_of", "known_call", "remember"]
 
 _Fields = dict[str, Any]
+Known = tuple[tuple[Any, ...] | None, _Fields | None, dict[Any, Any] | None]  # what `known_call` returns
 
 _KNOWN: dict[Any, tuple[Any, _Fields | None]] = {}  # the layout and the fields of plain calls that passed the checks
 _UNKNOWN: tuple[Any, _Fields | None] = (None, None)
+_NOT_PLAIN: Known = (None, None, None)
 _MOST = 512
 _FAR = 2**29  # positions beyond are refused
 
 
 def known_call(
     query: Array, key: Array, value: Array, mask: Any, dropout_rate: float, options: AttentionOptions
-) -> tuple[tuple[Any, ...] | None, _Fields | None]:
-    """Return the name of a plain call, which holds what its fields depend on, and the fields where they are known.
+) -> Known:
+    """Return the name of a plain call, which holds what its fields depend on; its fields and the answers that are kept.
 
     ``None`` for a call with more arrays, or within a trace, where the fields depend on more than the arguments, and for one
     in which the number of keys or the offset, which the name does not hold, might be refused.
     """
     if mask is not None or type(dropout_rate) is not float or dropout_rate or not options.keys() <= PLAIN:
-        return None, None
+        return _NOT_PLAIN
     if not is_plain():
-        return None, None
+        return _NOT_PLAIN
     try:
         offset, q, k, v = options.get("query_offset"), query.shape, key.shape, value.shape
         Sk = k[-2]
         if v[-2] != Sk or not Sk:
-            return None, None
+            return _NOT_PLAIN
         if offset is not None:
             if type(offset) is not int or not -_FAR <= offset <= _FAR:
-                return None, None
+                return _NOT_PLAIN
             options = {**options, "query_offset": 0}
         elif Sk != q[-2] and options and _may_compare_positions(options):
-            return None, None
+            return _NOT_PLAIN
         # Each line is one that small arrays wait for: nothing is unpacked or cut without need.
         kinds = (type(query), query.dtype, query.device, type(key), key.dtype, key.device)
         # As many keys as queries are no step of decoding; torch takes its time to cut a shape.
@@ -54,15 +56,19 @@ def known_call(
         layout, fields = _KNOWN.get(name, _UNKNOWN)
         # Only torch has layouts.
         if layout is not None and not (query.layout is layout and key.layout is layout and value.layout is layout):
-            return None, None
+            return _NOT_PLAIN
     # Not an array, an array that JAX traces, a symbolic size, which cannot be compared, or a nested tensor, without sizes.
     except (AttributeError, IndexError, TypeError, RuntimeError):
-        return None, None
+        return _NOT_PLAIN
     if fields is None:
-        return name, None
-    arrays = {"query": query, "key": key, "value": value}
-    answers = _answers(fields["answers"], (Sk, offset))
-    return name, {**fields, **arrays, "Sk": Sk, "given_keys": Sk, "query_offset": offset, "answers": answers}
+        return name, None, None
+    return name, fields, _answers(fields["answers"], (Sk, offset))
+
+
+def fields_of(known: _Fields, answers: Any, query: Array, key: Array, value: Array, offset: Any) -> _Fields:
+    """Return the fields of a call from those of its kind: calls of one kind differ in arrays and places."""
+    arrays, Sk = {"query": query, "key": key, "value": value}, key.shape[-2]
+    return {**known, **arrays, "Sk": Sk, "given_keys": Sk, "query_offset": offset, "answers": answers}
 
 
 def remember(name: tuple[Any, ...], fields: _Fields) -> None:

@@ -10,6 +10,7 @@ from attention_xp._backend.dtypes import as_dtype, floating_dtype
 from attention_xp._backend.libraries import common_namespace, is_cupy_namespace
 from attention_xp._checks.arrays import check_inputs
 from attention_xp._checks.numbers import check_name, check_positive, check_score_mod, check_tile
+from attention_xp._engine.problem.foreign import is_foreign, is_foreign_bias
 from attention_xp._engine.problem.from_options import (
     array_options,
     bias_parts,
@@ -19,7 +20,7 @@ from attention_xp._engine.problem.from_options import (
     refuse_to_guess,
     rules_of,
 )
-from attention_xp._engine.problem.known_calls import known_call, remember
+from attention_xp._engine.problem.known_calls import Known, fields_of, known_call, remember
 from attention_xp._engine.problem.known_end import known_end, up_to
 from attention_xp._engine.problem.options import AttentionOptions, complete
 from attention_xp._random.draws import check_rate, check_rng, seed_words
@@ -35,11 +36,10 @@ from attention_xp._scores.frame import Frame, frame_of
 from attention_xp._scores.packing import Packing
 from attention_xp._typing import Array, DType, Namespace, ScoreMod
 from attention_xp.biases._bias import Bias
-from attention_xp.masks import FunctionMask, Mask
+from attention_xp.masks import Mask
 from attention_xp.masks._packed_rule import PackedMask
-from attention_xp.masks._pairs import parts_of
 
-__all__ = ["Problem", "is_foreign"]
+__all__ = ["Problem"]
 
 _T = TypeVar("_T")
 _IMPLEMENTATIONS = ("auto", "dense", "tiled", "fused")
@@ -121,6 +121,11 @@ class Problem(Frame):
         return len(self.addends) > 0 and any(isinstance(addend, Bias) for addend in self.addends)
 
     @property
+    def has_foreign_bias(self) -> bool:
+        """Whether a bias is a rule of a class that is not ours, whose values may depend on more than its arrays."""
+        return any(isinstance(addend, Bias) and is_foreign_bias(addend) for addend in self.addends)
+
+    @property
     def has_one_offset(self) -> bool:
         """Whether the first rows of all batch items have the same position."""
         offset = self.query_offset
@@ -152,11 +157,16 @@ class Problem(Frame):
         options: AttentionOptions,
         *,
         packing: Packing | None = None,
+        found: Known | None = None,
     ) -> "Problem":
-        """Check a call and align its arrays with the scores."""
-        name, known = known_call(query, key, value, mask, dropout_rate, options) if packing is None else (None, None)
+        """Check a call and align its arrays with the scores; `found` is what `known_call` has returned for it, if it was asked."""
+        if packing is not None:
+            found = None, None, None
+        elif found is None:
+            found = known_call(query, key, value, mask, dropout_rate, options)
+        name, known, answers = found
         if known is not None:
-            return cls._made_of(known)
+            return cls._made_of(fields_of(known, answers, query, key, value, options.get("query_offset")))
         problem = cls._checked(query, key, value, mask, dropout_rate, options, packing)
         is_one_dtype = query.dtype == key.dtype == value.dtype  # autocast mixes them
         if name is not None and problem.query is query and isinstance(problem.scale, float) and is_one_dtype:
@@ -296,13 +306,6 @@ class Problem(Frame):
             seed=seed_words(o["rng"], query, xp=xp) if rate else None,
             packing=packing,
         )
-
-
-def is_foreign(rule: Mask, *, alone: bool = False) -> bool:
-    """Whether a rule is a function, or of a class that is not ours; unless `alone`, also one of the rules it is made of."""
-    if isinstance(rule, FunctionMask) or not rule._is_ours:
-        return True
-    return not alone and any(map(is_foreign, parts_of(rule)))
 
 
 def _spread(xp: Namespace, query: Array, batch: tuple[int, ...]) -> Array:

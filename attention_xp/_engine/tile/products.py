@@ -46,6 +46,9 @@ class Paged:
         raise NotImplementedError
 
 
+Product = Callable[[Array, Array, Namespace], Array]
+
+
 def query_key(
     problem: Problem,
     query: Array,

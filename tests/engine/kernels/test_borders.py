@@ -121,9 +121,9 @@ def test_torch_takes_gradients_in_32_bits_where_16_are_slower(library, monkeypat
         (LONG_GROUPED_DECODING, {"key_lengths": 8000}, "dense", "dense"),  # a number cuts the keys off
         (LONG_GROUPED_DECODING, {"key_lengths": [8000]}, "tiled", "dense"),
         (SHORT_GROUPED_DECODING, {"key_lengths": [1000]}, "fused", "fused"),
-        (SHORT_GROUPED_DECODING, {"is_causal": True, "query_offset": 1023}, "tiled", "dense"),
-        (((1, 8, 4, 64), (1, 8, 128, 64)), {"is_causal": True, "query_offset": 124}, "dense", "dense"),
-        (((1, 8, 4, 64), (1, 8, 1024, 64)), {"is_causal": True, "query_offset": 1020}, "tiled", "tiled"),
+        (SHORT_GROUPED_DECODING, {"is_causal": True, "query_offset": 1023}, "fused", "fused"),
+        (LONG_GROUPED_DECODING, {"is_causal": True, "query_offset": 8191}, "tiled", "fused"),
+        (((1, 8, 4, 64), (1, 8, 1024, 64)), {"is_causal": True, "query_offset": 1020}, "fused", "fused"),
     ],
 )
 def test_decoding_on_tensors(library, shapes, options, kernel, with_gradients):

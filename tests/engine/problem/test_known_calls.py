@@ -80,3 +80,41 @@ def test_answers_are_kept_for_each_number_of_keys_and_each_offset(library, make)
         answers.append(Problem.of(*arrays, None, 0.0, {"query_offset": offset}).once(question))
     assert answers == places
     assert asked == [(9, 1), (9, 1), (7, 1), (9, 2)]  # by the first, which was not known, and by the second
+
+
+@pytest.mark.backends("torch")
+def test_what_is_one_call_of_torchs_kernel_goes_there_at_once(make, monkeypatch):
+    import torch  # noqa: PLC0415
+
+    arrays = [make(x) for x in (QUERY, KEY[:, :, :6], VALUE[:, :, :6])]
+    arrays[2] = make(normal(2, 2, 6, 8, seed=5))
+    stated, known = [], {}
+    made_of = Problem._made_of.__func__
+    monkeypatch.setattr(Problem, "_made_of", classmethod(lambda *given: stated.append(1) or made_of(*given)))
+
+    def attend(*tensors, **options):
+        flash_attention(*tensors, **options)
+        flash_attention(*tensors, **options)
+        stated.clear()
+        result = flash_attention(*tensors, **options)
+        known[str(options)] = not stated
+        return result
+
+    for options in ({}, {"scale": 0.3}, {"is_causal": True}, {"return_lse": True}, {"impl": "dense"}):
+        result = attend(*arrays, **options)
+        output = result[0] if isinstance(result, tuple) else result
+        shown = {name: x for name, x in options.items() if name not in ("impl", "return_lse")}
+        expected = reference.attention(*map(to_numpy, arrays), **shown).output
+        np.testing.assert_allclose(to_numpy(output), expected, atol=2e-6)
+    assert [name for name, is_at_once in known.items() if is_at_once] == ["{}", "{'scale': 0.3}"]
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert attend(*arrays).dtype == arrays[0].dtype
+    leaves = [x.clone().requires_grad_() for x in arrays]
+    once, twice = (torch.autograd.grad(attend(*leaves).square().sum(), leaves, create_graph=True) for _ in range(2))
+    assert known["{}"]
+    torch.testing.assert_close(once, twice)
+    (second,) = torch.autograd.grad(twice[0].sum(), leaves[:1])  # by the hook that gradients have
+    dense = flash_attention(*leaves, impl="dense").square().sum()
+    (expected,) = torch.autograd.grad(torch.autograd.grad(dense, leaves, create_graph=True)[0].sum(), leaves[:1])
+    torch.testing.assert_close(second, expected, rtol=1e-3, atol=1e-4)

@@ -2,12 +2,13 @@
 
 from typing import Protocol
 
-from attention_xp._backend.libraries import library_name
+from attention_xp._backend.libraries import is_torch_namespace, library_name
 from attention_xp._engine.kernels.fused import _cudnn, _cupy, _jax, _torch
+from attention_xp._engine.plan.one_array import shape_of_rules
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 
-__all__ = ["attend", "is_worthwhile", "refusal"]
+__all__ = ["array_of_rules", "attend", "is_worthwhile", "refusal"]
 
 
 class _Guest(Protocol):
@@ -53,6 +54,11 @@ def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:
 def attend(problem: Problem, wanted: Wanted) -> Attended | None:
     """Let a guest compute; ``None`` where its result is not to be trusted and another kernel may compute."""
     return _taken(problem, wanted).attend(problem.with_scaled_query(), wanted)
+
+
+def array_of_rules(problem: Problem) -> tuple[int, ...] | None:
+    """Return the shape of the boolean array that is made of all rules for a guest; ``None`` where none is."""
+    return shape_of_rules(problem) if is_torch_namespace(problem.xp) and _torch.makes_array(problem) else None
 
 
 def _taken(problem: Problem, wanted: Wanted) -> _Guest:

@@ -28,6 +28,8 @@ def refusal(problem: Problem, wanted: Wanted) -> str | None:
     """Return why torch's kernel cannot compute the problem, or that there is no torch."""
     if not _has_torch():
         return "CuPy arrays are handed to PyTorch's kernel, and no PyTorch with CUDA is installed"
+    if _torch.makes_array(problem):  # not tried on a GPU; and a function of the user expects arrays of CuPy
+        return "torch's scaled_dot_product_attention would need this mask as an array of (Sq, Sk)"
     return _torch.refusal(problem, wanted)
 
 

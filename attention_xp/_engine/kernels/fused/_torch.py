@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from attention_xp._backend.autocast import narrows
@@ -22,8 +22,8 @@ from attention_xp._backend.values import shows_nan
 from attention_xp._engine.kernels.fused._translation import (
     added,
     allowed,
+    attending,
     column_rules,
-    fill_empty_rows,
     fill_padding,
     four_axes,
     operand,
@@ -31,13 +31,18 @@ from attention_xp._engine.kernels.fused._translation import (
     unknown_option,
     with_zero_keys,
 )
-from attention_xp._engine.plan.borders import sdpa_is_faster, sdpa_is_faster_wide, sdpa_is_slow_for_few_rows
+from attention_xp._engine.plan.borders import (
+    rules_are_faster_as_array,
+    sdpa_is_faster,
+    sdpa_is_faster_wide,
+    sdpa_is_slow_for_few_rows,
+)
+from attention_xp._engine.plan.one_array import is_small, shape_of_rules
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._typing import Array
-from attention_xp.masks import Mask
 
-__all__ = ["attend", "is_worthwhile", "raw_and_output", "refusal"]
+__all__ = ["attend", "is_worthwhile", "makes_array", "raw_and_output", "refusal"]
 
 _FEW = 2**15  # up to so many numbers, looking at all of them takes no longer than at some
 
@@ -51,16 +56,20 @@ def refusal(problem: Problem, wanted: Wanted) -> str | None:
 
 
 def _refused_mask(problem: Problem) -> str | None:
+    if not makes_array(problem):
+        return None
+    reason = "torch's scaled_dot_product_attention would need this mask as an array of"
+    if is_compiling(problem.xp):  # its sizes may be symbols
+        return f"{reason} (Sq, Sk)"
+    return None if is_small(problem) else f"{reason} {shape_of_rules(problem)}"
+
+
+def makes_array(problem: Problem) -> bool:
+    """Whether the kernel gets its mask as an array that has to be made: it takes causal order alone, and what is one already."""
     rules = column_rules(problem)
-    if len(rules) == 0:
-        return None
-    if _is_causal(rules):
-        if len(rules) > 1 or len(problem.addends) > 0 or not starts_at_0(problem):
-            return "torch's scaled_dot_product_attention takes is_causal alone: no offset, and no other mask or bias"
-        return None
-    if not all(rule._as_array is not None or rule._as_lengths is not None for rule in rules):
-        return "torch's scaled_dot_product_attention would need this mask as an array of (Sq, Sk)"
-    return None
+    if _is_causal(problem):
+        return False
+    return not all(rule._as_array is not None or rule._as_lengths is not None for rule in rules)
 
 
 def is_worthwhile(problem: Problem) -> bool:
@@ -70,10 +79,12 @@ def is_worthwhile(problem: Problem) -> bool:
     arrays = problem.operands
     if is_transformed() and (is_mapped(*arrays) or differentiates_again(*arrays, *problem.addends)):
         return False
+    if makes_array(problem) and not rules_are_faster_as_array(problem):
+        return False
     return sdpa_is_faster(problem) and not sdpa_is_slow_for_few_rows(problem)
 
 
-def attend(problem: Problem, wanted: Wanted) -> Attended | None:  # noqa: ARG001
+def attend(problem: Problem, wanted: Wanted) -> Attended | None:
     """Call the kernel; ``None`` where `auto` has to choose another one.
 
     The kernel multiplies what is excluded by weights of 0, which makes NaN of values that are not finite. A NaN in its
@@ -82,9 +93,9 @@ def attend(problem: Problem, wanted: Wanted) -> Attended | None:  # noqa: ARG001
     what the kernel computed there.
     """
     way = problem.once(_way)
-    if way.is_all:
-        output = _called(problem, problem.query, problem.key, problem.value, way.keywords)
-        return Attended(output if output.dtype == problem.query.dtype else output.to(problem.query.dtype), None, None)
+    if way.is_all and problem.answers is not None:
+        shortcut = problem.answers[wanted] = partial(_attend_directly, way.keywords)  # for later calls of the same kind
+        return shortcut(problem.query, problem.key, problem.value)
     try:
         raw, output = _raw_and_output(problem, way)
     except NotImplementedError as error:
@@ -100,6 +111,12 @@ def attend(problem: Problem, wanted: Wanted) -> Attended | None:  # noqa: ARG001
     return Attended(output, None, None)
 
 
+def _attend_directly(keywords: dict[str, Any], query: Array, key: Array, value: Array) -> Attended:
+    """Call the kernel for a call of a known kind, of which nothing else has to be done."""
+    output = _called(query, key, value, keywords, is_known=True)
+    return Attended(output if output.dtype == query.dtype else output.to(query.dtype), None, None)
+
+
 def raw_and_output(problem: Problem) -> tuple[Array, Array]:
     """Return the output of the kernel as it came, and that of the problem in the dtype of the query, with its zeros."""
     return _raw_and_output(problem, problem.once(_way))
@@ -108,7 +125,7 @@ def raw_and_output(problem: Problem) -> tuple[Array, Array]:
 def _raw_and_output(problem: Problem, way: "_Way") -> tuple[Array, Array]:
     given = _widened(problem) if way.may_be_widened else problem
     if way.is_direct:
-        raw = output = _called(problem, given.query, given.key, given.value, way.keywords)
+        raw = output = _called(given.query, given.key, given.value, way.keywords, is_known=problem.is_known)
     else:
         raw, output = _translated(given, way.keywords)
     if output.dtype != problem.query.dtype:  # under autocast, or widened
@@ -153,17 +170,20 @@ def _widened(problem: Problem) -> Problem:
 def _keywords(problem: Problem) -> dict[str, Any]:
     """Return the arguments of the kernel that are plain values."""
     grouped = {"enable_gqa": True} if problem.group > 1 else {}  # by `if`: comparing a traced size gives no bool
-    return {"is_causal": _is_causal(column_rules(problem)), "scale": problem.scale, **grouped}
+    return {"is_causal": _is_causal(problem), "scale": problem.scale, **grouped}
 
 
-def _is_causal(rules: tuple[Mask, ...]) -> bool:
-    """Whether causal order is one of the rules; the kernel takes it without any other."""
-    return any(rule._as_band == (None, 0) for rule in rules)
+def _is_causal(problem: Problem) -> bool:
+    """Whether causal order is all that is asked for: the kernel takes it with no offset, and no other mask or bias."""
+    rules = column_rules(problem)
+    if len(rules) != 1 or rules[0]._as_band != (None, 0):
+        return False
+    return len(problem.addends) == 0 and starts_at_0(problem)
 
 
 def _is_taken_as_it_is(problem: Problem) -> bool:
     """Whether the kernel takes all arrays, and its output is taken, without a change, as in most calls."""
-    is_causal = _is_causal(problem.rules)
+    is_causal = _is_causal(problem)
     if len(problem.rules) > int(is_causal) or len(problem.addends) > 0 or problem.ndim != 4 or _has_end(problem):
         return False
     has_all = all(a.shape[0] == problem.batch[0] for a in (problem.query, problem.key, problem.value))
@@ -182,39 +202,41 @@ def _has_end(problem: Problem) -> bool:
 
 def _translated(problem: Problem, keywords: dict[str, Any]) -> tuple[Array, Array]:
     """Call the kernel with four axes, as its fast paths want them, and with one mask; padding is made harmless."""
-    is_masked = len(problem.rules) + len(problem.addends) > int(_is_causal(problem.rules))
+    is_causal = _is_causal(problem)
+    is_masked = len(problem.rules) + len(problem.addends) > int(is_causal)
     if is_masked or _has_end(problem) or _has_unseen_keys(problem):
         refuse_shards(problem.xp)
     rules = column_rules(problem)
-    is_causal = _is_causal(rules)
-    mask = None if is_causal else _mask(problem, rules)
+    keep, total = (None, None) if is_causal else (allowed(problem, rules), added(problem))
+    mask = _mask(problem, keep, total)
     key, value = problem.key, problem.value
     if is_causal and _has_unseen_keys(problem):  # a NaN there must not reach any row
         Sq = problem.query.shape[-2]
         key, value = key[..., :Sq, :], value[..., :Sq, :]
     # In a row that attends nothing, a query or a gradient may be NaN, and 0 times that is NaN as well.
     query, is_followed = fill_padding(problem, problem.query), mask is not None and _is_followed(problem)
-    if is_followed:
-        query = fill_empty_rows(problem, rules, query)
+    attends = attending(problem, keep, total) if is_followed or not _gives_zeros(problem.query) else None
+    if is_followed and attends is not None:
+        query = problem.xp.where(attends, query, 0.0)
     raw = output = _called(
-        problem,
         operand(problem, query),
         operand(problem, with_zero_keys(problem, rules, key)),
         operand(problem, with_zero_keys(problem, rules, value)),
         {"attn_mask": None if mask is None else four_axes(problem, mask), **keywords},
+        is_known=problem.is_known,
     )
     if problem.ndim != 4:
         output = output.reshape(*problem.lead, *output.shape[-2:])
-    if mask is not None and (is_followed or not _gives_zeros(problem.query)):
-        output = fill_empty_rows(problem, rules, output)
+    if attends is not None:
+        output = problem.xp.where(attends, output, 0.0)
     return raw, fill_padding(problem, output)
 
 
-def _called(problem: Problem, query: Array, key: Array, value: Array, keywords: dict[str, Any]) -> Array:
+def _called(query: Array, key: Array, value: Array, keywords: dict[str, Any], *, is_known: bool) -> Array:
     """Call the kernel, and give its gradients derivatives of their own."""
     is_shared = shares_keys()
     output: Array = _kernel(is_shared=is_shared)(query, key, value, **keywords)
-    if output.requires_grad and (problem.is_known or not is_traced()) and not is_shared:
+    if output.requires_grad and (is_known or not is_traced()) and not is_shared:
         _follow_gradients()(output)
     return output
 
@@ -247,9 +269,8 @@ def _gives_zeros(query: Array) -> bool:
     return bool(query.device.type == "cpu")
 
 
-def _mask(problem: Problem, rules: tuple[Mask, ...]) -> Array | None:
-    """Return one mask for all rules and addends: boolean, or floating in the dtype of the query."""
-    keep, total = allowed(problem, rules), added(problem)
+def _mask(problem: Problem, keep: Array | None, total: Array | None) -> Array | None:
+    """Return one mask of the pairs that are allowed and what is added: boolean, or floating in the dtype of the query."""
     if total is None:
         return keep
     if keep is not None:

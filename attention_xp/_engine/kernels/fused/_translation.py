@@ -14,6 +14,7 @@ from attention_xp.masks import Mask
 __all__ = [
     "added",
     "allowed",
+    "attending",
     "band",
     "column_rules",
     "fill_empty_rows",
@@ -159,12 +160,15 @@ def fill_padding(problem: Problem, rows: Array, value: float = 0.0) -> Array:
 
 def fill_empty_rows(problem: Problem, rules: tuple[Mask, ...], rows: Array, value: float = 0.0) -> Array:
     """Return rows (..., Sq, n) of the output, with one value where a row may attend nothing: guests average keys there."""
-    xp, total = problem.xp, added(problem)
     if not has_array(problem, rules):  # without arrays, only lengths are taken to leave a row empty
         rules = tuple(rule for rule in rules if rule._as_lengths is not None)
-    keep = allowed(problem, rules)
+    attends = attending(problem, allowed(problem, rules), added(problem))
+    return rows if attends is None else problem.xp.where(attends, rows, value)
+
+
+def attending(problem: Problem, keep: Array | None, total: Array | None) -> Array | None:
+    """Return which rows attend a key, (..., Sq or 1, 1), by the pairs that are allowed and what is added; ``None``: all."""
+    xp = problem.xp
     if total is not None:
         keep = total != -xp.inf if keep is None else keep & (total != -xp.inf)
-    if keep is None:
-        return rows
-    return xp.where(xp.any(keep, axis=-1, keepdims=True), rows, value)
+    return None if keep is None else xp.any(keep, axis=-1, keepdims=True)

@@ -15,7 +15,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from attention_xp._backend.modes import is_traced_by_jax
 from attention_xp._backend.sharding import spread_like, spread_over, varying_axes
 from attention_xp._engine.plan.tile_sizes import stack, tile_sizes
-from attention_xp._engine.problem.problem import Problem, is_foreign
+from attention_xp._engine.problem.foreign import is_foreign
+from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.captured import Captured, Programs
 from attention_xp._engine.walkers.jax.loops import Loops, dynamic_cut, is_moving
 from attention_xp._engine.walkers.jax.programs import described

@@ -17,6 +17,7 @@ from attention_xp._engine.tile.gradients import Known
 from attention_xp._engine.tile.products import clean
 from attention_xp._engine.tile.scores import product_factor, survival_factor
 from attention_xp._engine.tile.step import scale_in_base
+from attention_xp._engine.walkers.numpy.compiled.constants import LEAST
 from attention_xp._engine.walkers.numpy.gather import joined
 from attention_xp._engine.walkers.numpy.heads import Magnitudes, ceiling, is_finite, longest, longest_of_sample
 from attention_xp._engine.walkers.numpy.in_place import SAFE
@@ -70,7 +71,7 @@ class Common:
         limit = self._ceiling(query * key * (1.0 if problem.is_product else self._base.log_e * product_factor(problem)))
         lowest, highest = (0.0, 0.0) if self.shift is None else self._bounds
         safe = SAFE * self._base.log_2
-        is_far = limit + highest > safe or (self.exclusive and limit - lowest > safe)
+        is_far = limit + highest > LEAST * self._base.log_2 or (self.exclusive and limit - lowest > safe)
         clip = math.isfinite(limit) and (is_far or len(problem.addends) > 0)
         is_tame = limit < 0.04 * float(np.finfo(problem.dtype).max)
         return Magnitudes(bounded=True, clip=clip, tame=is_tame, keys=math.isfinite(key), values=has_finite_values)

@@ -39,6 +39,8 @@ _KEPT: dict[object, Patches] = {}
 class InPlace(Arithmetic):
     """Primitives that allocate no arrays of the size of a tile."""
 
+    least = SAFE  # powers of two below this one of a half count nothing in float32
+
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         self._lead = (1,) * (len(problem.lead) - 1)
@@ -48,9 +50,10 @@ class InPlace(Arithmetic):
         self._survivors = Survivors(problem.dropout_rate)
         self._head_keys: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         self._safe = SAFE * self.base.log_2
+        self._least = (self.least if problem.dtype == np.float32 else SAFE) * self.base.log_2
         self._excess = _NEVER * float(np.finfo(problem.dtype).max)
         self.magnitudes: Magnitudes  # of the heads at hand
-        self.compiled = passes_of(problem)
+        self.compiled = passes_of(problem, self._least if self.least < SAFE else math.inf)
         self._flags = problem.dtype if self.compiled is None else bool  # of patches: numbers are multiplied faster
         self._sums_of_rows: Array | None = (
             None  # of the weights of each row of the tile at hand, where compiled passes found them
@@ -154,7 +157,7 @@ class InPlace(Arithmetic):
             np.subtract(scores, shift, out=scores)
         whole = self._whole(scores)
         if self.magnitudes.clip:
-            np.clip(whole, -self._safe, self._safe, out=whole)
+            np.clip(whole, -self._least, self._safe, out=whole)
         self.base.power(whole, out=whole)
         for columns, pairs in allowed or ():
             part = scores[..., slice(*mixed), columns]

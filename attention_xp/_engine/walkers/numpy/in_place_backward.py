@@ -15,6 +15,7 @@ from attention_xp._engine.plan.tile_sizes import TileShape
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.products import clean, quarantined_key, silenced_rows
 from attention_xp._engine.tile.scores import is_bent
+from attention_xp._engine.walkers.numpy.compiled.constants import LEAST
 from attention_xp._engine.walkers.numpy.in_place import InPlace, Patches, by_key_head
 from attention_xp._engine.walkers.numpy.products import multiply_into
 from attention_xp._scores.region import Region
@@ -26,6 +27,8 @@ __all__ = ["InPlaceBackward"]
 
 class InPlaceBackward(InPlace):
     """Primitives that allocate no arrays of the size of a tile."""
+
+    least = LEAST
 
     @staticmethod
     def lengths(problem: Problem, shape: TileShape) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Callable, Iterator
 
-from attention_xp._backend.libraries import array_namespace, device
+from attention_xp._backend.libraries import device
 from attention_xp._engine.plan.plan import Bounds, bounds, side_by_side
 from attention_xp._engine.plan.row_tiles import strips_of, tiles_of_rows
 from attention_xp._engine.plan.tile_sizes import tile_sizes
@@ -34,7 +34,7 @@ def backward(
     query = _Piecewise(problem, tuple(problem.query.shape), blocks)
     key, value = (_Piecewise(problem, (*kv_lead, *a.shape[-2:]), strips) for a in (problem.key, problem.value))
     addends = [
-        _OfBias(a) if isinstance(a, Bias) else _Piecewise(problem, tuple(a.shape), blocks, strips)
+        _OfBias(problem, a) if isinstance(a, Bias) else _Piecewise(problem, tuple(a.shape), blocks, strips)
         for a in problem.addends
     ]
     captured: tuple[Array, ...] = ()
@@ -129,8 +129,9 @@ class _Piecewise:
 class _OfBias:
     """Gradients of the arrays of a bias, to which every tile may contribute."""
 
-    def __init__(self, bias: Bias) -> None:
-        self.sums: tuple[Array, ...] = tuple(array_namespace(array).zeros_like(array) for array in bias.arrays)
+    def __init__(self, problem: Problem, bias: Bias) -> None:
+        xp, like = problem.xp, device(problem.query)  # the arrays may be those of NumPy
+        self.sums = tuple(xp.zeros(tuple(a.shape), dtype=problem.dtype, device=like) for a in bias.arrays)
 
     def add(self, pieces: tuple[Array, ...], *_: tuple[Bounds, ...]) -> None:
         """Add what a tile contributes."""

@@ -11,14 +11,17 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from attention_xp._backend.batched import mapped_over_batches
+from attention_xp._backend.libraries import is_tensor
 from attention_xp._backend.modes import in_forward_mode, is_jit_tracing, is_traced, is_transformed
 from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.tile.gradients import Gradients
 from attention_xp._engine.tile.pullback import pulled_back
 from attention_xp._engine.walkers.portable.forward import followed
 from attention_xp._engine.walkers.torch import unrecorded
 from attention_xp._scores.frozen import freeze, thaw
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array
+from attention_xp.biases import Bias
 
 __all__ = ["Tiled", "forward"]
 
@@ -26,12 +29,13 @@ __all__ = ["Tiled", "forward"]
 def forward(problem: Problem, *, lse: bool = True) -> tuple[Array, Array]:  # noqa: ARG001  # it costs nothing
     """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq), differentiable in memory linear in the lengths.
 
-    The autograd function does not know the tensors that a function of the user has captured. Where these require gradients
-    or may be mapped, and in forward mode, torch records the loop instead. Blocks of rows are checkpointed: each is computed
+    The autograd function does not know the tensors that a function of the user, or a bias of their own class, has captured.
+    Where these require gradients or may be mapped, and in forward mode, torch records the loop instead. Blocks of rows are checkpointed: each is computed
     once more when its gradients are wanted.
     """
     if (
-        problem.has_bias_rule
+        problem.has_foreign_bias
+        or (problem.has_bias_rule and is_traced())
         or is_jit_tracing()
         or in_forward_mode()
         or (problem.has_foreign_code() and (is_transformed() or _captures(problem)))
@@ -50,28 +54,71 @@ _TAKEN: Any = "taken out"  # in the place of an array
 
 @dataclasses.dataclass(frozen=True)
 class _Rest:
-    """A problem without the arrays that it is differentiated by."""
+    """A problem without the tensors that it is differentiated by."""
 
     problem: Any  # or what `freeze` made of it
     addends: int
-    differentiated: int
+    kept: tuple[Any, ...]  # of each part that it is differentiated by: what a rule is without its tensors, or None
+    counts: tuple[int, ...]  # of the tensors of each part
 
     def complete(self, arrays: Any) -> Problem:
-        """Return the problem with these arrays."""
-        kept, n = self.problem, self.differentiated
-        problem: Problem = kept if isinstance(kept, Problem) else thaw(kept, arrays[n:])
-        return problem.with_differentiated(arrays[:n])
+        """Return the problem with these tensors."""
+        rest, n = self.problem, sum(self.counts)
+        problem: Problem = rest if isinstance(rest, Problem) else thaw(rest, arrays[n:])
+        tensors = self.of_parts(arrays)
+        return problem.with_differentiated(
+            [
+                some[0] if kept is None else _put_together(kept, some)
+                for kept, some in zip(self.kept, tensors, strict=True)
+            ]
+        )
+
+    def of_parts(self, things: Any) -> list[Any]:
+        """Return things, of which there is one for each tensor, part by part."""
+        found, start = [], 0
+        for count in self.counts:
+            found.append(things[start : start + count])
+            start += count
+        return found
 
 
 def _split(problem: Problem) -> tuple[_Rest, list[Array]]:
-    """Return the rest of a problem, and its arrays: first those it is differentiated by, then others that may be mapped."""
-    arrays = list(problem.differentiated)
-    n = len(arrays)
-    rest: Any = problem.with_differentiated([_TAKEN] * n)
+    """Return the rest of a problem, and its tensors: first those it is differentiated by, then others that may be mapped."""
+    parts = problem.differentiated
+    rest: Any = problem.with_differentiated([_TAKEN] * len(parts))
+    apart = [_taken_apart(part) if isinstance(part, Bias) else (None, [part]) for part in parts]
+    arrays = [array for _, some in apart for array in some]
+    kept, counts = tuple(kept for kept, _ in apart), tuple(len(some) for _, some in apart)
     if is_transformed():
         rest, others = freeze(rest)
         arrays += others
-    return _Rest(rest, len(problem.addends), n), arrays
+    return _Rest(rest, len(problem.addends), kept, counts), arrays
+
+
+def _taken_apart(bias: Bias) -> tuple[Any, list[Array]]:
+    """Return a rule without its tensors, and these; arrays of NumPy stay."""
+    template, arrays = freeze(bias)
+    return (template, [None if is_tensor(a) else a for a in arrays]), [a for a in arrays if is_tensor(a)]
+
+
+def _put_together(kept: tuple[Any, list[Any]], tensors: Any) -> Bias:
+    """Return a rule with other tensors."""
+    template, arrays = kept
+    rest = iter(tensors)
+    bias: Bias = thaw(template, [next(rest) if a is None else a for a in arrays])
+    return bias
+
+
+def _by_tensor(problem: Problem, found: Gradients) -> list[Array | None]:
+    """Return the gradients of the tensors that a problem is differentiated by, in their order."""
+    gradients: list[Array | None] = []
+    for part, gradient in zip(problem.differentiated, found.parts, strict=True):
+        if isinstance(part, Bias):
+            of_array = dict(zip(map(id, part.arrays), gradient or (), strict=False))
+            gradients += [of_array.get(id(a)) for a in freeze(part)[1] if is_tensor(a)]
+        else:
+            gradients.append(gradient)
+    return gradients
 
 
 def _distinct(arrays: list[Array]) -> list[Array]:
@@ -104,16 +151,15 @@ class Tiled(torch.autograd.Function):  # type: ignore[misc]
         if grad_output is None and grad_lse is None:
             return nothing
         rest, wanted = ctx.rest, ctx.needs_input_grad[1:]
-        addends = tuple(wanted[3 : 3 + rest.addends])
+        addends = tuple(map(any, rest.of_parts(wanted)[3 : 3 + rest.addends]))
 
         def gradients(gradient: Array | None, grad_lse: Array | None) -> list[Array | None]:
             gradient = torch.zeros_like(output) if gradient is None else gradient
-            found = pulled_back(
-                unrecorded.backward, rest.complete(arrays), output, lse, gradient, grad_lse, wanted=addends
-            )
+            problem = rest.complete(arrays)
+            found = pulled_back(unrecorded.backward, problem, output, lse, gradient, grad_lse, wanted=addends)
             return [
                 one.to(array.dtype) if one is not None and is_wanted else None
-                for one, array, is_wanted in zip(found.parts, arrays, wanted, strict=False)
+                for one, array, is_wanted in zip(_by_tensor(problem, found), arrays, wanted, strict=False)
             ]
 
         found = mapped_over_batches(gradients, grad_output, grad_lse)

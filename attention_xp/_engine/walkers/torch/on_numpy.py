@@ -1,8 +1,8 @@
 """Problems of torch with tensors on the CPU: NumPy's walker computes them, on the same memory and without copies.
 
 It is one to three times as fast as Python loops over torch's operations, most of all where rules exclude much. The
-loops remain for other devices, for calls that torch traces or records, for functions of the user and biases that are
-rules, and for small problems, which fit into one tile of all heads.
+loops remain for other devices, for calls that torch traces or records, for functions and biases of the user, and
+for small problems, which fit into one tile of all heads.
 
 Tensors in 16 bits are the exception: NumPy has no bfloat16, and converts float16 a number at a time. Torch widens each of
 them once, as a whole, which takes twice their memory while the call lasts and hardly any time; tile by tile, keys would be

@@ -10,6 +10,7 @@ from attention_xp._engine.plan.tile_sizes import backward_tile_shape
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.gradients import Known
 from attention_xp._engine.walkers.numpy.backward import BackwardWalk
+from attention_xp._engine.walkers.numpy.in_place_backward import InPlaceBackward
 from attention_xp.biases import AlibiBias, RelativePositionBias
 from attention_xp.masks import BlockMask, longformer_mask
 
@@ -147,3 +148,22 @@ def test_keys_that_no_tile_visits_have_no_gradient():
     for name in ("query", "key", "value"):
         np.testing.assert_allclose(getattr(slopes, name), getattr(dense, name), rtol=1e-10, atol=1e-12)
     assert not slopes.key[..., [*range(100), *range(150, 220), *range(250, 300)], :].any()
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_no_product_meets_subnormal_numbers(monkeypatch, is_causal):
+    """They take processors up to 30 times as long; far keys have such weights under linear biases."""
+    arrays = [x.astype(np.float32) for x in numbers(*[(1, 8, 1200, 8)] * 4)]
+    options = {"bias": AlibiBias(0.5 ** np.arange(1.0, 9.0)), "is_causal": is_causal}
+    smallest, product = [], InPlaceBackward._product
+
+    def met(ops, x, y, buffer):
+        smallest.append(np.min(np.abs(x), where=x != 0, initial=1.0))
+        return product(ops, x, y, buffer)
+
+    monkeypatch.setattr(InPlaceBackward, "_product", met)
+    found = gradients(arrays, **options)
+    assert min(smallest) > np.finfo(np.float32).tiny
+    expected = attention_vjp(*(x.astype(np.float64) for x in arrays[:3]), impl="dense", **options)[1](arrays[3] * 1.0)
+    for x, y in zip(found[:3], expected[:3], strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=3e-6 * np.abs(y).max())

@@ -8,6 +8,7 @@ import pytest
 from attention_xp import attention_vjp, flash_attention
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.walkers.torch import on_numpy
+from attention_xp.biases import AlibiBias, Bias, RelativePositionBias
 from attention_xp.masks import BlockMask, FunctionMask, longformer_mask
 from attention_xp.masks._look_up import kept_by
 
@@ -24,6 +25,8 @@ OPTIONS = {
     "sinks": {"sinks": (4,)},
     "dropout": {"dropout_rate": 0.3, "rng": 5},
     "boolean mask": {"mask": np.random.default_rng(3).random((LENGTH, LENGTH)) < 0.6},
+    "slopes": {"bias": AlibiBias(np.asarray([0.5, 0.1, 0.02, 3.0])), "is_causal": True},
+    "table": {"bias": RelativePositionBias(np.random.default_rng(4).standard_normal((32, 4)))},
     "global": {"mask": longformer_mask(9, np.arange(LENGTH) < 3)},
 }
 
@@ -48,7 +51,7 @@ def call(torch, options, dtype="float64", kv_heads=4):
     arrays = [tensor((2, heads, LENGTH, 8)) for heads in (4, kv_heads, kv_heads)]
     made = {
         name: tensor(given)
-        if name in ("bias", "sinks")
+        if name in ("bias", "sinks") and isinstance(given, tuple)
         else torch.asarray(given)
         if isinstance(given, list | np.ndarray)
         else given
@@ -77,7 +80,7 @@ def test_the_answers_are_those_of_the_loops(torch, monkeypatch, options, kv_head
 
     def answers():
         output, pull = attention_vjp(*arrays, impl="tiled", **options)
-        return output, *(a for a in pull(gradient) if a is not None)
+        return output, *(a[0] if isinstance(a, tuple) else a for a in pull(gradient) if a is not None)
 
     assert on_numpy.forward(problem(arrays, options)) is not None
     for x, y in zip(answers(), in_loops(monkeypatch, answers), strict=True):
@@ -98,6 +101,40 @@ def test_sixteen_bits_are_computed_in_32_and_rounded_once(torch, dtype, options)
     for a, b in zip((found, *torch.autograd.grad(found.sum(), arrays)), (expected, *gradients), strict=True):
         assert a.dtype == getattr(torch, dtype)
         torch.testing.assert_close(a.float(), b, rtol=0.6 * torch.finfo(a.dtype).eps, atol=1e-6)
+
+
+class Halved(Bias):
+    """A bias as a user writes it, which computes with what it has captured."""
+
+    def __init__(self, slopes):
+        self.slopes = slopes
+
+    def values(self, region):
+        return -0.5 * region.per_head(self.slopes) * region.floating(abs(region.q_idx - region.kv_idx))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "is_explicit"),
+    [(AlibiBias, (4,), True), (AlibiBias, (2, 4), True), (RelativePositionBias, (32, 4), True), (Halved, (4,), False)],
+)
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_gradients_of_a_rule_are_explicit_unless_it_may_capture(torch, kind, shape, is_explicit, dtype):
+    arrays, options = call(torch, {"key_lengths": [0, 70], "sinks": (4,), "softcap": 5.0}, dtype, kv_heads=2)
+    parameter = torch.from_numpy(np.random.default_rng(1).random(shape)).to(arrays[0].dtype)
+    for a in (*arrays, parameter, options["sinks"]):
+        a.requires_grad_()
+    bias, of_numpy = kind(parameter), kind(np.asarray(parameter.detach().double()))
+    outputs, found = [], []
+    for impl in ("tiled", "dense"):
+        output = flash_attention(*arrays, bias=bias, is_causal=True, impl=impl, **options)
+        found.append(torch.autograd.grad(output.sum(), (*arrays, parameter, options["sinks"])))
+        outputs.append(output)
+    assert ("Tiled" in outputs[0].grad_fn.name()) is (is_explicit and dtype == "float64")
+    eps = float(torch.finfo(arrays[0].dtype).eps)
+    for one, other in zip((outputs[0], *found[0]), (outputs[1], *found[1]), strict=True):
+        torch.testing.assert_close(one, other, rtol=4 * eps, atol=64 * eps * float(other.detach().abs().max()))
+    alone = flash_attention(*arrays, bias=of_numpy, is_causal=True, impl="tiled", **options)
+    torch.testing.assert_close(alone, outputs[0], rtol=4 * eps, atol=4 * eps)
 
 
 def test_repeated_numbers_are_not_repeated_when_they_are_widened(torch):

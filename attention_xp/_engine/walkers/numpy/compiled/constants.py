@@ -7,9 +7,14 @@ import numpy as np
 
 from attention_xp._typing import DType
 
-__all__ = ["Constants"]
+__all__ = ["LEAST", "Constants"]
 
 _TAIL = 2.3190468138462996e-17  # what the logarithm of 2 is larger than its float64
+
+# A weight of less than the 84th power of a half, relative to a log-sum-exp of at least -20 (see `Common`), adds nothing to a
+# gradient in float32. Times a small gradient it might be subnormal, and products with such numbers take up to 30 times as
+# long: under linear biases, most weights are that small.
+LEAST = 84.0
 
 
 class Constants(NamedTuple):
@@ -22,10 +27,10 @@ class Constants(NamedTuple):
     most: Any  # scores from here on have the power infinity
 
     @classmethod
-    def of(cls, dtype: DType, *, is_natural: bool) -> "Constants":
-        """Return them for base e or for base 2."""
+    def of(cls, dtype: DType, least: float = math.inf, *, is_natural: bool) -> "Constants":
+        """Return them for base e or for base 2; scores below ``-least`` have the power 0, at the latest."""
         limits = np.finfo(dtype)
         log_2, tail = (math.log(2.0), _TAIL) if is_natural else (1.0, 0.0)
         upper = round(log_2 * 2**12) / 2**12
-        numbers = 1.0 / log_2, upper, log_2 - upper + tail, log_2 * limits.minexp, log_2 * limits.maxexp
+        numbers = 1.0 / log_2, upper, log_2 - upper + tail, max(log_2 * limits.minexp, -least), log_2 * limits.maxexp
         return cls(*map(np.dtype(dtype).type, numbers))

@@ -19,12 +19,13 @@ LEAST = 2**20  # pairs of query and key: importing takes as long as some hundred
 FEWEST_ROWS = 64  # for which keys are copied into another order
 
 
-def passes_of(problem: Problem) -> Passes | None:
-    """Return the compiled passes for a problem; ``None`` where NumPy's own are taken."""
+def passes_of(problem: Problem, least: float = math.inf) -> Passes | None:
+    """Return the compiled passes for a problem, powers of less than ``-least`` being 0; ``None`` where NumPy's own are taken."""
     compiled = None if _objection(problem) else loops()
     if compiled is None:
         return None
-    return Passes(compiled, problem.dtype, problem.dropout_rate, is_natural=base_of(problem.xp).log_e == 1.0)
+    is_natural = base_of(problem.xp).log_e == 1.0
+    return Passes(compiled, problem.dtype, problem.dropout_rate, least=least, is_natural=is_natural)
 
 
 def steps_of(problem: Problem) -> Steps | None:

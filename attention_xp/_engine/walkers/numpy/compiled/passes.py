@@ -39,9 +39,11 @@ class Tile(NamedTuple):
 class Passes:
     """Passes over tiles of one dtype; each is done in place."""
 
-    def __init__(self, loops: ModuleType, dtype: DType, rate: float, *, is_natural: bool) -> None:
+    def __init__(
+        self, loops: ModuleType, dtype: DType, rate: float, *, least: float = math.inf, is_natural: bool
+    ) -> None:
         self._loops, self._dtype = loops, np.dtype(dtype)
-        self._constants = tuple(Constants.of(dtype, is_natural=is_natural))
+        self._constants = tuple(Constants.of(dtype, least, is_natural=is_natural))
         self._natural = tuple(Constants.of(dtype, is_natural=True))
         self._lowest, self._zero = self._dtype.type(-np.inf), self._dtype.type(0.0)
         self._limit = smallest_draw(rate)

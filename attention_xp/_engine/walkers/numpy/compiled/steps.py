@@ -9,7 +9,7 @@ import numpy as np
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.base import base_of
 from attention_xp._engine.tile.scores import query_factor
-from attention_xp._engine.walkers.numpy.compiled.constants import Constants
+from attention_xp._engine.walkers.numpy.compiled.constants import LEAST, Constants
 from attention_xp._random.survivors import head_key, smallest_draw
 from attention_xp._random.threefry import schedule_of
 from attention_xp._scores.region import Region
@@ -43,11 +43,15 @@ class Steps:
         factor, cap = (log_e, 0.0) if problem.softcap is None else (1.0, problem.softcap * log_e)
         self.query_factor, self.key_factor = query_factor(problem) * factor, 1.0 / factor
         least = -0.5 * float(np.finfo(self.dtype).max)
-        self._options = (
-            tuple(map(self.dtype.type, (cap, log_e, least))),
-            tuple(Constants.of(self.dtype, is_natural=log_e == 1.0)),
-            tuple(Constants.of(self.dtype, is_natural=True)),
+        # Gradients that are tiny relative to the others are 0, for products with subnormal numbers take ten times as long.
+        smallest = LEAST * base_of(problem.xp).log_2 if self.dtype == np.float32 else math.inf
+        forward, backward, natural = (
+            tuple(Constants.of(self.dtype, limit, is_natural=is_natural))
+            for limit, is_natural in ((math.inf, log_e == 1.0), (smallest, log_e == 1.0), (math.inf, True))
         )
+        factors = tuple(map(self.dtype.type, (cap, log_e, least)))
+        self._options = factors, forward, natural
+        self._backward_options = factors, backward, natural
 
     def width(self, numbers: int) -> int:
         """Return how many numbers whole vectors hold that have room for so many."""
@@ -102,7 +106,9 @@ class Steps:
         table, addends = stretches
         places = tuple(map(_place, sums))
         arrays = tuple(rows), tuple(packed), _place(key)
-        self._differentiate(table, *arrays, addends, *self._options, draws, *known, places, *self._memory(scores))
+        self._differentiate(
+            table, *arrays, addends, *self._backward_options, draws, *known, places, *self._memory(scores)
+        )
 
     def draws(self, region: Region) -> _Draws:
         """Return what the draws of dropout in a block of rows follow from, see `draws.draw`."""
