@@ -8,8 +8,7 @@ import numpy as np
 from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.plan.tile_sizes import TileShape, compiled_shape
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.arithmetic import Arithmetic
-from attention_xp._engine.tile.step import Running, log_sum_exp, normalized, start
+from attention_xp._engine.tile.step import Running, log_sum_exp, start
 from attention_xp._engine.walkers.numpy.compiled.steps import Steps, address_of
 from attention_xp._engine.walkers.numpy.forward_walk import ForwardWalk
 from attention_xp._engine.walkers.numpy.heads import is_finite
@@ -45,16 +44,6 @@ class _Walk(ForwardWalk):
         return Route(self.problem, self.shape, widest=self.shape.columns, together=0)  # a tile costs nothing by itself
 
 
-class _Division(Arithmetic):
-    """Division of outputs by the sums of the weights, in the memory of the result."""
-
-    output: Array  # (..., G, m, Dv), where the rows at hand belong
-
-    def divide(self, x: Array, y: Array) -> Array:
-        """Return x / y where the rows at hand belong."""
-        return np.divide(x, y, out=self.output)
-
-
 class _Worker:
     """One thread with its buffers: it computes blocks of rows, each from its first key to its output."""
 
@@ -62,20 +51,19 @@ class _Worker:
     @contextmanager
     def at_work(cls, walk: _Walk) -> Iterator[Callable[[int], None]]:
         """Lend memory to a worker, and yield the function that does a job."""
-        problem, steps, rows = walk.problem, walk.steps, walk.shape.heads * walk.shape.rows
-        widths = problem.query.shape[-1], steps.width(problem.value.shape[-1]), steps.lanes
-        packed = steps.packed_size(max(walk.shape.heads // problem.group, 1), *problem.key.shape[-2:])
-        with lent([*(rows * width for width in widths), packed, steps.scores(1)], problem.dtype) as buffers:
+        problem, steps, shape = walk.problem, walk.steps, walk.shape
+        (Sk, D), Dv = problem.key.shape[-2:], problem.value.shape[-1]
+        outputs = 0 if steps.width(Dv) == Dv else shape.heads * shape.rows * steps.width(Dv)
+        lengths = [shape.rows * D, steps.packed_size(1, Sk, D), shape.rows * steps.lanes, steps.scores(1), outputs]
+        with lent(lengths, problem.dtype) as buffers:
             yield cls(walk, buffers).attend
 
     def __init__(self, walk: _Walk, buffers: list[Array]) -> None:
         self.walk, self.problem, self._steps = walk, walk.problem, walk.steps
-        *self._of_rows, self._packed, self._scores = buffers
-        self._most = walk.shape.heads * walk.shape.rows
-        self._met: tuple[int, ...] | None = None  # where the keys and values at hand lie, and how many heads they are
-        self._keys: tuple[Array, Array]
-        self._ops = _Division(walk.problem)
+        *self._memory, self._output = buffers
         self._stretches = StretchesOf(walk.problem, walk.route)
+        self._packed: tuple[int, ...] | None = None  # the keys of a single head that lie in memory
+        self._keys: tuple[Array, Array]
 
     def attend(self, job: int) -> None:
         """Compute one block of rows of some heads."""
@@ -83,47 +71,55 @@ class _Worker:
         if not walk.is_sound:
             return
         place, rows = walk.jobs[job]
-        sizes = *place.sizes, rows[1] - rows[0], self.problem.key.shape[-2]
-        region = Region(self.problem, (*place.starts, rows[0], 0), sizes)
-        at = *place.at, slice(*rows)
-        running = self._computed(region, place, rows)
+        at, m = (*place.at, slice(*rows)), rows[1] - rows[0]
+        region = Region(self.problem, (*place.starts, rows[0], 0), (*place.sizes, m, self.problem.key.shape[-2]))
+        target = walk.output[at]
+        shift, total = self._computed(region, place, rows, target)
         # An excluded value that is not finite must not count, which takes more than a weight of 0.
-        if self.problem.rules and not is_finite(running.output):
+        if self.problem.rules and not is_finite(target):
             walk.is_sound = False
-            return
-        self._ops.output = walk.output[at]
-        normalized(self._ops, running)
         if walk.lse is not None:
-            walk.lse[at] = log_sum_exp(self.problem, region, running)
+            walk.lse[at] = log_sum_exp(self.problem, region, Running(shift, total, target))
 
-    def _computed(self, region: Region, place: Place, rows: Bounds) -> Running:
+    def _computed(self, region: Region, place: Place, rows: Bounds, target: Array) -> tuple[Array, Array]:
+        """Write the output of a block to a target, and return the shift of its scores, and the sums of their powers."""
         *lead, m, _ = region.sizes
-        G, Dv = place.heads, self.problem.value.shape[-1]
-        query, output, sums = (
-            buffer[: G * m * len(buffer) // self._most].reshape(G, m, -1) for buffer in self._of_rows
+        G, steps, Dv = place.heads, self._steps, self.problem.value.shape[-1]
+        query = self.problem.query[(*place.at, slice(*rows))].reshape(G, m, -1).astype(steps.dtype, copy=False)
+        output = (
+            target.reshape(G, m, Dv)
+            if len(self._output) == 0
+            else self._output[: G * m * steps.width(Dv)].reshape(G, m, -1)
         )
-        np.multiply(
-            self.problem.query[(*place.at, slice(*rows))].reshape(query.shape),
-            self._steps.query_factor,
-            out=query,
-            dtype=query.dtype,
-        )
-        output[...] = 0.0
-        result = output.reshape(*lead, m, -1)[..., :Dv]
-        running = start(self.problem, region, result, shift=None)
-        peak, total = (np.array(a, sums.dtype).reshape(G, m) for a in (running.peak, running.total))
-        stretches = self._stretches.of(region, place, rows)
-        arrays, state = (query, *self._keys_of(place)), (peak, sums, total, output)
-        self._steps.attend(stretches[:2], self._steps.draws(region), arrays, state, self._scores)
-        return Running(peak.reshape(*lead, m, 1), total.reshape(*lead, m, 1), result)
+        state = start(self.problem, region, target, shift=None)
+        shift, total = (np.array(a, steps.dtype).reshape(G, m) for a in (state.peak, state.total))
+        is_new, key, value = self._keys_of(place)
+        stretches, memory = self._stretches.of(region, place, rows), self._memory_for(m)
+        arrays = query, key, value, output
+        steps.attend(stretches[:2], steps.draws(region), arrays, (shift, total), memory, is_new=is_new)
+        if len(self._output) > 0:
+            target[...] = output[..., :Dv].reshape(target.shape)
+        return shift.reshape(*lead, m, 1), total.reshape(*lead, m, 1)
 
-    def _keys_of(self, place: Place) -> tuple[Array, Array]:
-        """Return the keys and values of some heads as the loops want them: often those of the job before."""
+    def _memory_for(self, m: int) -> tuple[Array, ...]:
+        """Return memory for so many rows, as the loops want it."""
+        query, packed, sums, scores = self._memory
+        D, lanes = self.problem.query.shape[-1], self._steps.lanes
+        rows = (
+            query[: m * D].reshape(m, D),
+            packed.reshape(-1, D, self._steps.keys),
+            sums[: m * lanes].reshape(m, lanes),
+        )
+        return *rows, scores
+
+    def _keys_of(self, place: Place) -> tuple[bool, Array, Array]:
+        """Return whether keys are not packed yet, and the keys and values of some heads: often those of the job before."""
         key, value = (
             place.shared(self.problem, a).reshape(-1, *a.shape[-2:]) for a in (self.problem.key, self.problem.value)
         )
         name = address_of(key), address_of(value), len(key)
-        if self._met != name:
-            self._met = name
-            self._keys = self._steps.pack(key, self._packed), self._steps.padded(value)
-        return self._keys
+        is_new = self._packed != name
+        if is_new:
+            self._packed = name
+            self._keys = key.astype(self._steps.dtype, copy=False), self._steps.padded(value)
+        return is_new or len(key) > 1, *self._keys

@@ -1,15 +1,23 @@
 """The tile step forward in one compiled loop: a few rows meet `KEYS` keys, and their scores never leave the nearest cache.
 
 It does what `attention_xp._engine.tile.step` does, where the scores need no function of Python: products, soft cap and what
-is added, excluded pairs, the largest score so far, powers and their sums, and weights times values.
+is added, excluded pairs, a shift that follows the largest score, powers and their sums, and weights times values.
 """
 
 import numpy as np
 
-from attention_xp._engine.walkers.numpy.compiled.bands import BAND, NONE, SOME, TALL, add, bend, look, score
+from attention_xp._engine.walkers.numpy.compiled.bands import BAND, NONE, SOME, TALL, add, bend, look, pack_head, score
 from attention_xp._engine.walkers.numpy.compiled.compiling import compiled, inlined
 from attention_xp._engine.walkers.numpy.compiled.draws import ROOM, draw
-from attention_xp._engine.walkers.numpy.compiled.line import KEYS, keep_line, largest_of_line, raise_line
+from attention_xp._engine.walkers.numpy.compiled.line import (
+    KEYS,
+    fill_vector,
+    keep_line,
+    largest_of_line,
+    multiply_vector,
+    number_at,
+    raise_line,
+)
 from attention_xp._engine.walkers.numpy.compiled.multiplied import multiply_rows
 from attention_xp._engine.walkers.numpy.compiled.powers import power
 from attention_xp._engine.walkers.numpy.compiled.registers import ROWS, WIDTH
@@ -23,47 +31,48 @@ def attend(
     query,
     key,
     value,
+    output,
+    sizes,
+    is_new,
     addends,
     factors,
     constants,
     natural,
     draws,
-    peak,
-    sums,
-    total,
-    output,
+    state,
+    memory,
     scores,
     edge,
     seen,
     kept,
     words,
 ):
-    """Add keys and values to the state of some rows: (G, m, D) with (K, chunks, D, KEYS) and (K, Sk, N).
+    """Attend all keys that the `stretches` allow, and write the output of some rows (G, m, Dv).
 
-    The value has an address, and the bytes from head to head and from row to row. Each of the `stretches` has bounds of rows
-    and of keys, and the address of the flags of the pairs that are allowed, 0 where all are, with the bytes from row to row
-    and from head to head. Each of the `addends` has an address, and the bytes from head to head and from row to row. The
-    `factors` are the soft cap in the base, 0 where there is none, that of what is added, and the least that it may become.
-    The state is the largest score (G, m), sums (G, m, lanes) of a vector for each row, their `total` (G, m), and the output
-    (G, m, N). There is memory for `scores` (BAND, KEYS), for as many flags, and for what was `seen` of each strip.
+    Query, key, value and output have an address, and strides in bytes: the query (G, m, D) and the key (K, Sk, D) three of
+    them, and the others, in rows of whole vectors, two. The `sizes` are K, Sk, and the numbers N of a row of values; unless
+    the key `is_new`, memory has it packed. Each of the `stretches` has bounds of rows and of keys, and the address of the
+    flags of the pairs that are allowed, 0 where all are, with the bytes from row to row and from head to head. Each of the
+    `addends` has an address, and the bytes from head to head and from row to row. The `factors` are the soft cap in the
+    base, 0 where there is none, that of what is added, the least that it may become, and how much a score may be larger than
+    the shift; and those of the query and of dropout. The state is the shift of the scores and the sum of their powers,
+    both (G, m). There is memory for the query (m, D), the packed key (chunks, D, KEYS), sums (m, lanes) of a vector for each
+    row, scores (BAND, KEYS), as many flags, and what was `seen` of each strip.
     """
-    G, m, D = query.shape
-    group, item = G // len(key), query.itemsize
+    (shifts, totals), (rows_of, packed, sums), (K, Sk, N) = state, memory, sizes
+    G, D, item = len(shifts), rows_of.shape[1], rows_of.itemsize
+    (factors, factor_of_query, survival), group = factors, G // K
+    of_query, of_key, of_sums = (rows_of.ctypes.data, D * item, D), packed.ctypes.data, sums.ctypes.data
     for g in range(G):
         k = g // group
-        sums[g] = 0.0
-        sums[g, :, 0] = total[g]
-        of_query = query.ctypes.data + g * m * D * item, D * item, D
-        of_sums, of_output = sums.ctypes.data + g * m * WIDTH, output[g].ctypes.data
-        keys_of, values_of = key[k].ctypes.data, (value[0] + k * value[1], value[2])
+        if is_new and g % group == 0:
+            pack_head(key[0] + k * key[1], key[2:], Sk, packed)
+        of_value = value[0] + k * value[1], value[2]
+        of_output = output[0] + g * output[1], output[2], N * item
+        _begin(query[0] + g * query[1], query[2:], factor_of_query, rows_of, of_output, sums, totals, g)
         for s in range(len(stretches)):
-            first_row, last_row, first_key, last_key = (
-                stretches[s, 0],
-                stretches[s, 1],
-                stretches[s, 2],
-                stretches[s, 3],
-            )
-            flags = stretches[s, 4] + g * stretches[s, 6], stretches[s, 5]
+            first_row, last_row, first_key = stretches[s, 0], stretches[s, 1], stretches[s, 2]
+            flags, last_key = (stretches[s, 4] + g * stretches[s, 6], stretches[s, 5]), stretches[s, 3]
             for top in range(first_row, last_row, TALL):
                 for left in range(first_key - first_key % KEYS, last_key, KEYS):
                     keys = left, max(first_key - left, 0), min(last_key - left, KEYS)
@@ -74,20 +83,49 @@ def attend(
                             at = flags[0] + (row - first_row) * flags[1] + left - first_key, flags[1]
                         at = look(seen, edge, at, rows, keys)
                         survivors = draw(kept, words, draws, g, rows, left) if draws[3] else np.int64(0)
-                        score(of_query, keys_of + left * D * item, scores, seen, rows)
+                        score(of_query, of_key + left * D * item, scores, seen, rows)
                         bend(scores, rows[1] - row, factors[0], natural)
                         if len(addends) > 0 or keys[2] - keys[1] < KEYS:
                             add(scores, (addends, g), factors, rows, keys)
-                        _raise(scores, seen, at, survivors, constants, (peak, sums, output), of_sums, g, rows)
-                        _weigh(scores, seen, values_of, of_output, output.shape[2], rows, keys)
-        for i in range(m):
-            total[g, i] = _total(sums[g, i])
+                        _raise(scores, seen, at, survivors, constants, factors[3], shifts, g, of_sums, of_output, rows)
+                        _weigh(scores, seen, of_value, of_output, rows, keys)
+        _end(sums, totals, g, of_output, survival)
 
 
 @inlined
-def _raise(scores, seen, flags, survivors, constants, state, sums_of_rows, g, rows):
-    """Exclude pairs, raise the largest scores, and make powers of scores and their sums."""
-    (address, step), (row, last_row), (peak, sums, output) = flags, rows, state
+def _begin(query, strides, factor, rows_of, output, sums, totals, g):
+    """Copy the query times its factor, and put zeros where is summed up."""
+    one, (address, step, width) = rows_of.dtype.type(0.0), output
+    for i in range(len(rows_of)):
+        for d in range(rows_of.shape[1]):
+            rows_of[i, d] = factor * number_at(query + i * strides[0] + d * strides[1], one)
+        for byte in range(0, width, WIDTH):
+            fill_vector(address + i * step + byte, one)
+        for lane in range(sums.shape[1]):
+            sums[i, lane] = one
+        sums[i, 0] = totals[g, i]
+
+
+@inlined
+def _end(sums, totals, g, output, survival):
+    """Divide the output by the sums of the weights, relative to those that survive; a row without any has the output 0."""
+    address, step, width = output
+    for i in range(len(sums)):
+        total = _total(sums, i)
+        totals[g, i] = total
+        factor = survival / total if total != 0.0 else survival
+        for byte in range(0, width, WIDTH):
+            multiply_vector(address + i * step + byte, factor)
+
+
+@inlined
+def _raise(scores, seen, flags, survivors, constants, headroom, shifts, g, sums, output, rows):
+    """Exclude pairs, make powers of scores, and sum them up.
+
+    The shift follows the largest score where that is larger by more than the headroom: where it is less, powers and sums
+    are far from the largest number, and keep all their digits.
+    """
+    (address, step), (row, last_row) = flags, rows
     one, first = scores.dtype.type(0.0), scores.ctypes.data
     for j in range(last_row - row):
         line, is_seen = first + j * KEYS * scores.itemsize, seen[j // ROWS]
@@ -95,39 +133,35 @@ def _raise(scores, seen, flags, survivors, constants, state, sums_of_rows, g, ro
             continue
         if is_seen == SOME:
             keep_line(line, address + j * step, scores.dtype.type(-np.inf))
-        largest, so_far = largest_of_line(line, one), peak[g, row + j]
-        if largest > so_far:
-            _fade(power(so_far - largest, constants), sums, output, g, row + j)
-            peak[g, row + j] = so_far = largest
-        raise_line(line, so_far if np.isfinite(so_far) else one, sums_of_rows + (row + j) * WIDTH, constants)
+        largest, shift = largest_of_line(line, one), shifts[g, row + j]
+        of_row = sums + (row + j) * WIDTH
+        if largest > shift + headroom:
+            fade = power(shift - largest, constants)
+            multiply_vector(of_row, fade)
+            for byte in range(0, output[2], WIDTH):
+                multiply_vector(output[0] + (row + j) * output[1] + byte, fade)
+            shifts[g, row + j] = shift = largest
+        raise_line(line, shift if np.isfinite(shift) else one, of_row, constants)
         if survivors:
             keep_line(line, survivors + j * ROOM, one)
 
 
 @inlined
-def _weigh(scores, seen, values, output, numbers, rows, keys):
+def _weigh(scores, seen, values, output, rows, keys):
     """Add weights times values to the output."""
-    (row, last_row), (left, begin, end), (value, step) = rows, keys, values
+    (row, last_row), (left, begin, end), (value, step), (out, out_step, width) = rows, keys, values, output
     item, first, one = scores.itemsize, scores.ctypes.data, scores.dtype.type(0.0)
-    line, width = KEYS * item, numbers * item
+    line = KEYS * item
     for i in range(0, last_row - row, ROWS):
         if seen[i // ROWS] != NONE:
-            at = output + (row + i) * width, first + i * line + begin * item, value + (left + begin) * step
-            multiply_rows(at, (width, line, item, step), (min(ROWS, last_row - row - i), end - begin, width), True, one)
+            at = out + (row + i) * out_step, first + i * line + begin * item, value + (left + begin) * step
+            sizes = min(ROWS, last_row - row - i), end - begin, width
+            multiply_rows(at, (out_step, line, item, step), sizes, True, one)
 
 
 @compiled("reassoc")
-def _total(sums):
+def _total(sums, i):
     total = sums.dtype.type(0.0)
-    for i in range(len(sums)):
-        total += sums[i]
+    for lane in range(sums.shape[1]):
+        total += sums[i, lane]
     return total
-
-
-@compiled()
-def _fade(factor, sums, output, g, row):
-    """Multiply the sums of a row, which were relative to a lower score."""
-    for i in range(sums.shape[2]):
-        sums[g, row, i] *= factor
-    for i in range(output.shape[2]):
-        output[g, row, i] *= factor

@@ -12,7 +12,21 @@ from attention_xp._engine.walkers.numpy.compiled.multiplied import multiply_rows
 from attention_xp._engine.walkers.numpy.compiled.registers import ROWS, WIDTH
 from attention_xp._engine.walkers.numpy.compiled.scalars import tanh
 
-__all__ = ["BAND", "EVERY", "KEYS", "NONE", "SOME", "TALL", "WIDTH", "add", "bend", "look", "pack", "score"]
+__all__ = [
+    "BAND",
+    "EVERY",
+    "KEYS",
+    "NONE",
+    "SOME",
+    "TALL",
+    "WIDTH",
+    "add",
+    "bend",
+    "look",
+    "pack",
+    "pack_head",
+    "score",
+]
 
 BAND = 8 * ROWS  # rows whose scores lie in the nearest cache, beside the keys or the values that they meet
 TALL = 4 * BAND  # rows that meet the same keys while these are in the next cache
@@ -22,19 +36,22 @@ _CACHE_LINE = 64  # bytes
 
 @compiled()
 def pack(address, strides, length, packed):
-    """Write keys (K, Sk, D) to (K, chunks, D, KEYS): those of a chunk side by side, with zeros behind the last one.
+    """Write keys (K, Sk, D), which have an address and strides in bytes, to (K, chunks, D, KEYS)."""
+    for k in range(len(packed)):
+        pack_head(address + k * strides[0], strides[1:], length, packed[k])
 
-    The keys have an address and strides, the latter in bytes, whatever their order in memory is.
-    """
-    K, chunks, D, _ = packed.shape
+
+@compiled()
+def pack_head(address, strides, length, packed):
+    """Write keys (Sk, D) to (chunks, D, KEYS): those of a chunk side by side, with zeros behind the last one."""
+    chunks, D, _ = packed.shape
     one = packed.dtype.type(0.0)
-    for k in range(K):
-        for c in range(chunks):
-            first, real = address + k * strides[0] + c * KEYS * strides[1], min(length - c * KEYS, KEYS)
-            for d in range(D):
-                for j in range(real):
-                    packed[k, c, d, j] = number_at(first + j * strides[1] + d * strides[2], one)
-                packed[k, c, d, real:] = 0.0
+    for c in range(chunks):
+        first, real = address + c * KEYS * strides[0], min(length - c * KEYS, KEYS)
+        for d in range(D):
+            for j in range(real):
+                packed[c, d, j] = number_at(first + j * strides[0] + d * strides[1], one)
+            packed[c, d, real:] = one
 
 
 @inlined
@@ -89,7 +106,7 @@ def add(scores, addends, factors, rows, keys):
     The smallest number, which stands in masks for minus infinity, must not become that by the factor of the base.
     """
     (numbers, g), (row, last_row), (left, begin, end) = addends, rows, keys
-    _, factor, least = factors
+    _, factor, least, _ = factors
     item, first = scores.itemsize, scores.ctypes.data
     for j in range(last_row - row):
         for a in range(len(numbers)):

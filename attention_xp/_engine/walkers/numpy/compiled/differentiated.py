@@ -118,7 +118,7 @@ def _is_empty(seen, rows):
 @inlined
 def _slope(scores, slopes, count, factors):
     """Write the slopes of the soft cap, ``cap (1 - tanh^2)``, where the scores are ``log(e) cap tanh``."""
-    cap, log_e, _ = factors
+    cap, log_e, _, _ = factors
     for j in range(count):
         for i in range(KEYS):
             slopes[j, i] = (cap - scores[j, i] * scores[j, i] / cap) / log_e

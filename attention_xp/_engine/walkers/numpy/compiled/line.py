@@ -14,7 +14,18 @@ from numba.extending import intrinsic
 from attention_xp._engine.walkers.numpy.compiled.powers import Lanes, power_of, spread
 from attention_xp._engine.walkers.numpy.compiled.registers import BYTE, WIDTH, Registers, repeated
 
-__all__ = ["KEYS", "add_line", "fetch", "keep_line", "largest_of_line", "number_at", "raise_line", "verdict"]
+__all__ = [
+    "KEYS",
+    "add_line",
+    "fetch",
+    "fill_vector",
+    "keep_line",
+    "largest_of_line",
+    "multiply_vector",
+    "number_at",
+    "raise_line",
+    "verdict",
+]
 
 KEYS = 64  # scores of a line
 _INDEX, _EIGHT = ir.IntType(32), ir.IntType(64)  # a number of eight flags
@@ -136,6 +147,33 @@ def fetch(_typing: Any, address: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(address), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def fill_vector(_typing: Any, address: Any, number: Any) -> Any:
+    """Write a number to all places of a vector."""
+
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
+        registers = _line(context, builder, number)
+        at = registers.pointer(builder.inttoptr(arguments[0], BYTE.as_pointer()), 0)
+        builder.store(spread(builder, arguments[1], registers.vector), at, align=registers.item)
+        return context.get_dummy_value()
+
+    return types.void(address, number), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def multiply_vector(_typing: Any, address: Any, factor: Any) -> Any:
+    """Multiply a vector in memory by a number."""
+
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
+        registers = _line(context, builder, factor)
+        at = registers.pointer(builder.inttoptr(arguments[0], BYTE.as_pointer()), 0)
+        product = builder.fmul(registers.load(at), spread(builder, arguments[1], registers.vector))
+        builder.store(product, at, align=registers.item)
+        return context.get_dummy_value()
+
+    return types.void(address, factor), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -8,7 +8,7 @@ import numpy as np
 
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.base import base_of
-from attention_xp._engine.tile.scores import query_factor
+from attention_xp._engine.tile.scores import query_factor, survival_factor
 from attention_xp._engine.walkers.numpy.compiled.constants import LEAST, Constants
 from attention_xp._random.survivors import head_key, smallest_draw
 from attention_xp._random.threefry import schedule_of
@@ -17,6 +17,7 @@ from attention_xp._typing import Array
 
 __all__ = ["Steps", "address_of"]
 
+_HEADROOM = 8.0  # powers of two by which a score may be larger than the shift
 _Stretches = tuple[Array, Array]  # a table of stretches, and one of addends
 _Draws = tuple[Array, int, int, Any]
 
@@ -35,7 +36,7 @@ class Steps:
         self._attend: Any = attended.attend
         self._differentiate: Any = differentiated.differentiate
         self._pack: Any = bands.pack
-        self._band, self._keys, self._room = bands.BAND, bands.KEYS, draws.ROOM
+        self._band, self.keys, self._room = bands.BAND, bands.KEYS, draws.ROOM
         self.dtype = np.dtype(problem.dtype)
         self.lanes = bands.WIDTH // self.dtype.itemsize  # numbers of a vector
         log_e = base_of(problem.xp).log_e
@@ -49,8 +50,10 @@ class Steps:
             tuple(Constants.of(self.dtype, limit, is_natural=is_natural))
             for limit, is_natural in ((math.inf, log_e == 1.0), (smallest, log_e == 1.0), (math.inf, True))
         )
-        factors = tuple(map(self.dtype.type, (cap, log_e, least)))
-        self._options = factors, forward, natural
+        headroom = _HEADROOM * base_of(problem.xp).log_2
+        factors = tuple(map(self.dtype.type, (cap, log_e, least, headroom)))
+        more = (self.dtype.type(a) for a in (self.query_factor, survival_factor(problem)))
+        self._options = (factors, *more), forward, natural
         self._backward_options = factors, backward, natural
 
     def width(self, numbers: int) -> int:
@@ -59,17 +62,17 @@ class Steps:
 
     def scores(self, count: int) -> int:
         """Return how many numbers so many arrays of the scores of a band have, and one line."""
-        return (count * self._band + 1) * self._keys
+        return (count * self._band + 1) * self.keys
 
     def packed_size(self, K: int, Sk: int, W: int) -> int:
         """Return how many numbers packed keys are."""
-        return K * -(-Sk // self._keys) * W * self._keys
+        return K * -(-Sk // self.keys) * W * self.keys
 
     def pack(self, rows: Array, buffer: Array) -> Array:
         """Write keys (K, Sk, W) to a buffer as (K, chunks, W, KEYS), and return them: those of a chunk are side by side."""
         rows = rows.astype(self.dtype, copy=False)
         K, Sk, W = rows.shape
-        packed = buffer[: self.packed_size(K, Sk, W)].reshape(K, -1, W, self._keys)
+        packed = buffer[: self.packed_size(K, Sk, W)].reshape(K, -1, W, self.keys)
         self._pack(address_of(rows), rows.strides, Sk, packed)
         return packed
 
@@ -84,12 +87,33 @@ class Steps:
         return wide
 
     def attend(
-        self, stretches: _Stretches, draws: _Draws, arrays: Sequence[Array], state: Sequence[Array], scores: Array
+        self,
+        stretches: _Stretches,
+        draws: _Draws,
+        arrays: Sequence[Array],
+        state: tuple[Array, Array],
+        memory: tuple[Array, ...],
+        *,
+        is_new: bool,
     ) -> None:
-        """Add all keys and values to the state of a block of rows, see `attended.attend`."""
-        query, key, value = arrays
+        """Write the output of a block of rows, see `attended.attend`: arrays are query, key, value, and that output."""
+        query, key, value, output = arrays
         table, addends = stretches
-        self._attend(table, query, key, _place(value), addends, *self._options, draws, *state, *self._memory(scores))
+        places = _place(query, 3), _place(key, 3), _place(value), _place(output)
+        sizes = *key.shape[:2], value.shape[2]
+        *memory_of_call, scores = memory
+        self._attend(
+            table,
+            *places,
+            sizes,
+            is_new,
+            addends,
+            *self._options,
+            draws,
+            state,
+            tuple(memory_of_call),
+            *self._memory(scores),
+        )
 
     def differentiate(
         self,
@@ -128,11 +152,11 @@ class Steps:
 
     def _memory(self, scores: Array) -> tuple[Array, ...]:
         """Return memory for scores, for flags of a band, for what is allowed of its strips, and for draws of dropout."""
-        edge, seen = np.empty((self._band, self._keys), np.uint8), np.empty(self._band, np.uint8)
+        edge, seen = np.empty((self._band, self.keys), np.uint8), np.empty(self._band, np.uint8)
         kept, words = np.empty((self._band, self._room), np.uint8), np.empty((2, self._room // 2), np.uint32)
-        return scores.reshape(-1, self._keys), edge, seen, kept, words
+        return scores.reshape(-1, self.keys), edge, seen, kept, words
 
 
-def _place(array: Array) -> tuple[int, int, int]:
-    """Return where rows (K, n, W) are, and the bytes from head to head and from row to row."""
-    return address_of(array), *array.strides[:2]
+def _place(array: Array, axes: int = 2) -> tuple[int, ...]:
+    """Return where rows (K, n, W) are, and the bytes along the first axes."""
+    return address_of(array), *array.strides[:axes]
