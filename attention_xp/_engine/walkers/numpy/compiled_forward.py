@@ -53,14 +53,15 @@ class _Worker:
         """Lend memory to a worker, and yield the function that does a job."""
         problem, steps, shape = walk.problem, walk.steps, walk.shape
         (Sk, D), Dv = problem.key.shape[-2:], problem.value.shape[-1]
-        outputs = 0 if steps.width(Dv) == Dv else shape.heads * shape.rows * steps.width(Dv)
-        lengths = [shape.rows * D, steps.packed_size(1, Sk, D), shape.rows * steps.lanes, steps.scores(1), outputs]
+        N = steps.width(Dv)
+        of_keys, of_rows = (steps.packed_size(1, Sk, D), Sk * N), (shape.rows * steps.lanes, shape.rows * N)
+        lengths = [shape.rows * D, *of_keys, *of_rows, steps.scores(1)]
         with lent(lengths, problem.dtype) as buffers:
             yield cls(walk, buffers).attend
 
     def __init__(self, walk: _Walk, buffers: list[Array]) -> None:
         self.walk, self.problem, self._steps = walk, walk.problem, walk.steps
-        *self._memory, self._output = buffers
+        self._memory = buffers
         self._stretches = StretchesOf(walk.problem, walk.route)
         self._packed: tuple[int, ...] | None = None  # the keys of a single head that lie in memory
         self._keys: tuple[Array, Array]
@@ -84,33 +85,24 @@ class _Worker:
     def _computed(self, region: Region, place: Place, rows: Bounds, target: Array) -> tuple[Array, Array]:
         """Write the output of a block to a target, and return the shift of its scores, and the sums of their powers."""
         *lead, m, _ = region.sizes
-        G, steps, Dv = place.heads, self._steps, self.problem.value.shape[-1]
+        G, steps = place.heads, self._steps
         query = self.problem.query[(*place.at, slice(*rows))].reshape(G, m, -1).astype(steps.dtype, copy=False)
-        output = (
-            target.reshape(G, m, Dv)
-            if len(self._output) == 0
-            else self._output[: G * m * steps.width(Dv)].reshape(G, m, -1)
-        )
         state = start(self.problem, region, target, shift=None)
         shift, total = (np.array(a, steps.dtype).reshape(G, m) for a in (state.peak, state.total))
         is_new, key, value = self._keys_of(place)
         stretches, memory = self._stretches.of(region, place, rows), self._memory_for(m)
-        arrays = query, key, value, output
+        arrays = query, key, value, target.reshape(G, m, -1)
         steps.attend(stretches[:2], steps.draws(region), arrays, (shift, total), memory, is_new=is_new)
-        if len(self._output) > 0:
-            target[...] = output[..., :Dv].reshape(target.shape)
         return shift.reshape(*lead, m, 1), total.reshape(*lead, m, 1)
 
     def _memory_for(self, m: int) -> tuple[Array, ...]:
         """Return memory for so many rows, as the loops want it."""
-        query, packed, sums, scores = self._memory
-        D, lanes = self.problem.query.shape[-1], self._steps.lanes
-        rows = (
-            query[: m * D].reshape(m, D),
-            packed.reshape(-1, D, self._steps.keys),
-            sums[: m * lanes].reshape(m, lanes),
-        )
-        return *rows, scores
+        query, key, value, sums, outputs, scores = self._memory
+        (Sk, D), lanes = self.problem.key.shape[-2:], self._steps.lanes
+        N = len(value) // Sk
+        keys = key.reshape(-1, D, self._steps.keys), value.reshape(Sk, N)
+        rows = query[: m * D].reshape(m, D), sums[: m * lanes].reshape(m, lanes), outputs[: m * N].reshape(m, N)
+        return rows[0], *keys, *rows[1:], scores
 
     def _keys_of(self, place: Place) -> tuple[bool, Array, Array]:
         """Return whether keys are not packed yet, and the keys and values of some heads: often those of the job before."""
@@ -121,5 +113,5 @@ class _Worker:
         is_new = self._packed != name
         if is_new:
             self._packed = name
-            self._keys = key.astype(self._steps.dtype, copy=False), self._steps.padded(value)
+            self._keys = key.astype(self._steps.dtype, copy=False), value.astype(self._steps.dtype, copy=False)
         return is_new or len(key) > 1, *self._keys

@@ -6,16 +6,27 @@ is added, excluded pairs, a shift that follows the largest score, powers and the
 
 import numpy as np
 
-from attention_xp._engine.walkers.numpy.compiled.bands import BAND, NONE, SOME, TALL, add, bend, look, pack_head, score
+from attention_xp._engine.walkers.numpy.compiled.bands import (
+    BAND,
+    NONE,
+    SOME,
+    TALL,
+    add,
+    bend,
+    copy_head,
+    look,
+    pack_head,
+    score,
+)
 from attention_xp._engine.walkers.numpy.compiled.compiling import compiled, inlined
 from attention_xp._engine.walkers.numpy.compiled.draws import ROOM, draw
 from attention_xp._engine.walkers.numpy.compiled.line import (
     KEYS,
-    fill_vector,
     keep_line,
     largest_of_line,
     multiply_vector,
     number_at,
+    put_at,
     raise_line,
 )
 from attention_xp._engine.walkers.numpy.compiled.multiplied import multiply_rows
@@ -49,27 +60,27 @@ def attend(
 ):
     """Attend all keys that the `stretches` allow, and write the output of some rows (G, m, Dv).
 
-    Query, key, value and output have an address, and strides in bytes: the query (G, m, D) and the key (K, Sk, D) three of
-    them, and the others, in rows of whole vectors, two. The `sizes` are K, Sk, and the numbers N of a row of values; unless
-    the key `is_new`, memory has it packed. Each of the `stretches` has bounds of rows and of keys, and the address of the
+    All arrays have an address and three strides in bytes: the query (G, m, D), the key (K, Sk, D), the value (K, Sk, Dv) and
+    the output (G, m, Dv). The `sizes` are K, Sk and Dv; unless the keys are new, memory has those
+    and their values. Each of the `stretches` has bounds of rows and of keys, and the address of the
     flags of the pairs that are allowed, 0 where all are, with the bytes from row to row and from head to head. Each of the
     `addends` has an address, and the bytes from head to head and from row to row. The `factors` are the soft cap in the
     base, 0 where there is none, that of what is added, the least that it may become, and how much a score may be larger than
     the shift; and those of the query and of dropout. The state is the shift of the scores and the sum of their powers,
-    both (G, m). There is memory for the query (m, D), the packed key (chunks, D, KEYS), sums (m, lanes) of a vector for each
-    row, scores (BAND, KEYS), as many flags, and what was `seen` of each strip.
+    both (G, m). There is memory for the query (m, D), the packed key (chunks, D, KEYS), the value (Sk, N) in rows of whole
+    vectors, sums (m, lanes) of a vector for each row, sums of values (m, N), scores (BAND, KEYS), as many flags, and what was `seen` of each strip.
     """
-    (shifts, totals), (rows_of, packed, sums), (K, Sk, N) = state, memory, sizes
+    (shifts, totals), (rows_of, packed, values, sums, outputs), (K, Sk, Dv) = state, memory, sizes
     G, D, item = len(shifts), rows_of.shape[1], rows_of.itemsize
     (factors, factor_of_query, survival), group = factors, G // K
     of_query, of_key, of_sums = (rows_of.ctypes.data, D * item, D), packed.ctypes.data, sums.ctypes.data
+    of_value, of_output = (values.ctypes.data, values.shape[1] * item), (outputs.ctypes.data, outputs.shape[1] * item)
     for g in range(G):
         k = g // group
         if is_new and g % group == 0:
             pack_head(key[0] + k * key[1], key[2:], Sk, packed)
-        of_value = value[0] + k * value[1], value[2]
-        of_output = output[0] + g * output[1], output[2], N * item
-        _begin(query[0] + g * query[1], query[2:], factor_of_query, rows_of, of_output, sums, totals, g)
+            copy_head(value[0] + k * value[1], value[2:], Dv, values)
+        _begin(query[0] + g * query[1], query[2:], factor_of_query, rows_of, outputs, sums, totals, g)
         for s in range(len(stretches)):
             first_row, last_row, first_key = stretches[s, 0], stretches[s, 1], stretches[s, 2]
             flags, last_key = (stretches[s, 4] + g * stretches[s, 6], stretches[s, 5]), stretches[s, 3]
@@ -89,33 +100,33 @@ def attend(
                             add(scores, (addends, g), factors, rows, keys)
                         _raise(scores, seen, at, survivors, constants, factors[3], shifts, g, of_sums, of_output, rows)
                         _weigh(scores, seen, of_value, of_output, rows, keys)
-        _end(sums, totals, g, of_output, survival)
+        _end(sums, outputs, totals, g, (output[0] + g * output[1], output[2], output[3]), Dv, survival)
 
 
 @inlined
-def _begin(query, strides, factor, rows_of, output, sums, totals, g):
+def _begin(query, strides, factor, rows_of, outputs, sums, totals, g):
     """Copy the query times its factor, and put zeros where is summed up."""
-    one, (address, step, width) = rows_of.dtype.type(0.0), output
+    one = rows_of.dtype.type(0.0)
     for i in range(len(rows_of)):
         for d in range(rows_of.shape[1]):
             rows_of[i, d] = factor * number_at(query + i * strides[0] + d * strides[1], one)
-        for byte in range(0, width, WIDTH):
-            fill_vector(address + i * step + byte, one)
+        for d in range(outputs.shape[1]):
+            outputs[i, d] = one
         for lane in range(sums.shape[1]):
             sums[i, lane] = one
         sums[i, 0] = totals[g, i]
 
 
 @inlined
-def _end(sums, totals, g, output, survival):
-    """Divide the output by the sums of the weights, relative to those that survive; a row without any has the output 0."""
-    address, step, width = output
+def _end(sums, outputs, totals, g, output, Dv, survival):
+    """Write the sums of values over those of the weights that survive; a row without any has the output 0."""
+    address, row, column = output
     for i in range(len(sums)):
         total = _total(sums, i)
         totals[g, i] = total
         factor = survival / total if total != 0.0 else survival
-        for byte in range(0, width, WIDTH):
-            multiply_vector(address + i * step + byte, factor)
+        for d in range(Dv):
+            put_at(address + i * row + d * column, outputs[i, d] * factor)
 
 
 @inlined
@@ -138,7 +149,7 @@ def _raise(scores, seen, flags, survivors, constants, headroom, shifts, g, sums,
         if largest > shift + headroom:
             fade = power(shift - largest, constants)
             multiply_vector(of_row, fade)
-            for byte in range(0, output[2], WIDTH):
+            for byte in range(0, output[1], WIDTH):
                 multiply_vector(output[0] + (row + j) * output[1] + byte, fade)
             shifts[g, row + j] = shift = largest
         raise_line(line, shift if np.isfinite(shift) else one, of_row, constants)
@@ -149,14 +160,14 @@ def _raise(scores, seen, flags, survivors, constants, headroom, shifts, g, sums,
 @inlined
 def _weigh(scores, seen, values, output, rows, keys):
     """Add weights times values to the output."""
-    (row, last_row), (left, begin, end), (value, step), (out, out_step, width) = rows, keys, values, output
+    (row, last_row), (left, begin, end), (value, step), (out, width) = rows, keys, values, output
     item, first, one = scores.itemsize, scores.ctypes.data, scores.dtype.type(0.0)
     line = KEYS * item
     for i in range(0, last_row - row, ROWS):
         if seen[i // ROWS] != NONE:
-            at = out + (row + i) * out_step, first + i * line + begin * item, value + (left + begin) * step
+            at = out + (row + i) * width, first + i * line + begin * item, value + (left + begin) * step
             sizes = min(ROWS, last_row - row - i), end - begin, width
-            multiply_rows(at, (out_step, line, item, step), sizes, True, one)
+            multiply_rows(at, (width, line, item, step), sizes, True, one)
 
 
 @compiled("reassoc")

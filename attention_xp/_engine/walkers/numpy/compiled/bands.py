@@ -54,6 +54,17 @@ def pack_head(address, strides, length, packed):
             packed[c, d, real:] = one
 
 
+@compiled()
+def copy_head(address, strides, width, rows):
+    """Write values (Sk, Dv), which have an address and strides in bytes, to rows of whole vectors, with zeros behind them."""
+    one = rows.dtype.type(0.0)
+    for i in range(len(rows)):
+        for d in range(width):
+            rows[i, d] = number_at(address + i * strides[0] + d * strides[1], one)
+        for d in range(width, rows.shape[1]):
+            rows[i, d] = one
+
+
 @inlined
 def look(seen, edge, flags, rows, keys):
     """Write of each strip which of its pairs are allowed, and return where the flags of whole lines are, and their distance.

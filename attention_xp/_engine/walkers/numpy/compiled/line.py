@@ -18,11 +18,11 @@ __all__ = [
     "KEYS",
     "add_line",
     "fetch",
-    "fill_vector",
     "keep_line",
     "largest_of_line",
     "multiply_vector",
     "number_at",
+    "put_at",
     "raise_line",
     "verdict",
 ]
@@ -150,19 +150,6 @@ def fetch(_typing: Any, address: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def fill_vector(_typing: Any, address: Any, number: Any) -> Any:
-    """Write a number to all places of a vector."""
-
-    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
-        registers = _line(context, builder, number)
-        at = registers.pointer(builder.inttoptr(arguments[0], BYTE.as_pointer()), 0)
-        builder.store(spread(builder, arguments[1], registers.vector), at, align=registers.item)
-        return context.get_dummy_value()
-
-    return types.void(address, number), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
 def multiply_vector(_typing: Any, address: Any, factor: Any) -> Any:
     """Multiply a vector in memory by a number."""
 
@@ -185,6 +172,18 @@ def number_at(_typing: Any, address: Any, one: Any) -> Any:
         return builder.load(builder.inttoptr(arguments[0], kind.as_pointer()))
 
     return one(address, one), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def put_at(_typing: Any, address: Any, number: Any) -> Any:
+    """Write a number to an address."""
+
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
+        address, number = arguments
+        builder.store(number, builder.inttoptr(address, number.type.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(address, number), generate
 
 
 def _line(context: Any, builder: ir.IRBuilder, one: Any) -> Registers:

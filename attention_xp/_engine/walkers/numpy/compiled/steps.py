@@ -99,8 +99,7 @@ class Steps:
         """Write the output of a block of rows, see `attended.attend`: arrays are query, key, value, and that output."""
         query, key, value, output = arrays
         table, addends = stretches
-        places = _place(query, 3), _place(key, 3), _place(value), _place(output)
-        sizes = *key.shape[:2], value.shape[2]
+        places, sizes = tuple(map(_place, (query, key, value, output))), (*key.shape[:2], value.shape[2])
         *memory_of_call, scores = memory
         self._attend(
             table,
@@ -157,6 +156,6 @@ class Steps:
         return scores.reshape(-1, self.keys), edge, seen, kept, words
 
 
-def _place(array: Array, axes: int = 2) -> tuple[int, ...]:
-    """Return where rows (K, n, W) are, and the bytes along the first axes."""
-    return address_of(array), *array.strides[:axes]
+def _place(array: Array) -> tuple[int, ...]:
+    """Return where rows (K, n, W) are, and the bytes along their axes."""
+    return address_of(array), *array.strides
