@@ -57,10 +57,11 @@ _SCORES_COMPILED = (
     2**19,
 )  # of a tile and head, at most: for each number of query and key, or, if that is more, in all
 CROWDED = 512  # lines whose starts are a multiple of so many numbers apart compete for the same cache sets
-_PAIRS_COMPILED = 2**22  # of a job of compiled loops, at most
+_PAIRS_COMPILED = 2**21  # of a job of compiled loops, at most
 _PAIRS_OF_RULE = 2**19  # likewise, where a rule gives an array of what is added to their scores
 
 _ROWS_COMPILED_BACKWARD = 512
+_JOBS_COMPILED = 6  # jobs of compiled loops for each thread, at least
 _JOBS, _JOBS_BACKWARD = 3, 2  # for each thread, at least; backward the last ones are cut further
 
 
@@ -111,7 +112,7 @@ def compiled_shape(problem: Problem, threads: int) -> TileShape:
     """Return the shape of the blocks of rows that compiled loops take at once, under all keys: NumPy."""
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
     pairs = _PAIRS_OF_RULE if problem.has_bias_rule else _PAIRS_COMPILED
-    height = max(min(math.prod(problem.lead) * Sq // (_JOBS * threads), pairs // Sk), FEWEST_ROWS)
+    height = max(min(math.prod(problem.lead) * Sq // (_JOBS_COMPILED * threads), pairs // Sk), FEWEST_ROWS)
     heads = _stacked(problem, height // Sq) if _is_uniform_along_heads(problem) else 1
     rows = height // heads if problem.tile is None else problem.tile[0]
     return TileShape(heads, _equal_parts(Sq, rows), Sk, folded=False)
