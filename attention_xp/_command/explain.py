@@ -13,9 +13,10 @@ from attention_xp._command.estimate import estimated
 from attention_xp._command.figures import duration, size
 from attention_xp._command.places import MODULES, Place, find_places
 from attention_xp._command.screen import say, tell_progress, warn
-from attention_xp._engine.plan.tile_sizes import tile_shape, tile_sizes
+from attention_xp._engine.plan.tile_sizes import STRIP, compiled_shape, tile_shape, tile_sizes
 from attention_xp._engine.problem.options import complete
 from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.walkers.numpy.compiled.found import steps_of
 from attention_xp._engine.walkers.numpy.pool import with_blas_held_to_one
 from attention_xp._engine.walkers.torch.on_numpy import seen_by_numpy
 from attention_xp._explain import Explanation, explain
@@ -121,7 +122,11 @@ def _tile(problem: Problem) -> tuple[tuple[int, int], str]:
     if not is_numpy_namespace(problem.xp):
         return tile_sizes(problem), ""
     threads = with_blas_held_to_one(lambda count: count)
-    shape = tile_shape(problem, threads)
+    steps = steps_of(problem)
+    shape = tile_shape(problem, threads) if steps is None else compiled_shape(problem, threads)
+    if steps is not None:
+        what = f", in compiled steps of {steps.band} x {steps.keys}; {threads} thread{'s' if threads > 1 else ''}"
+        return (shape.rows, STRIP), what
     heads = f", {shape.heads} heads at once" if shape.heads > 1 else ""
     band = f", along the window {shape.step} queries at a time" if shape.step else ""
     return (shape.rows, shape.columns), f"{heads}{band}; {threads} thread{'s' if threads > 1 else ''}"

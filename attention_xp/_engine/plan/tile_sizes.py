@@ -111,8 +111,10 @@ def tile_shape(problem: Problem, threads: int) -> TileShape:
 def compiled_shape(problem: Problem, threads: int) -> TileShape:
     """Return the shape of the blocks of rows that compiled loops take at once, under all keys: NumPy."""
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
-    pairs = _PAIRS_OF_RULE if problem.has_bias_rule else _PAIRS_COMPILED
-    height = max(min(math.prod(problem.lead) * Sq // (_JOBS_COMPILED * threads), pairs // Sk), FEWEST_ROWS)
+    pairs, visited = _PAIRS_COMPILED, min(Sk, narrowest(problem.rules) + 2 * STRIP)
+    if problem.has_bias_rule:
+        pairs, visited = _PAIRS_OF_RULE, Sk
+    height = max(min(math.prod(problem.lead) * Sq // (_JOBS_COMPILED * threads), pairs // visited), FEWEST_ROWS)
     heads = _stacked(problem, height // Sq) if _is_uniform_along_heads(problem) else 1
     rows = height // heads if problem.tile is None else problem.tile[0]
     return TileShape(heads, _equal_parts(Sq, rows), Sk, folded=False)

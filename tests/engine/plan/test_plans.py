@@ -207,19 +207,19 @@ def test_under_a_causal_mask_the_last_block_comes_first() -> None:
 
 
 def test_a_narrow_window_is_met_as_one_tile() -> None:
-    grid = {"rows": 64, "part": 64, "chunk": 64, "columns": 640}
+    grid = {"rows": 64, "part": 64, "chunk": 64, "columns": 640, "together": 640}
     few = longformer_mask(60, np.arange(LENGTH) < 9)
     (tile,) = _plans(few, **grid).tiles(HERE, (256, 320))
     assert tile.columns == ((192, 384), (0, 9))
     assert tile.rules == (WindowMask(60, 60),)
     assert len(_plans(few, **grid | {"may_skip": False}).tiles(HERE, (256, 320))) > 1
-    assert len(_plans(few, **grid | {"columns": 192}).tiles(HERE, (256, 320))) > 1
+    assert len(_plans(few, **grid | {"columns": 192, "together": 192}).tiles(HERE, (256, 320))) > 1
 
 
 def test_global_positions_beside_a_window_are_not_held_against_it() -> None:
     beside = longformer_mask(60, np.arange(LENGTH) // 64 == 2)
     allowed, visited = beside.to_array(LENGTH, LENGTH), np.zeros(LENGTH, bool)
-    for tile in _plans(beside, rows=64, part=64, chunk=64, columns=640).tiles(HERE, (256, 320)):
+    for tile in _plans(beside, rows=64, part=64, chunk=64, columns=640, together=640).tiles(HERE, (256, 320)):
         for i, stretch in enumerate(tile.columns):
             visited[slice(*stretch)] = True
             rules = tile.rules if i == 0 else ()

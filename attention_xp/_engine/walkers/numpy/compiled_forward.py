@@ -52,9 +52,9 @@ class _Worker:
     def at_work(cls, walk: _Walk) -> Iterator[Callable[[int], None]]:
         """Lend memory to a worker, and yield the function that does a job."""
         problem, steps, shape = walk.problem, walk.steps, walk.shape
-        (Sk, D), Dv = problem.key.shape[-2:], problem.value.shape[-1]
-        N = steps.width(Dv)
-        of_keys, of_rows = (steps.packed_size(1, Sk, D), Sk * N), (shape.rows * steps.lanes, shape.rows * N)
+        D, N = problem.query.shape[-1], steps.width(problem.value.shape[-1])
+        keys = steps.at_once(problem)
+        of_keys, of_rows = (keys * D, keys * N), (shape.rows * steps.lanes, shape.rows * N)
         lengths = [shape.rows * D, *of_keys, *of_rows, steps.scores(1)]
         with lent(lengths, problem.dtype) as buffers:
             yield cls(walk, buffers).attend
@@ -89,8 +89,10 @@ class _Worker:
         query = self.problem.query[(*place.at, slice(*rows))].reshape(G, m, -1).astype(steps.dtype, copy=False)
         state = start(self.problem, region, target, shift=None)
         shift, total = (np.array(a, steps.dtype).reshape(G, m) for a in (state.peak, state.total))
-        is_new, key, value = self._keys_of(place)
         stretches, memory = self._stretches.of(region, place, rows), self._memory_for(m)
+        is_new, key, value = self._keys_of(place)
+        if len(stretches.table) == 0:  # then nothing is packed
+            self._packed = None
         arrays = query, key, value, target.reshape(G, m, -1)
         steps.attend(stretches[:2], steps.draws(region), arrays, (shift, total), memory, is_new=is_new)
         return shift.reshape(*lead, m, 1), total.reshape(*lead, m, 1)
@@ -98,9 +100,9 @@ class _Worker:
     def _memory_for(self, m: int) -> tuple[Array, ...]:
         """Return memory for so many rows, as the loops want it."""
         query, key, value, sums, outputs, scores = self._memory
-        (Sk, D), lanes = self.problem.key.shape[-2:], self._steps.lanes
-        N = len(value) // Sk
-        keys = key.reshape(-1, D, self._steps.keys), value.reshape(Sk, N)
+        D, lanes, at_once = self.problem.query.shape[-1], self._steps.lanes, self._steps.at_once(self.problem)
+        keys = key.reshape(-1, D, self._steps.keys), value.reshape(at_once, -1)
+        N = keys[1].shape[1]
         rows = query[: m * D].reshape(m, D), sums[: m * lanes].reshape(m, lanes), outputs[: m * N].reshape(m, N)
         return rows[0], *keys, *rows[1:], scores
 

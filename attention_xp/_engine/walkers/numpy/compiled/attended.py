@@ -61,46 +61,65 @@ def attend(
     """Attend all keys that the `stretches` allow, and write the output of some rows (G, m, Dv).
 
     All arrays have an address and three strides in bytes: the query (G, m, D), the key (K, Sk, D), the value (K, Sk, Dv) and
-    the output (G, m, Dv). The `sizes` are K, Sk and Dv; unless the keys are new, memory has those
-    and their values. Each of the `stretches` has bounds of rows and of keys, and the address of the
-    flags of the pairs that are allowed, 0 where all are, with the bytes from row to row and from head to head. Each of the
-    `addends` has an address, and the bytes from head to head and from row to row. The `factors` are the soft cap in the
-    base, 0 where there is none, that of what is added, the least that it may become, and how much a score may be larger than
-    the shift; and those of the query and of dropout. The state is the shift of the scores and the sum of their powers,
-    both (G, m). There is memory for the query (m, D), the packed key (chunks, D, KEYS), the value (Sk, N) in rows of whole
-    vectors, sums (m, lanes) of a vector for each row, sums of values (m, N), scores (BAND, KEYS), as many flags, and what was `seen` of each strip.
+    the output (G, m, Dv). The `sizes` are K, Sk and Dv. Unless the keys are new, memory has them and their values already.
+    Each of the `stretches` has bounds of rows and of keys, and the address of the flags of the pairs that are allowed, 0
+    where all are, with the bytes from row to row and from head to head. Each of the `addends` has an address, and the bytes
+    from head to head and from row to row. The `factors` are the soft cap in the base, 0 where there is none, that of what is
+    added, the least that it may become, and how much a score may be larger than the shift; and those of the query and of
+    dropout. The state is the shift of the scores and the sum of their powers, both (G, m).
+
+    There is memory for the query (m, D); for as many keys as are met at once, packed (chunks, D, KEYS), and their values, in
+    rows of whole vectors (chunks * KEYS, N); for sums (m, lanes), a vector of each row, and sums of values (m, N); for scores
+    (BAND, KEYS) and as many flags; and for what was `seen` of each strip.
     """
     (shifts, totals), (rows_of, packed, values, sums, outputs), (K, Sk, Dv) = state, memory, sizes
     G, D, item = len(shifts), rows_of.shape[1], rows_of.itemsize
-    (factors, factor_of_query, survival), group = factors, G // K
+    (factors, factor_of_query, survival), group, at_once = factors, G // K, len(values)
     of_query, of_key, of_sums = (rows_of.ctypes.data, D * item, D), packed.ctypes.data, sums.ctypes.data
     of_value, of_output = (values.ctypes.data, values.shape[1] * item), (outputs.ctypes.data, outputs.shape[1] * item)
     for g in range(G):
         k = g // group
-        if is_new and g % group == 0:
-            pack_head(key[0] + k * key[1], key[2:], Sk, packed)
-            copy_head(value[0] + k * value[1], value[2:], Dv, values)
         _begin(query[0] + g * query[1], query[2:], factor_of_query, rows_of, outputs, sums, totals, g)
-        for s in range(len(stretches)):
-            first_row, last_row, first_key = stretches[s, 0], stretches[s, 1], stretches[s, 2]
-            flags, last_key = (stretches[s, 4] + g * stretches[s, 6], stretches[s, 5]), stretches[s, 3]
-            for top in range(first_row, last_row, TALL):
-                for left in range(first_key - first_key % KEYS, last_key, KEYS):
-                    keys = left, max(first_key - left, 0), min(last_key - left, KEYS)
-                    for row in range(top, min(top + TALL, last_row), BAND):
-                        rows = row, min(row + BAND, top + TALL, last_row)
-                        at = flags[0], flags[1]
-                        if flags[0]:
-                            at = flags[0] + (row - first_row) * flags[1] + left - first_key, flags[1]
-                        at = look(seen, edge, at, rows, keys)
-                        survivors = draw(kept, words, draws, g, rows, left) if draws[3] else np.int64(0)
-                        score(of_query, of_key + left * D * item, scores, seen, rows)
-                        bend(scores, rows[1] - row, factors[0], natural)
-                        if len(addends) > 0 or keys[2] - keys[1] < KEYS:
-                            add(scores, (addends, g), factors, rows, keys)
-                        _raise(scores, seen, at, survivors, constants, factors[3], shifts, g, of_sums, of_output, rows)
-                        _weigh(scores, seen, of_value, of_output, rows, keys)
+        for seen_keys in range(0, Sk, at_once):
+            most = min(seen_keys + at_once, Sk)
+            if not _are_met(stretches, seen_keys, most):
+                continue
+            if Sk > at_once or (is_new and g % group == 0):
+                copied = key[0] + k * key[1] + seen_keys * key[2], value[0] + k * value[1] + seen_keys * value[2]
+                pack_head(copied[0], key[2:], most - seen_keys, packed)
+                copy_head(copied[1], value[2:], most - seen_keys, Dv, values)
+            for s in range(len(stretches)):
+                first_row, last_row, first_key = stretches[s, 0], stretches[s, 1], stretches[s, 2]
+                flags, begin = (stretches[s, 4] + g * stretches[s, 6], stretches[s, 5]), max(first_key, seen_keys)
+                last_key = min(stretches[s, 3], most)
+                for top in range(first_row, last_row, TALL):
+                    for left in range(begin - begin % KEYS, last_key, KEYS):
+                        keys = left, max(begin - left, 0), min(last_key - left, KEYS)
+                        for row in range(top, min(top + TALL, last_row), BAND):
+                            rows = row, min(row + BAND, top + TALL, last_row)
+                            at = flags[0], flags[1]
+                            if flags[0]:
+                                at = flags[0] + (row - first_row) * flags[1] + left - first_key, flags[1]
+                            at = look(seen, edge, at, rows, keys)
+                            survivors = draw(kept, words, draws, g, rows, left) if draws[3] else np.int64(0)
+                            score(of_query, of_key + (left - seen_keys) * D * item, scores, seen, rows)
+                            bend(scores, rows[1] - row, factors[0], natural)
+                            if len(addends) > 0 or keys[2] - keys[1] < KEYS:
+                                add(scores, (addends, g), factors, rows, keys)
+                            _raise(
+                                scores, seen, at, survivors, constants, factors[3], shifts, g, of_sums, of_output, rows
+                            )
+                            _weigh(scores, seen, of_value, of_output, rows, (left - seen_keys, keys[1], keys[2]))
         _end(sums, outputs, totals, g, (output[0] + g * output[1], output[2], output[3]), Dv, survival)
+
+
+@inlined
+def _are_met(stretches, first, last):
+    """Whether some keys are in a stretch."""
+    for s in range(len(stretches)):  # noqa: SIM110  # numba knows no generators here
+        if stretches[s, 2] < last and first < stretches[s, 3]:
+            return True
+    return False
 
 
 @inlined

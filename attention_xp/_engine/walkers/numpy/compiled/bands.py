@@ -22,6 +22,7 @@ __all__ = [
     "WIDTH",
     "add",
     "bend",
+    "copy_head",
     "look",
     "pack",
     "pack_head",
@@ -44,9 +45,8 @@ def pack(address, strides, length, packed):
 @compiled()
 def pack_head(address, strides, length, packed):
     """Write keys (Sk, D) to (chunks, D, KEYS): those of a chunk side by side, with zeros behind the last one."""
-    chunks, D, _ = packed.shape
-    one = packed.dtype.type(0.0)
-    for c in range(chunks):
+    D, one = packed.shape[1], packed.dtype.type(0.0)
+    for c in range((length + KEYS - 1) // KEYS):
         first, real = address + c * KEYS * strides[0], min(length - c * KEYS, KEYS)
         for d in range(D):
             for j in range(real):
@@ -55,10 +55,10 @@ def pack_head(address, strides, length, packed):
 
 
 @compiled()
-def copy_head(address, strides, width, rows):
+def copy_head(address, strides, length, width, rows):
     """Write values (Sk, Dv), which have an address and strides in bytes, to rows of whole vectors, with zeros behind them."""
     one = rows.dtype.type(0.0)
-    for i in range(len(rows)):
+    for i in range(length):
         for d in range(width):
             rows[i, d] = number_at(address + i * strides[0] + d * strides[1], one)
         for d in range(width, rows.shape[1]):

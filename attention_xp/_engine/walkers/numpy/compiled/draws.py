@@ -22,7 +22,7 @@ def draw(kept, words, draws, g, rows, left):
     start, key, count = first_row + row, first_key + left, last_row - row
     for pair in range(start >> 1, ((start + count - 1) >> 1) + 1):
         for i in range(ROOM // 2):
-            words[0, i], words[1, i] = threefry(schedule, np.uint32(pair), np.uint32((key >> 1) + i))
+            words[0, i], words[1, i] = _threefry(schedule, np.uint32(pair), np.uint32((key >> 1) + i))
         for half in range(2):
             j, shift = 2 * pair + half - start, np.uint32(16 * half)
             if 0 <= j < count:
@@ -42,7 +42,7 @@ def survivors(keep, schedule, first, limit, words, halves):
     row, column = first
     for j in range(column >> 1, ((column + n - 1) >> 1) + 1):
         for i in range(words.shape[1]):
-            x, y = threefry(schedule, np.uint32((row >> 1) + i), np.uint32(j))
+            x, y = _threefry(schedule, np.uint32((row >> 1) + i), np.uint32(j))
             words[0, i] = x
             words[1, i] = y
         for parity in range(2):
@@ -53,7 +53,7 @@ def survivors(keep, schedule, first, limit, words, halves):
 
 
 @compiled()
-def threefry(schedule, x, y):
+def _threefry(schedule, x, y):
     """Encrypt a counter as `attention_xp._random.threefry` does; written out, because a loop here would not be unrolled."""
     first, second, third = schedule
     x, y = _four_rounds(np.uint32(x + first), np.uint32(y + second), (13, 15, 26, 6))

@@ -17,6 +17,7 @@ from attention_xp._typing import Array
 
 __all__ = ["Steps", "address_of"]
 
+_CACHED = 2**20  # bytes of keys and values that are copied at once
 _HEADROOM = 8.0  # powers of two by which a score may be larger than the shift
 _Stretches = tuple[Array, Array]  # a table of stretches, and one of addends
 _Draws = tuple[Array, int, int, Any]
@@ -36,7 +37,7 @@ class Steps:
         self._attend: Any = attended.attend
         self._differentiate: Any = differentiated.differentiate
         self._pack: Any = bands.pack
-        self._band, self.keys, self._room = bands.BAND, bands.KEYS, draws.ROOM
+        self.band, self.keys, self._room = bands.BAND, bands.KEYS, draws.ROOM
         self.dtype = np.dtype(problem.dtype)
         self.lanes = bands.WIDTH // self.dtype.itemsize  # numbers of a vector
         log_e = base_of(problem.xp).log_e
@@ -62,7 +63,13 @@ class Steps:
 
     def scores(self, count: int) -> int:
         """Return how many numbers so many arrays of the scores of a band have, and one line."""
-        return (count * self._band + 1) * self.keys
+        return (count * self.band + 1) * self.keys
+
+    def at_once(self, problem: Problem) -> int:
+        """Return how many keys are copied at once, with their values: as many as stay in the second cache."""
+        numbers = problem.query.shape[-1] + self.width(problem.value.shape[-1])
+        some = min(max(_CACHED // (numbers * self.dtype.itemsize), 1), problem.key.shape[-2])
+        return int(-(-some // self.keys) * self.keys)
 
     def packed_size(self, K: int, Sk: int, W: int) -> int:
         """Return how many numbers packed keys are."""
@@ -151,8 +158,8 @@ class Steps:
 
     def _memory(self, scores: Array) -> tuple[Array, ...]:
         """Return memory for scores, for flags of a band, for what is allowed of its strips, and for draws of dropout."""
-        edge, seen = np.empty((self._band, self.keys), np.uint8), np.empty(self._band, np.uint8)
-        kept, words = np.empty((self._band, self._room), np.uint8), np.empty((2, self._room // 2), np.uint32)
+        edge, seen = np.empty((self.band, self.keys), np.uint8), np.empty(self.band, np.uint8)
+        kept, words = np.empty((self.band, self._room), np.uint8), np.empty((2, self._room // 2), np.uint32)
         return scores.reshape(-1, self.keys), edge, seen, kept, words
 
 
