@@ -18,7 +18,7 @@ from benchmarks.worker import ContenderError
 __all__ = ["extra_memory", "peak_memory"]
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-WARM_UP = 64  # sequence length of the call that starts threads and loads libraries
+WARM_UP = 512  # sequence length of the call that starts threads, and loads libraries and what numba compiles
 
 
 def extra_memory(name: str, case: Case) -> int:

@@ -57,7 +57,9 @@ _SCORES_COMPILED = (
     2**19,
 )  # of a tile and head, at most: for each number of query and key, or, if that is more, in all
 CROWDED = 512  # lines whose starts are a multiple of so many numbers apart compete for the same cache sets
-_PAIRS_COMPILED = 2**21  # of a job of compiled loops, at most
+_PAIRS_COMPILED = (
+    2**21
+)  # of a job of compiled loops, at most, unless its rows are fewer than `_TALLEST`: they share packed keys
 _PAIRS_OF_RULE = 2**19  # likewise, where a rule gives an array of what is added to their scores
 
 _ROWS_COMPILED_BACKWARD = 512
@@ -111,10 +113,10 @@ def tile_shape(problem: Problem, threads: int) -> TileShape:
 def compiled_shape(problem: Problem, threads: int) -> TileShape:
     """Return the shape of the blocks of rows that compiled loops take at once, under all keys: NumPy."""
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
-    pairs, visited = _PAIRS_COMPILED, min(Sk, narrowest(problem.rules) + 2 * STRIP)
+    most = max(_PAIRS_COMPILED // min(Sk, narrowest(problem.rules) + 2 * STRIP), _TALLEST)
     if problem.has_bias_rule:
-        pairs, visited = _PAIRS_OF_RULE, Sk
-    height = max(min(math.prod(problem.lead) * Sq // (_JOBS_COMPILED * threads), pairs // visited), FEWEST_ROWS)
+        most = _PAIRS_OF_RULE // Sk
+    height = max(min(math.prod(problem.lead) * Sq // (_JOBS_COMPILED * threads), most), FEWEST_ROWS)
     heads = _stacked(problem, height // Sq) if _is_uniform_along_heads(problem) else 1
     rows = height // heads if problem.tile is None else problem.tile[0]
     return TileShape(heads, _equal_parts(Sq, rows), Sk, folded=False)

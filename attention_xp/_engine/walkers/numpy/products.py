@@ -6,13 +6,11 @@ in a single call, a product takes 0.87 of the time. On Intel's processors this h
 numbers to sum for each score; pieces of weights times values take 1.2 times as long.
 """
 
-from functools import cache
-from pathlib import Path
-
 import numpy as np
 
 from attention_xp._engine.plan.tile_sizes import SMALL_PRODUCT
 from attention_xp._engine.walkers.numpy.pool import has_small_kernels
+from attention_xp._engine.walkers.numpy.processor import is_intel
 from attention_xp._typing import Array
 
 __all__ = ["multiply_into"]
@@ -44,20 +42,13 @@ def _width(x: Array, y: Array) -> int:
         return 0
     if x.shape[-2] * K * N <= SMALL_PRODUCT:  # already small
         return 0
-    if K > N and _is_intel():
+    if K > N and is_intel():
         return 0
     most = SMALL_PRODUCT // (_VECTOR * K) if x.strides[-1] == item else min(SMALL_PRODUCT // (_VECTOR * K), _NARROW)
     most -= most % _VECTOR
     if most == 0 or most >= N:
         return min(N, most)
     return _VECTOR * -(-N // (_VECTOR * -(-N // most)))
-
-
-@cache
-def _is_intel() -> bool:
-    """Whether the processor is one of Intel's, as Linux says; elsewhere no processor is known to."""
-    about = Path("/proc/cpuinfo")
-    return about.exists() and "GenuineIntel" in about.read_text(errors="replace")
 
 
 def _pieces(out: Array, x: Array, y: Array, width: int) -> tuple[Array, Array, Array]:

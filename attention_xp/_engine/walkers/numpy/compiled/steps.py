@@ -10,6 +10,7 @@ from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.base import base_of
 from attention_xp._engine.tile.scores import query_factor, survival_factor
 from attention_xp._engine.walkers.numpy.compiled.constants import LEAST, Constants
+from attention_xp._engine.walkers.numpy.processor import second_cache
 from attention_xp._random.survivors import head_key, smallest_draw
 from attention_xp._random.threefry import schedule_of
 from attention_xp._scores.region import Region
@@ -17,7 +18,7 @@ from attention_xp._typing import Array
 
 __all__ = ["Steps", "address_of"]
 
-_CACHED = 2**20  # bytes of keys and values that are copied at once
+_SHARE = 0.5  # of the second-level cache, for keys and values that are copied at once
 _HEADROOM = 8.0  # powers of two by which a score may be larger than the shift
 _Stretches = tuple[Array, Array]  # a table of stretches, and one of addends
 _Draws = tuple[Array, int, int, Any]
@@ -68,7 +69,7 @@ class Steps:
     def at_once(self, problem: Problem) -> int:
         """Return how many keys are copied at once, with their values: as many as stay in the second cache."""
         numbers = problem.query.shape[-1] + self.width(problem.value.shape[-1])
-        some = min(max(_CACHED // (numbers * self.dtype.itemsize), 1), problem.key.shape[-2])
+        some = min(max(int(_SHARE * second_cache()) // (numbers * self.dtype.itemsize), 1), problem.key.shape[-2])
         return int(-(-some // self.keys) * self.keys)
 
     def packed_size(self, K: int, Sk: int, W: int) -> int:
