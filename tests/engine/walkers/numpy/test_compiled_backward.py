@@ -63,8 +63,9 @@ def walks(monkeypatch):
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
-def test_what_is_excluded_does_not_leak(walks, number):
-    arrays, mask = excluded(number)
+@pytest.mark.parametrize("where", ["key", "value"])
+def test_what_is_excluded_does_not_leak(walks, where, number):
+    arrays, mask = excluded(where, number)
     clean = arrays._replace(**{n: np.where(np.isfinite(a), a, 0.0) for n, a in arrays._asdict().items()})
     with np.errstate(invalid="ignore"):
         output, vjp = attention_vjp(*arrays[:3], mask, impl="tiled")

@@ -10,7 +10,7 @@ from attention_xp._engine.walkers.numpy import compiled_forward as module, forwa
 from attention_xp._engine.walkers.numpy.compiled import attended, found
 from attention_xp._engine.walkers.numpy.compiled.steps import Steps
 from attention_xp._engine.walkers.numpy.compiled_forward import compiled_forward
-from tests.engine.walkers.numpy._whole_calls import Arrays, problem_of
+from tests.engine.walkers.numpy._whole_calls import Arrays, by_formula, problem_of
 
 assert attended  # numba is imported: where there is none, these tests are not collected
 OPTIONS = {
@@ -70,18 +70,19 @@ def walks(monkeypatch):
     return kept
 
 
-def excluded(number):
-    """A call in which numbers that are not finite stand in pairs that are excluded alone."""
+def excluded(where, number):
+    """A call in which a number that is not finite stands in a key, or a value, that all rows exclude."""
     arrays = Arrays.of((1, 4, 120, 8), (2, 150, 6)).astype(np.float64)
-    arrays.key[:, 0, 40], arrays.value[:, 1, 70, 3] = number, number
+    getattr(arrays, where)[0, 1, 70, 3] = number
     mask = np.random.default_rng(1).random((120, 150)) < 0.7
-    mask[:, [40, 70]] = False
+    mask[:, 70] = False
     return arrays, mask
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
-def test_what_is_excluded_does_not_leak(walks, number):
-    arrays, mask = excluded(number)
+@pytest.mark.parametrize("where", ["key", "value"])
+def test_what_is_excluded_does_not_leak(walks, where, number):
+    arrays, mask = excluded(where, number)
     call = partial(flash_attention, return_lse=True, impl="tiled")
     clean = [np.where(np.isfinite(a), a, 0.0) for a in arrays[:3]]
     with np.errstate(invalid="ignore"):
@@ -89,8 +90,8 @@ def test_what_is_excluded_does_not_leak(walks, number):
     expected, expected_lse = call(*clean, mask)
     np.testing.assert_allclose(output, expected, rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(lse, expected_lse, rtol=1e-12)
-    assert walks[0] is None  # a weight of 0 times the value is NaN, so that the usual walk takes over
-    assert walks[1] is not None
+    # A weight of 0 times the value is NaN, so that the usual walk takes over; scores are replaced.
+    assert [walk is None for walk in walks] == [where == "value", False]
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
@@ -118,6 +119,14 @@ def test_a_bias_of_infinities_is_what_it_is_elsewhere(walks):
     for x, y in zip(tiled, dense, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-13)
     assert len(walks) == 1
+
+
+def test_heads_of_a_job_each_have_their_own_keys():
+    arrays = Arrays.of((1, 12, 130, 8), (12, 90, 6))
+    walk = walk_of(arrays, 1, tile=(64, 64))
+    assert walk.shape.heads > 1
+    assert len(walk.route.blocks()) > 1
+    np.testing.assert_allclose(walk.output, by_formula(arrays).output, rtol=0, atol=1e-5)
 
 
 def test_results_without_a_log_sum_exp_are_the_same():

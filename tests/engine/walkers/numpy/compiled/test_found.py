@@ -24,6 +24,7 @@ LARGE = np.zeros((1, 1, 1024, 64), np.float32)
 def anew(monkeypatch):
     """Let numba be looked for once more, as in a new process, and forget what is found."""
     monkeypatch.setattr(found, "LEAST", 2**20)
+    monkeypatch.setattr(found, "FEWEST_ROWS", 64)
     found.loops.cache_clear()
     yield monkeypatch
     found.loops.cache_clear()
