@@ -5,9 +5,9 @@ from functools import cache
 import numpy as np
 import pytest
 
-from attention_xp._engine.walkers.numpy.compiled import attended, differentiated
+from attention_xp._engine.walkers.numpy.compiled import attended, differentiated, steps
 from attention_xp.biases import AlibiBias
-from tests.engine.walkers.numpy._whole_calls import Arrays, assert_close, by_formula, by_loops, survivors
+from tests.engine.walkers.numpy._whole_calls import Arrays, assert_close, by_formula, by_loops, problem_of, survivors
 
 B, H, Hkv, Sq, Sk, D, Dv = (
     2,
@@ -98,6 +98,14 @@ both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", CALLS)
 def test_results_are_those_of_the_formula(name, dtype):
     assert_close(by_loops(arrays_of().astype(dtype), **cast(CALLS[name], dtype)), expected(name))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_keys_may_be_met_some_at_once(monkeypatch, name):
+    monkeypatch.setattr(steps, "_CACHED", 2**14)
+    problem = problem_of(arrays_of(), **CALLS[name])
+    assert steps.Steps(problem).at_once(problem) == 128
+    assert_close(by_loops(arrays_of(), **CALLS[name]), expected(name))
 
 
 @both_dtypes

@@ -58,10 +58,11 @@ def test_keys_are_packed_and_rows_copied_as_they_lie(dtype, layout, length):
     expected = np.zeros((K, chunks * KEYS, D), dtype)
     expected[:, :length] = keys
     np.testing.assert_array_equal(packed, expected.reshape(K, chunks, KEYS, D).mT)
-    rows, around = amid(np.full((length, lanes), 9.0, dtype), np.nan)
-    bands.copy_head(address(keys[1]), keys.strides[1:], D, rows)
-    np.testing.assert_array_equal(rows[:, :D], keys[1])
-    assert not rows[:, D:].any()
+    rows, around = amid(np.full((length + 2, lanes), 9.0, dtype), np.nan)
+    bands.copy_head(address(keys[1]), keys.strides[1:], length, D, rows)
+    np.testing.assert_array_equal(rows[:length, :D], keys[1])
+    assert not rows[:length, D:].any()
+    assert (rows[length:] == 9.0).all()
     assert np.isnan(memory).sum() == np.isnan(around).sum() == 64
 
 
