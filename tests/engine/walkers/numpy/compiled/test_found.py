@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from attention_xp import attention_vjp, explain, flash_attention
+from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile import base
 from attention_xp._engine.walkers.numpy.compiled import found
+from attention_xp._engine.walkers.numpy.compiled.steps import Steps
+from attention_xp.biases import AlibiBias
 
 LARGE = np.zeros((1, 1, 1024, 64), np.float32)
 
@@ -21,6 +24,7 @@ LARGE = np.zeros((1, 1, 1024, 64), np.float32)
 def anew(monkeypatch):
     """Let numba be looked for once more, as in a new process, and forget what is found."""
     monkeypatch.setattr(found, "LEAST", 2**20)
+    monkeypatch.setattr(found, "FEWEST_ROWS", 64)
     found.loops.cache_clear()
     yield monkeypatch
     found.loops.cache_clear()
@@ -38,6 +42,49 @@ def test_float64_is_compiled_where_numpy_has_no_vector_powers(anew):
     assert explain(wide, wide, wide).loops == "NumPy is faster in float64 on this processor"
     anew.setattr(found, "has_vector_powers", lambda dtype: False)
     assert explain(wide, wide, wide).loops == "numba"
+
+
+def steps_of(query, key, **options):
+    dropout_rate = options.pop("dropout_rate", 0.0)
+    return found.steps_of(Problem.of(query, key, key, None, dropout_rate, {**options, "impl": "tiled"}))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"is_causal": True, "softcap": 3.0, "sinks": np.zeros(1, np.float32)},
+        {"dropout_rate": 0.1, "rng": 1},
+        {"bias": AlibiBias(np.ones(1, np.float32))},
+        {"key_positions": np.arange(1024)},
+    ],
+    ids=str,
+)
+def test_whole_steps_are_compiled_in_every_dtype(anew, options, dtype):
+    anew.setattr(found, "has_vector_powers", lambda dtype: True)  # which changes nothing
+    query = LARGE.astype(dtype)
+    options = {n: x.astype(dtype) if n == "sinks" else x for n, x in options.items()}
+    assert isinstance(steps_of(query, query, **options), Steps)
+
+
+@pytest.mark.parametrize(
+    ("rows", "keys", "options"),
+    [
+        (1024, 1024, {"score_mod": lambda score, *indices: score}),
+        (1024, 1024, {"key_positions": np.arange(1024), "dropout_rate": 0.1, "rng": 1}),
+        (1024, 1000, {}),
+        (63, 20000, {}),
+    ],
+)
+def test_steps_are_left_to_numpy_that_need_python_or_are_small(anew, rows, keys, options):
+    query, key = (np.zeros((1, 1, n, 8), np.float32) for n in (rows, keys))
+    assert steps_of(query, key, **options) is None
+
+
+def test_there_are_no_steps_without_numba(anew):
+    anew.setattr(found, "find_spec", lambda name: None)
+    assert steps_of(LARGE, LARGE) is None
 
 
 def test_without_numba_nothing_is_said(anew):

@@ -1,0 +1,155 @@
+"""What is done to one line of scores, against NumPy."""
+
+import numpy as np
+import pytest
+
+from attention_xp._engine.walkers.numpy.compiled import line
+from attention_xp._engine.walkers.numpy.compiled.constants import Constants
+from attention_xp._engine.walkers.numpy.compiled.registers import WIDTH
+from tests.engine.walkers.numpy.compiled._memory import address, amid, both_dtypes, looped
+
+both_dtypes = pytest.mark.parametrize(*both_dtypes)
+KEYS = line.KEYS
+
+
+@looped
+def largest(scores, one):
+    return line.largest_of_line(scores, one)
+
+
+@looped
+def raised(scores, shift, sums, constants):
+    line.raise_line(scores, shift, sums, constants)
+
+
+@looped
+def added(scores, more, factor, least):
+    line.add_line(scores, more, factor, least)
+
+
+@looped
+def kept(scores, flags, other):
+    line.keep_line(scores, flags, other)
+
+
+@looped
+def told(flags, step, rows):
+    return line.verdict(flags, step, rows)
+
+
+@looped
+def multiplied(vector, factor):
+    line.multiply_vector(vector, factor)
+
+
+@looped
+def moved(target, source, one):
+    line.fetch(source)
+    line.put_at(target, line.number_at(source, one))
+
+
+def scores_of(dtype, scale=9.0):
+    """A line, and the memory around it."""
+    return amid(np.random.default_rng(0).normal(scale=scale, size=KEYS).astype(dtype), np.nan)
+
+
+def assert_nothing_around(memory, number=np.nan):
+    np.testing.assert_array_equal(np.concatenate([memory[:32], memory[-32:]]), np.full(64, number))
+
+
+@both_dtypes
+def test_the_largest_score_wherever_it_stands(dtype):
+    one = dtype(1.0)
+    for i in range(KEYS):
+        scores, _ = scores_of(dtype)
+        scores[i] = 99.0
+        assert largest(address(scores), one) == 99.0
+        scores[i], scores[(i + 17) % KEYS] = np.nan, 77.0
+        assert largest(address(scores), one) == 77.0
+    for number in (np.nan, -np.inf):
+        assert largest(address(np.full(KEYS, number, dtype)), one) == -np.inf
+    assert largest(address(np.full(KEYS, -7.0, dtype)), one) == -7.0
+
+
+@both_dtypes
+@pytest.mark.parametrize("is_natural", [False, True])
+@pytest.mark.parametrize("shift", [0.0, -30.5, 12.25])
+def test_powers_of_a_line_and_their_sum(dtype, is_natural, shift):
+    scores, memory = scores_of(dtype)
+    scores[5], scores[6] = -np.inf, np.finfo(dtype).min
+    lanes = WIDTH // scores.itemsize
+    sums, around = amid(np.arange(lanes, dtype=dtype), -1.0)
+    expected = (np.exp if is_natural else np.exp2)(scores.astype(np.float64) - shift)
+    raised(address(scores), dtype(shift), address(sums), tuple(Constants.of(dtype, is_natural=is_natural)))
+    eps = 4.0 * np.finfo(dtype).eps
+    np.testing.assert_allclose(scores, expected, rtol=eps * 64)  # of the difference of scores, a unit is so much
+    np.testing.assert_allclose(sums, np.arange(lanes) + expected.reshape(-1, lanes).sum(axis=0), rtol=eps * 64)
+    assert_nothing_around(memory)
+    assert_nothing_around(around, -1.0)
+    assert scores[5] == scores[6] == 0.0
+
+
+@both_dtypes
+def test_powers_of_nan_are_nan(dtype):
+    scores, _ = scores_of(dtype)
+    scores[9] = np.nan
+    sums = np.zeros(WIDTH // scores.itemsize, dtype)
+    raised(address(scores), dtype(0.0), address(sums), tuple(Constants.of(dtype, is_natural=False)))
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(scores)), [9])
+    assert np.isnan(sums).sum() == 1
+
+
+@both_dtypes
+def test_what_is_added_is_no_less_than_the_least(dtype):
+    scores, memory = scores_of(dtype)
+    more, before = np.random.default_rng(1).normal(size=KEYS).astype(dtype), scores.copy()
+    factor, least = dtype(1.4427), dtype(-0.5 * np.finfo(dtype).max)
+    more[3], more[4], more[5], more[6] = np.finfo(dtype).min, -np.inf, np.nan, np.inf
+    added(address(scores), address(more), factor, least)
+    with np.errstate(over="ignore"):
+        expected = before + np.maximum(factor * more, least)  # which keeps NaN
+    np.testing.assert_allclose(scores, expected, rtol=4.0 * np.finfo(dtype).eps)
+    assert np.isfinite(scores[3:5]).all()
+    assert_nothing_around(memory)
+
+
+@both_dtypes
+@pytest.mark.parametrize("other", [-np.inf, 0.0])
+def test_scores_are_kept_where_flags_say_so(dtype, other):
+    scores, memory = scores_of(dtype)
+    flags = np.random.default_rng(2).random(KEYS + 1) < 0.5
+    scores[7] = np.nan
+    expected = np.where(flags[1:], scores, dtype(other))
+    kept(address(scores), address(flags) + 1, dtype(other))
+    np.testing.assert_array_equal(scores, expected)
+    assert_nothing_around(memory)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 6])
+def test_the_verdict_on_some_lines(rows):
+    for start in (False, True):  # a single flag that is not like all others
+        for i in range(rows * KEYS):
+            memory = np.full((rows, KEYS + 9), not start)
+            memory[:, 1 : KEYS + 1] = start
+            memory[i // KEYS, 1 + i % KEYS] = not start
+            assert told(address(memory) + 1, KEYS + 9, rows) == (True, False)
+        memory[:, 1 : KEYS + 1] = start
+        assert told(address(memory) + 1, KEYS + 9, rows) == (start, start)
+
+
+@both_dtypes
+def test_one_vector_is_multiplied(dtype):
+    scores, memory = scores_of(dtype)
+    expected = scores.copy()
+    expected[: WIDTH // scores.itemsize] *= dtype(0.3)
+    multiplied(address(scores), dtype(0.3))
+    np.testing.assert_array_equal(scores, expected)
+    assert_nothing_around(memory)
+
+
+@both_dtypes
+def test_numbers_are_moved(dtype):
+    source, (target, memory) = np.asarray([1.0, np.pi], dtype), amid(np.zeros(1, dtype), 7.0)
+    moved(address(target), address(source) + source.itemsize, dtype(1.0))
+    assert target[0] == source[1]
+    assert_nothing_around(memory, 7.0)
