@@ -111,9 +111,14 @@ class _Worker:
         key, value = (
             place.shared(self.problem, a).reshape(-1, *a.shape[-2:]) for a in (self.problem.key, self.problem.value)
         )
-        name = address_of(key), address_of(value), len(key)
+        K = max(len(key), len(value))  # batch items may share keys, or values, alone
+        name = address_of(key), address_of(value), K
         is_new = self._packed != name
         if is_new:
             self._packed = name
-            self._keys = key.astype(self._steps.dtype, copy=False), value.astype(self._steps.dtype, copy=False)
-        return is_new or len(key) > 1, *self._keys
+            self._keys = self._of_heads(key, K), self._of_heads(value, K)
+        return is_new or K > 1, *self._keys
+
+    def _of_heads(self, array: Array, K: int) -> Array:
+        """Return the keys or values of so many heads, (K, Sk, W), in the dtype of the computation."""
+        return np.broadcast_to(array.astype(self._steps.dtype, copy=False), (K, *array.shape[1:]))
