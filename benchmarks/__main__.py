@@ -54,10 +54,16 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    names = [*SUITES, FIGURES, RING, *BORDERS]
+    meanings = {**SUITES, FIGURES: curves, RING: ring, **BORDERS}
+    names = list(meanings)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog="\n".join(["suites:", *(f"  {name:<15} {_first_line(each)}" for name, each in meanings.items())]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     rare = f"all but tiles, {RING} and {', '.join(BORDERS)} by default"
-    parser.add_argument("suite", nargs="*", metavar="SUITE", help=f"{', '.join(names)}; {rare}")
+    parser.add_argument("suite", nargs="*", metavar="SUITE", help=f"one of those below; {rare}")
     parser.add_argument("--rounds", type=int, default=Pace().rounds, help="pairs of turns (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="small sizes, two rounds: a smoke test")
     parser.add_argument("--write", action="store_true", help="write the sections and figures of the documentation")
@@ -69,6 +75,10 @@ def _arguments() -> argparse.Namespace:
     if arguments.quick and arguments.write:
         parser.error("--quick measures nothing that is worth writing")
     return arguments
+
+
+def _first_line(each: object) -> str:
+    return (each.__doc__ or "").strip().partition("\n")[0]
 
 
 def _rows(name: str, pace: Pace, *, quick: bool) -> list[Row]:

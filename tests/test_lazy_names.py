@@ -69,3 +69,15 @@ def test_every_public_name_of_a_submodule_is_found():
 def test_an_import_of_an_unknown_name_is_refused_as_ever():
     with pytest.raises(ImportError, match="cannot import name 'no_such_name' from 'attention_xp'"):
         exec("from attention_xp import no_such_name")  # noqa: S102
+
+
+def test_a_module_for_a_framework_is_loaded_when_it_is_first_named():
+    program = "import sys, attention_xp; attention_xp.interop.onnx.attention; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=PACKAGE.parent)
+    with pytest.raises(AttributeError, match=r"'attention_xp\.interop' has no attribute 'pytorch': it has .*, torch,"):
+        attention_xp.interop.pytorch  # noqa: B018
+
+
+def test_every_module_for_a_framework_can_be_named():
+    public = {path.stem for path in (PACKAGE / "interop").iterdir() if not path.name.startswith(("_", "."))}
+    assert set(attention_xp.interop._MODULES) == public

@@ -4,7 +4,7 @@ from typing import Any, Literal, NamedTuple
 
 from attention_xp._backend.autocast import may_differ
 from attention_xp._backend.dtypes import dtype_name, is_alike, is_boolean, is_floating, is_integer
-from attention_xp._backend.libraries import same_device
+from attention_xp._backend.libraries import same_device, to_array_of
 from attention_xp._checks.numbers import check_count
 from attention_xp._typing import Array, Namespace
 
@@ -58,7 +58,8 @@ def check_integers(xp: Namespace, name: str, given: Any, expected: str = "an int
     """Refuse what is no integer array."""
     if not hasattr(given, "dtype") or not is_integer(xp, given.dtype):
         kind = dtype_name(given.dtype) if hasattr(given, "dtype") else type(given).__name__
-        raise TypeError(f"{name} must be {expected}, got {kind}")
+        hint = to_array_of(name, given) if isinstance(given, list | tuple) else ""
+        raise TypeError(f"{name} must be {expected}, got {kind}{hint}")
 
 
 def check_one_dtype(xp: Namespace, *, query: Array, **others: Array) -> None:

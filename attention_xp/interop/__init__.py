@@ -6,4 +6,16 @@ signature of the original to the letter, translates its arguments and returns wh
 honoured raises `NotImplementedError`, which names the argument.
 """
 
+from importlib import import_module as _import_module
+from types import ModuleType as _ModuleType
+
 __all__: list[str] = []
+
+_MODULES = ("flash_attn", "flax", "jax", "keras", "onnx", "torch", "transformers")
+
+
+def __getattr__(name: str) -> _ModuleType:
+    """Load a module when it is first used, so that ``import attention_xp`` suffices."""
+    if name in _MODULES:
+        return _import_module(f"attention_xp.interop.{name}")
+    raise AttributeError(f"module 'attention_xp.interop' has no attribute {name!r}: it has {', '.join(_MODULES)}")

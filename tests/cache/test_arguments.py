@@ -87,6 +87,11 @@ CASES = {
         TypeError,
         "lengths must be an int or an integer array",
     ),
+    "lists": (
+        lambda c, x: append(c, x, x, lengths=[1, 1, 0]),
+        TypeError,
+        r"got list: np.asarray\(lengths\) makes one of NumPy",
+    ),
     "query": (lambda c, x: attend(c, x[:2]), ValueError, "query does not fit the cache"),
     "positions": (lambda c, x: attend(c, x, key_offset=1), ValueError, "key_offset cannot be given"),
     "option": (lambda c, x: attend(c, x, causal=True), TypeError, "causal"),
