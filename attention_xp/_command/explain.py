@@ -64,7 +64,9 @@ def _lacks(place: Place, dtype: str) -> str | None:
     """Return why there are no numbers of a kind."""
     if place.backend == "jax" and dtype == "float64" and not sys.modules["jax"].config.jax_enable_x64:
         return "JAX has float64 only where the variable JAX_ENABLE_X64 is 1"
-    return None if hasattr(place.xp, dtype) else f"{place.backend} has no {dtype}"
+    if hasattr(place.xp, dtype):
+        return None
+    return f"{place.backend} has no {dtype}: torch and jax have, --backend torch"
 
 
 def _explained(call: Call, place: Place) -> tuple[Explanation, Problem]:

@@ -54,7 +54,7 @@ def test_help_names_all_commands(capsys):
         (["explain", "--window", "1,2,3"], "expected one number or two"),
         (["explain", "--kv-heads", "3"], "multiple"),
         (["explain", "--keys", "4096", "--causal"], "query_offset"),
-        (["explain", "--dtype", "bfloat16"], "numpy has no bfloat16"),
+        (["explain", "--dtype", "bfloat16"], "numpy has no bfloat16: torch and jax have, --backend torch"),
         (["explain", "--dropout", "2"], "dropout_rate"),
         (["explain", "--impl", "fused"], "there is no fused kernel for numpy arrays"),
     ],
