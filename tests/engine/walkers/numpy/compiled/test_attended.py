@@ -102,7 +102,7 @@ def test_results_are_those_of_the_formula(name, dtype):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_keys_may_be_met_some_at_once(monkeypatch, name):
-    monkeypatch.setattr(steps, "_CACHED", 2**14)
+    monkeypatch.setattr(steps, "second_cache", lambda: 2**15)
     problem = problem_of(arrays_of(), **CALLS[name])
     assert steps.Steps(problem).at_once(problem) == 128
     assert_close(by_loops(arrays_of(), **CALLS[name]), expected(name))
