@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from attention_xp import flash_attention
+from attention_xp import attention_vjp, flash_attention
 from attention_xp._engine.walkers.numpy.compiled import found
 
 pytest.importorskip("numba")
@@ -23,3 +23,11 @@ def test_batch_items_may_share_keys_or_values_alone(keys, values):
     value[...] = rng.standard_normal(value.shape)
     tiled, dense = (flash_attention(query, key, value, impl=impl) for impl in ("tiled", "dense"))
     np.testing.assert_allclose(tiled, dense, rtol=1e-12, atol=1e-14)
+
+
+def test_rows_of_the_smallest_number_have_the_log_sum_exp_of_the_backward_pass():
+    rng = np.random.default_rng(1)
+    arrays = [rng.standard_normal((1, 2, 70, 8)).astype(np.float32) for _ in range(3)]
+    mask = np.where(np.arange(70)[:, None] < 9, np.finfo(np.float32).min, np.float32(0.0))
+    output, vjp = attention_vjp(*arrays, np.broadcast_to(mask, (70, 70)), impl="tiled")
+    assert all(np.isfinite(a).all() for a in (output, *vjp(output)[:4]))
