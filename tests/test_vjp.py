@@ -310,3 +310,18 @@ def test_no_guest_takes_part(library):
         ValueError, match=r"impl='fused' cannot compute this call: .*; impl='dense' and impl='tiled' can"
     ):
         attention_vjp(*map(library.array, inputs((2, 4, 8))), impl="fused")
+
+
+@pytest.mark.parametrize("impl", ["dense", "tiled"])
+def test_rows_of_the_smallest_number_leave_the_gradients_of_others_alone(library, impl):
+    low, gradient = np.zeros((5, 7), np.float32), G.copy()
+    low[:2] = np.finfo(np.float32).min  # as in left padding: nothing is asked of what comes out there
+    gradient[..., :2, :] = 0.0
+    query, key, value, mask, gradient = (library.array(a, "float32") for a in (Q, K, V, low, gradient))
+    _, vjp = attention_vjp(query, key, value, mask, impl=impl)
+    found = vjp(gradient)
+    _, vjp = attention_vjp(*(library.array(a, "float64") for a in (Q[..., 2:, :], K, V)), impl=impl)
+    of_others = vjp(library.array(G[..., 2:, :], "float64"))
+    assert not to_numpy(found.query)[..., :2, :].any()
+    for a, b in zip((found.query[..., 2:, :], *found[1:3]), of_others[:3], strict=True):
+        np.testing.assert_allclose(to_numpy(a), to_numpy(b), rtol=2e-4, atol=2e-6)

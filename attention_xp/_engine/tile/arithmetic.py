@@ -9,7 +9,7 @@ from attention_xp._backend.libraries import device
 from attention_xp._backend.values import by_value
 from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.base import base_of
+from attention_xp._engine.tile.base import base_of, lowest_score
 from attention_xp._engine.tile.products import are_finite, key_rows, query_key, query_rows, value_rows, weights_value
 from attention_xp._random.survivors import head_key, survivors, survivors_one_by_one
 from attention_xp._scores.region import Region, cut
@@ -61,8 +61,8 @@ class Arithmetic:
         log_e = self.base.log_e
         if log_e == 1.0 or len(self.problem.addends) == 0:
             return scores if log_e == 1.0 else scores * log_e
-        smallest = -0.5 * float(self.xp.finfo(scores.dtype).max)
-        return self.xp.where(scores == -math.inf, scores, self.xp.clip(scores, smallest, None) * log_e)
+        lowest = lowest_score(self.xp, scores.dtype)
+        return self.xp.where(scores == -math.inf, scores, self.xp.clip(scores, lowest, None) * log_e)
 
     def tanh(self, x: Array) -> Array:
         """Return the hyperbolic tangent."""

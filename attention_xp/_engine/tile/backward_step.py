@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.base import base_of
+from attention_xp._engine.tile.base import base_of, lowest_score
 from attention_xp._engine.tile.captured import Captured
 from attention_xp._engine.tile.gradients import Gradients
 from attention_xp._engine.tile.primitives import AllowedT, BackwardPrimitives
@@ -54,8 +54,11 @@ def key_factor(problem: Problem) -> float:
 
 def shift_of(problem: Problem, lse: Array) -> Array:
     """Return the shift of the scores in the base, (..., m, 1), from the log-sum-exp (..., m)."""
-    xp = problem.xp
-    return xp.expand_dims(xp.where(xp.isfinite(lse), lse, 0.0) * base_of(xp).log_e, axis=-1)
+    xp, log_e = problem.xp, base_of(problem.xp).log_e
+    known = xp.isfinite(lse)
+    if log_e != 1.0 and len(problem.addends) > 0:
+        lse = xp.clip(lse, lowest_score(xp, lse.dtype), None)
+    return xp.expand_dims(xp.where(known, lse, 0.0) * log_e, axis=-1)
 
 
 def surviving(problem: Problem, gradient: Array) -> Array:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from attention_xp._backend.libraries import is_numpy_namespace
 from attention_xp._typing import Array, DType, Namespace
 
-__all__ = ["Base", "base_of", "has_vector_powers"]
+__all__ = ["Base", "base_of", "has_vector_powers", "lowest_score"]
 
 
 class Base(NamedTuple):
@@ -29,6 +29,15 @@ def base_of(xp: Namespace) -> Base:
 
 
 _LOG_2, _LOG2_E = math.log(2.0), math.log2(math.e)
+
+
+def lowest_score(xp: Namespace, dtype: DType) -> float:
+    """Return the least natural score that is told from others where there is a factor of the base, which it must not overflow by.
+
+    The smallest number, which stands in masks for minus infinity, is raised to it in every pass, and so is a log-sum-exp of
+    such scores alone: the power of their difference would else be infinite. As a power of two it survives the factor and back.
+    """
+    return -math.ldexp(1.0, math.frexp(float(xp.finfo(dtype).max))[1] - 4)
 
 
 def has_vector_powers(dtype: DType) -> bool:

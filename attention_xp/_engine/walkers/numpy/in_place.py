@@ -13,6 +13,7 @@ import numpy as np
 from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.arithmetic import Arithmetic, allowed_pairs
+from attention_xp._engine.tile.base import lowest_score
 from attention_xp._engine.walkers.numpy.compiled.found import passes_of
 from attention_xp._engine.walkers.numpy.compiled.passes import Tile
 from attention_xp._engine.walkers.numpy.heads import Magnitudes
@@ -74,7 +75,7 @@ class InPlace(Arithmetic):
         if len(self.problem.addends) > 0 and not (self.magnitudes.bounded and self.magnitudes.tame):
             if not self.magnitudes.clip:  # minus infinity may be among the scores
                 return self.replace(scores, super().in_base(scores))
-            np.clip(scores, -0.05 * self._excess, None, out=scores)
+            np.clip(scores, lowest_score(np, scores.dtype), None, out=scores)
         return np.multiply(scores, self.base.log_e, out=scores)
 
     def tanh(self, x: Array) -> Array:

@@ -76,7 +76,7 @@ def raise_line(_typing: Any, line: Any, shift: Any, sums: Any, constants: Any) -
 
 @intrinsic  # type: ignore[untyped-decorator]
 def add_line(_typing: Any, line: Any, address: Any, factor: Any, least: Any) -> Any:
-    """Add the numbers at an address times a factor to a line of scores; a product is `least` at least, or NaN."""
+    """Add the numbers at an address times a factor to a line of scores; a sum is `least` at least, or NaN."""
 
     def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
         registers = _line(context, builder, factor)
@@ -84,9 +84,10 @@ def add_line(_typing: Any, line: Any, address: Any, factor: Any, least: Any) -> 
         factors, lowest = (Lanes(builder, spread(builder, arguments[i], registers.vector)) for i in (2, 3))
         for vector in registers.vectors:
             scores, more = (Lanes(builder, registers.load(registers.pointer(start, vector))) for start in (to, of))
-            more = factors * more
-            total = scores + more.chosen("<", lowest, lowest, more)
-            builder.store(total.value, registers.pointer(to, vector), align=registers.item)
+            total = scores + factors * more
+            builder.store(
+                total.chosen("<", lowest, lowest, total).value, registers.pointer(to, vector), align=registers.item
+            )
         return context.get_dummy_value()
 
     return types.void(line, address, factor, least), generate

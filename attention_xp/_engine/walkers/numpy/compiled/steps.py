@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.base import base_of
+from attention_xp._engine.tile.base import base_of, lowest_score
 from attention_xp._engine.tile.scores import query_factor, survival_factor
 from attention_xp._engine.walkers.numpy.compiled.constants import LEAST, Constants
 from attention_xp._engine.walkers.numpy.processor import second_cache
@@ -45,7 +45,10 @@ class Steps:
         # Without a soft cap, the factor of the base is that of the query; with one, it is the tangent's.
         factor, cap = (log_e, 0.0) if problem.softcap is None else (1.0, problem.softcap * log_e)
         self.query_factor, self.key_factor = query_factor(problem) * factor, 1.0 / factor
-        least = -0.5 * float(np.finfo(self.dtype).max)
+        # Where there is no factor of the base, nothing but minus infinity is too low, which rules exclude.
+        least = (
+            float(np.finfo(self.dtype).min) if log_e == 1.0 else lowest_score(np, self.dtype) * self.dtype.type(log_e)
+        )
         # Gradients that are tiny relative to the others are 0, for products with subnormal numbers take ten times as long.
         smallest = LEAST * base_of(problem.xp).log_2 if self.dtype == np.float32 else math.inf
         forward, backward, natural = (
