@@ -107,7 +107,7 @@ def test_what_is_added_is_no_less_than_the_least(dtype):
     more[3], more[4], more[5], more[6] = np.finfo(dtype).min, -np.inf, np.nan, np.inf
     added(address(scores), address(more), factor, least)
     with np.errstate(over="ignore"):
-        expected = before + np.maximum(factor * more, least)  # which keeps NaN
+        expected = np.maximum(before + factor * more, least)  # which keeps NaN
     np.testing.assert_allclose(scores, expected, rtol=4.0 * np.finfo(dtype).eps)
     assert np.isfinite(scores[3:5]).all()
     assert_nothing_around(memory)
