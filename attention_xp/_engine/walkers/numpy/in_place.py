@@ -6,7 +6,6 @@ the first axis, which NumPy vectorises well. Otherwise they lie as queries x key
 """
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -122,12 +121,19 @@ class InPlace(Arithmetic):
         """Make patches; small ones are kept for all calls, others for this call."""
         allowed = np.asarray(allowed_pairs(rules, region), self._flags)
         allowed = np.broadcast_to(allowed.reshape(allowed.shape[-2:]), region.sizes[-2:])
-        patches = list(_patches(np.asarray(allowed, order="F" if self.lies_by_keys else "C")))
+        patches = self._cut(np.asarray(allowed, order="F" if self.lies_by_keys else "C"))
         if sum(pairs.size for _, pairs in patches) > _SMALL:
             return self._keep.setdefault(name, patches)
         if len(_KEPT) >= _MOST_KEPT:
             _KEPT.clear()
         return _KEPT.setdefault(name, patches)
+
+    def _cut(self, allowed: Array) -> Patches:
+        """Return the columns of (m, n) in which a pair is excluded; those that are close together are one patch."""
+        columns = np.flatnonzero(np.min(allowed, axis=0) == 0)
+        runs = np.split(columns, np.flatnonzero(np.diff(columns) > _WHOLE_RUN) + 1)
+        patches = [slice(int(run[0]), int(run[-1]) + 1) for run in runs if len(run)]
+        return [(patch, allowed[..., patch]) for patch in patches]
 
     def exclude(self, scores: Array, allowed: Patches, mixed: Bounds) -> Array:
         """Lower scores that are not allowed, so that they are not the maximum, unless no maximum is needed."""
@@ -231,12 +237,3 @@ def _is_line(array: Array | Bias) -> bool:
 def _by_columns(allowed: Array) -> Array:
     """Return flags (..., m, n) that lie in memory as keys x queries."""
     return np.ascontiguousarray(allowed.mT).mT if allowed.ndim > 1 else allowed
-
-
-def _patches(allowed: Array) -> Iterator[tuple[slice, Array]]:
-    """Yield the columns of (m, n) in which a pair is excluded; those that are close together are one patch."""
-    columns = np.flatnonzero(np.min(allowed, axis=0) == 0)
-    for run in np.split(columns, np.flatnonzero(np.diff(columns) > _WHOLE_RUN) + 1):
-        if len(run):
-            patch = slice(int(run[0]), int(run[-1]) + 1)
-            yield patch, allowed[..., patch]

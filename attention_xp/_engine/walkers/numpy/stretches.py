@@ -69,6 +69,10 @@ class _Rules(InPlace):
         super().__init__(problem)
         self.by_keys, self._flags = False, bool
 
+    def _cut(self, allowed: Array) -> Patches:
+        """Return all columns: the loops skip what is empty by themselves, and would visit keys beside a cut twice."""
+        return [(slice(0, allowed.shape[-1]), allowed)]
+
 
 def _of_tile(region: Region, tile: Tile, allowed: Any, held: list[Array]) -> Iterator[_Row]:
     """Yield the numbers of a tile: rules are undecided on some of its rows, over its first stretch of keys."""
