@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from attention_xp import flash_attention
+from attention_xp._engine.tile import base
 from attention_xp._engine.walkers.numpy import compiled_forward as module, forward
 from attention_xp._engine.walkers.numpy.compiled import attended, found
 from attention_xp._engine.walkers.numpy.compiled.steps import Steps
@@ -135,3 +136,14 @@ def test_results_without_a_log_sum_exp_are_the_same():
     walk = compiled_forward(problem, Steps(problem), 1, lse=False)
     assert walk.lse is None
     np.testing.assert_array_equal(walk.output, walk_of(arrays, 1).output)
+
+
+def test_what_mask_and_bias_both_lower_counts_less_where_the_base_is_e(walks, monkeypatch):
+    monkeypatch.setattr(base, "_is_vectorised", lambda *_: False)
+    query, key, value = (np.random.default_rng(2).standard_normal((1, 2, 70, 8)).astype(np.float32) for _ in range(3))
+    low = np.finfo(np.float32).min
+    bias = np.where(np.arange(70) % 2 == 0, low, np.float32(0.0))
+    arrays = query, key, value, np.full((1, 1), low, np.float32)
+    tiled = flash_attention(*arrays, bias=bias[None], impl="tiled")
+    assert walks
+    np.testing.assert_allclose(tiled[..., 0, :], value[..., 1::2, :].mean(axis=-2), rtol=1e-5, atol=1e-6)

@@ -45,10 +45,8 @@ class Steps:
         # Without a soft cap, the factor of the base is that of the query; with one, it is the tangent's.
         factor, cap = (log_e, 0.0) if problem.softcap is None else (1.0, problem.softcap * log_e)
         self.query_factor, self.key_factor = query_factor(problem) * factor, 1.0 / factor
-        # Where there is no factor of the base, nothing but minus infinity is too low, which rules exclude.
-        least = (
-            float(np.finfo(self.dtype).min) if log_e == 1.0 else lowest_score(np, self.dtype) * self.dtype.type(log_e)
-        )
+        # Without a factor of the base nothing overflows: what two masks lower is minus infinity, as in NumPy's own passes.
+        least = -math.inf if log_e == 1.0 else lowest_score(np, self.dtype) * self.dtype.type(log_e)
         # Gradients that are tiny relative to the others are 0, for products with subnormal numbers take ten times as long.
         smallest = LEAST * base_of(problem.xp).log_2 if self.dtype == np.float32 else math.inf
         forward, backward, natural = (
