@@ -13,7 +13,7 @@ from attention_xp._typing import Array, Namespace
 from attention_xp.cache._caches import Cache, check_kind
 from attention_xp.cache._counts import fields
 
-__all__ = ["checked"]
+__all__ = ["checked", "has_passed"]
 
 _PASSED: dict[Any, Namespace] = {}  # the library of each kind of call that passed
 _MOST = 512
@@ -35,6 +35,11 @@ def checked(cache: Any, **arrays: Array) -> Namespace:
             _PASSED.clear()
         _PASSED[kind] = xp
     return xp
+
+
+def has_passed(cache: Any, **arrays: Array) -> bool:
+    """Whether a call of the same kind has passed all checks, on NumPy."""
+    return _kind(cache, arrays) in _PASSED
 
 
 def _kind(cache: Any, arrays: dict[str, Array]) -> Any:

@@ -16,6 +16,7 @@ from attention_xp.cache._checked import checked
 from attention_xp.cache._counts import Step, batch_integers, most_of
 from attention_xp.cache._pages import missing
 from attention_xp.cache._reading import attend_pages, looks_at_positions, plain
+from attention_xp.cache._usual import usual_step
 
 __all__ = ["appended_and_attended", "attended"]
 
@@ -35,6 +36,9 @@ def appended_and_attended(
     cache: Any, query: Array, key: Array, value: Array, mask: Any, lengths: Any, how: dict[str, Any]
 ) -> tuple[Array, Any]:
     """Return the output over what a cache and new rows hold, and the cache with these rows."""
+    usual = usual_step(cache, query, key, value, how) if mask is None and lengths is None else None
+    if usual is not None:
+        return usual
     _refuse_positions(how)
     _refuse_window(cache, how)
     xp = checked(cache, query=query, key=key, value=value)

@@ -1,0 +1,42 @@
+"""The usual step of decoding on NumPy, without what it has no need of.
+
+One row comes to each item of a static cache, and attends all that are there: so many steps of a program are, and what they do
+besides the attention would take a third of its time. Whatever is not as usual goes the longer way, which checks and says it.
+"""
+
+from typing import Any
+
+from attention_xp._attention import flash_attention
+from attention_xp._typing import Array
+from attention_xp.cache._caches import StaticCache
+from attention_xp.cache._checked import has_passed
+from attention_xp.cache._written import claimed
+
+__all__ = ["usual_step"]
+
+_PLAIN = {"is_causal", "dropout_rate"}  # the options of a usual step: a single row is causal anyway
+
+
+def usual_step(
+    cache: Any, query: Array, key: Array, value: Array, how: dict[str, Any]
+) -> tuple[Array, StaticCache[Any]] | None:
+    """Return the output and the cache after a step; ``None`` where it is not a usual one, and nothing is done."""
+    if (
+        type(cache) is not StaticCache
+        or not how.keys() <= _PLAIN
+        or not has_passed(cache, query=query, key=key, value=value)
+    ):
+        return None
+    is_causal, rate = how.get("is_causal", False), how.get("dropout_rate", 0.0)
+    if type(is_causal) is not bool or type(rate) is not float or rate != 0.0 or not query.shape[2] == key.shape[2] == 1:
+        return None
+    keys, values, lengths = cache
+    B, known = len(lengths), lengths.tolist()
+    first = known[0] if known else -1
+    if known.count(first) != B or not 0 <= first < keys.shape[2]:
+        return None
+    if not claimed(keys, values, list(range(B)), [first] * B, [first + 1] * B):
+        return None
+    keys[:, :, first], values[:, :, first] = key[:, :, 0], value[:, :, 0]
+    output = flash_attention(query, keys[:, :, : first + 1], values[:, :, : first + 1])
+    return output, StaticCache(keys, values, lengths + 1)
