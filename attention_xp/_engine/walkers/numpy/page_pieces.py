@@ -138,12 +138,11 @@ class Pieces(NamedTuple):
 
     all: list[Piece]
     are_scattered: bool
-    are_whole: bool  # few products, which BLAS gives to its threads
     pages: int  # of all
 
     @classmethod
-    def of(cls, pieces: Sequence[Piece], *, are_scattered: bool, are_whole: bool = False) -> Self:
-        return cls(list(pieces), are_scattered, are_whole, sum(piece.count for piece in pieces))
+    def of(cls, pieces: Sequence[Piece], *, are_scattered: bool) -> Self:
+        return cls(list(pieces), are_scattered, sum(piece.count for piece in pieces))
 
 
 def cut(table: Array, lengths: list[int], size: int, numbers: int, *, by_heads: bool, at_once: bool) -> Pieces:
@@ -157,8 +156,7 @@ def cut(table: Array, lengths: list[int], size: int, numbers: int, *, by_heads: 
     stretch = 0 if not by_heads else table.shape[1] if at_once else most
     found = list(itertools.islice(_runs(table, lengths, size, (most, stretch)), limit + 1))
     if len(found) <= limit:
-        are_whole = at_once and all(isinstance(piece, _Stretch) for piece in found)
-        return Pieces.of(found, are_scattered=False, are_whole=are_whole)
+        return Pieces.of(found, are_scattered=False)
     is_reached = np.arange(table.shape[1])[None, :] * size < np.asarray(lengths, np.int64)[:, None]
     return Pieces.of(list(_scattered(np.where(is_reached, table, -1), most)), are_scattered=True)
 

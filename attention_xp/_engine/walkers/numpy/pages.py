@@ -102,7 +102,7 @@ class Pages(Paged):
         """Do all pieces, or let several threads do some of them each."""
         count = len(self.pieces.all)
         with np.errstate(all="ignore"):  # nobody has asked for what lies behind the end
-            if count > 1 and not self.pieces.are_whole and self.pieces.pages * math.prod(self.pool.shape[1:]) >= _MANY:
+            if count > 1 and self.pieces.pages * math.prod(self.pool.shape[1:]) >= _MANY:
                 with_blas_held_to_one(lambda threads: run_jobs(count, lambda: nullcontext(do), threads))
                 return
             for i in range(count):
