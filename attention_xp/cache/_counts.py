@@ -11,7 +11,15 @@ from attention_xp._typing import Array, Namespace
 from attention_xp.cache._caches import Cache, PagedCache
 from attention_xp.cache._written import Block
 
-__all__ = ["Step", "batch_integers", "fields", "most_of"]
+__all__ = ["Step", "batch_integers", "fields", "known_lengths", "most_of"]
+
+
+def known_lengths(xp: Namespace, cache: Cache) -> list[int] | None:
+    """Return the lengths of a cache as plain ints, where they are in host memory."""
+    known = known_integers(xp, cache.lengths)
+    if known and min(known) < 0:
+        raise ValueError(f"the lengths of a cache must not be negative, got {known}")
+    return known
 
 
 class Step(NamedTuple):
@@ -28,7 +36,7 @@ class Step(NamedTuple):
     @classmethod
     def of(cls, xp: Namespace, cache: Cache, key: Array, lengths: Any) -> "Step":
         """Return the append of rows that were checked, of which so many count."""
-        rows, old = key.shape[2], known_integers(xp, cache.lengths)
+        rows, old = key.shape[2], known_lengths(xp, cache)
         counts, added = None, None if old is None else [rows] * len(old)
         if lengths is not None:
             counts = batch_integers(xp, cache.lengths, "lengths", lengths)

@@ -13,7 +13,7 @@ from attention_xp.cache._append import appended
 from attention_xp.cache._by_position import Given
 from attention_xp.cache._caches import DenseCache, PagedCache, RollingCache, StaticCache, positions_of
 from attention_xp.cache._checked import checked
-from attention_xp.cache._counts import Step, batch_integers, most_of
+from attention_xp.cache._counts import Step, batch_integers, known_lengths, most_of
 from attention_xp.cache._pages import missing
 from attention_xp.cache._reading import attend_pages, looks_at_positions, plain
 from attention_xp.cache._usual import usual_step
@@ -28,7 +28,7 @@ def attended(cache: Any, query: Array, mask: Any, how: dict[str, Any]) -> Array:
     _refuse_positions(how)
     _refuse_window(cache, how)
     xp = checked(cache, query=query)
-    known = known_integers(xp, cache.lengths)
+    known = known_lengths(xp, cache)
     return _attended(xp, cache, query, mask, _at_offset(xp, cache, query, how, known, 0), known)
 
 
@@ -174,7 +174,7 @@ def _wrong(xp: Namespace, cache: Any, reach: int | None, known: list[int] | None
         if known is not None and max(known, default=0) <= most and not xp.any((table < 0) | (table >= count)):
             return None
         wrong = missing(xp, table, lengths, size, count)
-    elif isinstance(cache, StaticCache):
+    elif isinstance(cache, StaticCache | DenseCache):
         wrong = lengths > most
     else:
         wrong = lengths < 0

@@ -262,3 +262,22 @@ def test_what_is_known_of_other_steps_lets_nothing_pass(library, change, error, 
     with pytest.raises(error, match=words):
         append_and_attend(cache, **{**good, **change})
     assert append_and_attend(cache, **good)[0].shape == (1, 2, 1, 4)
+
+
+def test_a_negative_length_is_refused_where_it_is_seen(library):
+    if library.like("jax"):
+        pytest.skip("lengths are not read")
+    cache, rows = empty(library, "static"), [library.array(a[:, :, :1]) for a in (KEY, VALUE)]
+    cache = cache._replace(lengths=cache.lengths - 2)
+    with pytest.raises(ValueError, match="must not be negative"):
+        append(cache, *rows)
+    with pytest.raises(ValueError, match="must not be negative"):
+        attend(cache, library.array(QUERY[:, :, :1]))
+
+
+def test_a_dense_cache_has_no_more_positions_than_keys(library):
+    if library.like("jax"):
+        pytest.skip("lengths are not read")
+    cache = append(empty(library, "dense"), *(library.array(a[:, :, :3]) for a in (KEY, VALUE)))
+    found = to_numpy(attend(cache._replace(lengths=cache.lengths + 2), library.array(QUERY[:, :, :1])))
+    assert np.isnan(found).all()
