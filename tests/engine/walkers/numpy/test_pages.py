@@ -62,7 +62,6 @@ def test_products_with_pages(order, lengths, m, threads, layout, monkeypatch):
 def test_pages_at_equal_distances_are_read_as_one(order):
     pieces = page_pieces.cut(TABLES[order], [48, 48], SIZE, SIZE * WIDTH, by_heads=False, at_once=True)
     assert pieces.are_scattered == (order not in RUNS)
-    assert not pieces.are_whole
     if order in RUNS:
         assert len(pieces.all) == RUNS[order]
         assert all(isinstance(piece.pages, slice) for piece in pieces.all) == (order != "one page throughout")
@@ -71,7 +70,6 @@ def test_pages_at_equal_distances_are_read_as_one(order):
 def test_neighbours_whose_heads_lie_together_are_read_by_one_product():
     table = TABLES["one behind the other"]
     pieces = page_pieces.cut(table, [48, 13], SIZE, SIZE * WIDTH, by_heads=True, at_once=True)
-    assert pieces.are_whole
     assert [(piece.count, piece.keys) for piece in pieces.all] == [(12, 48), (4, 13)]
 
 
