@@ -57,12 +57,9 @@ _SCORES_COMPILED = (
     2**19,
 )  # of a tile and head, at most: for each number of query and key, or, if that is more, in all
 CROWDED = 512  # lines whose starts are a multiple of so many numbers apart compete for the same cache sets
-_PAIRS_COMPILED = (
-    2**21
-)  # of a job of compiled loops, at most, unless its rows are fewer than `_TALLEST`: they share packed keys
+_PAIRS_COMPILED = 2**21  # of a job of compiled loops, unless it has fewer rows than `_TALLEST`, which share packed keys
 _PAIRS_OF_RULE = 2**19  # likewise, where a rule gives an array of what is added to their scores
-
-_ROWS_COMPILED_BACKWARD = 512
+_ROWS_COMPILED_BACKWARD = 512  # of a block, whose gradients are in memory together
 _JOBS_COMPILED = 6  # jobs of compiled loops for each thread, at least
 _JOBS, _JOBS_BACKWARD = 3, 2  # for each thread, at least; backward the last ones are cut further
 

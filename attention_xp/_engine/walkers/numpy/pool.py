@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from attention_xp._engine.walkers.reports import tally
 
-__all__ = ["has_small_kernels", "is_openblas", "run_jobs", "with_blas_held_to_one"]
+__all__ = ["has_small_kernels", "run_jobs", "with_blas_held_to_one"]
 
 _T = TypeVar("_T")
 _SMALL_KERNELS = {"SkylakeX", "Cooperlake", "SapphireRapids"}  # names of OpenBLAS for processors with AVX-512
@@ -71,10 +71,6 @@ class _Blas:
         apis = {(library.internal_api, getattr(library, "architecture", None)) for library in self._found()}
         return len(apis) > 0 and apis <= {("openblas", name) for name in _SMALL_KERNELS}
 
-    def is_openblas(self) -> bool:
-        """Whether all BLAS libraries of this process are OpenBLAS."""
-        return {library.internal_api for library in self._found()} == {"openblas"}
-
     def _found(self) -> list[Any]:
         if self._libraries is None:
             from threadpoolctl import ThreadpoolController  # noqa: PLC0415  # looks through all loaded libraries
@@ -131,7 +127,6 @@ _POOL = _Pool()
 
 with_blas_held_to_one = _BLAS.with_one_thread
 has_small_kernels = cache(_BLAS.has_small_kernels)
-is_openblas = cache(_BLAS.is_openblas)
 
 
 def _after_fork() -> None:

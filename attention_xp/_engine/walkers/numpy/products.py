@@ -8,9 +8,9 @@ numbers to sum for each score; pieces of weights times values take 1.2 times as 
 
 import numpy as np
 
+from attention_xp._backend.processor import is_intel
 from attention_xp._engine.plan.tile_sizes import SMALL_PRODUCT
 from attention_xp._engine.walkers.numpy.pool import has_small_kernels
-from attention_xp._engine.walkers.numpy.processor import is_intel
 from attention_xp._typing import Array
 
 __all__ = ["multiply_into"]

@@ -14,6 +14,7 @@ from attention_xp._engine.walkers.numpy.compiled.bands import (
     add,
     bend,
     copy_head,
+    flags_from,
     look,
     pack_head,
     score,
@@ -97,10 +98,7 @@ def attend(
                         keys = left, max(begin - left, 0), min(last_key - left, KEYS)
                         for row in range(top, min(top + TALL, last_row), BAND):
                             rows = row, min(row + BAND, top + TALL, last_row)
-                            at = flags[0], flags[1]
-                            if flags[0]:
-                                at = flags[0] + (row - first_row) * flags[1] + left - first_key, flags[1]
-                            at = look(seen, edge, at, rows, keys)
+                            at = look(seen, edge, flags_from(flags, row - first_row, left - first_key), rows, keys)
                             survivors = draw(kept, words, draws, g, rows, left) if draws[3] else np.int64(0)
                             score(of_query, of_key + (left - seen_keys) * D * item, scores, seen, rows)
                             bend(scores, rows[1] - row, factors[0], natural)

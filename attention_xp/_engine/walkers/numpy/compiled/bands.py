@@ -23,6 +23,7 @@ __all__ = [
     "add",
     "bend",
     "copy_head",
+    "flags_from",
     "look",
     "pack",
     "pack_head",
@@ -63,6 +64,12 @@ def copy_head(address, strides, length, width, rows):
             rows[i, d] = number_at(address + i * strides[0] + d * strides[1], one)
         for d in range(width, rows.shape[1]):
             rows[i, d] = one
+
+
+@inlined
+def flags_from(flags, row, column):
+    """Return where the flags from a row and a column of a stretch on are, and their distance; 0 where all pairs are allowed."""
+    return flags[0] + row * flags[1] + column if flags[0] else flags[0], flags[1]
 
 
 @inlined

@@ -5,7 +5,7 @@ It does what `attention_xp._engine.tile.backward_step` does, where the scores ne
 
 import numpy as np
 
-from attention_xp._engine.walkers.numpy.compiled.bands import BAND, NONE, SOME, TALL, add, bend, look, score
+from attention_xp._engine.walkers.numpy.compiled.bands import BAND, NONE, SOME, TALL, add, bend, flags_from, look, score
 from attention_xp._engine.walkers.numpy.compiled.compiling import compiled, inlined
 from attention_xp._engine.walkers.numpy.compiled.draws import ROOM, draw
 from attention_xp._engine.walkers.numpy.compiled.line import KEYS, keep_line, raise_line
@@ -72,10 +72,7 @@ def differentiate(
                     keys = left, max(first_key - left, 0), min(last_key - left, KEYS)
                     for row in range(top, min(top + TALL, last_row), BAND):
                         rows = row, min(row + BAND, top + TALL, last_row)
-                        at = flags[0], flags[1]
-                        if flags[0]:
-                            at = flags[0] + (row - first_row) * flags[1] + left - first_key, flags[1]
-                        at = look(seen, edge, at, rows, keys)
+                        at = look(seen, edge, flags_from(flags, row - first_row, left - first_key), rows, keys)
                         if _is_empty(seen, rows):
                             continue
                         survivors = draw(kept, words, draws, g, rows, left) if draws[3] else np.int64(0)

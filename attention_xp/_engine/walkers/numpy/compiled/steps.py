@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from attention_xp._backend.processor import second_cache
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.base import base_of, lowest_score
 from attention_xp._engine.tile.scores import query_factor, survival_factor
 from attention_xp._engine.walkers.numpy.compiled.constants import LEAST, Constants
-from attention_xp._engine.walkers.numpy.processor import second_cache
 from attention_xp._random.survivors import head_key, smallest_draw
 from attention_xp._random.threefry import schedule_of
 from attention_xp._scores.region import Region
