@@ -13,7 +13,7 @@ from attention_xp._typing import Array, Namespace
 from attention_xp.cache._caches import Cache, check_kind
 from attention_xp.cache._counts import fields
 
-__all__ = ["checked", "has_passed"]
+__all__ = ["checked", "passed_kind"]
 
 _PASSED: dict[Any, Namespace] = {}  # the library of each kind of call that passed
 _MOST = 512
@@ -37,9 +37,10 @@ def checked(cache: Any, **arrays: Array) -> Namespace:
     return xp
 
 
-def has_passed(cache: Any, **arrays: Array) -> bool:
-    """Whether a call of the same kind has passed all checks, on NumPy."""
-    return _kind(cache, arrays) in _PASSED
+def passed_kind(cache: Any, **arrays: Array) -> Any:
+    """Return what names the kind of a call on NumPy, if one of that kind has passed all checks; ``None`` otherwise."""
+    kind = _kind(cache, arrays)
+    return kind if kind in _PASSED else None
 
 
 def _kind(cache: Any, arrays: dict[str, Array]) -> Any:

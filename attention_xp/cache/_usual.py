@@ -6,26 +6,28 @@ besides the attention would take a third of its time. Whatever is not as usual g
 
 from typing import Any
 
-from attention_xp._attention import flash_attention
+from attention_xp._engine.kernels.choose import attend_step
+from attention_xp._engine.problem.problem import Problem
 from attention_xp._typing import Array
 from attention_xp.cache._caches import StaticCache
-from attention_xp.cache._checked import has_passed
+from attention_xp.cache._checked import passed_kind
 from attention_xp.cache._written import claimed
 
 __all__ = ["usual_step"]
 
 _PLAIN = {"is_causal", "dropout_rate"}  # the options of a usual step: a single row is causal anyway
+_PROBLEMS: dict[Any, Problem] = {}  # of each kind of step: they differ in their arrays and in the number of keys alone
+_MOST = 64
 
 
 def usual_step(
     cache: Any, query: Array, key: Array, value: Array, how: dict[str, Any]
 ) -> tuple[Array, StaticCache[Any]] | None:
     """Return the output and the cache after a step; ``None`` where it is not a usual one, and nothing is done."""
-    if (
-        type(cache) is not StaticCache
-        or not how.keys() <= _PLAIN
-        or not has_passed(cache, query=query, key=key, value=value)
-    ):
+    if type(cache) is not StaticCache or not how.keys() <= _PLAIN:
+        return None
+    kind = passed_kind(cache, query=query, key=key, value=value)
+    if kind is None:
         return None
     is_causal, rate = how.get("is_causal", False), how.get("dropout_rate", 0.0)
     if type(is_causal) is not bool or type(rate) is not float or rate != 0.0 or not query.shape[2] == key.shape[2] == 1:
@@ -38,5 +40,17 @@ def usual_step(
     if not claimed(keys, values, list(range(B)), [first] * B, [first + 1] * B):
         return None
     keys[:, :, first], values[:, :, first] = key[:, :, 0], value[:, :, 0]
-    output = flash_attention(query, keys[:, :, : first + 1], values[:, :, : first + 1])
-    return output, StaticCache(keys, values, lengths + 1)
+    problem = _problem(kind, query, keys[:, :, : first + 1], values[:, :, : first + 1])
+    return attend_step(problem).output, StaticCache(keys, values, lengths + 1)
+
+
+def _problem(kind: Any, query: Array, key: Array, value: Array) -> Problem:
+    """Return the problem of a step, from that of one of its kind."""
+    known = _PROBLEMS.get(kind)
+    if known is not None:
+        return known.of_step(query, key, value)
+    if len(_PROBLEMS) >= _MOST:
+        _PROBLEMS.clear()
+    problem = Problem.of(query, key, value, None, 0.0, {})
+    _PROBLEMS[kind] = problem.of_step(query, key[:, :, :0], value[:, :, :0])
+    return problem

@@ -15,7 +15,7 @@ from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._typing import Array
 
-__all__ = ["answers", "attend", "attend_call", "choose"]
+__all__ = ["answers", "attend", "attend_call", "attend_step", "choose"]
 
 
 class _Candidate(Protocol):
@@ -36,6 +36,7 @@ class _Kernel(_Candidate, Protocol):
 
 
 OWN: dict[str, _Kernel] = {"tiled": tiled, "dense": dense}
+_OUTPUT = Wanted()
 KERNELS: dict[str, _Candidate] = {"fused": fused, **OWN}
 
 
@@ -74,6 +75,12 @@ def attend_call(
     if shortcut is not None:
         return shortcut(query, key, value)  # type: ignore[no-any-return]
     return attend(Problem.of(query, key, value, mask, dropout_rate, options, found=found), wanted)
+
+
+def attend_step(problem: Problem) -> Attended:
+    """Compute the output of a problem of NumPy arrays, in most cases of few rows, for which nothing else is asked."""
+    found = dense.attend_few_rows(problem, _OUTPUT)
+    return attend(problem, _OUTPUT) if found is None else found
 
 
 def _attended(problem: Problem, weights: bool, lse: bool, name: str) -> Attended:

@@ -7,7 +7,7 @@ from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._engine.tile.formula import attend_at_once
 
-__all__ = ["are_few_rows", "attend", "is_worthwhile", "refusal"]
+__all__ = ["are_few_rows", "attend", "attend_few_rows", "is_worthwhile", "refusal"]
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:  # noqa: ARG001
@@ -30,6 +30,13 @@ def are_few_rows(problem: Problem) -> bool:
     from attention_xp._engine.walkers.numpy.at_once import are_few_without_rules  # noqa: PLC0415  # imports NumPy
 
     return are_few_without_rules(problem)
+
+
+def attend_few_rows(problem: Problem, wanted: Wanted) -> Attended | None:
+    """Compute a problem of NumPy arrays without weights, if it is one of few rows without rules; ``None`` otherwise."""
+    from attention_xp._engine.walkers.numpy import at_once  # noqa: PLC0415  # imports NumPy
+
+    return at_once.attend(problem, wanted) if at_once.are_few_without_rules(problem) else None
 
 
 def _has_own_products(problem: Problem) -> bool:

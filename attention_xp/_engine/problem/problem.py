@@ -184,6 +184,11 @@ class Problem(Frame):
         """Return the same problem with other keys and values, which may lie in pages."""
         return self._made_of(vars(self) | {"key": key, "value": value})
 
+    def of_step(self, query: Array, key: Array, value: Array) -> Self:
+        """Return the same problem of other arrays, of the same kinds but for the number of keys, on which no option depends."""
+        arrays, Sk = {"query": query, "key": key, "value": value}, key.shape[-2]
+        return self._made_of({**vars(self), **arrays, "Sk": Sk, "given_keys": Sk, "answers": None})
+
     def of_arrays(self, query: Array, key: Array, value: Array) -> "Problem":
         """Return the same problem of other arrays, of the same shapes and dtypes."""
         return replace(self, query=_spread(self.xp, query, self.batch), key=key, value=value)
