@@ -1,8 +1,9 @@
 """The plain formula: all scores are materialised, and the weights can be returned."""
 
-from attention_xp._backend.libraries import is_numpy_namespace
+from attention_xp._backend.libraries import is_numpy_namespace, is_torch_namespace
 from attention_xp._backend.modes import is_left_open
 from attention_xp._engine.kernels.meshes import refused_mesh
+from attention_xp._engine.plan.borders import sdpa_is_slow_for_few_rows
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._engine.tile.formula import attend_at_once
@@ -51,4 +52,14 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
         from attention_xp._engine.walkers.numpy import at_once  # noqa: PLC0415  # imports NumPy
 
         return at_once.attend(problem, wanted)
-    return attend_at_once(problem, wanted)
+    found = _attended_by_numpy(problem, wanted)
+    return attend_at_once(problem, wanted) if found is None else found
+
+
+def _attended_by_numpy(problem: Problem, wanted: Wanted) -> Attended | None:
+    """Compute few rows of torch tensors in host memory where NumPy's walker is faster; ``None`` elsewhere."""
+    if wanted.weights or not is_torch_namespace(problem.xp) or not sdpa_is_slow_for_few_rows(problem):
+        return None
+    from attention_xp._engine.walkers.torch.on_numpy import few_rows  # noqa: PLC0415  # imports NumPy
+
+    return few_rows(problem, wanted)

@@ -8,7 +8,7 @@ from attention_xp._engine.kernels.choose import choose
 from attention_xp._engine.plan import borders
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Wanted
-from attention_xp._engine.walkers.numpy import few_rows
+from attention_xp._engine.walkers.numpy import at_once, few_rows
 
 SMALL_HEADS = ((64, 12, 32, 32), (64, 12, 32, 32))
 LONG = ((1, 8, 1024, 8), (1, 8, 1024, 8))
@@ -66,8 +66,17 @@ def test_tiles_or_the_formula(library, name, shapes, kernel):
 )
 def test_decoding_on_arrays(library, monkeypatch, shapes, options, has_kernels, kernel):
     monkeypatch.setattr(few_rows, "has_small_kernels", lambda: has_kernels)
+    monkeypatch.setattr(at_once, "are_read_in_place", lambda problem: False)
     assert choose(problem(library, *shapes, **options), Wanted()) == kernel
     assert choose(problem(library, *shapes, **options), Wanted(weights=True)) == "dense"
+
+
+@pytest.mark.backends("numpy")
+def test_decoding_in_compiled_loops(library, monkeypatch):
+    monkeypatch.setattr(few_rows, "has_small_kernels", lambda: False)
+    for is_compiled, kernel in ((True, "dense"), (False, "tiled")):
+        monkeypatch.setattr(at_once, "are_read_in_place", lambda problem, found=is_compiled: found)
+        assert choose(problem(library, *LONG_GROUPED_DECODING), Wanted()) == kernel
 
 
 def test_the_formula_never_needs_much_more_memory_than_the_input(library):

@@ -1,7 +1,8 @@
-"""Few rows on many keys, as in decoding, by the formula: all keys of some heads at a time, handed out to threads."""
+"""Few rows on many keys, as in decoding, by the formula or by compiled loops: all keys of some heads, handed out to threads."""
 
 import math
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 
@@ -9,12 +10,15 @@ from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._engine.tile.formula import attend_region
 from attention_xp._engine.walkers.numpy import scratch  # noqa: F401  # keeps the memory of temporary arrays
-from attention_xp._engine.walkers.numpy.few_rows import FewRows, is_in_blocks, rows_of_keys
+from attention_xp._engine.walkers.numpy.compiled.found import are_read_in_place
+from attention_xp._engine.walkers.numpy.compiled.steps import Steps
+from attention_xp._engine.walkers.numpy.compiled_few_rows import attend_in_place
+from attention_xp._engine.walkers.numpy.few_rows import MOST_ROWS, FewRows, is_in_blocks, rows_of_keys
 from attention_xp._engine.walkers.numpy.place import Place
 from attention_xp._engine.walkers.numpy.pool import run_jobs, with_blas_held_to_one
 from attention_xp._scores.region import Region
 
-__all__ = ["are_few_rows", "are_few_without_rules", "attend"]
+__all__ = ["are_compiled", "are_few_rows", "are_few_without_rules", "attend"]
 
 _MANY = 2**21  # numbers of keys from which threads pay
 _JOBS = 2  # for each thread, at least
@@ -31,7 +35,7 @@ def are_few_rows(problem: Problem) -> bool:
         return False
     if not problem.key.dtype == problem.value.dtype == problem.dtype:
         return False
-    return is_in_blocks(rows) or (rows == 1 and (len(problem.rules) > 0 or numbers >= _MANY))
+    return are_compiled(problem) or is_in_blocks(rows) or (rows == 1 and (len(problem.rules) > 0 or numbers >= _MANY))
 
 
 def are_few_without_rules(problem: Problem) -> bool:
@@ -39,28 +43,35 @@ def are_few_without_rules(problem: Problem) -> bool:
     return len(problem.rules) == 0 and are_few_rows(problem)
 
 
-def attend(problem: Problem, wanted: Wanted) -> Attended:
-    """Compute a problem of few rows; the weights are not to be had."""
-    if math.prod(problem.key.shape) < _MANY:
+def attend(problem: Problem, wanted: Wanted, threads: int | None = None) -> Attended:
+    """Compute a problem of few rows, on so many threads, by default on as many as BLAS may have; the weights are not to be had."""
+    is_compiled = are_compiled(problem)
+    if not is_compiled and math.prod(problem.key.shape) < _MANY:
         return attend_region(FewRows(problem), Region.whole(problem), problem.query, problem.key, problem.value, wanted)
+    compute = partial(attend_in_place, Steps(problem)) if is_compiled else partial(attend_region, FewRows(problem))
     Sq, lead = problem.query.shape[-2], problem.lead
     output = np.empty((*lead, Sq, problem.value.shape[-1]), problem.result_dtype)
     lse = np.empty((*lead, Sq), problem.dtype) if wanted.lse else None
 
-    def visit(threads: int) -> None:
-        jobs = list(Place.every(lead, _heads(problem, threads)))
-        run_jobs(len(jobs), lambda: nullcontext(lambda i: do(jobs[i])), threads)
+    def visit(count: int) -> None:
+        jobs = list(Place.every(lead, _heads(problem, count)))
+        run_jobs(len(jobs), lambda: nullcontext(lambda i: do(jobs[i])), count)
 
     def do(place: Place) -> None:
         region = Region(problem, (*place.starts, 0, 0), (*place.sizes, Sq, problem.key.shape[-2]))
         key, value = (place.shared(problem, a) for a in (problem.key, problem.value))
-        found = attend_region(FewRows(problem), region, problem.query[place.at], key, value, wanted)
+        found = compute(region, problem.query[place.at], key, value, wanted)
         output[place.at] = found.output
         if lse is not None:
             lse[place.at] = found.lse
 
-    with_blas_held_to_one(visit)
+    with_blas_held_to_one(visit, threads)
     return Attended(output, None, lse)
+
+
+def are_compiled(problem: Problem) -> bool:
+    """Whether compiled loops are faster: BLAS reads keys from memory as fast for one row, but not for several."""
+    return 1 < rows_of_keys(problem) <= MOST_ROWS and are_read_in_place(problem)
 
 
 def _heads(problem: Problem, threads: int) -> int:

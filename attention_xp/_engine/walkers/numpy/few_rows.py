@@ -15,11 +15,11 @@ from attention_xp._engine.tile.products import query_key, weights_value
 from attention_xp._engine.walkers.numpy.pool import has_small_kernels
 from attention_xp._typing import Array, Namespace
 
-__all__ = ["FewRows", "is_in_blocks", "rows_of_keys", "scores_into", "weighted"]
+__all__ = ["MOST_ROWS", "FewRows", "is_in_blocks", "rows_of_keys", "scores_into", "weighted"]
 
 _PAIRS = 1024  # of a row and a key
 _MOST_KEYS, _STEP = 256, 16
-_MOST_ROWS = 16  # with more, whole products are as fast
+MOST_ROWS = 16  # with more, whole products are as fast
 
 
 def rows_of_keys(problem: Problem) -> int:
@@ -30,7 +30,7 @@ def rows_of_keys(problem: Problem) -> int:
 
 def is_in_blocks(rows: int) -> bool:
     """Whether keys are cut for so many rows."""
-    return 1 < rows <= _MOST_ROWS and has_small_kernels()
+    return 1 < rows <= MOST_ROWS and has_small_kernels()
 
 
 def scores_into(out: Array, rows: Array, keys: Array) -> None:

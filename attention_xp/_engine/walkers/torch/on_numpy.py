@@ -17,13 +17,14 @@ from typing import Any
 from attention_xp._backend.dtypes import dtype_name
 from attention_xp._backend.libraries import is_numpy
 from attention_xp._engine.plan.borders import formula_is_faster
-from attention_xp._engine.plan.host import is_for_numpy
+from attention_xp._engine.plan.host import is_for_numpy, may_need_gradients
 from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._engine.tile.gradients import Gradients, Known
 from attention_xp._scores.frozen import freeze, thaw
 from attention_xp._typing import Array
 
-__all__ = ["backward", "forward", "seen_by_numpy"]
+__all__ = ["backward", "few_rows", "forward", "seen_by_numpy"]
 
 _READABLE = {"bool", "bfloat16", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8"}
 _NARROW = {"bfloat16", "float16"}
@@ -51,6 +52,20 @@ def backward(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Gradie
         return Gradients(*map(_given_back, on_threads(here[0], Known(*here[1]), wanted, threads=_threads())))
 
 
+def few_rows(problem: Problem, wanted: Wanted) -> Attended | None:
+    """Compute few rows on many keys, ``None`` where the formula of torch's operations is as fast, or NumPy cannot read it."""
+    here = None if may_need_gradients(problem) else _as_numpy(problem, ())
+    if here is None:
+        return None
+    from attention_xp._engine.walkers.numpy import at_once  # noqa: PLC0415  # imports NumPy
+
+    if not at_once.are_compiled(here[0]):
+        return None
+    with _silence():
+        found = at_once.attend(here[0], wanted, threads=_threads())
+        return Attended(*map(_given_back, found))
+
+
 def seen_by_numpy(problem: Problem) -> Problem | None:
     """Return a problem as NumPy's walker computes it, ``None`` where NumPy cannot read it."""
     here = _views(problem, ())
@@ -61,6 +76,10 @@ def _views(problem: Problem, others: tuple[Array | None, ...]) -> tuple[Problem,
     """Return a problem and further tensors as views of NumPy, ``None`` where that cannot be."""
     if not is_for_numpy(problem) or formula_is_faster(problem):
         return None
+    return _as_numpy(problem, others)
+
+
+def _as_numpy(problem: Problem, others: tuple[Array | None, ...]) -> tuple[Problem, tuple[Array | None, ...]] | None:
     kept = dataclasses.replace(problem, xp=None, dtype=None, rules=())
     template, arrays = freeze((kept, others))
     rules = [freeze(rule) for rule in problem.rules]

@@ -18,6 +18,7 @@ from attention_xp._engine.walkers.numpy.compiled.bands import (
     look,
     pack_head,
     score,
+    score_in_place,
 )
 from attention_xp._engine.walkers.numpy.compiled.compiling import compiled, inlined
 from attention_xp._engine.walkers.numpy.compiled.draws import ROOM, draw
@@ -70,14 +71,17 @@ def attend(
     dropout. The state is the shift of the scores and the sum of their powers, both (G, m).
 
     There is memory for the query (m, D); for as many keys as are met at once, packed (chunks, D, KEYS), and their values, in
-    rows of whole vectors (chunks * KEYS, N); for sums (m, lanes), a vector of each row, and sums of values (m, N); for scores
+    rows of whole vectors (chunks * KEYS, N), or for none, where keys and values, of whole vectors, are read where they lie; for
+    sums (m, lanes), a vector of each row, and sums of values (m, N); for scores
     (BAND, KEYS) and as many flags; and for what was `seen` of each strip.
     """
     (shifts, totals), (rows_of, packed, values, sums, outputs), (K, Sk, Dv) = state, memory, sizes
     G, D, item = len(shifts), rows_of.shape[1], rows_of.itemsize
-    (factors, factor_of_query, survival), group, at_once = factors, G // K, len(values)
+    is_packed = len(values) > 0
+    (factors, factor_of_query, survival), group, at_once = factors, G // K, len(values) if is_packed else Sk
     of_query, of_key, of_sums = (rows_of.ctypes.data, D * item, D), packed.ctypes.data, sums.ctypes.data
-    of_value, of_output = (values.ctypes.data, values.shape[1] * item), (outputs.ctypes.data, outputs.shape[1] * item)
+    of_value = np.int64(values.ctypes.data), values.shape[1] * item
+    of_output = outputs.ctypes.data, outputs.shape[1] * item
     for g in range(G):
         k = g // group
         _begin(query[0] + g * query[1], query[2:], factor_of_query, rows_of, outputs, sums, totals, g)
@@ -85,8 +89,10 @@ def attend(
             most = min(seen_keys + at_once, Sk)
             if not _are_met(stretches, seen_keys, most):
                 continue
-            if Sk > at_once or (is_new and g % group == 0):
-                copied = key[0] + k * key[1] + seen_keys * key[2], value[0] + k * value[1] + seen_keys * value[2]
+            copied = key[0] + k * key[1] + seen_keys * key[2], value[0] + k * value[1] + seen_keys * value[2]
+            if not is_packed:
+                of_value = copied[1], value[2]
+            elif Sk > at_once or (is_new and g % group == 0):
                 pack_head(copied[0], key[2:], most - seen_keys, packed)
                 copy_head(copied[1], value[2:], most - seen_keys, Dv, values)
             for s in range(len(stretches)):
@@ -100,7 +106,12 @@ def attend(
                             rows = row, min(row + BAND, top + TALL, last_row)
                             at = look(seen, edge, flags_from(flags, row - first_row, left - first_key), rows, keys)
                             survivors = draw(kept, words, draws, g, rows, left) if draws[3] else np.int64(0)
-                            score(of_query, of_key + (left - seen_keys) * D * item, scores, seen, rows)
+                            if is_packed:
+                                score(of_query, of_key + (left - seen_keys) * D * item, scores, seen, rows)
+                            else:
+                                chunk = copied[0] + (left - seen_keys) * key[2], key[2]
+                                ahead = of_value[0] + (left - seen_keys) * of_value[1], of_value[1], Dv * item
+                                score_in_place(of_query, chunk, ahead, scores, rows, keys)
                             bend(scores, rows[1] - row, factors[0], natural)
                             if len(addends) > 0 or keys[2] - keys[1] < KEYS:
                                 add(scores, (addends, g), factors, rows, keys)

@@ -7,6 +7,7 @@ where their parts are handed on: a view of an array counts as one more owner of 
 import numpy as np
 
 from attention_xp._engine.walkers.numpy.compiled.compiling import compiled, inlined
+from attention_xp._engine.walkers.numpy.compiled.dots import CACHE_LINE, FEW_KEYS, multiply_keys
 from attention_xp._engine.walkers.numpy.compiled.line import KEYS, add_line, fetch, number_at, verdict
 from attention_xp._engine.walkers.numpy.compiled.multiplied import multiply_rows
 from attention_xp._engine.walkers.numpy.compiled.registers import ROWS, WIDTH
@@ -28,12 +29,12 @@ __all__ = [
     "pack",
     "pack_head",
     "score",
+    "score_in_place",
 ]
 
 BAND = 8 * ROWS  # rows whose scores lie in the nearest cache, beside the keys or the values that they meet
 TALL = 4 * BAND  # rows that meet the same keys while these are in the next cache
 NONE, SOME, EVERY = range(3)  # of the pairs of a strip are allowed
-_CACHE_LINE = 64  # bytes
 
 
 @compiled()
@@ -109,6 +110,16 @@ def score(given, chunk, scores, seen, rows):
 
 
 @inlined
+def score_in_place(given, chunk, ahead, scores, rows, keys):
+    """Do the same with keys that are read where they lie: an address, and the bytes from key to key; so have their values."""
+    (address, width, D), (first, step), (row, last_row), (_, begin, end) = given, chunk, rows, keys
+    item, to, one = scores.itemsize, scores.ctypes.data, scores.dtype.type(0.0)
+    begin -= begin % FEW_KEYS
+    at = to + begin * item, address + row * width, first + begin * step
+    multiply_keys(at, (KEYS * item, width, step), (last_row - row, end - begin, D * item), item, one, ahead)
+
+
+@inlined
 def bend(scores, count, cap, natural):
     """Replace scores that are divided by the soft cap by their tangents times a cap, unless it is 0."""
     if cap:
@@ -130,7 +141,7 @@ def add(scores, addends, factors, rows, keys):
         for a in range(len(numbers)):
             address = numbers[a, 0] + g * numbers[a, 1] + (row + j) * numbers[a, 2] + left * item
             if end - begin == KEYS:
-                for byte in range(KEYS * item, 2 * KEYS * item, _CACHE_LINE):
+                for byte in range(KEYS * item, 2 * KEYS * item, CACHE_LINE):
                     fetch(address + byte)
                 add_line(first + j * KEYS * item, address, factor, least)
             else:

@@ -13,7 +13,7 @@ from attention_xp._engine.tile.base import base_of, has_vector_powers
 from attention_xp._engine.walkers.numpy.compiled.passes import Passes
 from attention_xp._engine.walkers.numpy.compiled.steps import Steps
 
-__all__ = ["FEWEST_ROWS", "LEAST", "loops", "missing", "passes_of", "steps_of"]
+__all__ = ["FEWEST_ROWS", "LEAST", "are_read_in_place", "loops", "missing", "passes_of", "steps_of"]
 
 LEAST = 2**20  # pairs of query and key: importing takes as long as some hundred such calls
 FEWEST_ROWS = 64  # for which keys are copied into another order
@@ -36,6 +36,18 @@ def steps_of(problem: Problem) -> Steps | None:
     if loops() is None:
         return None
     return Steps(problem)
+
+
+def are_read_in_place(problem: Problem) -> bool:
+    """Whether compiled steps compute a few rows, for which keys are not copied: these are many, and all are attended."""
+    arrays = problem.key, problem.value
+    if problem.rules or problem.addends or problem.score_mod is not None or problem.seed is not None:
+        return False
+    if math.prod(problem.key.shape) < 4 * LEAST or any(a.dtype != problem.dtype for a in arrays) or loops() is None:
+        return False
+    from attention_xp._engine.walkers.numpy.compiled.registers import WIDTH  # noqa: PLC0415  # imports numba
+
+    return all(a.shape[-1] > 0 and a.shape[-1] * a.itemsize % WIDTH == 0 for a in arrays)
 
 
 def missing(problem: Problem) -> str | None:

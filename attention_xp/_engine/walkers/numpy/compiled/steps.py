@@ -73,6 +73,10 @@ class Steps:
         some = min(max(int(_SHARE * second_cache()) // (numbers * self.dtype.itemsize), 1), problem.key.shape[-2])
         return int(-(-some // self.keys) * self.keys)
 
+    def no_copies(self, D: int, Dv: int) -> tuple[Array, Array]:
+        """Return memory for copies of no keys and no values, which are then read where they lie."""
+        return np.empty((0, D, self.keys), self.dtype), np.empty((0, Dv), self.dtype)
+
     def packed_size(self, K: int, Sk: int, W: int) -> int:
         """Return how many numbers packed keys are."""
         return K * -(-Sk // self.keys) * W * self.keys

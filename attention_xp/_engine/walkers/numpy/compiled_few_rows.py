@@ -1,0 +1,42 @@
+"""Few rows on many keys, as in decoding, by compiled loops, which read keys and values where they lie."""
+
+import numpy as np
+
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.problem.result import Attended, Wanted
+from attention_xp._engine.tile.step import Running, log_sum_exp, start
+from attention_xp._engine.walkers.numpy.compiled.steps import Steps
+from attention_xp._engine.walkers.numpy.scratch import lent
+from attention_xp._scores.region import Region
+from attention_xp._typing import Array
+
+__all__ = ["attend_in_place"]
+
+_NOTHING_ADDED = np.zeros((0, 3), np.int64)
+
+
+def attend_in_place(steps: Steps, region: Region, query: Array, key: Array, value: Array, wanted: Wanted) -> Attended:
+    """Return the output of the rows of a region of whole groups under all keys, and their log-sum-exp."""
+    problem: Problem = region.frame  # type: ignore[assignment]
+    key, value = (_rows(a) for a in (key, value))
+    K, (Sk, D), N = max(len(key), len(value)), key.shape[1:], value.shape[-1]
+    key, value = (np.broadcast_to(a, (K, *a.shape[1:])) for a in (key, value))  # items may share keys, or values, alone
+    output = np.empty((*query.shape[:-1], N), steps.dtype)
+    query, out = (a.reshape(K, -1, a.shape[-1]) for a in (query.astype(steps.dtype, copy=False), output))
+    m = query.shape[1]
+    state = start(problem, region, output, shift=None)
+    shift, total = (np.array(a, steps.dtype).reshape(K, m) for a in (state.peak, state.total))
+    everything = np.asarray([[0, m, 0, Sk, 0, 0, 0]], np.int64)
+    with lent([m * D, m * steps.lanes, m * N, steps.scores(1)], steps.dtype) as (rows, sums, outputs, scores):
+        memory = rows.reshape(m, D), *steps.no_copies(D, N), sums.reshape(m, -1), outputs.reshape(m, N), scores
+        arrays = query, key, value, out
+        steps.attend((everything, _NOTHING_ADDED), steps.draws(region), arrays, (shift, total), memory, is_new=False)
+    shift, total = (a.reshape(*output.shape[:-1], 1) for a in (shift, total))
+    return Attended(output, None, log_sum_exp(problem, region, Running(shift, total, output)) if wanted.lse else None)
+
+
+def _rows(array: Array) -> Array:
+    """Return keys or values (..., n, D) as (K, n, D), with the numbers of a row side by side."""
+    rows = array.reshape(-1, *array.shape[-2:])
+    is_beside = rows.strides[-1] == rows.itemsize and rows.flags.aligned
+    return rows if is_beside else np.ascontiguousarray(rows)
