@@ -30,12 +30,13 @@ def passes_of(problem: Problem, least: float = math.inf) -> Passes | None:
 
 def steps_of(problem: Problem) -> Steps | None:
     """Return the compiled tile steps for a problem; ``None`` where a step needs functions of Python, or is not compiled."""
+    return Steps(problem) if _are_worthwhile(problem) and loops() is not None else None
+
+
+def _are_worthwhile(problem: Problem) -> bool:
+    """Whether compiled steps can do what a problem asks for, and it is large enough."""
     needs_python = problem.score_mod is not None or not (problem.seed is None or problem.keys_count_up)
-    if needs_python or problem.query.shape[-2] < FEWEST_ROWS or _is_small(problem):
-        return None
-    if loops() is None:
-        return None
-    return Steps(problem)
+    return not needs_python and problem.query.shape[-2] >= FEWEST_ROWS and not _is_small(problem)
 
 
 def are_read_in_place(problem: Problem) -> bool:
@@ -51,15 +52,15 @@ def are_read_in_place(problem: Problem) -> bool:
 
 
 def missing(problem: Problem) -> str | None:
-    """Return why the passes over the tiles of a problem are NumPy's own; ``None`` where they are compiled."""
-    objection = _objection(problem)
+    """Return why NumPy's own operations compute the tiles of a problem; ``None`` where loops are compiled."""
+    objection = None if _are_worthwhile(problem) else _objection(problem)
     if objection or loops():
         return objection
     return "numba cannot be used" if find_spec("numba") else "numba is not installed"
 
 
 def _objection(problem: Problem) -> str | None:
-    """Return why the loops of a problem are not worth compiling, numba or not."""
+    """Return why single passes over tiles are not worth compiling, numba or not."""
     if np.dtype(problem.dtype) != np.float32 and has_vector_powers(problem.dtype):
         return f"NumPy is faster in {np.dtype(problem.dtype)} on this processor"
     return "the call is small" if _is_small(problem) else None

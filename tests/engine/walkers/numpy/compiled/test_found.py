@@ -36,12 +36,13 @@ def test_a_large_call_is_compiled_and_a_small_one_is_not(anew):
     assert explain(small, small, small).loops == "the call is small"
 
 
-def test_float64_is_compiled_where_numpy_has_no_vector_powers(anew):
-    wide = LARGE.astype(np.float64)
-    anew.setattr(found, "has_vector_powers", lambda dtype: True)
-    assert explain(wide, wide, wide).loops == "NumPy is faster in float64 on this processor"
-    anew.setattr(found, "has_vector_powers", lambda dtype: False)
-    assert explain(wide, wide, wide).loops == "numba"
+def test_single_passes_in_float64_are_compiled_where_numpy_has_no_vector_powers(anew):
+    """Whole steps are compiled in any dtype, but not where they need functions of Python."""
+    wide, options = LARGE.astype(np.float64), {"score_mod": lambda score, *_: score}
+    for has_powers, loops in ((True, "NumPy is faster in float64 on this processor"), (False, "numba")):
+        anew.setattr(found, "has_vector_powers", lambda dtype, has=has_powers: has)
+        assert explain(wide, wide, wide).loops == "numba"
+        assert explain(wide, wide, wide, **options).loops == loops
 
 
 def steps_of(query, key, **options):
