@@ -50,7 +50,8 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("length", [1, KEYS - 1, KEYS, KEYS + 1, 3 * KEYS - 5])
 def test_keys_are_packed_and_rows_copied_as_they_lie(dtype, layout, length):
-    K, D, lanes = 2, 5, bands.WIDTH // np.dtype(dtype).itemsize
+    K, D = 2, 5
+    width = -(-D * np.dtype(dtype).itemsize // bands.WIDTH) * bands.WIDTH // np.dtype(dtype).itemsize
     keys = layout(numbers(K, length, D, dtype=dtype))
     chunks = -(-length // KEYS)
     packed, memory = amid(np.full((K, chunks, D, KEYS), 9.0, dtype), np.nan)
@@ -58,7 +59,7 @@ def test_keys_are_packed_and_rows_copied_as_they_lie(dtype, layout, length):
     expected = np.zeros((K, chunks * KEYS, D), dtype)
     expected[:, :length] = keys
     np.testing.assert_array_equal(packed, expected.reshape(K, chunks, KEYS, D).mT)
-    rows, around = amid(np.full((length + 2, lanes), 9.0, dtype), np.nan)
+    rows, around = amid(np.full((length + 2, width), 9.0, dtype), np.nan)
     bands.copy_head(address(keys[1]), keys.strides[1:], length, D, rows)
     np.testing.assert_array_equal(rows[:length, :D], keys[1])
     assert not rows[:length, D:].any()
