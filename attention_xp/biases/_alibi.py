@@ -52,6 +52,7 @@ class AlibiBias(Bias):
 
     slopes: Array
     may_exclude = False
+    shift_invariant = True
     _axes: ClassVar = {"slopes": "bh"}
 
     def __init__(self, slopes: Array) -> None:

@@ -5,17 +5,17 @@ from dataclasses import replace
 from typing import Any
 
 from attention_xp._backend.dtypes import as_dtype, is_floating
-from attention_xp._backend.libraries import common_namespace, creation_namespace, device
+from attention_xp._backend.libraries import common_namespace, creation_namespace, device, is_numpy_namespace
 from attention_xp._backend.shapes import filled_up
 from attention_xp._checks.arrays import check_result
 from attention_xp._scores.attributes import attributes
-from attention_xp._scores.frame import frame_of
+from attention_xp._scores.frame import Frame, frame_of
 from attention_xp._scores.region import Region
 from attention_xp._scores.rule import Rule, arrays_of, on_host, short
 from attention_xp._typing import Array, Namespace
 from attention_xp.biases._drawing import pictured
 
-__all__ = ["Bias", "evaluated", "gradients_of", "sampled", "spread_over_lead"]
+__all__ = ["Bias", "evaluated", "gradients_of", "has_diagonals", "sampled", "spread_over_lead"]
 
 _LENGTH = 32  # queries and keys of a picture
 
@@ -34,6 +34,9 @@ class Bias(Rule):
     ----------
     may_exclude : bool
         Whether minus infinity may be among the values. A class that never gives it sets False, which saves time.
+    shift_invariant : bool
+        Whether the values depend on nothing but the head, the batch item and the difference of the positions. On NumPy, a
+        class that sets True is then evaluated for each difference once, and not for each pair.
     lead : tuple of int
         The leading axes ``(..., H)`` that the values depend on, the heads last, so that pictures show all heads; ``()``,
         the first batch item and head, is always right.
@@ -58,7 +61,14 @@ class Bias(Rule):
     """
 
     may_exclude: bool = True
+    shift_invariant: bool = False
     lead: tuple[int, ...] = ()
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        """Promise nothing of values that a class defines anew, unless it does so itself."""
+        super().__init_subclass__(**given)
+        if "values" in vars(cls) and "shift_invariant" not in vars(cls):
+            cls.shift_invariant = False
 
     def values(self, region: Region) -> Array:
         """Return a floating array that broadcasts against the scores of a region.
@@ -122,9 +132,27 @@ class Bias(Rule):
 
 def evaluated(bias: Bias, region: Region) -> Array:
     """Return the values of a bias in the dtype of the scores, and refuse what does not broadcast against them."""
+    if region.sizes[-2] > 1 and has_diagonals(bias, region.frame):
+        return _along_diagonals(bias, region)
     xp, values = region.xp, bias.values(region)
     check_result(xp, f"{type(bias).__name__}.values", values, region.sizes)
     return filled_up(xp, as_dtype(xp, values, region.frame.dtype), len(region.sizes))
+
+
+def has_diagonals(bias: Bias, frame: Frame) -> bool:
+    """Whether the values are the same along each diagonal of the pairs, and NumPy can give them without more memory."""
+    return bias.shift_invariant and frame.keys_count_up and is_numpy_namespace(frame.xp)
+
+
+def _along_diagonals(bias: Bias, region: Region) -> Array:
+    """Return the values of the last row, for as many keys more as there are rows before it, and of these rows as views of it."""
+    import numpy as np  # noqa: PLC0415  # the import of the package loads no array library
+
+    *lead, m, n = region.sizes
+    starts = *region.starts[:-2], region.starts[-2] + m - 1, region.starts[-1]
+    last = evaluated(bias, region._replace(starts=starts, sizes=(*lead, 1, n + m - 1)))
+    line = np.broadcast_to(last[..., 0, :], (*last.shape[:-2], n + m - 1))
+    return np.lib.stride_tricks.sliding_window_view(line, n, axis=-1)[..., ::-1, :]
 
 
 def gradients_of(bias: Bias, region: Region, grad_scores: Array) -> tuple[Array, ...]:

@@ -61,6 +61,7 @@ class RelativePositionBias(Bias):
     table: Array
     bidirectional: bool
     max_distance: int
+    shift_invariant = True
 
     def __init__(self, table: Array, *, bidirectional: bool = True, max_distance: int = 128) -> None:
         check_floating(common_namespace(table=table), table=table)

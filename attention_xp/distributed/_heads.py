@@ -106,6 +106,10 @@ class _BiasOfHeads(_OfHeads, Bias):
         return self.inner.may_exclude
 
     @property
+    def shift_invariant(self) -> bool:  # type: ignore[override]
+        return self.inner.shift_invariant
+
+    @property
     def arrays(self) -> tuple[Array, ...]:
         return self.inner.arrays
 

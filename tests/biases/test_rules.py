@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from attention_xp import alibi_slopes, explain, flash_attention, multi_head_attention, scaled_dot_product_attention
-from attention_xp.biases import AlibiBias, RelativePositionBias
+from attention_xp.biases import AlibiBias, Bias, RelativePositionBias
 from attention_xp.masks import CausalMask, PrefixMask
 from tests import reference
 from tests._assertions import assert_close
@@ -226,3 +226,55 @@ def test_it_shows_what_it_holds():
         "RelativePositionBias(table=float32[12, 4], bidirectional=True, max_distance=128)"
     )
     assert [a.shape for a in RelativePositionBias(TABLE).arrays] == [(12, 4)]
+
+
+class Difference(Bias):
+    """A class of a user that says of itself that differences of positions are all that counts."""
+
+    shift_invariant = True
+
+    def __init__(self, weight):
+        self.weight = weight
+
+    def values(self, region):
+        rows.append(region.sizes[-2])
+        return region.per_head(self.weight) * region.floating(region.kv_idx - region.q_idx) ** 2
+
+
+class OfRows(Difference):
+    """A class that inherits the promise and does not keep it, with values of its own."""
+
+    def values(self, region):
+        return region.per_head(self.weight) * region.floating(region.q_idx)
+
+
+rows = []
+
+
+@pytest.mark.backends("numpy")
+@pytest.mark.parametrize("impl", ["dense", "tiled"])
+def test_differences_are_evaluated_once_each(library, impl):
+    query, key, value = (library.array(x) for x in inputs((2, 3, 70, 8), (2, 3, 90, 8)))
+    weight = np.asarray([0.01, -0.02, 0.03], np.float32)
+    places = {"query_offset": library.array(np.asarray([20, 3])), "key_offset": 5}
+    position = {"q": np.asarray([20, 3])[:, None, None, None] + np.arange(70)[:, None], "k": 5 + np.arange(90)}
+    for kind, values in ((Difference, (position["k"] - position["q"]) ** 2), (OfRows, position["q"])):
+        rows.clear()
+        output = flash_attention(query, key, value, bias=kind(library.array(weight)), impl=impl, **places)
+        whole = np.broadcast_to(weight[:, None, None] * values, (2, 3, 70, 90)).astype(np.float32)
+        expected = flash_attention(query, key, value, bias=library.array(whole), impl=impl, **places)
+        np.testing.assert_allclose(output, expected, atol=2e-6)
+        assert set(rows) == ({1} if kind is Difference else set())
+    # Positions that jump are evaluated for each pair.
+    jumping = flash_attention(
+        query,
+        key,
+        value,
+        bias=Difference(library.array(weight)),
+        impl=impl,
+        query_offset=0,
+        key_positions=library.array(np.arange(90)[::-1].copy()),
+    )
+    whole = weight[:, None, None] * (np.arange(90)[::-1] - np.arange(70)[:, None]) ** 2
+    expected = flash_attention(query, key, value, bias=library.array(whole.astype(np.float32)), impl=impl)
+    np.testing.assert_allclose(jumping, expected, atol=2e-6)

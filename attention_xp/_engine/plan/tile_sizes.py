@@ -111,7 +111,7 @@ def compiled_shape(problem: Problem, threads: int) -> TileShape:
     """Return the shape of the blocks of rows that compiled loops take at once, under all keys: NumPy."""
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
     most = max(_PAIRS_COMPILED // min(Sk, narrowest(problem.rules) + 2 * STRIP), _TALLEST)
-    if problem.has_bias_rule:
+    if problem.evaluates_pairs:
         most = _PAIRS_OF_RULE // Sk
     height = max(min(math.prod(problem.lead) * Sq // (_JOBS_COMPILED * threads), most), FEWEST_ROWS)
     heads = _stacked(problem, height // Sq) if _is_uniform_along_heads(problem) else 1

@@ -35,7 +35,7 @@ from attention_xp._scores.alignment import (
 from attention_xp._scores.frame import Frame, frame_of
 from attention_xp._scores.packing import Packing
 from attention_xp._typing import Array, DType, Namespace, ScoreMod
-from attention_xp.biases._bias import Bias
+from attention_xp.biases._bias import Bias, has_diagonals
 from attention_xp.masks import Mask
 from attention_xp.masks._packed_rule import PackedMask
 
@@ -119,6 +119,11 @@ class Problem(Frame):
     def has_bias_rule(self) -> bool:
         """Whether the bias is a rule."""
         return len(self.addends) > 0 and any(isinstance(addend, Bias) for addend in self.addends)
+
+    @property
+    def evaluates_pairs(self) -> bool:
+        """Whether a bias is a rule that is evaluated for each pair, and not along diagonals."""
+        return any(isinstance(addend, Bias) and not has_diagonals(addend, self) for addend in self.addends)
 
     @property
     def has_foreign_bias(self) -> bool:
