@@ -1,6 +1,6 @@
 """The plain formula: all scores are materialised, and the weights can be returned."""
 
-from attention_xp._backend.libraries import is_numpy_namespace, is_torch_namespace
+from attention_xp._backend.libraries import is_jax_namespace, is_numpy_namespace, is_torch_namespace
 from attention_xp._backend.modes import is_left_open
 from attention_xp._engine.kernels.meshes import refused_mesh
 from attention_xp._engine.plan.borders import sdpa_is_slow_for_few_rows
@@ -26,6 +26,10 @@ def is_worthwhile(problem: Problem, wanted: Wanted) -> bool:  # noqa: ARG001
 
 def are_few_rows(problem: Problem) -> bool:
     """Return whether NumPy has products for few rows on many keys that are faster than tiles, as in decoding."""
+    if is_jax_namespace(problem.xp):
+        from attention_xp._engine.walkers.jax import on_numpy  # noqa: PLC0415  # imports JAX
+
+        return on_numpy.are_few_rows(problem)
     if not is_numpy_namespace(problem.xp):
         return False
     from attention_xp._engine.walkers.numpy.at_once import are_few_without_rules  # noqa: PLC0415  # imports NumPy
@@ -57,9 +61,15 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
 
 
 def _attended_by_numpy(problem: Problem, wanted: Wanted) -> Attended | None:
-    """Compute few rows of torch tensors in host memory where NumPy's walker is faster; ``None`` elsewhere."""
-    if wanted.weights or not is_torch_namespace(problem.xp) or not sdpa_is_slow_for_few_rows(problem):
+    """Compute few rows of arrays of torch and JAX in host memory where NumPy's walker is faster; ``None`` elsewhere."""
+    if wanted.weights:
         return None
-    from attention_xp._engine.walkers.torch.on_numpy import few_rows  # noqa: PLC0415  # imports NumPy
+    if is_torch_namespace(problem.xp) and sdpa_is_slow_for_few_rows(problem):
+        from attention_xp._engine.walkers.torch.on_numpy import few_rows  # noqa: PLC0415  # imports NumPy
 
-    return few_rows(problem, wanted)
+        return few_rows(problem, wanted)
+    if is_jax_namespace(problem.xp) and are_few_rows(problem):
+        from attention_xp._engine.walkers.jax import on_numpy  # noqa: PLC0415  # imports NumPy
+
+        return on_numpy.few_rows(problem, wanted)
+    return None

@@ -1,0 +1,49 @@
+"""Few rows on many keys of JAX that lie in host memory, outside of traces: NumPy's loops read them in place.
+
+JAX would read the keys once for the scores and once more for the sums, and writes what is between.
+"""
+
+import dataclasses
+from typing import Any
+
+from attention_xp._backend.dtypes import dtype_name
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.problem.result import Attended, Wanted
+from attention_xp._typing import Array
+
+__all__ = ["are_few_rows", "few_rows"]
+
+
+def are_few_rows(problem: Problem) -> bool:
+    """Whether loops are compiled that are faster, and NumPy sees the arrays without a copy."""
+    if problem.query.shape[-2] > 1 or problem.group == 1:  # most calls are done with here
+        return False
+    if not isinstance(problem.scale, float) or not all(map(_is_on_host, problem.differentiated)):
+        return False
+    from attention_xp._engine.walkers.numpy.at_once import are_compiled  # noqa: PLC0415  # imports NumPy
+
+    return are_compiled(problem)
+
+
+def few_rows(problem: Problem, wanted: Wanted) -> Attended:
+    """Compute a problem of few rows."""
+    import array_api_compat.numpy as xp  # noqa: PLC0415
+    import jax  # noqa: PLC0415
+
+    from attention_xp._engine.walkers.numpy.at_once import attend  # noqa: PLC0415  # imports NumPy
+
+    place = problem.query.device
+    seen = problem.with_differentiated([xp.asarray(a) for a in problem.differentiated])
+    seen = dataclasses.replace(seen, xp=xp, dtype=getattr(xp, dtype_name(problem.dtype)))
+    with xp.errstate(all="ignore"):  # JAX warns of nothing
+        found = attend(seen, wanted)
+    return Attended(*(None if a is None else jax.device_put(a, place) for a in found))
+
+
+def _is_on_host(array: Array) -> bool:
+    import jax  # noqa: PLC0415
+
+    if not isinstance(array, jax.Array) or isinstance(array, jax.core.Tracer):
+        return False
+    devices: Any = array.sharding.device_set
+    return len(devices) == 1 and all(device.platform == "cpu" for device in devices)
