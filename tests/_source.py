@@ -16,30 +16,36 @@ def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
-@cache
 def needs(path: Path, package: str) -> bool:
     """Whether a module cannot be imported without a package: it imports it at its top, or a module or folder that does."""
-    folders = [folder / "__init__.py" for folder in path.parents if folder.is_relative_to(PACKAGE)]
-    found, waiting = {path, *folders}, [path, *folders]
-    while waiting:
-        text = waiting.pop().read_text(encoding="utf-8")
-        if re.search(rf"^(import|from) {package}\b", text, re.MULTILINE):
-            return True
-        new = set(_imported(text)) - found
-        found |= new
-        waiting += new
-    return False
+    return package in _needed(path)
 
 
 @cache
-def _imported(text: str) -> tuple[Path, ...]:
-    """The modules of the package that a module imports at its top."""
-    files: list[Path] = []
+def _needed(path: Path) -> frozenset[str]:
+    """The packages without which a module cannot be imported; every test process asks this of every module."""
+    needed: set[str] = set()
+    found, waiting = {path}, [path]
+    while waiting:
+        packages, files = _imported(waiting.pop())
+        needed |= packages
+        waiting += files - found
+        found |= files
+    return frozenset(needed)
+
+
+@cache
+def _imported(path: Path) -> tuple[frozenset[str], frozenset[Path]]:
+    """The packages that a module imports at its top, and the modules of this one that Python runs before it."""
+    text = path.read_text(encoding="utf-8")
+    folders = (folder / "__init__.py" for folder in path.parents if folder.is_relative_to(PACKAGE))
+    files = {file for file in folders if file != path}
     for node in ast.parse(text).body:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("attention_xp"):
             home = PACKAGE.parent.joinpath(*node.module.split("."))
-            files += [home.with_suffix(".py"), home / "__init__.py", *(home / f"{name.name}.py" for name in node.names)]
-    return tuple(file for file in files if file.is_file())
+            names = (home / f"{name.name}.py" for name in node.names)
+            files.update(file for file in (home.with_suffix(".py"), home / "__init__.py", *names) if file.is_file())
+    return frozenset(re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE)), frozenset(files)
 
 
 def standard_modules() -> list[Path]:
