@@ -16,6 +16,8 @@ RULES = {
     "gated_delta": {"decay": "channel", "beta": True},
     "gated_delta by head": {"decay": "head", "beta": True},
 }
+# Rules of which others have every part.
+PARTS = {"gated by head", "delta"}
 
 
 def inputs(

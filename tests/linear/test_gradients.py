@@ -10,10 +10,11 @@ from tests._assertions import assert_close, dtype_name
 from tests._autodiff import WITH_GRADIENTS, check
 from tests._backends import to_numpy
 from tests._inputs import normal
-from tests.linear._cases import RULES, inputs, made, state
+from tests._quick import some_rare
+from tests.linear._cases import PARTS, RULES, inputs, made, state
 from tests.linear._reference import linear
 
-rules = pytest.mark.parametrize("rule", RULES)
+rules = pytest.mark.parametrize("rule", some_rare({rule: rule for rule in RULES}, PARTS.__contains__))
 ARRAYS = ("query", "key", "value", "decay", "beta")
 # torch loads its forward-mode rules with a function of its own that it has deprecated.
 quiet = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -183,7 +184,9 @@ def test_a_feature_map_without_derivative_is_refused(library):
 
 @pytest.mark.backends(*WITH_GRADIENTS)
 @pytest.mark.parametrize(  # a feature map knows nothing of the rule behind it
-    ("rule", "feature_map"), [(rule, None) for rule in RULES] + [("linear", m) for m in ("elu", "performer", "own")]
+    ("rule", "feature_map"),
+    some_rare({rule: (rule, None) for rule in RULES}, PARTS.__contains__)
+    + [("linear", m) for m in ("elu", "performer", "own")],
 )
 def test_formula_and_automatic_differentiation_agree(library, rule, feature_map):
     xp = library.namespace()

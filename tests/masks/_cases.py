@@ -141,3 +141,9 @@ EXACT = [
     and name
     not in {"prefix LM", "causal segments", "neither", "strided Sparse Transformer", "fixed Sparse Transformer"}
 ]
+
+# Another one of the same class holds the same arrays, if any: a library does the same to both.
+ALIKE = {
+    "left window", "right window", "open window", "stride of 1", "prefixes", "jumbled segments", "segments of a batch",
+    "blocks of heads", "blocks of a batch", "causal segments", "strided Sparse Transformer", "fixed Sparse Transformer",
+}  # fmt: skip

@@ -23,18 +23,13 @@ from tests._backends import to_numpy
 from tests._inputs import inputs
 from tests._quick import some_rare
 from tests.conftest import IMPLS
-from tests.masks._cases import CASES
+from tests.masks._cases import ALIKE, CASES
 
 QKV = inputs((2, 6, 5, 8), (2, 3, 9, 8))  # grouped heads, Sq != Sk
 HEADS = 6
 
 # Rules that depend on heads are made for 3 of them.
 names = pytest.mark.parametrize("name", [n for n in CASES if n != "vast window"])
-# Another one of the same class holds the same arrays, if any: a transformation does the same to both.
-ALIKE = {
-    "left window", "right window", "open window", "stride of 1", "prefixes", "jumbled segments", "segments of a batch",
-    "blocks of heads", "blocks of a batch", "causal segments", "strided Sparse Transformer", "fixed Sparse Transformer",
-}  # fmt: skip
 transformed = pytest.mark.parametrize(
     "name", some_rare({n: n for n in CASES if n != "vast window"}, lambda name: name in ALIKE)
 )
