@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 
@@ -28,13 +29,15 @@ def start(module, *arguments, devices):
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def finish(*processes, seconds=600):
-    for process in processes:
-        try:
+def finish(*processes, seconds=280):
+    """Wait for processes, less long than pytest waits for a test, and leave none behind."""
+    with ExitStack() as stack:
+        for process in processes:
+            stack.enter_context(process)
+            stack.callback(process.kill)
+        for process in processes:
             output, _ = process.communicate(timeout=seconds)
-        finally:
-            process.kill()
-        assert process.returncode == 0, output
+            assert process.returncode == 0, output
 
 
 @pytest.mark.parametrize(
