@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +57,7 @@ class Plans:
         self._answers: dict[tuple[Item, int], Answers] = {}
         self._tiles: dict[tuple[Item, Bounds], list[Tile]] = {}
         self._order: dict[Item, list[Bounds]] = {}
+        self.made: dict[tuple[Item, Bounds], Any] = {}  # what a walker made of the tiles of a block, for later calls
         self._offsets: set[int] = set()
 
     def tiles(self, item: Item, rows: Bounds) -> list[Tile]:
@@ -70,7 +72,7 @@ class Plans:
         """Forget the plans of other offsets where there are too many; a thread that looks for one makes it anew."""
         if item.offset not in self._offsets:
             if len(self._offsets) >= _MOST_OFFSETS:
-                for known in (self._offsets, self._tiles, self._answers, self._order):
+                for known in (self._offsets, self._tiles, self._answers, self._order, self.made):
                     known.clear()
             self._offsets.add(item.offset)
 

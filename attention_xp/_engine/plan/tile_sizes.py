@@ -57,9 +57,11 @@ _SCORES_COMPILED = (
     2**19,
 )  # of a tile and head, at most: for each number of query and key, or, if that is more, in all
 CROWDED = 512  # lines whose starts are a multiple of so many numbers apart compete for the same cache sets
-_PAIRS_COMPILED = 2**21  # of a job of compiled loops, unless it has fewer rows than `_TALLEST`, which share packed keys
+_PAIRS_COMPILED = 2**23  # of a job of compiled loops, unless it has fewer rows than `_TALLEST`, which share packed keys
+_TALLEST_SPARSE = 4096  # rows of all heads of such a job, where rules leave out much of its pairs
 _PAIRS_OF_RULE = 2**19  # likewise, where a rule gives an array of what is added to their scores
-_ROWS_COMPILED_BACKWARD = 512  # of a block, whose gradients are in memory together
+_ROWS_COMPILED_BACKWARD = 512, 2048  # of all heads of a block, at least and at most; their gradients lie in memory
+_PARTS_COMPILED_BACKWARD = 4  # of a head, at least, for several threads
 _JOBS_COMPILED = 6  # jobs of compiled loops for each thread, at least
 _JOBS, _JOBS_BACKWARD = 3, 2  # for each thread, at least; backward the last ones are cut further
 
@@ -110,7 +112,7 @@ def tile_shape(problem: Problem, threads: int) -> TileShape:
 def compiled_shape(problem: Problem, threads: int) -> TileShape:
     """Return the shape of the blocks of rows that compiled loops take at once, under all keys: NumPy."""
     Sq, Sk = problem.query.shape[-2], problem.key.shape[-2]
-    most = max(_PAIRS_COMPILED // min(Sk, narrowest(problem.rules) + 2 * STRIP), _TALLEST)
+    most = max(_PAIRS_COMPILED // max(Sk, 1), _TALLEST_SPARSE if grain(problem.rules) < sys.maxsize else _TALLEST)
     if problem.evaluates_pairs:
         most = _PAIRS_OF_RULE // Sk
     height = max(min(math.prod(problem.lead) * Sq // (_JOBS_COMPILED * threads), most), FEWEST_ROWS)
@@ -124,8 +126,11 @@ def compiled_backward_shape(problem: Problem, threads: int) -> TileShape:
     shape = compiled_shape(problem, threads)
     is_alone = problem.tile is not None or not _is_uniform_along_heads(problem)
     heads = 1 if is_alone else max(shape.heads, problem.group)
-    rows = shape.rows if problem.tile is not None else _equal_parts(problem.query.shape[-2], _ROWS_COMPILED_BACKWARD)
-    return TileShape(heads, rows, shape.columns, folded=False)
+    least, most = _ROWS_COMPILED_BACKWARD
+    if threads > 1:  # the last heads are handed out in parts
+        most = min(most, problem.query.shape[-2] // _PARTS_COMPILED_BACKWARD)
+    rows = _equal_parts(problem.query.shape[-2], max(most // heads, least))
+    return TileShape(heads, rows if problem.tile is None else shape.rows, shape.columns, folded=False)
 
 
 def _has_bands(problem: Problem) -> bool:

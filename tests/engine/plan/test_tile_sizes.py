@@ -5,7 +5,13 @@ import pytest
 
 from attention_xp._engine.plan import row_tiles, tile_sizes as tile_sizes_module
 from attention_xp._engine.plan.plan import bounds
-from attention_xp._engine.plan.tile_sizes import backward_tile_sizes, stack, tile_sizes
+from attention_xp._engine.plan.tile_sizes import (
+    backward_tile_sizes,
+    compiled_backward_shape,
+    compiled_shape,
+    stack,
+    tile_sizes,
+)
 from attention_xp._engine.problem.problem import Problem
 from attention_xp.masks import BlockMask, CausalMask, WindowMask, longformer_mask
 
@@ -26,6 +32,20 @@ def test_a_mask_and_options_that_say_the_same_have_the_same_tiles(library, sizes
     by_options = problem(library, None, is_causal=True, window=(300, 0))
     by_mask = problem(library, CausalMask() & WindowMask(300, 0))
     assert sizes(by_options) == sizes(by_mask)
+
+
+@pytest.mark.backends("numpy")
+@pytest.mark.parametrize(
+    ("mask", "rows"),
+    [(None, 2048), (CausalMask(), 2048), (blocks((64, 64)), 4096), (longformer_mask(256), 4096)],
+    ids=["full", "causal", "blocks", "longformer"],
+)
+def test_blocks_of_compiled_loops_are_taller_where_much_is_left_out_and_threads_are_few(library, mask, rows):
+    call = problem(library, mask)
+    assert compiled_shape(call, 1)[:3] == (1, rows, 4096)
+    assert compiled_shape(call, 8)[:3] == (1, 592, 4096)  # six jobs for each thread, at least
+    assert compiled_shape(problem(library, mask, length=2**17), 1).rows == (2**12 if rows > 2048 else 2**10)
+    assert [compiled_backward_shape(call, threads).rows for threads in (1, 2)] == [2048, 1024]
 
 
 @pytest.mark.backends("jax")

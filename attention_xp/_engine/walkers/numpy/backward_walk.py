@@ -20,13 +20,13 @@ from attention_xp._engine.walkers.numpy.route import Route
 from attention_xp._typing import Array, DType
 from attention_xp.biases import Bias
 
-__all__ = ["BackwardWalk", "is_matrix"]
+__all__ = ["BackwardWalk", "Job", "is_matrix"]
 
 _PIECES = 4  # of each of the last jobs for each thread, so that all threads end together
 _MOST_COPIES = 2**25  # bytes of further gradients of keys and values, where rows are parted
 
 
-class _Job(NamedTuple):
+class Job(NamedTuple):
     """Query heads, all with their key/value heads, and some of their blocks of rows."""
 
     places: list[Place]
@@ -95,7 +95,7 @@ class BackwardWalk:
                 shared = [one or n == 1 for one, n in zip(shared, sizes, strict=True)]
         return shared
 
-    def _jobs(self, groups: list[list[Place]], threads: int) -> list[_Job]:
+    def _jobs(self, groups: list[list[Place]], threads: int) -> list[Job]:
         """Return a job for each group; the last ones are cut by rows, or by heads if they have few rows."""
         problem, shape, wanted = self.problem, self.shape, _PIECES * threads
         blocks = sorted(self.route.blocks()) if groups else []
@@ -109,8 +109,8 @@ class BackwardWalk:
         parts = max(1, min(-(-wanted // max(len(cut), 1)), len(blocks), 1 + _MOST_COPIES // max(copy, 1)))
         edges = [len(blocks) * i // parts for i in range(parts + 1)]
         runs = [blocks[first:end] for first, end in itertools.pairwise(edges)]
-        pieces = [_Job(places, run, part) for part, run in enumerate(runs) for places in cut]
-        return [*(_Job(places, blocks) for places in whole), *reversed(pieces)]
+        pieces = [Job(places, run, part) for part, run in enumerate(runs) for places in cut]
+        return [*(Job(places, blocks) for places in whole), *reversed(pieces)]
 
     def keys_of(self, place: Place) -> KeysOf:
         """Return the keys and values of some heads; two threads may both prepare them, with the same result."""

@@ -12,7 +12,7 @@ from attention_xp._engine.tile.backward_step import shift_of
 from attention_xp._engine.tile.gradients import Known
 from attention_xp._engine.tile.scores import survival_factor
 from attention_xp._engine.walkers.numpy.backward_run import delta_of
-from attention_xp._engine.walkers.numpy.backward_walk import BackwardWalk
+from attention_xp._engine.walkers.numpy.backward_walk import BackwardWalk, Job
 from attention_xp._engine.walkers.numpy.compiled.steps import Steps
 from attention_xp._engine.walkers.numpy.heads import is_finite
 from attention_xp._engine.walkers.numpy.place import Place
@@ -40,12 +40,19 @@ class _Walk(BackwardWalk):
         super().__init__(problem, known, (False,) * len(problem.addends), threads)
         self.steps, self.is_sound = steps, True
         self.key_factor = steps.key_factor
+        self.stretches = StretchesOf(problem, self.route)
 
     def _shape(self, threads: int) -> TileShape:
         return compiled_backward_shape(self.problem, threads)
 
     def _route(self) -> Route:
         return Route(self.problem, self.shape, widest=self.shape.columns, together=0)  # a tile costs nothing by itself
+
+    def _jobs(self, groups: list[list[Place]], threads: int) -> list[Job]:
+        """Return a job for each group, and its parts for several threads alone, for each of them packs all keys."""
+        if threads > 1:
+            return super()._jobs(groups, threads)
+        return [Job(places, self.route.blocks()) for places in groups]
 
 
 class _Worker:
@@ -67,7 +74,6 @@ class _Worker:
     def __init__(self, walk: _Walk, buffers: list[Array]) -> None:
         self.walk, self.problem, self._steps = walk, walk.problem, walk.steps
         self._of_rows, self._of_keys, self._packed, self._scores = buffers[:3], buffers[3:5], buffers[5:7], buffers[7]
-        self._stretches = StretchesOf(walk.problem, walk.route)
 
     def contribute(self, job: int) -> None:
         """Visit all keys of some heads, or of a part of their rows."""
@@ -117,7 +123,7 @@ class _Worker:
             np.array(a, steps.dtype).reshape(G, m) for a in (shift_of(problem, known.lse), delta_of(problem, known))
         )
         region = Region(problem, (*place.starts, rows[0], 0), (*place.sizes, m, problem.key.shape[-2]))
-        stretches = self._stretches.of(region, place, rows)
+        stretches = walk.stretches.of(region, place, rows)
         steps.differentiate(
             stretches[:2],
             steps.draws(region),

@@ -12,7 +12,7 @@ from attention_xp._typing import Array
 
 __all__ = ["attend_in_place"]
 
-_NOTHING_ADDED = np.zeros((0, 3), np.int64)
+_NOTHING_ADDED, _NO_CHUNKS = np.zeros((0, 3), np.int64), np.zeros(0, np.uint8)
 
 
 def attend_in_place(steps: Steps, region: Region, query: Array, key: Array, value: Array, wanted: Wanted) -> Attended:
@@ -30,7 +30,7 @@ def attend_in_place(steps: Steps, region: Region, query: Array, key: Array, valu
     with lent([m * D, m * steps.lanes, m * N, steps.scores(1)], steps.dtype) as (rows, sums, outputs, scores):
         memory = rows.reshape(m, D), *steps.no_copies(D, N), sums.reshape(m, -1), outputs.reshape(m, N), scores
         arrays = query, key, value, out
-        steps.attend((everything, _NOTHING_ADDED), steps.draws(region), arrays, (shift, total), memory, is_new=False)
+        steps.attend((everything, _NOTHING_ADDED), steps.draws(region), arrays, (shift, total), memory, _NO_CHUNKS)
     shift, total = (a.reshape(*output.shape[:-1], 1) for a in (shift, total))
     return Attended(output, None, log_sum_exp(problem, region, Running(shift, total, output)) if wanted.lse else None)
 

@@ -36,6 +36,7 @@ class _Walk(ForwardWalk):
     def __init__(self, problem: Problem, steps: Steps, threads: int, *, lse: bool) -> None:
         super().__init__(problem, threads, lse=lse)
         self.steps, self.is_sound = steps, True
+        self.stretches = StretchesOf(problem, self.route)
 
     def _shape(self, threads: int) -> TileShape:
         return compiled_shape(self.problem, threads)
@@ -62,8 +63,8 @@ class _Worker:
     def __init__(self, walk: _Walk, buffers: list[Array]) -> None:
         self.walk, self.problem, self._steps = walk, walk.problem, walk.steps
         self._memory = buffers
-        self._stretches = StretchesOf(walk.problem, walk.route)
         self._packed: tuple[int, ...] | None = None  # the keys of a single head that lie in memory
+        self._there = np.zeros(self._steps.at_once(walk.problem) // self._steps.keys, np.uint8)  # which chunks of them
         self._keys: tuple[Array, Array]
 
     def attend(self, job: int) -> None:
@@ -89,12 +90,9 @@ class _Worker:
         query = self.problem.query[(*place.at, slice(*rows))].reshape(G, m, -1).astype(steps.dtype, copy=False)
         state = start(self.problem, region, target, shift=None)
         shift, total = (np.array(a, steps.dtype).reshape(G, m) for a in (state.peak, state.total))
-        stretches, memory = self._stretches.of(region, place, rows), self._memory_for(m)
-        is_new, key, value = self._keys_of(place)
-        if len(stretches.table) == 0:  # then nothing is packed
-            self._packed = None
-        arrays = query, key, value, target.reshape(G, m, -1)
-        steps.attend(stretches[:2], steps.draws(region), arrays, (shift, total), memory, is_new=is_new)
+        stretches, memory = self.walk.stretches.of(region, place, rows), self._memory_for(m)
+        arrays = query, *self._keys_of(place), target.reshape(G, m, -1)
+        steps.attend(stretches[:2], steps.draws(region), arrays, (shift, total), memory, self._there)
         return shift.reshape(*lead, m, 1), total.reshape(*lead, m, 1)
 
     def _memory_for(self, m: int) -> tuple[Array, ...]:
@@ -106,18 +104,18 @@ class _Worker:
         rows = query[: m * D].reshape(m, D), sums[: m * lanes].reshape(m, lanes), outputs[: m * N].reshape(m, N)
         return rows[0], *keys, *rows[1:], scores
 
-    def _keys_of(self, place: Place) -> tuple[bool, Array, Array]:
-        """Return whether keys are not packed yet, and the keys and values of some heads: often those of the job before."""
+    def _keys_of(self, place: Place) -> tuple[Array, Array]:
+        """Return the keys and values of some heads: often those of the job before, some of which are packed."""
         key, value = (
             place.shared(self.problem, a).reshape(-1, *a.shape[-2:]) for a in (self.problem.key, self.problem.value)
         )
         K = max(len(key), len(value))  # batch items may share keys, or values, alone
         name = address_of(key), address_of(value), K
-        is_new = self._packed != name
-        if is_new:
+        if self._packed != name:
             self._packed = name
             self._keys = self._of_heads(key, K), self._of_heads(value, K)
-        return is_new or K > 1, *self._keys
+            self._there[:] = 0
+        return self._keys
 
     def _of_heads(self, array: Array, K: int) -> Array:
         """Return the keys or values of so many heads, (K, Sk, W), in the dtype of the computation."""

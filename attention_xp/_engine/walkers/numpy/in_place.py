@@ -30,7 +30,7 @@ _NEVER = 0.9  # of the largest number: a score from which it is subtracted is no
 SAFE = 124.0  # powers of two in float32 are fast from -124 to 124; subnormal ones take up to a hundred times as long
 _WHOLE_RUN = 32  # columns without an exclusion, at least, for which a patch is split in two
 
-_SMALL, _MOST_KEPT = 2**16, 128  # pairs of the patches of a tile that are kept for other calls, and how many such tiles
+_SMALL, _MOST_KEPT = 2**17, 64  # pairs of the patches of a tile that are kept for other calls, and how many such tiles
 
 Patches = list[tuple[slice, Array]]  # columns of a tile, and which of its pairs there are allowed
 _KEPT: dict[object, Patches] = {}

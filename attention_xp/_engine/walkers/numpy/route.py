@@ -1,5 +1,8 @@
 """The blocks of rows of a call on NumPy, in the order in which they are computed, and the tiles of each."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from attention_xp._engine.plan.answers import Grid
 from attention_xp._engine.plan.plan import Bounds, Tile
 from attention_xp._engine.plan.plans import Plans
@@ -8,6 +11,8 @@ from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.walkers.numpy.place import Place, item_of
 
 __all__ = ["Route"]
+
+_T = TypeVar("_T")
 
 
 class Route:
@@ -20,6 +25,21 @@ class Route:
             Plans.of if problem.keys_count_up else Plans
         )  # what was planned for other positions serves no other call
         self._plans = plans(problem.rules, problem.query.shape[-2], _grid(problem, shape, widest, together))
+
+    def made(self, rows: Bounds, make: Callable[[], tuple[_T, bool]]) -> _T:
+        """Return what `make` makes of the tiles of a block; where it says so, that serves all heads and later calls.
+
+        Two threads may both make it.
+        """
+        if self._common is None:
+            return make()[0]
+        name = self._common, rows
+        known = self._plans.made.get(name)
+        if known is None:
+            known, may_serve = make()
+            if may_serve:
+                self._plans.made[name] = known
+        return known
 
     def blocks(self) -> list[Bounds]:
         """Return the blocks of rows of all heads: those with much work first, so that all threads end together."""

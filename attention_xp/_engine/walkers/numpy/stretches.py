@@ -1,6 +1,6 @@
 """The tiles of a block of rows as tables of numbers, which compiled loops read: bounds, and addresses of flags and addends."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,33 +33,27 @@ class Stretches(NamedTuple):
     )
     held: tuple[Array, ...]  # the arrays that the addresses point to
 
-    @classmethod
-    def of(cls, region: Region, tiles: Sequence[Tile], allowed: Any) -> "Stretches":
-        """Return those of the rows of a region, under all keys; `allowed` is the primitive that evaluates rules."""
-        held: list[Array] = []
-        rows = [row for tile in tiles for row in _of_tile(region, tile, allowed, held)]
-        problem: Problem = region.frame  # type: ignore[assignment]
-        addends = [_address(_numbers(region, addend), held) for addend in problem.addends]
-        table = np.asarray(rows, np.int64).reshape(-1, _NUMBERS)
-        return cls(table, np.asarray(addends, np.int64).reshape(-1, 3), tuple(held))
-
 
 class StretchesOf:
-    """The stretches of the blocks of one call, for one thread; those that are the same for all heads are made once."""
+    """The stretches of the blocks of one call; tables that are the same for all heads are made once, also for later calls."""
 
     def __init__(self, problem: Problem, route: Route) -> None:
         self._problem, self._route = problem, route
         self._rules = _Rules(problem)
-        self._known: dict[Bounds, Stretches] = {}
 
     def of(self, region: Region, place: Place, rows: Bounds) -> Stretches:
-        """Return the stretches of some rows."""
-        known, problem = self._known.get(rows), self._problem
-        if known is None:
-            known = Stretches.of(region, self._route.tiles(place, rows), self._rules.allowed)
-            if len(problem.addends) == 0 and problem.shift_invariant(problem.rules):
-                self._known[rows] = known
-        return known
+        """Return the stretches of some rows, whose region is under all keys."""
+        table, of_table = self._route.made(rows, lambda: self._table(region, place, rows))
+        held: list[Array] = []
+        addends = [_address(_numbers(region, addend), held) for addend in self._problem.addends]
+        return Stretches(table, np.asarray(addends, np.int64).reshape(-1, 3), (*of_table, *held))
+
+    def _table(self, region: Region, place: Place, rows: Bounds) -> tuple[tuple[Array, list[Array]], bool]:
+        """Return a table with its flags, and whether these depend on positions alone."""
+        tiles, held = self._route.tiles(place, rows), list[Array]()
+        numbers = [row for tile in tiles for row in _of_tile(region, tile, self._rules.allowed, held)]
+        depends_on_positions = self._problem.shift_invariant(tuple(rule for tile in tiles for rule in tile.rules))
+        return (np.asarray(numbers, np.int64).reshape(-1, _NUMBERS), held), depends_on_positions
 
 
 class _Rules(InPlace):

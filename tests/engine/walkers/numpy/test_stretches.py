@@ -99,11 +99,17 @@ def test_a_mask_of_numbers_and_a_rule_are_added_in_turn():
 
 
 @pytest.mark.parametrize(
-    ("options", "is_known"), [({"is_causal": True}, True), ({"bias": np.zeros((Sq, 1), np.float32)}, False)]
+    ("mask", "options", "is_known"),
+    [
+        (None, {"is_causal": True}, True),
+        (None, {"bias": np.zeros((Sq, 1), np.float32)}, True),
+        (np.eye(Sq, Sk, dtype=bool), {}, False),
+    ],
+    ids=["causal", "bias", "mask"],
 )
-def test_what_is_the_same_for_all_heads_is_made_once(options, is_known):
-    first, again = stretches(**options)
-    assert (again() is first) is is_known
+def test_what_is_the_same_for_all_heads_is_made_once(mask, options, is_known):
+    first, again = stretches(mask, **options)
+    assert (again().table is first.table) is is_known
 
 
 @pytest.mark.parametrize(
@@ -114,3 +120,19 @@ def test_each_array_to_which_an_address_points_is_held(mask, options):
     found, _ = stretches(mask, **options)
     addresses = {row[4] for row in found.table.tolist()} | {row[0] for row in found.addends.tolist()}
     assert addresses - {0} == {array.__array_interface__["data"][0] for array in found.held} != set()
+
+
+@pytest.mark.parametrize("options", [{}, {"window": (20, 5)}], ids=str)
+def test_a_later_call_has_the_same_table_and_its_own_addends(options):
+    first, _ = stretches(bias=np.ones((Sq, Sk), np.float32), **options)
+    later, _ = stretches(bias=AlibiBias(np.ones(H, np.float32)), **options)
+    assert later.table is first.table
+    assert len(first.addends) == len(later.addends) == 1
+    assert first.addends[0, 0] != later.addends[0, 0]
+
+
+def test_flags_that_depend_on_more_than_positions_are_made_anew():
+    masks = (np.random.default_rng(seed).random((Sq, Sk)) < 0.5 for seed in range(2))
+    for mask in masks:
+        found, _ = stretches(mask)
+        np.testing.assert_array_equal(allowed_by(found.table)[0], mask[100:200])

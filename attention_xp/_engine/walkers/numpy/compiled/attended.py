@@ -10,25 +10,23 @@ from attention_xp._engine.walkers.numpy.compiled.bands import (
     BAND,
     NONE,
     SOME,
+    STRIPS,
     TALL,
     add,
     bend,
-    copy_head,
     flags_from,
     look,
-    pack_head,
     score,
     score_in_place,
 )
 from attention_xp._engine.walkers.numpy.compiled.compiling import compiled, inlined
+from attention_xp._engine.walkers.numpy.compiled.copies import copy_head, copy_row, pack_head
 from attention_xp._engine.walkers.numpy.compiled.draws import ROOM, draw
 from attention_xp._engine.walkers.numpy.compiled.line import (
     KEYS,
     keep_line,
     largest_of_line,
     multiply_vector,
-    number_at,
-    put_at,
     raise_line,
 )
 from attention_xp._engine.walkers.numpy.compiled.multiplied import multiply_rows
@@ -46,7 +44,7 @@ def attend(
     value,
     output,
     sizes,
-    is_new,
+    there,
     addends,
     factors,
     constants,
@@ -63,7 +61,8 @@ def attend(
     """Attend all keys that the `stretches` allow, and write the output of some rows (G, m, Dv).
 
     All arrays have an address and three strides in bytes: the query (G, m, D), the key (K, Sk, D), the value (K, Sk, Dv) and
-    the output (G, m, Dv). The `sizes` are K, Sk and Dv. Unless the keys are new, memory has them and their values already.
+    the output (G, m, Dv). The `sizes` are K, Sk and Dv. Of a single head, memory may have some chunks of keys and their values
+    already: of each chunk that can lie there, `there` is 0 where it does not. The others are copied when they are first met.
     Each of the `stretches` has bounds of rows and of keys, and the address of the flags of the pairs that are allowed, 0
     where all are, with the bytes from row to row and from head to head. Each of the `addends` has an address, and the bytes
     from head to head and from row to row. The `factors` are the soft cap in the base, 0 where there is none, that of what is
@@ -87,14 +86,11 @@ def attend(
         _begin(query[0] + g * query[1], query[2:], factor_of_query, rows_of, outputs, sums, totals, g)
         for seen_keys in range(0, Sk, at_once):
             most = min(seen_keys + at_once, Sk)
-            if not _are_met(stretches, seen_keys, most):
-                continue
-            copied = key[0] + k * key[1] + seen_keys * key[2], value[0] + k * value[1] + seen_keys * value[2]
+            places = key[0] + k * key[1] + seen_keys * key[2], value[0] + k * value[1] + seen_keys * value[2]
             if not is_packed:
-                of_value = copied[1], value[2]
-            elif Sk > at_once or (is_new and g % group == 0):
-                pack_head(copied[0], key[2:], most - seen_keys, packed)
-                copy_head(copied[1], value[2:], most - seen_keys, Dv, values)
+                of_value = places[1], value[2]
+            if Sk > at_once or (K > 1 and g % group == 0):
+                there[:] = 0
             for s in range(len(stretches)):
                 first_row, last_row, first_key = stretches[s, 0], stretches[s, 1], stretches[s, 2]
                 flags, begin = (stretches[s, 4] + g * stretches[s, 6], stretches[s, 5]), max(first_key, seen_keys)
@@ -102,42 +98,46 @@ def attend(
                 for top in range(first_row, last_row, TALL):
                     for left in range(begin - begin % KEYS, last_key, KEYS):
                         keys = left, max(begin - left, 0), min(last_key - left, KEYS)
+                        chunk = (left - seen_keys) // KEYS
+                        if is_packed and not there[chunk]:
+                            _bring(places, (key[2:], value[2:]), chunk, min(Sk - left, KEYS), Dv, packed, values)
+                            there[chunk] = 1
                         for row in range(top, min(top + TALL, last_row), BAND):
                             rows = row, min(row + BAND, top + TALL, last_row)
                             at = look(seen, edge, flags_from(flags, row - first_row, left - first_key), rows, keys)
                             survivors = draw(kept, words, draws, g, rows, left) if draws[3] else np.int64(0)
                             if is_packed:
-                                score(of_query, of_key + (left - seen_keys) * D * item, scores, seen, rows)
+                                score(of_query, of_key + (left - seen_keys) * D * item, scores, seen, rows, True)
                             else:
-                                chunk = copied[0] + (left - seen_keys) * key[2], key[2]
+                                first = places[0] + (left - seen_keys) * key[2], key[2]
                                 ahead = of_value[0] + (left - seen_keys) * of_value[1], of_value[1], Dv * item
-                                score_in_place(of_query, chunk, ahead, scores, rows, keys)
+                                score_in_place(of_query, first, ahead, scores, rows, keys)
                             bend(scores, rows[1] - row, factors[0], natural)
                             if len(addends) > 0 or keys[2] - keys[1] < KEYS:
                                 add(scores, (addends, g), factors, rows, keys)
                             _raise(
                                 scores, seen, at, survivors, constants, factors[3], shifts, g, of_sums, of_output, rows
                             )
-                            _weigh(scores, seen, of_value, of_output, rows, (left - seen_keys, keys[1], keys[2]))
+                            _weigh(scores, seen, of_value, of_output, rows, left - seen_keys)
         _end(sums, outputs, totals, g, (output[0] + g * output[1], output[2], output[3]), Dv, survival)
 
 
-@inlined
-def _are_met(stretches, first, last):
-    """Whether some keys are in a stretch."""
-    for s in range(len(stretches)):  # noqa: SIM110  # numba knows no generators here
-        if stretches[s, 2] < last and first < stretches[s, 3]:
-            return True
-    return False
+@compiled()
+def _bring(addresses, strides, chunk, count, Dv, packed, values):
+    """Copy a chunk of so many keys, and their values."""
+    first = chunk * KEYS
+    of_key, of_value = addresses[0] + first * strides[0][0], addresses[1] + first * strides[1][0]
+    pack_head(of_key, strides[0], count, packed[chunk : chunk + 1])
+    copy_head(of_value, strides[1], count, Dv, values[first : first + KEYS])
 
 
 @inlined
 def _begin(query, strides, factor, rows_of, outputs, sums, totals, g):
     """Copy the query times its factor, and put zeros where is summed up."""
-    one = rows_of.dtype.type(0.0)
+    one, item = rows_of.dtype.type(0.0), rows_of.itemsize
     for i in range(len(rows_of)):
-        for d in range(rows_of.shape[1]):
-            rows_of[i, d] = factor * number_at(query + i * strides[0] + d * strides[1], one)
+        to = rows_of.ctypes.data + i * rows_of.shape[1] * item, item
+        copy_row(to, (query + i * strides[0], strides[1]), rows_of.shape[1], item, factor)
         for d in range(outputs.shape[1]):
             outputs[i, d] = one
         for lane in range(sums.shape[1]):
@@ -148,13 +148,13 @@ def _begin(query, strides, factor, rows_of, outputs, sums, totals, g):
 @inlined
 def _end(sums, outputs, totals, g, output, Dv, survival):
     """Write the sums of values over those of the weights that survive; a row without any has the output 0."""
-    address, row, column = output
+    (address, row, column), item = output, outputs.itemsize
     for i in range(len(sums)):
         total = _total(sums, i)
         totals[g, i] = total
         factor = survival / total if total != 0.0 else survival
-        for d in range(Dv):
-            put_at(address + i * row + d * column, outputs[i, d] * factor)
+        of = outputs.ctypes.data + i * outputs.shape[1] * item, item
+        copy_row((address + i * row, column), of, Dv, item, factor)
 
 
 @inlined
@@ -186,13 +186,14 @@ def _raise(scores, seen, flags, survivors, constants, headroom, shifts, g, sums,
 
 
 @inlined
-def _weigh(scores, seen, values, output, rows, keys):
+def _weigh(scores, seen, values, output, rows, left):
     """Add weights times values to the output."""
-    (row, last_row), (left, begin, end), (value, step), (out, width) = rows, keys, values, output
+    (row, last_row), (value, step), (out, width) = rows, values, output
     item, first, one = scores.itemsize, scores.ctypes.data, scores.dtype.type(0.0)
     line = KEYS * item
     for i in range(0, last_row - row, ROWS):
         if seen[i // ROWS] != NONE:
+            begin, end = np.int64(seen[STRIPS + i // ROWS]), np.int64(seen[2 * STRIPS + i // ROWS])
             at = out + (row + i) * width, first + i * line + begin * item, value + (left + begin) * step
             sizes = min(ROWS, last_row - row - i), end - begin, width
             multiply_rows(at, (width, line, item, step), sizes, True, one)

@@ -6,11 +6,11 @@ where their parts are handed on: a view of an array counts as one more owner of 
 
 import numpy as np
 
-from attention_xp._engine.walkers.numpy.compiled.compiling import compiled, inlined
+from attention_xp._engine.walkers.numpy.compiled.compiling import inlined
 from attention_xp._engine.walkers.numpy.compiled.dots import CACHE_LINE, FEW_KEYS, multiply_keys
 from attention_xp._engine.walkers.numpy.compiled.line import KEYS, add_line, fetch, number_at, verdict
 from attention_xp._engine.walkers.numpy.compiled.multiplied import multiply_rows
-from attention_xp._engine.walkers.numpy.compiled.registers import ROWS, WIDTH
+from attention_xp._engine.walkers.numpy.compiled.registers import ROWS, VECTORS, WIDTH
 from attention_xp._engine.walkers.numpy.compiled.scalars import tanh
 
 __all__ = [
@@ -19,52 +19,21 @@ __all__ = [
     "KEYS",
     "NONE",
     "SOME",
+    "STRIPS",
     "TALL",
     "WIDTH",
     "add",
     "bend",
-    "copy_head",
     "flags_from",
     "look",
-    "pack",
-    "pack_head",
     "score",
     "score_in_place",
 ]
 
-BAND = 8 * ROWS  # rows whose scores lie in the nearest cache, beside the keys or the values that they meet
+STRIPS = 8  # of a band
+BAND = STRIPS * ROWS  # rows whose scores lie in the nearest cache, beside the keys or the values that they meet
 TALL = 4 * BAND  # rows that meet the same keys while these are in the next cache
 NONE, SOME, EVERY = range(3)  # of the pairs of a strip are allowed
-
-
-@compiled()
-def pack(address, strides, length, packed):
-    """Write keys (K, Sk, D), which have an address and strides in bytes, to (K, chunks, D, KEYS)."""
-    for k in range(len(packed)):
-        pack_head(address + k * strides[0], strides[1:], length, packed[k])
-
-
-@compiled()
-def pack_head(address, strides, length, packed):
-    """Write keys (Sk, D) to (chunks, D, KEYS): those of a chunk side by side, with zeros behind the last one."""
-    D, one = packed.shape[1], packed.dtype.type(0.0)
-    for c in range((length + KEYS - 1) // KEYS):
-        first, real = address + c * KEYS * strides[0], min(length - c * KEYS, KEYS)
-        for d in range(D):
-            for j in range(real):
-                packed[c, d, j] = number_at(first + j * strides[0] + d * strides[1], one)
-            packed[c, d, real:] = one
-
-
-@compiled()
-def copy_head(address, strides, length, width, rows):
-    """Write values (Sk, Dv), which have an address and strides in bytes, to rows of whole vectors, with zeros behind them."""
-    one = rows.dtype.type(0.0)
-    for i in range(length):
-        for d in range(width):
-            rows[i, d] = number_at(address + i * strides[0] + d * strides[1], one)
-        for d in range(width, rows.shape[1]):
-            rows[i, d] = one
 
 
 @inlined
@@ -77,13 +46,14 @@ def flags_from(flags, row, column):
 def look(seen, edge, flags, rows, keys):
     """Write of each strip which of its pairs are allowed, and return where the flags of whole lines are, and their distance.
 
-    The address of the flags is 0 where all pairs are allowed.
+    Behind what is `seen` of all strips it has the first key of each, and behind these the key after the last. The address of
+    the flags is 0 where all pairs are allowed.
     """
-    if flags[0] == 0:
-        for i in range(BAND // ROWS):
-            seen[i] = EVERY
-        return flags
     (address, step), (row, last_row), (_, begin, end) = flags, rows, keys
+    if address == 0:
+        for i in range(STRIPS):
+            seen[i], seen[STRIPS + i], seen[2 * STRIPS + i] = EVERY, begin, end
+        return flags
     for j in range(last_row - row):
         fetch(address + j * step + KEYS)
     if end - begin < KEYS:  # memory beyond an array is not read
@@ -92,21 +62,39 @@ def look(seen, edge, flags, rows, keys):
                 edge[j, i] = number_at(address + j * step + i, edge[0, 0]) if begin <= i < end else 0
         address, step = np.int64(edge.ctypes.data), np.int64(KEYS)
     for i in range(0, last_row - row, ROWS):
-        some, every = verdict(address + i * step, step, min(ROWS, last_row - row - i))
-        seen[i // ROWS] = EVERY if every else (SOME if some else NONE)
+        first, last, every = verdict(address + i * step, step, min(ROWS, last_row - row - i))
+        seen[i // ROWS] = EVERY if every else (SOME if last else NONE)
+        seen[STRIPS + i // ROWS] = max(begin, first * (KEYS // 8))
+        seen[2 * STRIPS + i // ROWS] = min(end, last * (KEYS // 8))
     return address, step
 
 
 @inlined
-def score(given, chunk, scores, seen, rows):
-    """Write products of rows, which have an address, a width in bytes and so many numbers, and those of a chunk."""
+def score(given, chunk, scores, seen, rows, is_narrow):
+    """Write products of rows, which have an address, a width in bytes and so many numbers, and those of a chunk.
+
+    Where it `is_narrow`, what is written beside the keys that a strip attends is anything.
+    """
     (address, width, D), (row, last_row) = given, rows
     item, to, one = scores.itemsize, scores.ctypes.data, scores.dtype.type(0.0)
     line = KEYS * item
     for i in range(0, last_row - row, ROWS):
         if seen[i // ROWS] != NONE:
-            at = to + i * line, address + (row + i) * width, chunk
-            multiply_rows(at, (line, width, item, line), (min(ROWS, last_row - row - i), D, line), False, one)
+            left, size = 0, line
+            if is_narrow:
+                left, size = _around(
+                    np.int64(seen[STRIPS + i // ROWS]) * item, np.int64(seen[2 * STRIPS + i // ROWS]) * item
+                )
+            at = to + i * line + left, address + (row + i) * width, chunk + left
+            multiply_rows(at, (line, width, item, line), (min(ROWS, last_row - row - i), D, size), False, one)
+
+
+@inlined
+def _around(begin, end):
+    """Return where the vectors around some bytes begin, and their width: a single one, or as many as sums have at once."""
+    unit = WIDTH if end - (begin - begin % WIDTH) <= WIDTH else VECTORS * WIDTH
+    left = begin - begin % unit
+    return left, end - left + (left - end) % unit
 
 
 @inlined

@@ -76,14 +76,14 @@ def differentiate(
                         if _is_empty(seen, rows):
                             continue
                         survivors = draw(kept, words, draws, g, rows, left) if draws[3] else np.int64(0)
-                        score(of_query, of_key + left * D * item, weights, seen, rows)
+                        score(of_query, of_key + left * D * item, weights, seen, rows, False)
                         bend(weights, rows[1] - row, factors[0], natural)
                         if factors[0]:
                             _slope(weights, slopes, rows[1] - row, factors)
                         if len(addends) > 0 or keys[2] - keys[1] < KEYS:
                             add(weights, (addends, g), factors, rows, keys)
                         _weigh(weights, unused, seen, at, constants, shift, g, rows)
-                        score(of_gradient, of_value + left * Dv * item, grads, seen, rows)
+                        score(of_gradient, of_value + left * Dv * item, grads, seen, rows, False)
                         _pull(weights, grads, slopes, seen, survivors, delta, g, rows, factors[0])
                         first, column = left + keys[1], keys[1] * item
                         count, end = rows[1] - row, keys[2] - keys[1]

@@ -115,7 +115,10 @@ def keep_line(_typing: Any, line: Any, flags: Any, other: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def verdict(_typing: Any, flags: Any, step: Any, rows: Any) -> Any:
-    """Return whether some, and whether all flags of some lines are 1: `KEYS` bytes of each, which are 0 or 1."""
+    """Return between which keys some flags of some lines are 1, and whether all are: `KEYS` bytes of each, which are 0 or 1.
+
+    Keys are counted in eighths of a line; where no flag is 1, they end before they begin.
+    """
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         first, step, rows = arguments
@@ -127,13 +130,13 @@ def verdict(_typing: Any, flags: Any, step: Any, rows: Any) -> Any:
             return [builder.add(flags, step), builder.or_(some, here), builder.and_(every, here)]
 
         _, some, every = repeated(builder, rows, [first, nothing, everything], body)
-        answers = [
-            builder.icmp_unsigned("!=", _folded(builder, some, builder.or_), _EIGHT(0)),
-            builder.icmp_unsigned("==", _folded(builder, every, builder.and_), _EIGHT(_ONES)),
-        ]
-        return context.make_tuple(builder, signature.return_type, answers)
+        eighths = builder.bitcast(builder.icmp_unsigned("!=", some, nothing), BYTE)
+        before, behind = (count(eighths, ir.IntType(1)(0)) for count in (builder.cttz, builder.ctlz))
+        is_full = builder.icmp_unsigned("==", _folded(builder, every, builder.and_), _EIGHT(_ONES))
+        answers = [builder.zext(before, _EIGHT), builder.sub(_EIGHT(8), builder.zext(behind, _EIGHT))]
+        return context.make_tuple(builder, signature.return_type, [*answers, builder.zext(is_full, _EIGHT)])
 
-    return types.UniTuple(types.boolean, 2)(flags, step, rows), generate
+    return types.UniTuple(types.int64, 3)(flags, step, rows), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -33,11 +33,11 @@ class Steps:
     """Steps over all keys of a block of rows, in one dtype."""
 
     def __init__(self, problem: Problem) -> None:
-        from attention_xp._engine.walkers.numpy.compiled import attended, bands, differentiated, draws  # noqa: PLC0415  # import numba
+        from attention_xp._engine.walkers.numpy.compiled import attended, bands, copies, differentiated, draws  # noqa: PLC0415  # import numba
 
         self._attend: Any = attended.attend
         self._differentiate: Any = differentiated.differentiate
-        self._pack: Any = bands.pack
+        self._pack: Any = copies.pack
         self.band, self.keys, self._room = bands.BAND, bands.KEYS, draws.ROOM
         self.dtype = np.dtype(problem.dtype)
         self.lanes = bands.WIDTH // self.dtype.itemsize  # numbers of a vector
@@ -106,8 +106,7 @@ class Steps:
         arrays: Sequence[Array],
         state: tuple[Array, Array],
         memory: tuple[Array, ...],
-        *,
-        is_new: bool,
+        there: Array,
     ) -> None:
         """Write the output of a block of rows, see `attended.attend`: arrays are query, key, value, and that output."""
         query, key, value, output = arrays
@@ -118,7 +117,7 @@ class Steps:
             table,
             *places,
             sizes,
-            is_new,
+            there,
             addends,
             *self._options,
             draws,

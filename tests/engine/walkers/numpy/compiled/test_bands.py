@@ -5,12 +5,12 @@ import pytest
 
 from attention_xp._engine.walkers.numpy.compiled import bands
 from attention_xp._engine.walkers.numpy.compiled.constants import Constants
-from attention_xp._engine.walkers.numpy.compiled.registers import ROWS
+from attention_xp._engine.walkers.numpy.compiled.registers import ROWS, WIDTH
 from tests.engine.walkers.numpy.compiled._memory import address, amid, both_dtypes, looped
 
 both_dtypes = pytest.mark.parametrize(*both_dtypes)
 BAND, KEYS = bands.BAND, bands.KEYS
-NONE, SOME, EVERY = bands.NONE, bands.SOME, bands.EVERY
+NONE, SOME, EVERY, STRIPS = bands.NONE, bands.SOME, bands.EVERY, bands.STRIPS
 
 
 @looped
@@ -19,8 +19,8 @@ def looked(seen, edge, flags, rows, keys):
 
 
 @looped
-def scored(given, chunk, scores, seen, rows):
-    bands.score(given, chunk, scores, seen, rows)
+def scored(given, chunk, scores, seen, rows, is_narrow):
+    bands.score(given, chunk, scores, seen, rows, is_narrow)
 
 
 @looped
@@ -37,34 +37,10 @@ def numbers(*shape, dtype=np.float64):
     return np.random.default_rng(0).standard_normal(shape).astype(dtype)
 
 
-LAYOUTS = {
-    "rows": lambda a: a,
-    "columns": lambda a: np.ascontiguousarray(a.mT).mT,
-    "backwards": lambda a: np.ascontiguousarray(a[..., ::-1, ::-1])[..., ::-1, ::-1],
-    "every other": lambda a: np.repeat(np.repeat(a, 2, axis=-1), 3, axis=-2)[..., ::3, ::2],
-    "one key for all": lambda a: np.broadcast_to(a[..., :1, :], a.shape),
-}
-
-
-@both_dtypes
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("length", [1, KEYS - 1, KEYS, KEYS + 1, 3 * KEYS - 5])
-def test_keys_are_packed_and_rows_copied_as_they_lie(dtype, layout, length):
-    K, D = 2, 5
-    width = -(-D * np.dtype(dtype).itemsize // bands.WIDTH) * bands.WIDTH // np.dtype(dtype).itemsize
-    keys = layout(numbers(K, length, D, dtype=dtype))
-    chunks = -(-length // KEYS)
-    packed, memory = amid(np.full((K, chunks, D, KEYS), 9.0, dtype), np.nan)
-    bands.pack(address(keys), keys.strides, length, packed)
-    expected = np.zeros((K, chunks * KEYS, D), dtype)
-    expected[:, :length] = keys
-    np.testing.assert_array_equal(packed, expected.reshape(K, chunks, KEYS, D).mT)
-    rows, around = amid(np.full((length + 2, width), 9.0, dtype), np.nan)
-    bands.copy_head(address(keys[1]), keys.strides[1:], length, D, rows)
-    np.testing.assert_array_equal(rows[:length, :D], keys[1])
-    assert not rows[:length, D:].any()
-    assert (rows[length:] == 9.0).all()
-    assert np.isnan(memory).sum() == np.isnan(around).sum() == 64
+def bounds_of(strip, begin, end):
+    """The keys of the eighths of a line in which some flag of a strip is true."""
+    eighths, size = np.flatnonzero(strip.reshape(-1, 8, KEYS // 8).any(axis=(0, 2))), KEYS // 8
+    return max(eighths[0] * size, begin), min((eighths[-1] + 1) * size, end)
 
 
 def strips_of(flags):
@@ -86,6 +62,9 @@ def test_strips_are_seen_as_what_their_flags_allow(count, begin, end):
         whole = np.zeros((count, KEYS), bool)
         whole[:, begin:end] = inner
         np.testing.assert_array_equal(seen[: -(-count // ROWS)], strips_of(whole))
+        for i in np.flatnonzero(strips_of(whole)):
+            bounds = bounds_of(whole[i * ROWS : (i + 1) * ROWS], begin, end)
+            assert (seen[STRIPS + i], seen[2 * STRIPS + i]) == bounds
         if end - begin < KEYS:
             assert (place, step) == (address(edge), KEYS)
             np.testing.assert_array_equal(edge[:count], whole)
@@ -97,7 +76,7 @@ def test_strips_are_seen_as_what_their_flags_allow(count, begin, end):
 def test_without_flags_all_pairs_are_allowed():
     seen, edge = np.full(BAND, 9, np.uint8), np.full((BAND, KEYS), 9, np.uint8)
     assert looked(seen, edge, (0, 0), (0, 13), (0, 3, 20)) == (0, 0)
-    assert (seen[: BAND // ROWS] == EVERY).all()
+    np.testing.assert_array_equal(seen[: 3 * STRIPS].reshape(3, -1).T, [(EVERY, 3, 20)] * STRIPS)
 
 
 @both_dtypes
@@ -105,11 +84,27 @@ def test_a_strip_without_pairs_is_not_scored(dtype):
     D, (row, last_row) = 7, (2, 2 + 3 * ROWS + 1)
     rows, chunk = numbers(30, D + 3, dtype=dtype), numbers(D, KEYS, dtype=dtype)
     scores, seen = np.full((BAND, KEYS), 9.0, dtype), np.asarray([SOME, NONE, EVERY, SOME] + [NONE] * 4, np.uint8)
-    scored((address(rows), rows.strides[0], D), address(chunk), scores, seen, (row, last_row))
+    scored((address(rows), rows.strides[0], D), address(chunk), scores, seen, (row, last_row), False)
     expected = np.full((BAND, KEYS), 9.0)
     products = rows[row:last_row, :D].astype(np.float64) @ chunk
     expected[: last_row - row] = np.where(np.repeat(seen, ROWS)[: last_row - row, None] != NONE, products, 9.0)
     np.testing.assert_allclose(scores, expected, rtol=0, atol=50 * np.finfo(dtype).eps)
+
+
+@both_dtypes
+@pytest.mark.parametrize(("begin", "end"), [(0, KEYS), (8, 16), (11, 40), (20, 21), (30, KEYS)])
+def test_a_strip_is_scored_where_it_attends(dtype, begin, end):
+    D, count = 7, ROWS + 1
+    rows, chunk = numbers(count, D, dtype=dtype), numbers(D, KEYS, dtype=dtype)
+    scores, memory = amid(np.full((BAND, KEYS), 9.0, dtype), np.nan)
+    seen = np.repeat(np.asarray([SOME, begin, end], np.uint8), STRIPS)
+    scored((address(rows), rows.strides[0], D), address(chunk), scores, seen, (0, count), True)
+    products = rows.astype(np.float64) @ chunk
+    np.testing.assert_allclose(scores[:count, begin:end], products[:, begin:end], rtol=0, atol=50 * np.finfo(dtype).eps)
+    beside = np.delete(scores[:count], np.s_[begin:end], axis=1) == 9.0
+    assert beside.any() or end - begin > WIDTH // np.dtype(dtype).itemsize  # one vector alone, or more of them
+    assert (scores[count:] == 9.0).all()
+    assert np.isnan(memory).sum() == 64
 
 
 @both_dtypes
