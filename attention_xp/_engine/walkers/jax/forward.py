@@ -8,6 +8,7 @@ from attention_xp._backend.sharding import spread_like
 from attention_xp._engine.plan.tile_sizes import tile_sizes
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.step import Running, advance, finish, start
+from attention_xp._engine.walkers.jax.guarded import Turn
 from attention_xp._engine.walkers.jax.loops import Loops, dynamic_put, fold, zeros
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array
@@ -44,8 +45,19 @@ class ForwardWalk(Loops):
         nothing = spread_like(start(problem, region, sums, shift=None), problem.query)
 
         def step(running: Running, tile: Array, rules: tuple[Mask, ...], mixed: Array) -> Running:
-            part, key, value = self.tile(region, tile)
-            return advance(self.ops.on(mixed), part, query, key, value, running, rules=rules, mixed=(0, self.m))
+            part, key, cut_values = self.tile(region, tile)
+            return advance(self.ops.on(mixed), part, query, key, cut_values(), running, rules=rules, mixed=(0, self.m))
 
-        running = self.each_tile(region, block, step, nothing)
+        def step_with_care(
+            running: Running, tile: Array, rules: tuple[Mask, ...], mixed: Array, number: Array
+        ) -> tuple[Running, Array]:
+            part, key, cut_values = self.tile(region, tile)
+            turn = Turn(number, cut_values())
+            ops = self.ops.on(mixed, turn)
+            return advance(ops, part, query, key, turn.value, running, rules=rules, mixed=(0, self.m)), turn.is_last
+
+        if problem.rules or self.ragged:
+            running = self.each_turn(region, block, step_with_care, nothing)
+        else:
+            running = self.each_tile(region, block, step, nothing)
         return finish(self.ops, region, running)

@@ -7,7 +7,7 @@ from typing import Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.custom_batching import custom_vmap
 
 from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.problem.problem import Problem
@@ -17,7 +17,9 @@ from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
 
-__all__ = ["Guarded"]
+__all__ = ["TURNS", "Guarded", "Turn"]
+
+TURNS = 4  # of a tile: its values as they are; where some are not finite, the others, and where infinity and -infinity are
 
 
 class Guarded(Arithmetic):
@@ -27,13 +29,13 @@ class Guarded(Arithmetic):
     `mixed` ones. They are never differentiated: the derivative of a loop is another loop.
     """
 
-    def __init__(self, problem: Problem, mixed: Array | bool = True) -> None:
+    def __init__(self, problem: Problem, mixed: Array | bool = True, turn: "Turn | None" = None) -> None:
         super().__init__(problem)
-        self._mixed = mixed
+        self._mixed, self._turn = mixed, turn
 
-    def on(self, mixed: Array | bool) -> Self:
-        """Return these primitives for a tile on which rules are undecided, or not."""
-        return type(self)(self.problem, mixed)
+    def on(self, mixed: Array | bool, turn: "Turn | None" = None) -> Self:
+        """Return these primitives for a tile on which rules are undecided, or not; and for one of its turns."""
+        return type(self)(self.problem, mixed, turn)
 
     def query_key(self, query: Array, key: Array, *, exclusive: bool) -> Array:
         """(..., H, m, D) @ (..., Hkv, n, D)^T -> (..., H, m, n)."""
@@ -41,12 +43,18 @@ class Guarded(Arithmetic):
             key = _with_nan(key)
         return query_key(self.problem, query, key, exclusive=False, product=_inner_products)
 
-    def weights_value(self, weights: Array, value: Callable[[], Array], *, exclusive: bool) -> Array:
-        """(..., H, m, n) @ (..., Hkv, n, Dv) -> (..., H, m, Dv): the careful product cuts the values out anew."""
-        product = partial(weights_value, self.problem, weights, exclusive=False)
-        if not exclusive:
-            return product(value())
-        return _unless_finite(product(_with_nan(value())), lambda: _quarantined(product, value()))
+    def plus_row_sum(self, total: Array | None, weights: Array) -> Array:
+        """(..., m, 1) + (..., m, n) -> (..., m, 1): in the first turn alone."""
+        sums = self.row_sum(weights)
+        if self._turn is not None:
+            sums = jax.lax.select(self._turn.is_first, sums, jax.lax.full_like(sums, 0.0))
+        return sums if total is None else self.add(total, sums)
+
+    def plus_weights_value(self, output: Array | None, weights: Array, value: Array, *, exclusive: bool) -> Array:
+        """Return ``output + weights @ value``, or what a turn adds."""
+        if self._turn is None:
+            return super().plus_weights_value(output, weights, value, exclusive=False)
+        return self._turn.added(output, self.weights_value(weights, value, exclusive=False))
 
     def allowed(self, rules: tuple[Mask, ...], region: Region) -> Callable[[], Array] | None:
         """Return a function that evaluates the rules: only on tiles that are mixed."""
@@ -89,18 +97,35 @@ def _unless_finite(found: Array, careful: Callable[[], Array]) -> Array:
     return jax.lax.cond(is_quick, lambda: found, careful)
 
 
-def _quarantined(product: Callable[[Array], Array], value: Array) -> Array:
-    """Return the product with values of which some are not finite: these count as 0 under a weight of 0.
+class Turn:
+    """One turn of a tile, in which values that are not finite count as 0 under a weight of 0.
 
-    A single product gives the output, and where infinity and where minus infinity reach it; NaN counts as both.
+    The first turn is the only one of a tile with finite values, and else adds nothing. The second one then adds the product
+    with those that are finite. The others find by the same product where a positive weight reaches infinity, and where minus
+    infinity; NaN counts as both.
     """
-    *lead, n, width = value.shape
-    shape, axis = (*lead, n, 3, width), len(lead) + 1
-    beside = jax.lax.broadcast_in_dim(value, shape, [i for i in range(len(shape)) if i != axis])
-    sign = jax.lax.broadcast_in_dim(np.asarray([0, 1, -1], value.dtype), shape, [axis])
-    reached = jnp.logical_not(beside * sign < math.inf).astype(value.dtype)
-    kept = jax.lax.select(jax.lax.is_finite(beside), beside, jax.lax.full_like(beside, 0.0))
-    products = product(jax.lax.select(sign == 0.0, kept, reached).reshape(*lead, n, 3 * width))
-    reached = products[..., width:]
-    infinite = jax.lax.select(reached > 0.0, jax.lax.full_like(reached, math.inf), jax.lax.full_like(reached, 0.0))
-    return products[..., :width] + infinite[..., :width] - infinite[..., width:]
+
+    def __init__(self, number: Array, value: Array) -> None:
+        self.is_first, self._is_product, zeros = number == 0, number < 2, jax.lax.full_like(value, 0.0)
+        self._sign = jnp.asarray([0, 0, 1, -1], value.dtype)[number]
+        mark = jax.lax.select(self.is_first, math.nan, jnp.abs(self._sign))
+        self.value = jax.lax.select(value * self._sign < math.inf, jax.lax.select(self._is_product, value, zeros), zeros + mark)
+        self.is_last = self.is_first & _are_finite(self.value)
+
+    def added(self, output: Array, product: Array) -> Array:
+        """Return the output with what the product of weights and `value` adds."""
+        zeros = jax.lax.full_like(product, 0.0)
+        reached = jax.lax.select(product > 0.0, zeros + self._sign * math.inf, zeros)
+        product = jax.lax.select(self._is_product, product, reached)
+        return jax.lax.select(self.is_first & ~self.is_last, output, output + product)
+
+
+@custom_vmap
+def _are_finite(array: Array) -> Array:
+    """Return whether all numbers are finite, and their sum; where arrays are mapped, of all of them, so that they take their turns together."""
+    return jax.lax.is_finite(jnp.sum(array))
+
+
+@_are_finite.def_vmap
+def _(size: int, is_mapped: list[bool], array: Array) -> tuple[Array, bool]:  # noqa: ARG001
+    return _are_finite(array), False
