@@ -62,11 +62,11 @@ class Guarded(Arithmetic):
 
     def exclude(self, scores: Array, allowed: Callable[[], Array], mixed: Bounds) -> Array:
         """Return the scores with -inf where they are not allowed."""
-        return self._where_mixed(lambda: super(Guarded, self).exclude(scores, allowed(), mixed), scores)
+        return self._where_mixed(lambda: _where(allowed(), scores, -math.inf), scores)
 
     def silence(self, grad_scores: Array, allowed: Callable[[], Array], mixed: Bounds) -> Array:
         """Return the gradients of scores with 0 where they are not allowed, whatever they were."""
-        return self._where_mixed(lambda: super(Guarded, self).silence(grad_scores, allowed(), mixed), grad_scores)
+        return self._where_mixed(lambda: _where(allowed(), grad_scores, 0.0), grad_scores)
 
     def guarded(self, product: Callable[..., Array], rows: Array, tile: Array, *, exclusive: bool) -> Array:
         """Return a product, by its exclusive version where it is not finite."""
@@ -85,9 +85,15 @@ def _inner_products(query: Array, key: Array) -> Array:
 # Written in `jax.lax`, for what `jnp` wraps in a program of its own takes several times as long to trace.
 
 
+def _where(chosen: Array, array: Array, other: float) -> Array:
+    """Return an array with a number in place of what is not chosen, by flags that broadcast to it."""
+    flags = jax.lax.broadcast_in_dim(chosen, array.shape, range(array.ndim))
+    return jax.lax.select(flags, array, jax.lax.full_like(array, other))
+
+
 def _with_nan(array: Array) -> Array:
     """Return an array with NaN in place of infinities."""
-    return jax.lax.select(jax.lax.is_finite(array), array, jax.lax.full_like(array, math.nan))
+    return _where(jax.lax.is_finite(array), array, math.nan)
 
 
 def _unless_finite(found: Array, careful: Callable[[], Array]) -> Array:
