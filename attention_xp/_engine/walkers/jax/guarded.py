@@ -1,12 +1,13 @@
 """JAX's primitives of a tile, which guard against NaN by conditions inside the program; short, for it is compiled."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_batching import custom_vmap
 
 from attention_xp._engine.plan.plan import Bounds
@@ -14,7 +15,7 @@ from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.arithmetic import Arithmetic, allowed_pairs
 from attention_xp._engine.tile.products import query_key, weights_value
 from attention_xp._scores.region import Region
-from attention_xp._typing import Array
+from attention_xp._typing import Array, Namespace
 from attention_xp.masks import Mask
 
 __all__ = ["TURNS", "Guarded", "Turn"]
@@ -43,18 +44,30 @@ class Guarded(Arithmetic):
             key = _with_nan(key)
         return query_key(self.problem, query, key, exclusive=False, product=_inner_products)
 
+    def peak(self, so_far: Array, scores: Array) -> Array:
+        """Return the largest score of each row, (..., m, 1)."""
+        return jax.lax.max(so_far, _of_rows(scores, jax.lax.max, -math.inf))
+
+    def row_sum(self, weights: Array) -> Array:
+        """(..., m, n) -> (..., m, 1)."""
+        return _of_rows(weights, jax.lax.add, 0.0)
+
+    def weights_value(self, weights: Array, value: Array, *, exclusive: bool) -> Array:  # noqa: ARG002
+        """(..., H, m, n) @ (..., Hkv, n, Dv) -> (..., H, m, Dv): values that are not finite wait for their turn."""
+        return weights_value(self.problem, weights, value, exclusive=False, product=_outer_products)
+
     def plus_row_sum(self, total: Array | None, weights: Array) -> Array:
         """(..., m, 1) + (..., m, n) -> (..., m, 1): in the first turn alone."""
         sums = self.row_sum(weights)
         if self._turn is not None:
-            sums = jax.lax.select(self._turn.is_first, sums, jax.lax.full_like(sums, 0.0))
+            sums = sums * self._turn.share
         return sums if total is None else self.add(total, sums)
 
     def plus_weights_value(self, output: Array | None, weights: Array, value: Array, *, exclusive: bool) -> Array:
         """Return ``output + weights @ value``, or what a turn adds."""
         if self._turn is None:
-            return super().plus_weights_value(output, weights, value, exclusive=False)
-        return self._turn.added(output, self.weights_value(weights, value, exclusive=False))
+            return super().plus_weights_value(output, weights, value, exclusive=exclusive)
+        return self._turn.added(output, self.weights_value(weights, value, exclusive=exclusive))
 
     def allowed(self, rules: tuple[Mask, ...], region: Region) -> Callable[[], Array] | None:
         """Return a function that evaluates the rules: only on tiles that are mixed."""
@@ -77,12 +90,36 @@ class Guarded(Arithmetic):
         return careful() if self._mixed is True else jax.lax.cond(self._mixed, careful, lambda: quick)
 
 
+# Written in `jax.lax`, for what `jnp` wraps in a program of its own takes several times as long to trace.
+
+
 def _inner_products(query: Array, key: Array) -> Array:
     """(..., m, D) x (..., n, D) -> (..., m, n): as one contraction, for which XLA copies no transposed keys."""
-    return jnp.einsum("...md,...nd->...mn", query, key)
+    return _contracted(query, key, -1)
 
 
-# Written in `jax.lax`, for what `jnp` wraps in a program of its own takes several times as long to trace.
+def _outer_products(weights: Array, value: Array, xp: Namespace) -> Array:  # noqa: ARG001
+    """(..., m, n) x (..., n, Dv) -> (..., m, Dv)."""
+    return _contracted(weights, value, -2)
+
+
+def _contracted(rows: Array, others: Array, axis: int) -> Array:
+    """Return the products of rows (..., m, K) with matrices whose `axis` is K."""
+    lead = np.broadcast_shapes(rows.shape[:-2], others.shape[:-2])
+    rows, others = (jnp.broadcast_to(x, (*lead, *x.shape[-2:])) if x.shape[:-2] != lead else x for x in (rows, others))
+    axes, ndim = tuple(range(len(lead))), rows.ndim
+    contracted = ((ndim - 1,), (ndim + axis,))
+    return jax.lax.dot_general(rows, others, (contracted, (axes, axes)), preferred_element_type=rows.dtype)
+
+
+def _reduced(array: Array, by: Callable[[Array, Array], Array], first: float, axes: Iterable[int]) -> Array:
+    return jax.lax.reduce(array, np.asarray(first, array.dtype), by, tuple(axes))
+
+
+def _of_rows(array: Array, by: Callable[[Array, Array], Array], first: float) -> Array:
+    """(..., m, n) -> (..., m, 1)."""
+    reduced = _reduced(array, by, first, (array.ndim - 1,))
+    return jax.lax.broadcast_in_dim(reduced, (*reduced.shape, 1), range(reduced.ndim))
 
 
 def _where(chosen: Array, array: Array, other: float) -> Array:
@@ -108,28 +145,34 @@ class Turn:
 
     The first turn is the only one of a tile with finite values, and else adds nothing. The second one then adds the product
     with those that are finite. The others find by the same product where a positive weight reaches infinity, and where minus
-    infinity; NaN counts as both.
+    infinity; NaN counts as both. What differs between turns are numbers: a choice would be compiled for each of them.
     """
 
     def __init__(self, number: Array, value: Array) -> None:
-        self.is_first, self._is_product, zeros = number == 0, number < 2, jax.lax.full_like(value, 0.0)
-        self._sign = jnp.asarray([0, 0, 1, -1], value.dtype)[number]
-        mark = jax.lax.select(self.is_first, math.nan, jnp.abs(self._sign))
-        self.value = jax.lax.select(value * self._sign < math.inf, jax.lax.select(self._is_product, value, zeros), zeros + mark)
-        self.is_last = self.is_first & _are_finite(self.value)
+        self._number, self._dtype = number, value.dtype
+        self.share = self._number_of(number, 1.0, 0.0, 0.0, 0.0)  # of the sums of rows
+        sign, mark = self._number_of(number, 0.0, 0.0, 1.0, -1.0), self._number_of(number, math.nan, 0.0, 1.0, 1.0)
+        bound = self._number_of(number, math.inf, math.inf, 0.0, 0.0)  # of what is not marked
+        shown = jax.lax.clamp(-bound, value, bound)
+        is_bare = value * sign < math.inf  # false for NaN
+        self.value = jax.lax.select(is_bare, shown, jax.lax.broadcast(mark, value.shape))
+        self.is_last = (number == 0) & _are_finite(self.value)
 
     def added(self, output: Array, product: Array) -> Array:
         """Return the output with what the product of weights and `value` adds."""
-        zeros = jax.lax.full_like(product, 0.0)
-        reached = jax.lax.select(product > 0.0, zeros + self._sign * math.inf, zeros)
-        product = jax.lax.select(self._is_product, product, reached)
-        return jax.lax.select(self.is_first & ~self.is_last, output, output + product)
+        turn = jax.lax.select(self.is_last, np.int32(TURNS), self._number)
+        most = self._number_of(turn, -math.inf, math.inf, 0.0, 0.0, math.inf)  # of products that are added as they are
+        beyond = self._number_of(turn, 0.0, math.nan, math.inf, -math.inf, math.nan)  # in place of others, and of NaN
+        return output + jax.lax.select(product <= most, product, jax.lax.broadcast(beyond, product.shape))
+
+    def _number_of(self, turn: Array, *numbers: float) -> Array:
+        return jax.lax.select_n(turn, *(np.asarray(number, self._dtype) for number in numbers))
 
 
 @custom_vmap
 def _are_finite(array: Array) -> Array:
-    """Return whether all numbers are finite, and their sum; where arrays are mapped, of all of them, so that they take their turns together."""
-    return jax.lax.is_finite(jnp.sum(array))
+    """Return whether numbers and their sum are finite; of mapped arrays, all together, which so take their turns together."""
+    return jax.lax.is_finite(_reduced(array, jax.lax.add, 0.0, range(array.ndim)))
 
 
 @_are_finite.def_vmap
