@@ -156,10 +156,11 @@ class Turn:
         shown = jax.lax.clamp(-bound, value, bound)
         is_bare = value * sign < math.inf  # false for NaN
         self.value = jax.lax.select(is_bare, shown, jax.lax.broadcast(mark, value.shape))
-        self.is_last = (number == 0) & _are_finite(self.value)
+        self.is_last: Array | None = None
 
     def added(self, output: Array, product: Array) -> Array:
-        """Return the output with what the product of weights and `value` adds."""
+        """Return the output with what the product of weights and `value` adds; from then on it is known whether the turn `is_last`."""
+        self.is_last = (self._number == 0) & _are_finite(product)  # a mark shows in each row; an overflow is taken with care
         turn = jax.lax.select(self.is_last, np.int32(TURNS), self._number)
         most = self._number_of(turn, -math.inf, math.inf, 0.0, 0.0, math.inf)  # of products that are added as they are
         beyond = self._number_of(turn, 0.0, math.nan, math.inf, -math.inf, math.nan)  # in place of others, and of NaN
