@@ -69,7 +69,7 @@ def _attend(template: Any, lse: bool, arrays: list[Array]) -> tuple[Array, ...]:
 def _attend_jvp(template: Any, lse: bool, primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
     """Give the tangents to the primitive, which can be transposed: that needs the log-sum-exp."""
     (arrays,), (changes,) = primals, tangents
-    found = jitted(_attend, template, True)(arrays)  # noqa: FBT003
+    found = jitted(_attend, template, True)(arrays)
     moving = tuple(map(is_moving, arrays))
     changes = [change for change, moves in zip(changes, moving, strict=True) if moves]
     change = _change_p.bind(*arrays, *found, *changes, template=template, moving=moving, maps=())

@@ -20,7 +20,9 @@ from attention_xp.masks import Mask
 
 __all__ = ["TURNS", "Guarded", "Turn"]
 
-TURNS = 4  # of a tile: its values as they are; where some are not finite, the others, and where infinity and -infinity are
+TURNS = (
+    4  # of a tile: its values as they are; where some are not finite, the others, and where infinity and -infinity are
+)
 
 
 class Guarded(Arithmetic):
@@ -73,11 +75,11 @@ class Guarded(Arithmetic):
         """Return a function that evaluates the rules: only on tiles that are mixed."""
         return partial(allowed_pairs, rules, region) if rules else None
 
-    def exclude(self, scores: Array, allowed: Callable[[], Array], mixed: Bounds) -> Array:
+    def exclude(self, scores: Array, allowed: Callable[[], Array], mixed: Bounds) -> Array:  # noqa: ARG002
         """Return the scores with -inf where they are not allowed."""
         return self._where_mixed(lambda: _where(allowed(), scores, -math.inf), scores)
 
-    def silence(self, grad_scores: Array, allowed: Callable[[], Array], mixed: Bounds) -> Array:
+    def silence(self, grad_scores: Array, allowed: Callable[[], Array], mixed: Bounds) -> Array:  # noqa: ARG002
         """Return the gradients of scores with 0 where they are not allowed, whatever they were."""
         return self._where_mixed(lambda: _where(allowed(), grad_scores, 0.0), grad_scores)
 
@@ -160,7 +162,9 @@ class Turn:
 
     def added(self, output: Array, product: Array) -> Array:
         """Return the output with what the product of weights and `value` adds; from then on it is known whether the turn `is_last`."""
-        self.is_last = (self._number == 0) & _are_finite(product)  # a mark shows in each row; an overflow is taken with care
+        self.is_last = (self._number == 0) & _are_finite(
+            product
+        )  # a mark shows in each row; an overflow is taken with care
         turn = jax.lax.select(self.is_last, np.int32(TURNS), self._number)
         most = self._number_of(turn, -math.inf, math.inf, 0.0, 0.0, math.inf)  # of products that are added as they are
         beyond = self._number_of(turn, 0.0, math.nan, math.inf, -math.inf, math.nan)  # in place of others, and of NaN
