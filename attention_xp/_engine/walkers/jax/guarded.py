@@ -174,12 +174,12 @@ class Turn:
         return jax.lax.select_n(turn, *(np.asarray(number, self._dtype) for number in numbers))
 
 
-@custom_vmap
+@custom_vmap  # type: ignore[untyped-decorator]
 def _are_finite(array: Array) -> Array:
     """Return whether numbers and their sum are finite; of mapped arrays, all together, which so take their turns together."""
     return jax.lax.is_finite(_reduced(array, jax.lax.add, 0.0, range(array.ndim)))
 
 
-@_are_finite.def_vmap
+@_are_finite.def_vmap  # type: ignore[untyped-decorator]
 def _(size: int, is_mapped: list[bool], array: Array) -> tuple[Array, bool]:  # noqa: ARG001
     return _are_finite(array), False

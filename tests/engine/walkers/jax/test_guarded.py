@@ -23,8 +23,7 @@ def test_values_that_are_not_finite_act_as_in_the_formula(make, bad):
 
 
 def test_mapped_arrays_take_as_many_turns_as_one_of_them_needs(make):
-    import jax
-
+    jax = pytest.importorskip("jax")
     query, key, value = (normal(3, 2, 40, 8) for _ in range(3))
     value[1, 0, 5, 3], value[1, 1, 30, 2] = np.inf, np.nan
     arrays = [make(x) for x in (query, key, value)]
