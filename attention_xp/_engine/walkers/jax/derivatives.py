@@ -37,10 +37,11 @@ from attention_xp.biases import Bias
 __all__ = ["backward", "forward"]
 
 
-def forward(problem: Problem, *, lse: bool = True) -> tuple[Array, Array]:  # noqa: ARG001  # it costs little
-    """Return output (..., H, Sq, Dv) and log-sum-exp (..., H, Sq)."""
+def forward(problem: Problem, *, lse: bool = True) -> tuple[Array, Array | None]:
+    """Return output (..., H, Sq, Dv) and, if it is wanted, log-sum-exp (..., H, Sq): without it there is less to compile."""
     template, arrays = _frozen(with_captured(problem), problem.dtype)
-    return jitted(_attend, template)(arrays)  # type: ignore[no-any-return]
+    output, *others = jitted(_attend, template, lse)(arrays)
+    return output, others[0] if lse else None
 
 
 def backward(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Gradients:
@@ -55,25 +56,24 @@ def _frozen(thing: Any, dtype: DType) -> tuple[Any, list[Array]]:
     return template, spread_like(arrays, arrays)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _attend(template: Any, arrays: list[Array]) -> tuple[Array, Array]:
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _attend(template: Any, lse: bool, arrays: list[Array]) -> tuple[Array, ...]:
     def results(axes: Sequence[Axes]) -> list[Axes]:
         of_query = axes[thaw(template, list(range(len(arrays)))).query]
-        return [of_query, of_query[:-1]]
+        return [of_query, of_query[:-1]][: 1 + lse]
 
-    return partitioned(lambda problem: ForwardWalk(problem).run(), template, arrays, results)  # type: ignore[no-any-return]
+    return partitioned(lambda problem: ForwardWalk(problem, lse=lse).run(), template, arrays, results)  # type: ignore[no-any-return]
 
 
 @_attend.defjvp  # type: ignore[untyped-decorator]
-def _attend_jvp(template: Any, primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
-    """Give the tangents to the primitive, which can be transposed."""
+def _attend_jvp(template: Any, lse: bool, primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    """Give the tangents to the primitive, which can be transposed: that needs the log-sum-exp."""
     (arrays,), (changes,) = primals, tangents
-    output, lse = jitted(_attend, template)(arrays)
+    found = jitted(_attend, template, True)(arrays)
     moving = tuple(map(is_moving, arrays))
     changes = [change for change, moves in zip(changes, moving, strict=True) if moves]
-    return (output, lse), tuple(
-        _change_p.bind(*arrays, output, lse, *changes, template=template, moving=moving, maps=())
-    )
+    change = _change_p.bind(*arrays, *found, *changes, template=template, moving=moving, maps=())
+    return tuple(found)[: 1 + lse], tuple(change)[: 1 + lse]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))

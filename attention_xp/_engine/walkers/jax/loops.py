@@ -19,7 +19,7 @@ from attention_xp._backend.values import FAR
 from attention_xp._engine.plan.tile_sizes import stack
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.step import scale_in_base
-from attention_xp._engine.walkers.jax.guarded import Guarded
+from attention_xp._engine.walkers.jax.guarded import TURNS, Guarded
 from attention_xp._scores.frozen import freeze
 from attention_xp._scores.region import Region, Span
 from attention_xp._typing import Array, DType
@@ -30,7 +30,7 @@ __all__ = ["Loops", "dynamic_cut", "dynamic_put", "fold", "gradient_dtype", "is_
 
 _NEVER = 2**31 - 1  # behind all tiles
 
-Step = Callable[[Any, Array, tuple[Mask, ...], Array], Any]
+Step = Callable[..., Any]
 """What is done with a tile: ``step(state, tile, rules, mixed)``."""
 
 
@@ -139,19 +139,35 @@ class Loops:
 
     def each_tile(self, region: Region, block: Array, step: Step, state: Any) -> Any:
         """Fold ``step(state, tile, rules, mixed)`` over the tiles of a block of rows."""
+        visits = self._visits(region, block)
+        return fold(0, visits, lambda i, state: step(state, *self._visit(region, block, i)), state)
+
+    def each_turn(self, region: Region, block: Array, step: Step, state: Any) -> Any:
+        """Fold ``step(state, tile, rules, mixed, turn) -> (state, is_last)``, which may ask for more turns of its tile."""
+        end = self._visits(region, block) * TURNS
+
+        def one(at: tuple[Array, Any]) -> tuple[Array, Any]:
+            count, state = at
+            state, is_last = step(state, *self._visit(region, block, count >> 2), count & 3)
+            return count + jax.lax.select(is_last, jnp.int32(TURNS), jnp.int32(1)), state
+
+        first = spread_like(jnp.int32(0), self.problem.value)
+        return jax.lax.while_loop(lambda at: at[0] < end, one, (first, state))[1]
+
+    def _visits(self, region: Region, block: Array) -> Any:
+        """Return the number of tiles of a block of rows."""
+        return self._of_block(self.visits, region, block) if self.problem.rules else self.tiles
+
+    def _visit(self, region: Region, block: Array, i: Array) -> tuple[Array, tuple[Mask, ...], Array]:
+        """Return the number of a tile, its rules, and whether they are undecided there."""
         rules = self.problem.rules
-        visits = self._of_block(self.visits, region, block) if rules else self.tiles
-
-        def visit(i: Array, state: Any) -> Any:
-            if rules:
-                number = self._of_block(self.order, region, block, i)
-                tile, mixed = number >> 1, (number & 1) == 1
-            else:
-                tile, mixed = i, i == as_number(jnp, self.tiles - 1)
-            fresh = (_FreshKeys(tile * as_number(jnp, self.n)),) if self.ragged else ()
-            return step(state, tile, (*rules, *fresh), mixed)
-
-        return fold(0, visits, visit, state)
+        if rules:
+            number = self._of_block(self.order, region, block, i)
+            tile, mixed = number >> 1, (number & 1) == 1
+        else:
+            tile, mixed = i, i == as_number(jnp, self.tiles - 1)
+        fresh = (_FreshKeys(tile * as_number(jnp, self.n)),) if self.ragged else ()
+        return tile, (*rules, *fresh), mixed
 
     def tile(self, region: Region, tile: Any) -> tuple[Region, Array, Callable[[], Array]]:
         """Return a tile of a block of rows, its keys, and what cuts its values out."""
