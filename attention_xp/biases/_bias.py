@@ -132,7 +132,7 @@ class Bias(Rule):
 
 def evaluated(bias: Bias, region: Region) -> Array:
     """Return the values of a bias in the dtype of the scores, and refuse what does not broadcast against them."""
-    if region.sizes[-2] > 1 and has_diagonals(bias, region.frame):
+    if has_diagonals(bias, region.frame) and region.sizes[-2] > 1:
         return _along_diagonals(bias, region)
     xp, values = region.xp, bias.values(region)
     check_result(xp, f"{type(bias).__name__}.values", values, region.sizes)

@@ -16,9 +16,9 @@ __all__ = ["are_few_rows", "few_rows"]
 
 def are_few_rows(problem: Problem) -> bool:
     """Whether loops are compiled that are faster, and NumPy sees the arrays without a copy."""
-    if problem.query.shape[-2] > 1 or problem.group == 1:  # most calls are done with here
+    if problem.group == 1 or not isinstance(problem.scale, float):  # most calls are done with here
         return False
-    if not isinstance(problem.scale, float) or not all(map(_is_on_host, problem.differentiated)):
+    if not all(map(_is_on_host, problem.differentiated)):  # before sizes are compared, which a trace may leave open
         return False
     from attention_xp._engine.walkers.numpy.at_once import are_compiled  # noqa: PLC0415  # imports NumPy
 
