@@ -48,7 +48,6 @@ def attend(
     addends,
     factors,
     constants,
-    natural,
     draws,
     state,
     memory,
@@ -112,7 +111,7 @@ def attend(
                                 first = places[0] + (left - seen_keys) * key[2], key[2]
                                 ahead = of_value[0] + (left - seen_keys) * of_value[1], of_value[1], Dv * item
                                 score_in_place(of_query, first, ahead, scores, rows, keys)
-                            bend(scores, rows[1] - row, factors[0], natural)
+                            bend(scores, rows[1] - row, factors[0])
                             if len(addends) > 0 or keys[2] - keys[1] < KEYS:
                                 add(scores, (addends, g), factors, rows, keys)
                             _raise(

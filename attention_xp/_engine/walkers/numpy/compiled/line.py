@@ -13,10 +13,12 @@ from numba.extending import intrinsic
 
 from attention_xp._engine.walkers.numpy.compiled.powers import Lanes, power_of, spread
 from attention_xp._engine.walkers.numpy.compiled.registers import BYTE, WIDTH, Registers, repeated
+from attention_xp._engine.walkers.numpy.compiled.tangents import tanh_of
 
 __all__ = [
     "KEYS",
     "add_line",
+    "bend_line",
     "fetch",
     "keep_line",
     "largest_of_line",
@@ -72,6 +74,23 @@ def raise_line(_typing: Any, line: Any, shift: Any, sums: Any, constants: Any) -
         return context.get_dummy_value()
 
     return types.void(line, shift, sums, constants), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def bend_line(_typing: Any, line: Any, cap: Any) -> Any:
+    """Replace a line of scores by their hyperbolic tangents times a cap."""
+
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
+        registers = _line(context, builder, cap)
+        address = builder.inttoptr(arguments[0], BYTE.as_pointer())
+        caps = Lanes(builder, spread(builder, arguments[1], registers.vector))
+        for vector in registers.vectors:
+            at = registers.pointer(address, vector)
+            bent = caps * tanh_of(Lanes(builder, registers.load(at)))
+            builder.store(bent.value, at, align=registers.item)
+        return context.get_dummy_value()
+
+    return types.void(line, cap), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

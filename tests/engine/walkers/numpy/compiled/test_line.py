@@ -23,6 +23,11 @@ def raised(scores, shift, sums, constants):
 
 
 @looped
+def bent(scores, cap):
+    line.bend_line(scores, cap)
+
+
+@looped
 def added(scores, more, factor, least):
     line.add_line(scores, more, factor, least)
 
@@ -97,6 +102,20 @@ def test_powers_of_nan_are_nan(dtype):
     raised(address(scores), dtype(0.0), address(sums), tuple(Constants.of(dtype, is_natural=False)))
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(scores)), [9])
     assert np.isnan(sums).sum() == 1
+
+
+@both_dtypes
+@pytest.mark.parametrize("size", [1e-6, 0.1, 0.6, 3.0, 30.0])
+def test_tangents_of_a_line(dtype, size):
+    for seed in range(20):
+        scores, memory = amid(np.random.default_rng(seed).uniform(-size, size, KEYS).astype(dtype), np.nan)
+        scores[:5] = np.nan, np.inf, -np.inf, 0.0, np.finfo(dtype).max
+        expected = 4.0 * np.tanh(scores.astype(np.longdouble))
+        bent(address(scores), dtype(4.0))
+        error = np.abs(scores - expected) / np.spacing(np.abs(expected.astype(dtype)))
+        assert np.isnan(scores[0])
+        assert float(error[1:].max()) < 3.0
+        assert_nothing_around(memory)
 
 
 @both_dtypes
