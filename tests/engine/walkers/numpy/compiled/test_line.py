@@ -18,6 +18,11 @@ def largest(scores, one):
 
 
 @looped
+def above(scores, limit):
+    return line.is_above(scores, limit)
+
+
+@looped
 def raised(scores, shift, sums, constants):
     line.raise_line(scores, shift, sums, constants)
 
@@ -74,6 +79,18 @@ def test_the_largest_score_wherever_it_stands(dtype):
     for number in (np.nan, -np.inf):
         assert largest(address(np.full(KEYS, number, dtype)), one) == -np.inf
     assert largest(address(np.full(KEYS, -7.0, dtype)), one) == -7.0
+
+
+@both_dtypes
+def test_a_score_above_a_limit_wherever_it_stands(dtype):
+    for i in range(KEYS):
+        scores, _ = amid(np.full(KEYS, -3.0, dtype), 99.0)
+        scores[i], scores[(i + 17) % KEYS] = 2.0, np.nan
+        assert above(address(scores), dtype(1.5))
+        assert not above(address(scores), dtype(2.0))
+        assert above(address(scores), dtype(-np.inf))
+    for number in (np.nan, -np.inf):
+        assert not above(address(np.full(KEYS, number, dtype)), dtype(-np.inf))
 
 
 @both_dtypes
