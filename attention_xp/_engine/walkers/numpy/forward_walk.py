@@ -40,10 +40,12 @@ class ForwardWalk:
         return Route(self.problem, self.shape, widest=_WIDEST, together=self.shape.columns)
 
     def _jobs(self, threads: int) -> list[tuple[Place, Bounds]]:
-        """Return the heads and rows of all jobs; the last ones are small, so that all threads end together."""
+        """Return the heads and rows of all jobs; of several threads, the last ones are small, so that all end together."""
         places = list(Place.every(self.problem.lead, self.shape.heads))
         jobs = list(itertools.product(places, self.route.blocks())) if places else []
-        if self.problem.rules or self.shape.folded:  # plans are made for whole blocks, and folded blocks have few rows
+        if (
+            threads == 1 or self.problem.rules or self.shape.folded
+        ):  # plans are made for whole blocks, and folded blocks have few rows
             return jobs
         size = max(_SHORTEST, 16 * -(-self.shape.rows // (16 * _PIECES)))
         pieces = [(place, piece) for place, rows in jobs[-threads:] for piece in bounds(*rows, size)]

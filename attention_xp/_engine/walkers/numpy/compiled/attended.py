@@ -24,6 +24,7 @@ from attention_xp._engine.walkers.numpy.compiled.copies import copy_head, copy_r
 from attention_xp._engine.walkers.numpy.compiled.draws import ROOM, draw
 from attention_xp._engine.walkers.numpy.compiled.line import (
     KEYS,
+    is_above,
     keep_line,
     largest_of_line,
     multiply_vector,
@@ -48,7 +49,6 @@ def attend(
     addends,
     factors,
     constants,
-    natural,
     draws,
     state,
     memory,
@@ -112,7 +112,7 @@ def attend(
                                 first = places[0] + (left - seen_keys) * key[2], key[2]
                                 ahead = of_value[0] + (left - seen_keys) * of_value[1], of_value[1], Dv * item
                                 score_in_place(of_query, first, ahead, scores, rows, keys)
-                            bend(scores, rows[1] - row, factors[0], natural)
+                            bend(scores, rows[1] - row, factors[0])
                             if len(addends) > 0 or keys[2] - keys[1] < KEYS:
                                 add(scores, (addends, g), factors, rows, keys)
                             _raise(
@@ -172,9 +172,9 @@ def _raise(scores, seen, flags, survivors, constants, headroom, shifts, g, sums,
             continue
         if is_seen == SOME:
             keep_line(line, address + j * step, scores.dtype.type(-np.inf))
-        largest, shift = largest_of_line(line, one), shifts[g, row + j]
-        of_row = sums + (row + j) * WIDTH
-        if largest > shift + headroom:
+        shift, of_row = shifts[g, row + j], sums + (row + j) * WIDTH
+        if is_above(line, shift + headroom):
+            largest = largest_of_line(line, one)
             fade = power(shift - largest, constants)
             multiply_vector(of_row, fade)
             for byte in range(0, output[1], WIDTH):

@@ -8,10 +8,9 @@ import numpy as np
 
 from attention_xp._engine.walkers.numpy.compiled.compiling import inlined
 from attention_xp._engine.walkers.numpy.compiled.dots import CACHE_LINE, FEW_KEYS, multiply_keys
-from attention_xp._engine.walkers.numpy.compiled.line import KEYS, add_line, fetch, number_at, verdict
+from attention_xp._engine.walkers.numpy.compiled.line import KEYS, add_line, bend_line, fetch, number_at, verdict
 from attention_xp._engine.walkers.numpy.compiled.multiplied import multiply_rows
 from attention_xp._engine.walkers.numpy.compiled.registers import ROWS, VECTORS, WIDTH
-from attention_xp._engine.walkers.numpy.compiled.scalars import tanh
 
 __all__ = [
     "BAND",
@@ -108,12 +107,12 @@ def score_in_place(given, chunk, ahead, scores, rows, keys):
 
 
 @inlined
-def bend(scores, count, cap, natural):
+def bend(scores, count, cap):
     """Replace scores that are divided by the soft cap by their tangents times a cap, unless it is 0."""
     if cap:
+        first, width = scores.ctypes.data, KEYS * scores.itemsize
         for j in range(count):
-            for i in range(KEYS):
-                scores[j, i] = cap * tanh(scores[j, i], natural)
+            bend_line(first + j * width, cap)
 
 
 @inlined

@@ -24,7 +24,6 @@ def differentiate(
     addends,
     factors,
     constants,
-    natural,
     draws,
     shift,
     delta,
@@ -77,7 +76,7 @@ def differentiate(
                             continue
                         survivors = draw(kept, words, draws, g, rows, left) if draws[3] else np.int64(0)
                         score(of_query, of_key + left * D * item, weights, seen, rows, False)
-                        bend(weights, rows[1] - row, factors[0], natural)
+                        bend(weights, rows[1] - row, factors[0])
                         if factors[0]:
                             _slope(weights, slopes, rows[1] - row, factors)
                         if len(addends) > 0 or keys[2] - keys[1] < KEYS:

@@ -13,11 +13,14 @@ from numba.extending import intrinsic
 
 from attention_xp._engine.walkers.numpy.compiled.powers import Lanes, power_of, spread
 from attention_xp._engine.walkers.numpy.compiled.registers import BYTE, WIDTH, Registers, repeated
+from attention_xp._engine.walkers.numpy.compiled.tangents import tanh_of
 
 __all__ = [
     "KEYS",
     "add_line",
+    "bend_line",
     "fetch",
+    "is_above",
     "keep_line",
     "largest_of_line",
     "multiply_vector",
@@ -33,6 +36,20 @@ _ONES = 0x0101010101010101  # eight flags that are 1
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def is_above(_typing: Any, line: Any, limit: Any) -> Any:
+    """Whether a score of a line is larger than a limit, which takes less than to find the largest one."""
+
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
+        registers = _line(context, builder, limit)
+        largest = _largest(registers, arguments[0])
+        holds = builder.fcmp_ordered(">", largest.value, spread(builder, arguments[1], registers.vector))
+        flags = ir.IntType(registers.lanes)
+        return builder.icmp_unsigned("!=", builder.bitcast(holds, flags), flags(0))
+
+    return types.boolean(line, limit), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def largest_of_line(_typing: Any, line: Any, one: Any) -> Any:
     """Return the largest score of a line; NaN does not count, because its power is NaN whatever is subtracted.
 
@@ -40,11 +57,7 @@ def largest_of_line(_typing: Any, line: Any, one: Any) -> Any:
     """
 
     def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
-        registers = _line(context, builder, one)
-        address = builder.inttoptr(arguments[0], BYTE.as_pointer())
-        largest = Lanes(builder, ir.Constant(registers.vector, [float("-inf")] * registers.lanes))
-        for vector in registers.vectors:
-            largest = _larger(Lanes(builder, registers.load(registers.pointer(address, vector))), largest)
+        largest = _largest(_line(context, builder, one), arguments[0])
         return _folded(builder, largest.value, lambda *pair: _larger(*(Lanes(builder, half) for half in pair)).value)
 
     return one(line, one), generate
@@ -72,6 +85,23 @@ def raise_line(_typing: Any, line: Any, shift: Any, sums: Any, constants: Any) -
         return context.get_dummy_value()
 
     return types.void(line, shift, sums, constants), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def bend_line(_typing: Any, line: Any, cap: Any) -> Any:
+    """Replace a line of scores by their hyperbolic tangents times a cap."""
+
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
+        registers = _line(context, builder, cap)
+        address = builder.inttoptr(arguments[0], BYTE.as_pointer())
+        caps = Lanes(builder, spread(builder, arguments[1], registers.vector))
+        for vector in registers.vectors:
+            at = registers.pointer(address, vector)
+            bent = caps * tanh_of(Lanes(builder, registers.load(at)))
+            builder.store(bent.value, at, align=registers.item)
+        return context.get_dummy_value()
+
+    return types.void(line, cap), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -195,6 +225,16 @@ def _line(context: Any, builder: ir.IRBuilder, one: Any) -> Registers:
     number = context.get_value_type(one)
     item = 4 if isinstance(number, ir.FloatType) else 8
     return Registers(builder, number, (1, KEYS * item // WIDTH))
+
+
+def _largest(registers: Registers, line: Any) -> Lanes:
+    """Return the largest scores of a line, one for each place of a vector; NaN does not count."""
+    builder = registers.builder
+    address = builder.inttoptr(line, BYTE.as_pointer())
+    largest = Lanes(builder, ir.Constant(registers.vector, [float("-inf")] * registers.lanes))
+    for vector in registers.vectors:
+        largest = _larger(Lanes(builder, registers.load(registers.pointer(address, vector))), largest)
+    return largest
 
 
 def _larger(one: Lanes, other: Lanes) -> Lanes:

@@ -13,7 +13,7 @@ from attention_xp._engine.walkers.numpy.compiled.constants import Constants
 from attention_xp._engine.walkers.numpy.compiled.draws import survivors
 from attention_xp._engine.walkers.numpy.compiled.powers import power
 from attention_xp._engine.walkers.numpy.compiled.registers import VECTORS, WIDTH, raise_columns
-from attention_xp._engine.walkers.numpy.compiled.scalars import tanh
+from attention_xp._engine.walkers.numpy.compiled.tangents import tanh
 
 __all__ = [
     "hyperbolic_tangents",
@@ -100,13 +100,13 @@ def largest_across_lines(scores, length, largest):
 
 
 @compiled()
-def hyperbolic_tangents(scores, length, constants):
-    """Replace scores by their hyperbolic tangents, by the constants of base e."""
+def hyperbolic_tangents(scores, length):
+    """Replace scores by their hyperbolic tangents."""
     heads, lines, _ = scores.shape
     for g in range(heads):
         for j in range(lines):
             for i in range(length):
-                scores[g, j, i] = tanh(scores[g, j, i], constants)
+                scores[g, j, i] = tanh(scores[g, j, i])
 
 
 @compiled()

@@ -44,7 +44,6 @@ class Passes:
     ) -> None:
         self._loops, self._dtype = loops, np.dtype(dtype)
         self._constants = tuple(Constants.of(dtype, least, is_natural=is_natural))
-        self._natural = tuple(Constants.of(dtype, is_natural=True))
         self._lowest, self._zero = self._dtype.type(-np.inf), self._dtype.type(0.0)
         self._limit = smallest_draw(rate)
         self._words = np.empty((2, 0), np.uint32)
@@ -69,7 +68,7 @@ class Passes:
 
     def tanh(self, tile: Tile) -> None:
         """Replace scores by their hyperbolic tangents."""
-        self._loops.hyperbolic_tangents(tile.lines, tile.length, self._natural)
+        self._loops.hyperbolic_tangents(tile.lines, tile.length)
 
     def exclude(self, tile: Tile, part: Array, allowed: Array) -> None:
         """Replace a part (..., m', n') of the scores of a tile by minus infinity where flags are False."""

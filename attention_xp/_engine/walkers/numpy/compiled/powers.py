@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 from numba.extending import intrinsic
 
-__all__ = ["CONTRACTED", "Lanes", "power", "power_of", "spread"]
+__all__ = ["CONTRACTED", "Lanes", "polynomial", "power", "power_of", "spread"]
 
 # Products and sums may become one instruction. Sums keep their order: rounding by a large number depends on it.
 CONTRACTED = {"contract", "nsz"}
@@ -34,12 +34,18 @@ class _Format(NamedTuple):
         is_single = isinstance(number, ir.FloatType)
         return cls(32, 23, 127, _POLYNOMIAL_32) if is_single else cls(64, 52, 1023, _POLYNOMIAL_64)
 
+    @property
+    def rounding(self) -> float:
+        """Adding this number rounds to an integer, which the last bits of the sum then hold."""
+        return 1.5 * 2.0**self.places
+
 
 class Lanes:
     """A number, or a vector of numbers, to which operations append instructions."""
 
     def __init__(self, builder: ir.IRBuilder, value: Any) -> None:
         self.builder, self.value = builder, value
+        self.layout = _Format.of(getattr(value.type, "element", value.type))
 
     def __add__(self, other: "Lanes") -> "Lanes":
         return Lanes(self.builder, self.builder.fadd(self.value, other.value, flags=tuple(CONTRACTED)))
@@ -63,9 +69,9 @@ class Lanes:
         holds = self.builder.fcmp_ordered(comparison, self.value, bound.value)
         return Lanes(self.builder, self.builder.select(holds, one.value, other.value))
 
-    def two_to_last_bits(self, layout: _Format) -> "Lanes":
+    def two_to_last_bits(self) -> "Lanes":
         """Return 2 to the power of the integer that the last bits hold, after it was rounded by adding a large number."""
-        builder, kind = self.builder, self.value.type
+        builder, kind, layout = self.builder, self.value.type, self.layout
         integer = ir.IntType(layout.bits)
         bias, places = (ir.Constant(integer, number) for number in (layout.bias, layout.places))
         if isinstance(kind, ir.VectorType):
@@ -85,18 +91,21 @@ def spread(builder: ir.IRBuilder, number: Any, kind: ir.VectorType) -> Any:
 def power_of(x: Lanes, constants: list[Lanes]) -> Lanes:
     """Return the base of the `Constants` to the power of x: NaN for NaN, and 0 for what would be subnormal."""
     log2, upper, lower, least, most = constants
-    layout = _Format.of(getattr(x.value.type, "element", x.value.type))
-    round_by = x.like(
-        1.5 * 2.0**layout.places
-    )  # adding it rounds to an integer, which the last bits of the sum then hold
+    round_by = x.like(x.layout.rounding)
     met = x.chosen(">", most, most, x)
     rounded = met * log2 + round_by
     n = rounded - round_by
     rest = ((met - n * upper) - n * lower) * log2
-    *terms, result = (x.like(term) for term in layout.polynomial)
-    for term in reversed(terms):
-        result = term + rest * result
-    return x.chosen("<", least, x.like(0.0), rounded.two_to_last_bits(layout) * result)
+    result = rounded.two_to_last_bits() * polynomial(rest, x.layout.polynomial)
+    return x.chosen("<", least, x.like(0.0), result)
+
+
+def polynomial(x: Lanes, terms: tuple[float, ...]) -> Lanes:
+    """Return the sum of terms times 1, x, x^2, and so on."""
+    *others, result = map(x.like, terms)
+    for term in reversed(others):
+        result = term + x * result
+    return result
 
 
 @intrinsic  # type: ignore[untyped-decorator]

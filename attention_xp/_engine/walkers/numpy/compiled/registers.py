@@ -187,8 +187,14 @@ class _Kernel(Registers):
         return spread(builder, number, self.vector)
 
     def _multiples(self, stride: Any) -> list[Any]:
-        """Return where each row starts."""
-        return [self.builder.mul(stride, _INDEX(row)) for row in self.rows]
+        """Return where each row starts.
+
+        What an empty assembly returns LLVM knows nothing of. Otherwise it adds the stride to each row's address for that of
+        the next one, in a chain of sums that takes longer than the products.
+        """
+        builder, same = self.builder, ir.FunctionType(_INDEX, [_INDEX])
+        offsets = [builder.mul(stride, _INDEX(row)) for row in self.rows]
+        return [builder.asm(same, "", "=r,0", [offset], side_effect=False) for offset in offsets]
 
 
 def repeated(builder: ir.IRBuilder, count: Any, values: list[Any], body: Callable[..., list[Any]]) -> list[Any]:

@@ -49,15 +49,14 @@ class Steps:
         least = -math.inf if log_e == 1.0 else lowest_score(np, self.dtype) * self.dtype.type(log_e)
         # Gradients that are tiny relative to the others are 0, for products with subnormal numbers take ten times as long.
         smallest = LEAST * base_of(problem.xp).log_2 if self.dtype == np.float32 else math.inf
-        forward, backward, natural = (
-            tuple(Constants.of(self.dtype, limit, is_natural=is_natural))
-            for limit, is_natural in ((math.inf, log_e == 1.0), (smallest, log_e == 1.0), (math.inf, True))
+        forward, backward = (
+            tuple(Constants.of(self.dtype, limit, is_natural=log_e == 1.0)) for limit in (math.inf, smallest)
         )
         headroom = _HEADROOM * base_of(problem.xp).log_2
         factors = tuple(map(self.dtype.type, (cap, log_e, least, headroom)))
         more = (self.dtype.type(a) for a in (self.query_factor, survival_factor(problem)))
-        self._options = (factors, *more), forward, natural
-        self._backward_options = factors, backward, natural
+        self._options = (factors, *more), forward
+        self._backward_options = factors, backward
 
     def width(self, numbers: int) -> int:
         """Return how many numbers whole vectors hold that have room for so many."""

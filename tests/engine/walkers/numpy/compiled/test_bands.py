@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from attention_xp._engine.walkers.numpy.compiled import bands
-from attention_xp._engine.walkers.numpy.compiled.constants import Constants
 from attention_xp._engine.walkers.numpy.compiled.registers import ROWS, WIDTH
 from tests.engine.walkers.numpy.compiled._memory import address, amid, both_dtypes, looped
 
@@ -24,8 +23,8 @@ def scored(given, chunk, scores, seen, rows, is_narrow):
 
 
 @looped
-def bent(scores, count, cap, natural):
-    bands.bend(scores, count, cap, natural)
+def bent(scores, count, cap):
+    bands.bend(scores, count, cap)
 
 
 @looped
@@ -113,7 +112,7 @@ def test_scores_are_bent_where_there_is_a_cap(dtype, cap):
     scores = numbers(BAND, KEYS, dtype=dtype)
     expected = scores.astype(np.float64)
     expected[:11] = cap * np.tanh(expected[:11]) if cap else expected[:11]
-    bent(scores, 11, dtype(cap), tuple(Constants.of(dtype, is_natural=True)))
+    bent(scores, 11, dtype(cap))
     np.testing.assert_allclose(scores, expected, rtol=0, atol=8 * np.finfo(dtype).eps)
 
 

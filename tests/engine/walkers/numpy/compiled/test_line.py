@@ -18,8 +18,18 @@ def largest(scores, one):
 
 
 @looped
+def above(scores, limit):
+    return line.is_above(scores, limit)
+
+
+@looped
 def raised(scores, shift, sums, constants):
     line.raise_line(scores, shift, sums, constants)
+
+
+@looped
+def bent(scores, cap):
+    line.bend_line(scores, cap)
 
 
 @looped
@@ -72,6 +82,18 @@ def test_the_largest_score_wherever_it_stands(dtype):
 
 
 @both_dtypes
+def test_a_score_above_a_limit_wherever_it_stands(dtype):
+    for i in range(KEYS):
+        scores, _ = amid(np.full(KEYS, -3.0, dtype), 99.0)
+        scores[i], scores[(i + 17) % KEYS] = 2.0, np.nan
+        assert above(address(scores), dtype(1.5))
+        assert not above(address(scores), dtype(2.0))
+        assert above(address(scores), dtype(-np.inf))
+    for number in (np.nan, -np.inf):
+        assert not above(address(np.full(KEYS, number, dtype)), dtype(-np.inf))
+
+
+@both_dtypes
 @pytest.mark.parametrize("is_natural", [False, True])
 @pytest.mark.parametrize("shift", [0.0, -30.5, 12.25])
 def test_powers_of_a_line_and_their_sum(dtype, is_natural, shift):
@@ -97,6 +119,20 @@ def test_powers_of_nan_are_nan(dtype):
     raised(address(scores), dtype(0.0), address(sums), tuple(Constants.of(dtype, is_natural=False)))
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(scores)), [9])
     assert np.isnan(sums).sum() == 1
+
+
+@both_dtypes
+@pytest.mark.parametrize("size", [1e-6, 0.1, 0.6, 3.0, 30.0])
+def test_tangents_of_a_line(dtype, size):
+    for seed in range(20):
+        scores, memory = amid(np.random.default_rng(seed).uniform(-size, size, KEYS).astype(dtype), np.nan)
+        scores[:5] = np.nan, np.inf, -np.inf, 0.0, np.finfo(dtype).max
+        expected = 4.0 * np.tanh(scores.astype(np.longdouble))
+        bent(address(scores), dtype(4.0))
+        error = np.abs(scores - expected) / np.spacing(np.abs(expected.astype(dtype)))
+        assert np.isnan(scores[0])
+        assert float(error[1:].max()) < 3.0
+        assert_nothing_around(memory)
 
 
 @both_dtypes
