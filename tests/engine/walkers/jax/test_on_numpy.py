@@ -40,9 +40,8 @@ def _alone(*arrays):
 
 
 def test_others_stay_in_jax(library, monkeypatch):
-    """Heads that share no keys, several rows, weights, and rules."""
+    """Heads that share no keys, and rules."""
     calls, key = counted(monkeypatch), library.array(normal(1, 2, 30, 8))
-    for shape in ((1, 2, 1, 8), (1, 4, 2, 8)):
-        flash_attention(library.array(normal(*shape)), key, key)
+    flash_attention(library.array(normal(1, 2, 1, 8)), key, key)
     flash_attention(library.array(normal(1, 4, 1, 8)), key, key, window=(5, 0), query_offset=20)
     assert calls == []
