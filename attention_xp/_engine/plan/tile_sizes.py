@@ -62,7 +62,7 @@ _TALLEST_SPARSE = 4096  # rows of all heads of such a job, where rules leave out
 _PAIRS_OF_RULE = 2**19  # likewise, where a rule gives an array of what is added to their scores
 _ROWS_COMPILED_BACKWARD = 512, 2048  # of all heads of a block, at least and at most; their gradients lie in memory
 _PARTS_COMPILED_BACKWARD = 4  # of a head, at least, for several threads
-_JOBS_COMPILED = 6  # jobs of compiled loops for each thread, at least
+_JOBS_COMPILED = 3  # jobs of compiled loops for each thread, at least
 _JOBS, _JOBS_BACKWARD = 3, 2  # for each thread, at least; backward the last ones are cut further
 
 

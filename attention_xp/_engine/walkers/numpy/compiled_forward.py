@@ -33,6 +33,8 @@ def compiled_forward(problem: Problem, steps: Steps, threads: int, *, lse: bool)
 class _Walk(ForwardWalk):
     """The arrays and jobs of one call."""
 
+    _pieces = 2  # each copies its keys anew
+
     def __init__(self, problem: Problem, steps: Steps, threads: int, *, lse: bool) -> None:
         super().__init__(problem, threads, lse=lse)
         self.steps, self.is_sound = steps, True

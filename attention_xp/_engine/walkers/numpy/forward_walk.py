@@ -15,12 +15,13 @@ from attention_xp._engine.walkers.numpy.route import Route
 __all__ = ["ForwardWalk"]
 
 _WIDEST = 2048  # keys of a tile of few rows
-_PIECES = 4  # of each of the last jobs
 _SHORTEST = 64  # rows of such a piece
 
 
 class ForwardWalk:
     """The arrays and jobs of one call."""
+
+    _pieces = 4  # of each of the last jobs
 
     def __init__(self, problem: Problem, threads: int, *, lse: bool) -> None:
         self.problem = problem
@@ -47,7 +48,7 @@ class ForwardWalk:
             threads == 1 or self.problem.rules or self.shape.folded
         ):  # plans are made for whole blocks, and folded blocks have few rows
             return jobs
-        size = max(_SHORTEST, 16 * -(-self.shape.rows // (16 * _PIECES)))
+        size = max(_SHORTEST, 16 * -(-self.shape.rows // (16 * self._pieces)))
         pieces = [(place, piece) for place, rows in jobs[-threads:] for piece in bounds(*rows, size)]
         return [*jobs[:-threads], *pieces]
 

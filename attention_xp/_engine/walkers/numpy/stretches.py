@@ -1,6 +1,7 @@
 """The tiles of a block of rows as tables of numbers, which compiled loops read: bounds, and addresses of flags and addends."""
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,7 +40,10 @@ class StretchesOf:
 
     def __init__(self, problem: Problem, route: Route) -> None:
         self._problem, self._route = problem, route
-        self._rules = _Rules(problem)
+
+    @cached_property
+    def _rules(self) -> "_Rules":  # of no use to a call without rules
+        return _Rules(self._problem)
 
     def of(self, region: Region, place: Place, rows: Bounds) -> Stretches:
         """Return the stretches of some rows, whose region is under all keys."""
