@@ -83,8 +83,8 @@ add_tests("numpy", xp="numpy,numpy:readonly")
 # The loops compiled by numba, in calls of every size.
 add_tests("fast", "fast", xp="numpy", runs=(({}, [["--compiled", *QUICK[0]]]),))
 add_tests("strict")
-add_tests("torch", "torch", "transformers", runs=(({}, QUICK),))
-add_tests("torch", "torch", "transformers", name="torch-full")
+add_tests("torch", "torch", "transformers", "fast", runs=(({}, QUICK),))
+add_tests("torch", "torch", "transformers", "fast", name="torch-full")
 # Nearly all the time on JAX goes into compiling. The first environment compiles quickly: the usual way to emit loops
 # takes twice as long as the older one, and programs so small are not worth several threads. The second compiles as
 # users do, without 64-bit types, what depends on the types.

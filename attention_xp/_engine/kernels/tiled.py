@@ -7,6 +7,7 @@ from attention_xp._backend.sizes import is_open
 from attention_xp._engine.kernels.dense import are_few_rows
 from attention_xp._engine.kernels.meshes import refused_mesh
 from attention_xp._engine.plan.borders import formula_is_faster
+from attention_xp._engine.plan.host import is_for_numpy
 from attention_xp._engine.plan.plan import bounds
 from attention_xp._engine.plan.tile_sizes import tile_sizes
 from attention_xp._engine.problem.one_program import as_one_program
@@ -39,10 +40,19 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
         return attend_at_once(problem, wanted)  # there is nothing to materialise
     output, lse = walker_of(problem.xp).forward(problem.with_scaled_query(), lse=wanted.lse)
     return Attended(
-        as_dtype(problem.xp, output, problem.result_dtype),
+        _rounded(problem, output),
         as_one_program(_weights, problem) if wanted.weights else None,
         lse if wanted.lse else None,
     )
+
+
+def _rounded(problem: Problem, output: Array) -> Array:
+    """Return the output in the dtype of the result."""
+    if output.dtype == problem.result_dtype or not is_for_numpy(problem) or output.requires_grad:
+        return as_dtype(problem.xp, output, problem.result_dtype)
+    from attention_xp._engine.walkers.torch.in_16_bits import rounded  # noqa: PLC0415  # imports torch
+
+    return rounded(output, problem.result_dtype)
 
 
 def loops_of(problem: Problem) -> str | None:

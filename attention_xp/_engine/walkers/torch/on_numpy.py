@@ -11,6 +11,7 @@ widened once for every block of rows. What comes out is float32, and is rounded 
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -21,13 +22,13 @@ from attention_xp._engine.plan.host import is_for_numpy, may_need_gradients
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._engine.tile.gradients import Gradients, Known
+from attention_xp._engine.walkers.torch.in_16_bits import NARROW, widened
 from attention_xp._scores.frozen import freeze, thaw
 from attention_xp._typing import Array
 
 __all__ = ["backward", "few_rows", "forward", "seen_by_numpy"]
 
 _READABLE = {"bool", "bfloat16", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8"}
-_NARROW = {"bfloat16", "float16"}
 
 
 def forward(problem: Problem) -> tuple[Array, Array] | None:
@@ -87,10 +88,10 @@ def _as_numpy(problem: Problem, others: tuple[Array | None, ...]) -> tuple[Probl
         return None
     import array_api_compat.numpy as xp  # noqa: PLC0415
 
-    found, found_others = thaw(template, list(map(_view, arrays)))
+    found, found_others = thaw(template, _seen(arrays))
     seen = tuple(
         # A mask with arrays of NumPy stays the same object, for it keeps summaries of these arrays.
-        rule if all(map(is_numpy, some)) else thaw(of_rule, list(map(_view, some)))
+        rule if all(map(is_numpy, some)) else thaw(of_rule, _seen(some))
         for rule, (of_rule, some) in zip(problem.rules, rules, strict=True)
     )
     dtype = getattr(xp, dtype_name(problem.dtype))
@@ -112,24 +113,13 @@ def _is_readable(array: Array) -> bool:
     )
 
 
-def _view(array: Array) -> Array:
-    """Return an array as NumPy reads it: in place, or widened where it has 16 bits."""
-    if is_numpy(array):
-        return array
-    array = array.detach()
-    return (_widened(array) if dtype_name(array.dtype) in _NARROW else array).numpy()
-
-
-def _widened(array: Array) -> Array:
-    """Return a tensor in float32; along axes that repeat the same numbers, these are not repeated in memory.
-
-    NumPy asks for that memory in large pages, which halves the time where there is much of it.
-    """
-    import numpy as np  # noqa: PLC0415
-
-    distinct = array[tuple(slice(0, 1) if step == 0 else slice(None) for step in array.stride())]
-    wide = sys.modules["torch"].from_numpy(np.empty(tuple(distinct.shape), np.float32))
-    return wide.copy_(distinct).expand(array.shape)
+def _seen(arrays: Sequence[Array]) -> list[Array]:
+    """Return arrays as NumPy reads them: in place, or widened where they have 16 bits."""
+    tensors = [a if is_numpy(a) else a.detach() for a in arrays]
+    are_narrow = [dtype_name(a.dtype) in NARROW and not is_numpy(a) for a in tensors]
+    wide = iter(widened([a for a, is_narrow in zip(tensors, are_narrow, strict=True) if is_narrow]))
+    seen = [next(wide) if is_narrow else a for a, is_narrow in zip(tensors, are_narrow, strict=True)]
+    return [a if is_numpy(a) else a.numpy() for a in seen]
 
 
 def _given_back(result: Any) -> Any:

@@ -16,6 +16,7 @@ from attention_xp._engine.walkers.numpy.compiled.powers import Lanes, power_of, 
 
 __all__ = [
     "BYTE",
+    "FEATURES",
     "FEW",
     "HAS_LONG",
     "ROWS",
@@ -27,9 +28,9 @@ __all__ = [
     "repeated",
 ]
 
-_FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")  # of the processor that numba compiles for
+FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")  # of the processor that numba compiles for
 HAS_LONG = (
-    "+avx512f" in _FEATURES
+    "+avx512f" in FEATURES
 )  # 32 registers of 64 bytes; else 16 of 32, with which products are no faster than BLAS'
 WIDTH = 64 if HAS_LONG else 32  # bytes of a register
 VECTORS = 4 if HAS_LONG else 2  # that a row of sums takes
