@@ -35,8 +35,10 @@ class Bias(Rule):
     may_exclude : bool
         Whether minus infinity may be among the values. A class that never gives it sets False, which saves time.
     shift_invariant : bool
-        Whether the values depend on nothing but the head, the batch item and the difference of the positions. On NumPy, a
-        class that sets True is then evaluated for each difference once, and not for each pair.
+        Whether the values depend on nothing but the head, the batch item and the difference of the positions. A class that
+        sets True is evaluated on NumPy for each difference once, and not for each pair, which saves most of the time. That is
+        not checked: where the values depend on anything else, the output is wrong. A subclass that defines `values` anew has
+        to set it anew.
     lead : tuple of int
         The leading axes ``(..., H)`` that the values depend on, the heads last, so that pictures show all heads; ``()``,
         the first batch item and head, is always right.
@@ -47,6 +49,8 @@ class Bias(Rule):
     >>> from attention_xp import scaled_dot_product_attention
     >>> from attention_xp.biases import Bias
     >>> class GaussianBias(Bias):
+    ...     shift_invariant, may_exclude = True, False
+    ...
     ...     def __init__(self, width):
     ...         self.width = width  # (H,)
     ...

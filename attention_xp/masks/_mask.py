@@ -29,7 +29,8 @@ class Mask(Shown):
         Whether the answer depends on how queries and keys are aligned, so that attention asks for a
         ``query_offset`` where ``Sq != Sk`` and none is given.
     shift_invariant : bool
-        Whether the answer depends on ``q_idx - kv_idx`` alone.
+        Whether the answer depends on ``q_idx - kv_idx`` alone. What NumPy finds out about such a mask serves all heads, batch
+        items and later calls. It is not checked: where the answer depends on anything else, the output is wrong.
     lead : tuple of int
         The leading axes ``(..., H)`` that the answer depends on, the heads last; ``()`` where it depends on none.
     extent : tuple of int
@@ -39,6 +40,8 @@ class Mask(Shown):
     --------
     >>> from attention_xp.masks import Mask
     >>> class Parity(Mask):
+    ...     shift_invariant = True
+    ...
     ...     def allowed(self, region):
     ...         return (region.q_idx - region.kv_idx) % 2 == 0
     >>> (~Parity()).to_array(2, 3)

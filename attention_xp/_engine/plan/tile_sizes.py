@@ -52,10 +52,8 @@ _LARGEST = 3 * 2**18  # scores of a tile
 _LARGEST_ON_CUDA = 2**24  # scores of a tile of several heads: JAX; a guess, not measured on a GPU
 _LEAST_COMPILED = 512  # rows of a block, and keys of a strip, where torch compiles
 _BLOCKS_COMPILED = 8, 16  # blocks of rows there, at most; and where rules leave out much
-_SCORES_COMPILED = (
-    4,
-    2**19,
-)  # of a tile and head, at most: for each number of query and key, or, if that is more, in all
+# Of a tile and head, at most: for each number of query and key, or, if that is more, in all.
+_SCORES_COMPILED = 4, 2**19
 CROWDED = 512  # lines whose starts are a multiple of so many numbers apart compete for the same cache sets
 _PAIRS_COMPILED = 2**23  # of a job of compiled loops, unless it has fewer rows than `_TALLEST`, which share packed keys
 _TALLEST_SPARSE = 4096  # rows of all heads of such a job, where rules leave out much of its pairs

@@ -20,9 +20,8 @@ from attention_xp.masks import Mask
 
 __all__ = ["TURNS", "Guarded", "Turn"]
 
-TURNS = (
-    4  # of a tile: its values as they are; where some are not finite, the others, and where infinity and -infinity are
-)
+# Of a tile: its values as they are; where some are not finite, the others, and where infinity and -infinity are.
+TURNS = 4
 
 
 class Guarded(Arithmetic):
@@ -162,9 +161,8 @@ class Turn:
 
     def added(self, output: Array, product: Array) -> Array:
         """Return the output with what the product of weights and `value` adds; from then on it is known whether the turn `is_last`."""
-        self.is_last = (self._number == 0) & _are_finite(
-            product
-        )  # a mark shows in each row; an overflow is taken with care
+        # A mark shows in each row of the product; an overflow is taken with care.
+        self.is_last = (self._number == 0) & _are_finite(product)
         turn = jax.lax.select(self.is_last, np.int32(TURNS), self._number)
         most = self._number_of(turn, -math.inf, math.inf, 0.0, 0.0, math.inf)  # of products that are added as they are
         beyond = self._number_of(turn, 0.0, math.nan, math.inf, -math.inf, math.nan)  # in place of others, and of NaN

@@ -44,9 +44,8 @@ class ForwardWalk:
         """Return the heads and rows of all jobs; of several threads, the last ones are small, so that all end together."""
         places = list(Place.every(self.problem.lead, self.shape.heads))
         jobs = list(itertools.product(places, self.route.blocks())) if places else []
-        if (
-            threads == 1 or self.problem.rules or self.shape.folded
-        ):  # plans are made for whole blocks, and folded blocks have few rows
+        # Plans are made for whole blocks, and folded blocks have few rows.
+        if threads == 1 or self.problem.rules or self.shape.folded:
             return jobs
         size = max(_SHORTEST, 16 * -(-self.shape.rows // (16 * self._pieces)))
         pieces = [(place, piece) for place, rows in jobs[-threads:] for piece in bounds(*rows, size)]

@@ -19,9 +19,8 @@ from attention_xp.biases._bias import evaluated
 
 __all__ = ["Stretches", "StretchesOf"]
 
-_NUMBERS = (
-    7  # of a stretch: bounds of rows and keys, the address of flags, and their bytes from row to row, head to head
-)
+# Of a stretch: bounds of rows and keys, the address of flags, and their bytes from row to row, head to head.
+_NUMBERS = 7
 _Row = tuple[int, ...]
 
 

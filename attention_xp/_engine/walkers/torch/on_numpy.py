@@ -4,9 +4,9 @@ It is one to three times as fast as Python loops over torch's operations, most o
 loops remain for other devices, for calls that torch traces or records, for functions and biases of the user, and
 for small problems, which fit into one tile of all heads.
 
-Tensors in 16 bits are the exception: NumPy has no bfloat16, and converts float16 a number at a time. Torch widens each of
-them once, as a whole, which takes twice their memory while the call lasts and hardly any time; tile by tile, keys would be
-widened once for every block of rows. What comes out is float32, and is rounded once at the end.
+Tensors in 16 bits are the exception: NumPy has no bfloat16, and converts float16 a number at a time. Each of them is widened
+once, as a whole (`in_16_bits`), which takes twice their memory while the call lasts and hardly any time; tile by tile, keys
+would be widened once for every block of rows. What comes out is float32, and is rounded once at the end.
 """
 
 import dataclasses

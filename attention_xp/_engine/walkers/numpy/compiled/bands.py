@@ -98,7 +98,10 @@ def _around(begin, end):
 
 @inlined
 def score_in_place(given, chunk, ahead, scores, rows, keys):
-    """Do the same with keys that are read where they lie: an address, and the bytes from key to key; so have their values."""
+    """Write products of rows and of keys that are read where they lie, at an address and so many bytes from key to key.
+
+    Of `ahead`, which are their values, an address and the bytes of and between rows are given: these are fetched meanwhile.
+    """
     (address, width, D), (first, step), (row, last_row), (_, begin, end) = given, chunk, rows, keys
     item, to, one = scores.itemsize, scores.ctypes.data, scores.dtype.type(0.0)
     begin -= begin % FEW_KEYS
@@ -108,7 +111,7 @@ def score_in_place(given, chunk, ahead, scores, rows, keys):
 
 @inlined
 def bend(scores, count, cap):
-    """Replace scores that are divided by the soft cap by their tangents times a cap, unless it is 0."""
+    """Replace scores, which are divided by the soft cap, by their hyperbolic tangents times a cap, unless it is 0."""
     if cap:
         first, width = scores.ctypes.data, KEYS * scores.itemsize
         for j in range(count):
