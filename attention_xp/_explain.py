@@ -4,9 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Unpack
 
 from attention_xp._checks.numbers import check_flag
-from attention_xp._engine.kernels.choose import answers, choose
+from attention_xp._engine.kernels.choose import OWN, answers, choose
 from attention_xp._engine.kernels.fused import array_of_rules
-from attention_xp._engine.kernels.tiled import loops_of
 from attention_xp._engine.problem.options import AttentionOptions, check_options, with_options
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Wanted
@@ -26,8 +25,8 @@ class Explanation(Mapping[str, str]):
     reasons : dict of str to (str or None)
         For each kernel, in the order in which they are asked, why it cannot compute the call; ``None`` where it can.
     loops : str or None
-        Where tiles of NumPy arrays are computed: ``"numba"``, or why NumPy's own operations pass over them; ``None`` for
-        other kernels and libraries.
+        Where tiles of NumPy arrays are computed: ``"numba"``, or why NumPy's own operations pass over them. ``"numba"`` as
+        well where compiled loops read the keys of a few rows, of arrays of any library; ``None`` elsewhere.
     mask_array : tuple of int or None
         Where torch's kernel is chosen and gets all rules together as one boolean array, which is made for it: its shape.
     """
@@ -122,6 +121,6 @@ def explain(
     problem = Problem.of(query, key, value, mask, dropout_rate, options)
     wanted = Wanted(check_flag("return_weights", return_weights), check_flag("return_lse", return_lse))
     kernel = choose(problem, wanted)
-    loops = loops_of(problem) if kernel == "tiled" else None
+    loops = OWN[kernel].loops_of(problem, wanted) if kernel in OWN else None
     mask_array = array_of_rules(problem) if kernel == "fused" else None
     return Explanation(kernel, answers(problem, wanted), loops, mask_array)

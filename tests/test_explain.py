@@ -5,6 +5,8 @@ import pytest
 
 from attention_xp import explain, flash_attention
 from attention_xp._engine.kernels.choose import KERNELS
+from attention_xp._engine.plan import borders
+from attention_xp._engine.walkers.numpy import at_once
 from attention_xp.masks import PrefixMask
 from tests._inputs import inputs
 
@@ -81,3 +83,14 @@ def test_an_explanation_prints_itself_and_nothing_else_does(capsys):
     assert "<tr><th>dense</th><td>can</td></tr>" in explanation._repr_html_()
     with pytest.raises(KeyError, match="quick"):
         explanation["quick"]
+
+
+@pytest.mark.backends("numpy", "torch", "jax")
+def test_loops_over_few_rows(library, monkeypatch):
+    monkeypatch.setattr(at_once, "are_compiled", lambda problem: problem.group > 1)
+    monkeypatch.setattr(borders, "_LARGE_HEAD", 0)
+    key = library.array(np.zeros((1, 2, 30, 8)))
+    for heads, loops in ((4, "numba"), (2, None)):
+        query = library.array(np.zeros((1, heads, 1, 8)))
+        assert explain(query, key, key).loops == loops
+        assert explain(query, key, key, return_weights=True).loops is None

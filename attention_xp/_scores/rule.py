@@ -1,6 +1,6 @@
 """What masks and biases have in common: values made of attributes, some of them arrays."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from inspect import Signature, signature
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -14,7 +14,7 @@ from attention_xp._scores.frozen import freeze, thaw
 from attention_xp._scores.identity import identity
 from attention_xp._typing import Array, Device, Namespace
 
-__all__ = ["Rule", "arrays_of", "check_library_and_place", "on_host", "short"]
+__all__ = ["Rule", "arrays_of", "check_library_and_place", "forget_promises", "on_host", "short"]
 
 RuleT = TypeVar("RuleT", bound="Rule")
 
@@ -111,6 +111,18 @@ def _moved(array: Any, device: Device) -> Any:
     from array_api_compat import to_device  # noqa: PLC0415  # where nothing moves, nothing is loaded
 
     return array if is_numpy(array) else to_device(array, device)
+
+
+def forget_promises(kind: type, answer: str, promises: Collection[str]) -> None:
+    """Give a class that defines an answer anew the defaults of all promises about it that it does not make itself.
+
+    A rule that is made of another one with a method of its own would else be taken for that other one.
+    """
+    answering = [base for base in kind.__mro__[1:] if answer in vars(base)]
+    if answer not in vars(kind) or len(answering) <= 1:  # the last one is the class that all rules are made from
+        return
+    for name in set(promises) - vars(kind).keys():
+        setattr(kind, name, next(vars(base)[name] for base in reversed(kind.__mro__) if name in vars(base)))
 
 
 def on_host(rule: RuleT) -> RuleT:

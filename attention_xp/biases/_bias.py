@@ -11,7 +11,7 @@ from attention_xp._checks.arrays import check_result
 from attention_xp._scores.attributes import attributes
 from attention_xp._scores.frame import Frame, frame_of
 from attention_xp._scores.region import Region
-from attention_xp._scores.rule import Rule, arrays_of, on_host, short
+from attention_xp._scores.rule import Rule, arrays_of, forget_promises, on_host, short
 from attention_xp._typing import Array, Namespace
 from attention_xp.biases._drawing import pictured
 
@@ -69,10 +69,9 @@ class Bias(Rule):
     lead: tuple[int, ...] = ()
 
     def __init_subclass__(cls, **given: Any) -> None:
-        """Promise nothing of values that a class defines anew, unless it does so itself."""
+        """Keep no promise of another class for values that a class defines anew."""
         super().__init_subclass__(**given)
-        if "values" in vars(cls) and "shift_invariant" not in vars(cls):
-            cls.shift_invariant = False
+        forget_promises(cls, "values", ("may_exclude", "shift_invariant", "bound", "vjp"))
 
     def values(self, region: Region) -> Array:
         """Return a floating array that broadcasts against the scores of a region.

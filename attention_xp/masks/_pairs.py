@@ -8,7 +8,7 @@ from attention_xp._backend.shapes import filled_up
 from attention_xp._checks.arrays import check_result, fits
 from attention_xp._scores.attributes import attributes, parts_of as rules_in
 from attention_xp._scores.region import Region, Span
-from attention_xp._scores.rule import Rule, arrays_of, short
+from attention_xp._scores.rule import Rule, arrays_of, forget_promises, short
 from attention_xp._typing import Array, Namespace
 
 __all__ = ["Pairs", "Reach", "parts_of", "rule"]
@@ -26,6 +26,11 @@ _TRUTH = re.compile(
     re.IGNORECASE,
 )
 
+# What the planner of tiles takes from a rule in place of asking for its pairs.
+_PROMISES = {
+    *("shift_invariant", "reach", "seams", "undecided", "_as_band", "_as_lengths", "_as_array"),
+    *("_is_of_rows", "_is_of_places", "_windows", "_blocks"),
+}
 _REQUIRED = object()  # a field without a default
 
 
@@ -45,6 +50,11 @@ class Pairs(Rule):
     _as_array: Array | None = None  # it allows the pairs for which this array, aligned with the scores, is True
     _is_of_rows: bool = False  # it depends on rows alone
     _is_of_places: bool = False  # it depends on rows and columns, and not on positions
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        """Keep no promise of another class for pairs that a class allows anew."""
+        super().__init_subclass__(**given)
+        forget_promises(cls, "allowed", _PROMISES)
 
     @property
     def _windows(self) -> list[tuple[int, int | None]]:

@@ -6,7 +6,14 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from attention_xp import alibi_slopes, explain, flash_attention, multi_head_attention, scaled_dot_product_attention
+from attention_xp import (
+    alibi_slopes,
+    attention_vjp,
+    explain,
+    flash_attention,
+    multi_head_attention,
+    scaled_dot_product_attention,
+)
 from attention_xp.biases import AlibiBias, Bias, RelativePositionBias
 from attention_xp.masks import CausalMask, PrefixMask
 from tests import reference
@@ -278,3 +285,21 @@ def test_differences_are_evaluated_once_each(library, impl):
     whole = weight[:, None, None] * (np.arange(90)[::-1] - np.arange(70)[:, None]) ** 2
     expected = flash_attention(query, key, value, bias=library.array(whole.astype(np.float32)), impl=impl)
     np.testing.assert_allclose(jumping, expected, atol=2e-6)
+
+
+class Bent(AlibiBias):
+    """Other values than those it inherits what is said of."""
+
+    def values(self, region):
+        return 40.0 * region.xp.sin(super().values(region))
+
+
+@pytest.mark.backends("numpy")
+def test_a_class_made_of_another_keeps_none_of_its_promises(library):
+    query, key, value = (library.array(x) for x in inputs((1, 4, 70, 8)))
+    bias, distance = Bent(library.array(SLOPES)), np.abs(np.arange(70)[:, None] - np.arange(70))
+    whole = library.array((40.0 * np.sin(-SLOPES[:, None, None] * distance)).astype(np.float32))
+    output = flash_attention(query, key, value, bias=bias, impl="tiled")
+    np.testing.assert_allclose(output, flash_attention(query, key, value, bias=whole), atol=1e-5)
+    with pytest.raises(ValueError, match="Bent has no gradients"):
+        attention_vjp(query, key, value, bias=bias)[1](output)

@@ -275,3 +275,33 @@ def test_an_array_in_a_compiled_function(library, make):
 
     compiled = torch.compile(attend, fullgraph=True, backend="eager")
     np.testing.assert_allclose(to_numpy(compiled(x)), to_numpy(attend(x)), rtol=1e-5, atol=1e-6)
+
+
+class _NoThird(CausalMask):
+    """Another rule than the one it is made of, which says nothing of itself."""
+
+    def allowed(self, region):
+        return super().allowed(region) & ((region.q_idx - region.kv_idx) % 3 != 1)
+
+
+class _OfFirstItem(WindowMask):
+    """Likewise, beside what its window allows."""
+
+    def allowed(self, region):
+        return (super().allowed(region) & (region.b == 0)) | (region.q_idx == region.kv_idx + 90)
+
+
+@pytest.mark.parametrize("mask", [_NoThird(), _OfFirstItem(20, 0)], ids=["causal", "window"])
+@pytest.mark.parametrize("impl", ["tiled", "auto"])
+def test_a_class_made_of_another_keeps_none_of_its_promises(library, impl, mask):
+    arrays = inputs((2, 2, 300, 8))
+    q, k = np.arange(300)[:, None], np.arange(300)
+    if isinstance(mask, CausalMask):
+        keep = (q >= k) & ((q - k) % 3 != 1)
+    else:
+        item = np.arange(2)[:, None, None, None]
+        keep = ((q >= k) & (q - k <= 20) & (item == 0)) | (q == k + 90)
+    expected = reference.attention(*arrays, mask=np.broadcast_to(keep, (2, 1, 300, 300)))
+    output = flash_attention(*(library.array(x) for x in arrays), mask, query_offset=0, impl=impl)
+    np.testing.assert_allclose(to_numpy(output), expected.output, atol=2e-6)
+    assert not mask.shift_invariant

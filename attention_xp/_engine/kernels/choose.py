@@ -15,7 +15,7 @@ from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._typing import Array
 
-__all__ = ["answers", "attend", "attend_call", "attend_step", "choose"]
+__all__ = ["OWN", "answers", "attend", "attend_call", "attend_step", "choose"]
 
 
 class _Candidate(Protocol):
@@ -33,6 +33,9 @@ class _Kernel(_Candidate, Protocol):
 
     def attend(self, problem: Problem, wanted: Wanted) -> Attended:
         """Compute the problem."""
+
+    def loops_of(self, problem: Problem, wanted: Wanted) -> str | None:
+        """Return what compiles its loops, or why nothing does; ``None`` where it has none."""
 
 
 OWN: dict[str, _Kernel] = {"tiled": tiled, "dense": dense}

@@ -4,11 +4,12 @@ from attention_xp._backend.libraries import is_jax_namespace, is_numpy_namespace
 from attention_xp._backend.modes import is_left_open
 from attention_xp._engine.kernels.meshes import refused_mesh
 from attention_xp._engine.plan.borders import sdpa_is_slow_for_few_rows
+from attention_xp._engine.plan.host import is_for_numpy, may_need_gradients
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._engine.tile.formula import attend_at_once
 
-__all__ = ["are_few_rows", "attend", "attend_few_rows", "is_worthwhile", "refusal"]
+__all__ = ["are_few_rows", "attend", "attend_few_rows", "is_worthwhile", "loops_of", "refusal"]
 
 
 def refusal(problem: Problem, wanted: Wanted) -> str | None:  # noqa: ARG001
@@ -58,6 +59,23 @@ def attend(problem: Problem, wanted: Wanted) -> Attended:
         return at_once.attend(problem, wanted)
     found = _attended_by_numpy(problem, wanted)
     return attend_at_once(problem, wanted) if found is None else found
+
+
+def loops_of(problem: Problem, wanted: Wanted) -> str | None:
+    """Return ``"numba"`` where compiled loops compute few rows, of NumPy's walker or of tensors and arrays it reads."""
+    if wanted.weights:
+        return None
+    if is_torch_namespace(problem.xp) and (not sdpa_is_slow_for_few_rows(problem) or may_need_gradients(problem)):
+        return None
+    if not (
+        are_few_rows(problem)
+        if is_jax_namespace(problem.xp)
+        else is_numpy_namespace(problem.xp) or is_for_numpy(problem)
+    ):
+        return None
+    from attention_xp._engine.walkers.numpy.at_once import are_compiled  # noqa: PLC0415  # imports NumPy
+
+    return "numba" if are_compiled(problem) else None
 
 
 def _attended_by_numpy(problem: Problem, wanted: Wanted) -> Attended | None:

@@ -55,7 +55,7 @@ def _rounded(problem: Problem, output: Array) -> Array:
     return rounded(output, problem.result_dtype)
 
 
-def loops_of(problem: Problem) -> str | None:
+def loops_of(problem: Problem, wanted: Wanted) -> str | None:  # noqa: ARG001
     """Return what computes the tiles of NumPy arrays: ``"numba"``, or why it does not; ``None`` for other libraries."""
     if not is_numpy_namespace(problem.xp):
         return None

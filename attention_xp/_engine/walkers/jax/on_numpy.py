@@ -27,15 +27,15 @@ def are_few_rows(problem: Problem) -> bool:
 
 def few_rows(problem: Problem, wanted: Wanted) -> Attended:
     """Compute a problem of few rows."""
-    import array_api_compat.numpy as xp  # noqa: PLC0415
+    import array_api_compat.numpy as np  # noqa: PLC0415
     import jax  # noqa: PLC0415
 
     from attention_xp._engine.walkers.numpy.at_once import attend  # noqa: PLC0415  # imports NumPy
 
     place = problem.query.device
-    seen = problem.with_differentiated([xp.asarray(a) for a in problem.differentiated])
-    seen = dataclasses.replace(seen, xp=xp, dtype=getattr(xp, dtype_name(problem.dtype)))
-    with xp.errstate(all="ignore"):  # JAX warns of nothing
+    seen = problem.with_differentiated([np.asarray(a) for a in problem.differentiated])
+    seen = dataclasses.replace(seen, xp=np, dtype=getattr(np, dtype_name(problem.dtype)))
+    with np.errstate(all="ignore"):  # JAX warns of nothing
         found = attend(seen, wanted)
     return Attended(*(None if a is None else jax.device_put(a, place) for a in found))
 

@@ -38,10 +38,10 @@ def multiply_keys(addresses, strides, sizes, item, one, ahead):
             _fetch_row(of + (_DISTANCE + row) * strides[2], width)
             _fetch_row(ahead[0] + (j + row) * ahead[1], ahead[2])
         while i + several <= rows:
-            write_dots(to + i * strides[0], x + i * strides[1], of, strides, width // WIDTH, most, 0, one)
+            _write_dots(to + i * strides[0], x + i * strides[1], of, strides, width // WIDTH, most, 0, one)
             i += several
         while i < rows:
-            write_dots(to + i * strides[0], x + i * strides[1], of, strides, width // WIDTH, most, 1, one)
+            _write_dots(to + i * strides[0], x + i * strides[1], of, strides, width // WIDTH, most, 1, one)
             i += 1
 
 
@@ -52,7 +52,9 @@ def _fetch_row(address, width):
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def write_dots(_typing: Any, out: Any, x: Any, y: Any, strides: Any, count: Any, most: Any, rows: Any, one: Any) -> Any:
+def _write_dots(
+    _typing: Any, out: Any, x: Any, y: Any, strides: Any, count: Any, most: Any, rows: Any, one: Any
+) -> Any:
     """Write the products of `FEW_KEYS` keys and so many rows, or, for 0, as many as fill a vector.
 
     Behind key number `most`, that key is read again.
