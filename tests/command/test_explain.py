@@ -116,7 +116,7 @@ def test_gradients_are_those_of_the_call(backend):
 def test_gradients_take_memory(monkeypatch):
     """The gradients are results as the output is."""
     call = Call.square(2, 4096, 32, is_backward=True, window=(64, 0), query_offset=0)
-    monkeypatch.setattr(estimate, "SHORTEST", 1024)
+    monkeypatch.setattr(estimate, "SHORTEST", 2048)
     monkeypatch.setattr(estimate, "LONG_ENOUGH", 1e-9)
     found = estimate.estimated(call, "tiled", NUMPY)
     assert found.extra == pytest.approx(extra_bytes(call.ours(NUMPY, call.arrays(NUMPY))), rel=0.33)
