@@ -20,6 +20,8 @@ def are_few_rows(problem: Problem) -> bool:
         return False
     if not all(map(_is_on_host, problem.differentiated)):  # before sizes are compared, which a trace may leave open
         return False
+    if len(_committed_to(problem)) > 1:  # JAX refuses them
+        return False
     from attention_xp._engine.walkers.numpy.at_once import are_compiled  # noqa: PLC0415  # imports NumPy
 
     return are_compiled(problem)
@@ -32,12 +34,17 @@ def few_rows(problem: Problem, wanted: Wanted) -> Attended:
 
     from attention_xp._engine.walkers.numpy.at_once import attend  # noqa: PLC0415  # imports NumPy
 
-    place = problem.query.device
     seen = problem.with_differentiated([np.asarray(a) for a in problem.differentiated])
     seen = dataclasses.replace(seen, xp=np, dtype=getattr(np, dtype_name(problem.dtype)))
     with np.errstate(all="ignore"):  # JAX warns of nothing
         found = attend(seen, wanted)
+    place = next(iter(_committed_to(problem)), None)
     return Attended(*(None if a is None else jax.device_put(a, place) for a in found))
+
+
+def _committed_to(problem: Problem) -> set[Any]:
+    """Return the devices that arrays are committed to, where the result stays; without one, it may move as they may."""
+    return {device for a in problem.differentiated if a.committed for device in a.sharding.device_set}
 
 
 def _is_on_host(array: Array) -> bool:

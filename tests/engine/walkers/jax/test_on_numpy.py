@@ -23,6 +23,20 @@ def test_decoding(library, monkeypatch):
     np.testing.assert_allclose(lse, whole.lse, atol=2e-6)
 
 
+@pytest.mark.parametrize("committed", [(), (0, 1, 2), (1,), (3,)], ids=str)
+def test_results_are_committed_where_arrays_are(monkeypatch, committed):
+    """An array that nobody placed may meet others on any device, and so may what comes of it."""
+    import jax  # noqa: PLC0415
+
+    given = *inputs((1, 4, 1, 8), (1, 2, 30, 8)), normal(4)
+    calls, arrays = counted(monkeypatch), [jax.numpy.asarray(x) for x in given]
+    for i in committed:
+        arrays[i] = jax.device_put(arrays[i], jax.devices()[0])
+    found = flash_attention(*arrays[:3], sinks=arrays[3], return_lse=True)
+    assert len(calls) > 0
+    assert [a.committed for a in found] == [len(committed) > 0] * 2
+
+
 def test_what_jax_traces_stays_in_jax(library, monkeypatch):
     import jax  # noqa: PLC0415
 
