@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from numba import njit
@@ -32,12 +33,30 @@ def compiled(*more: str) -> Callable[[_F], _F]:
     def decorate(function: _F) -> _F:
         options = _OPTIONS | {"fastmath": {*CONTRACTED, *more}}
         try:
-            return njit(cache=True, **options)(function)  # type: ignore[no-any-return]
+            return _kept(njit(cache=True, **options)(function))
         except RuntimeError:
             _warn_of_cache()
             return njit(**options)(function)  # type: ignore[no-any-return]
 
     return decorate
+
+
+def _kept(function: Any) -> Any:
+    """Let what is kept of a function serve as long as no module here changes, for it holds code of others.
+
+    By itself, numba looks at the module of the function alone.
+    """
+    file = getattr(getattr(function, "_cache", None), "_cache_file", None)  # there is none where compiling is disabled
+    if file is not None:
+        file._source_stamp = _sources()  # numba has no other way
+    return function
+
+
+@cache
+def _sources() -> tuple[Any, ...]:
+    """Return what tells one state of the modules here from another."""
+    states = ((path.name, path.stat()) for path in Path(__file__).parent.glob("*.py"))
+    return tuple(sorted((name, state.st_mtime, state.st_size) for name, state in states))
 
 
 def inlined(function: _F) -> _F:
