@@ -142,32 +142,29 @@ class _Kernel(Registers):
         self._steps = steps
 
     def run(self, pointers: list[Any], count: Any, goes_on: Any) -> None:
-        """Write the loop, in which pointers move along a row of x and down a column of y."""
+        """Write the loop, in which pointers move along a row of x and down a column of y.
+
+        What is there already is added behind the loop: a sum of many products would lose the last digits of each.
+        """
         builder, (out, *factors), (out_row, x_row, *steps) = self.builder, pointers, self._steps
         lines = [builder.gep(out, [offset]) for offset in self._multiples(out_row)]
         targets = [self.pointer(line, vector) for line in lines for vector in self.vectors]
-        sums, offsets = self._first(targets, goes_on), self._multiples(x_row)
+        zeros, offsets = [ir.Constant(self.vector, [0.0] * self.lanes)] * len(targets), self._multiples(x_row)
 
         def body(x: Any, y: Any, *totals: Any) -> list[Any]:
             added = self._added(totals, x, y, offsets)
             return [*(builder.gep(pointer, [step]) for pointer, step in zip((x, y), steps, strict=True)), *added]
 
-        _, _, *after = repeated(builder, count, [*factors, *sums], body)
-        for target, value in zip(targets, after, strict=True):
-            builder.store(value, target, align=self.item)
-
-    def _first(self, targets: list[Any], goes_on: Any) -> list[Any]:
-        """Return the sums before the loop: 0, or what is there."""
-        builder, zero = self.builder, ir.Constant(self.vector, [0.0] * self.lanes)
+        _, _, *sums = repeated(builder, count, [*factors, *zeros], body)
         with builder.if_else(goes_on) as (then, otherwise):
             with then:
-                loaded, read = [self.load(target) for target in targets], builder.block
+                self._store([builder.fadd(self.load(at), more) for at, more in zip(targets, sums, strict=True)], targets)
             with otherwise:
-                skipped = builder.block
-        sums = [_phi(builder, value, read) for value in loaded]
-        for phi in sums:
-            phi.add_incoming(zero, skipped)
-        return sums
+                self._store(sums, targets)
+
+    def _store(self, values: list[Any], targets: list[Any]) -> None:
+        for value, target in zip(values, targets, strict=True):
+            self.builder.store(value, target, align=self.item)
 
     def _added(self, totals: Sequence[Any], x: Any, y: Any, offsets: list[Any]) -> list[Any]:
         """Return the sums with the products of one column of x and one row of y."""

@@ -51,6 +51,15 @@ def test_any_number_of_rows_and_columns(dtype, layout):
         np.testing.assert_array_equal(memory, canaries)
 
 
+def test_a_long_sum_keeps_its_digits():
+    """Sums of equal products err always to the same side, the more the larger they are: each part is summed up by itself."""
+    x, y = np.ones((ROWS + 1, 64), np.float32), np.full((64, WIDTH // 4), 1.1, np.float32)
+    out = np.zeros((ROWS + 1, WIDTH // 4), np.float32)
+    for _ in range(512):
+        product(out, x, y, goes_on=True)
+    np.testing.assert_allclose(out, 512 * 64 * np.float64(np.float32(1.1)), rtol=1e-5)
+
+
 def test_no_columns_are_no_work():
     memory = np.full((3, 16), CANARY, np.float32)
     product(memory[:, :0], np.ones((3, 4), np.float32), np.ones((4, 0), np.float32), goes_on=False)
