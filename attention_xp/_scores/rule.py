@@ -114,15 +114,15 @@ def _moved(array: Any, device: Device) -> Any:
 
 
 def forget_promises(kind: type, answer: str, promises: Collection[str]) -> None:
-    """Give a class that defines an answer anew the defaults of all promises about it that it does not make itself.
+    """Give a class the defaults of all promises that were made by a class with another answer, as of one that it redefines.
 
-    A rule that is made of another one with a method of its own would else be taken for that other one.
+    A rule that is made of another one, with a method of its own or of a mixin, would else be taken for that other one.
     """
-    answering = [base for base in kind.__mro__[1:] if answer in vars(base)]
-    if answer not in vars(kind) or len(answering) <= 1:  # the last one is the class that all rules are made from
-        return
-    for name in set(promises) - vars(kind).keys():
-        setattr(kind, name, next(vars(base)[name] for base in reversed(kind.__mro__) if name in vars(base)))
+    own = getattr(kind, answer, None)
+    for name in promises:
+        makers = [base for base in kind.__mro__ if name in vars(base)]
+        if makers and getattr(makers[0], answer, own) is not own:
+            setattr(kind, name, vars(makers[-1])[name])  # the last one is the class that all rules are made from
 
 
 def on_host(rule: RuleT) -> RuleT:

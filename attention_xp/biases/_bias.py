@@ -26,7 +26,8 @@ class Bias(Rule):
     To write one, subclass and define `values`. The arrays that it depends on are attributes: NumPy arrays, which
     serve attention on every library, or arrays of the library of the query. torch and JAX differentiate in the
     latter; for NumPy and CuPy, `vjp` returns the gradients. JAX compiles a bias once for all that differ in their arrays
-    alone: a bias is a value, and anything else that `values` depends on must not change.
+    alone: a bias is a value, and anything else that `values` depends on must not change. What a class says of its values,
+    by `may_exclude`, `shift_invariant` and `bound`, does not hold for a subclass with other values, which says it anew.
 
     Where a bias adds minus infinity, the pair is excluded, as by a mask.
 

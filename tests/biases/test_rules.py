@@ -255,7 +255,35 @@ class OfRows(Difference):
         return region.per_head(self.weight) * region.floating(region.q_idx)
 
 
+class ByKey:
+    """Values of a mixin: large ones, and minus infinity."""
+
+    def values(self, region):
+        place = region.kv_idx + 0 * region.q_idx
+        return region.xp.where(place % 4 == 1, -np.inf, region.floating(place % 3) * 200.0)
+
+
+class MixedIn(ByKey, AlibiBias):
+    """A class whose values are others than those that `AlibiBias` says something of."""
+
+
+class Anew(AlibiBias):
+    values = ByKey.values
+
+
 rows = []
+
+
+@pytest.mark.backends("numpy")
+@pytest.mark.parametrize("impl", ["dense", "tiled"])
+@pytest.mark.parametrize("kind", [MixedIn, Anew])
+def test_nothing_is_promised_of_other_values(kind, impl):
+    arrays, slopes = inputs((1, 2, 70, 8), (1, 2, 90, 8)), np.asarray([0.01, 0.02], np.float32)
+    bias, place = kind(slopes), np.arange(90) + np.zeros((70, 1), int)
+    whole = np.where(place % 4 == 1, -np.inf, place % 3 * 200.0).astype(np.float32)
+    output = flash_attention(*arrays, bias=bias, query_offset=0, impl=impl, tile=(32, 32))
+    np.testing.assert_allclose(output, flash_attention(*arrays, bias=whole, impl="dense"), atol=2e-5)
+    assert (bias.may_exclude, bias.shift_invariant) == (True, False)
 
 
 @pytest.mark.backends("numpy")
