@@ -158,7 +158,9 @@ class _Kernel(Registers):
         _, _, *sums = repeated(builder, count, [*factors, *zeros], body)
         with builder.if_else(goes_on) as (then, otherwise):
             with then:
-                self._store([builder.fadd(self.load(at), more) for at, more in zip(targets, sums, strict=True)], targets)
+                self._store(
+                    [builder.fadd(self.load(at), more) for at, more in zip(targets, sums, strict=True)], targets
+                )
             with otherwise:
                 self._store(sums, targets)
 
