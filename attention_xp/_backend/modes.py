@@ -106,7 +106,7 @@ def is_plain() -> bool:
     torch = sys.modules.get("torch")
     if torch is None:
         return True
-    if torch.compiler.is_compiling() or _has_levels(torch) or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or _has_levels(torch) or torch.jit.is_tracing() or _is_observed(torch):
         return False
     return bool(torch.autograd.forward_ad._current_level < 0)
 
@@ -119,7 +119,12 @@ def is_jit_tracing() -> bool:
 
 def is_recorded() -> bool:
     """Whether torch traces the call, or a dispatch mode observes its operations."""
-    return is_traced() or bool(sys.modules["torch"]._C._len_torch_dispatch_stack() > 0)
+    return is_traced() or _is_observed(sys.modules["torch"])
+
+
+def _is_observed(torch: Any) -> bool:
+    """Whether a dispatch mode observes operations."""
+    return bool(torch._C._len_torch_dispatch_stack() > 0)
 
 
 def is_followed(xp: Namespace, result: Array) -> bool:

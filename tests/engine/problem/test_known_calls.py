@@ -118,3 +118,18 @@ def test_what_is_one_call_of_torchs_kernel_goes_there_at_once(make, monkeypatch)
     dense = flash_attention(*leaves, impl="dense").square().sum()
     (expected,) = torch.autograd.grad(torch.autograd.grad(dense, leaves, create_graph=True)[0].sum(), leaves[:1])
     torch.testing.assert_close(second, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.backends("torch")
+def test_nothing_is_kept_of_calls_that_a_mode_observes(library):
+    """The kernels that may be chosen there are not those of other calls."""
+    from torch.utils._python_dispatch import TorchDispatchMode  # noqa: PLC0415  # there is no public one
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+
+    arrays = [library.array(x) for x in (QUERY, KEY, VALUE)]
+    with Watch():
+        assert known_calls.known_call(*arrays, None, 0.0, {}) == (None, None, None)
+    assert known_calls.known_call(*arrays, None, 0.0, {})[0] is not None
