@@ -33,7 +33,7 @@ def compiled(*more: str) -> Callable[[_F], _F]:
     def decorate(function: _F) -> _F:
         options = _OPTIONS | {"fastmath": {*CONTRACTED, *more}}
         try:
-            return _kept(njit(cache=True, **options)(function))
+            return _kept(njit(cache=True, **options)(function))  # type: ignore[no-any-return]
         except RuntimeError:
             _warn_of_cache()
             return njit(**options)(function)  # type: ignore[no-any-return]
