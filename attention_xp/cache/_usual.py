@@ -52,5 +52,6 @@ def _problem(kind: Any, query: Array, key: Array, value: Array) -> Problem:
     if len(_PROBLEMS) >= _MOST:
         _PROBLEMS.clear()
     problem = Problem.of(query, key, value, None, 0.0, {})
-    _PROBLEMS[kind] = problem.of_step(query, key[:, :, :0], value[:, :, :0])
+    # A view, even of nothing, would keep the memory of a cache that is gone.
+    _PROBLEMS[kind] = problem.of_step(*(array[:0].copy() for array in (query, key, value)))
     return problem

@@ -1,9 +1,12 @@
 """The short way of a usual step of decoding does what the longer way does, or leaves the step to it."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
-from attention_xp.cache import StaticCache, _step, append, append_and_attend, attend
+from attention_xp.cache import StaticCache, _step, _usual, append, append_and_attend, attend
 from tests._inputs import normal
 
 B, H, K, D, C = 2, 6, 2, 8, 12
@@ -99,3 +102,17 @@ def test_wrong_rows_are_refused_after_right_ones(taken):
         with pytest.raises((TypeError, ValueError)):
             append_and_attend(cache, rows(1, H), wrong, rows(1))
     assert taken[1:] == [False, False, False]  # the first step may have been made by other tests before
+
+
+def test_the_memory_of_a_cache_is_given_back(taken, monkeypatch):
+    monkeypatch.setattr(_usual, "_PROBLEMS", {})
+    cache = prompted()
+    for seed in range(3):
+        query = rows(1, H, seed)
+        _, cache = append_and_attend(cache, query, rows(1, seed=seed + 50), rows(1, seed=seed + 90))
+    held = [weakref.ref(array) for array in (query, *cache)]
+    assert taken[-1]
+    assert len(_usual._PROBLEMS) == 1
+    del query, cache
+    gc.collect()
+    assert [reference() for reference in held] == [None] * 4
