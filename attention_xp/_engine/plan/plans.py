@@ -1,7 +1,7 @@
 """The tiles that each block of rows visits on NumPy: rules are asked about many blocks together, and plans are kept."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,9 @@ _ASKED = 2**18  # rectangles that rules are asked about together
 _FIXED = BlockMask, GlobalMask, SegmentMask  # rules with arrays whose summaries are made once and kept
 _KEPT_BY_A_MASK = 4  # plans, one for each size
 _MOST_PLANS = 64  # for rules without arrays, which many calls share
+_MOST_MADE = (
+    2**21
+)  # bytes of arrays that walkers make of the tiles of a plan: flags of pairs grow with queries times keys
 _MOST_OFFSETS = 256  # of the queries, which grow from call to call while tokens are generated
 
 _PLANS: dict[object, "Plans"] = {}  # by the identity of the rules, whose own equality may be coarser
@@ -58,6 +61,8 @@ class Plans:
         self._tiles: dict[tuple[Item, Bounds], list[Tile]] = {}
         self._order: dict[Item, list[Bounds]] = {}
         self.made: dict[tuple[Item, Bounds], Any] = {}  # what a walker made of the tiles of a block, for later calls
+        self._held: set[int] = set()  # addresses of the arrays that it holds
+        self._bytes = 0  # of these
         self._offsets: set[int] = set()
 
     def tiles(self, item: Item, rows: Bounds) -> list[Tile]:
@@ -68,12 +73,31 @@ class Plans:
             known = self._tiles[item, rows] = self._planned(item, rows)
         return known
 
+    def keep(self, item: Item, rows: Bounds, made: Any, arrays: Iterable[np.ndarray[Any, Any]]) -> None:
+        """Keep what a walker made of the tiles of a block, and the arrays that it holds, while all of them are small."""
+        sizes = {array.__array_interface__["data"][0]: array.nbytes for array in arrays}
+        if sum(sizes.values()) > _MOST_MADE:
+            return
+        if self._bytes + self._size_of_others(sizes) > _MOST_MADE:
+            self._forget_made()
+        self._bytes += self._size_of_others(sizes)
+        self._held.update(sizes)
+        self.made[item, rows] = made
+
+    def _size_of_others(self, sizes: dict[int, int]) -> int:
+        return sum(size for address, size in sizes.items() if address not in self._held)
+
+    def _forget_made(self) -> None:
+        self.made.clear()
+        self._held, self._bytes = set(), 0
+
     def _make_room(self, item: Item) -> None:
         """Forget the plans of other offsets where there are too many; a thread that looks for one makes it anew."""
         if item.offset not in self._offsets:
             if len(self._offsets) >= _MOST_OFFSETS:
-                for known in (self._offsets, self._tiles, self._answers, self._order, self.made):
+                for known in (self._offsets, self._tiles, self._answers, self._order):
                     known.clear()
+                self._forget_made()
             self._offsets.add(item.offset)
 
     def _planned(self, item: Item, rows: Bounds) -> list[Tile]:

@@ -270,3 +270,16 @@ def test_masks_of_your_own_are_told_apart_by_all_that_they_hold() -> None:
     for mask in (Near(3, []), Near(200, []), Near(3, [100])):
         tiled, dense = (flash_attention(x, x, x, mask, impl=impl) for impl in ("tiled", "dense"))
         np.testing.assert_allclose(tiled, dense, rtol=1e-9, atol=1e-12)
+
+
+def test_what_is_made_of_tiles_is_kept_while_it_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags of pairs grow with queries times keys, and are kept for many offsets."""
+    monkeypatch.setattr("attention_xp._engine.plan.plans._MOST_MADE", 100)
+    plans, shared = _plans(CausalMask()), np.zeros(60, np.uint8)
+    at = [HERE._replace(offset=offset) for offset in range(4)]
+    some = [[shared[:], np.zeros(20, np.uint8)], [shared[:], np.zeros(20, np.uint8)], [np.zeros(20, np.uint8)]]
+    kept = []
+    for item, arrays in zip(at, [*some, [np.zeros(101, np.uint8)]], strict=True):
+        plans.keep(item, (0, 8), arrays, arrays)
+        kept.append([of.offset for of, _ in plans.made])
+    assert kept == [[0], [0, 1], [2], [2]]  # a view counts once; what is too large alone is not kept

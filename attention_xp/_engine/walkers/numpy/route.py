@@ -1,6 +1,6 @@
 """The blocks of rows of a call on NumPy, in the order in which they are computed, and the tiles of each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from attention_xp._engine.plan.answers import Grid
@@ -9,6 +9,7 @@ from attention_xp._engine.plan.plans import Plans
 from attention_xp._engine.plan.tile_sizes import STRIP, TileShape
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.walkers.numpy.place import Place, item_of
+from attention_xp._typing import Array
 
 __all__ = ["Route"]
 
@@ -26,8 +27,8 @@ class Route:
         )  # what was planned for other positions serves no other call
         self._plans = plans(problem.rules, problem.query.shape[-2], _grid(problem, shape, widest, together))
 
-    def made(self, rows: Bounds, make: Callable[[], tuple[_T, bool]]) -> _T:
-        """Return what `make` makes of the tiles of a block; where it says so, that serves all heads and later calls.
+    def made(self, rows: Bounds, make: Callable[[], tuple[_T, Sequence[Array] | None]]) -> _T:
+        """Return what `make` makes of the tiles of a block; where it names the arrays of that, it serves all heads and later calls.
 
         Two threads may both make it.
         """
@@ -36,9 +37,9 @@ class Route:
         name = self._common, rows
         known = self._plans.made.get(name)
         if known is None:
-            known, may_serve = make()
-            if may_serve:
-                self._plans.made[name] = known
+            known, arrays = make()
+            if arrays is not None:
+                self._plans.keep(*name, known, arrays)
         return known
 
     def blocks(self) -> list[Bounds]:

@@ -51,12 +51,15 @@ class StretchesOf:
         addends = [_address(_numbers(region, addend), held) for addend in self._problem.addends]
         return Stretches(table, np.asarray(addends, np.int64).reshape(-1, 3), (*of_table, *held))
 
-    def _table(self, region: Region, place: Place, rows: Bounds) -> tuple[tuple[Array, list[Array]], bool]:
-        """Return a table with its flags, and whether these depend on positions alone."""
+    def _table(
+        self, region: Region, place: Place, rows: Bounds
+    ) -> tuple[tuple[Array, list[Array]], list[Array] | None]:
+        """Return a table with its flags, and all these arrays again if they depend on positions alone."""
         tiles, held = self._route.tiles(place, rows), list[Array]()
         numbers = [row for tile in tiles for row in _of_tile(region, tile, self._rules.allowed, held)]
         depends_on_positions = self._problem.shift_invariant(tuple(rule for tile in tiles for rule in tile.rules))
-        return (np.asarray(numbers, np.int64).reshape(-1, _NUMBERS), held), depends_on_positions
+        table = np.asarray(numbers, np.int64).reshape(-1, _NUMBERS)
+        return (table, held), [table, *held] if depends_on_positions else None
 
 
 class _Rules(InPlace):
