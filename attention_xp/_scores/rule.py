@@ -118,11 +118,12 @@ def forget_promises(kind: type, answer: str, promises: Collection[str]) -> None:
 
     A rule that is made of another one, with a method of its own or of a mixin, would else be taken for that other one.
     """
-    own = getattr(kind, answer, None)
+    own = getattr(kind, answer)
+    *_, none = (vars(base)[answer] for base in kind.__mro__ if answer in vars(base))  # of the class of all rules
     for name in promises:
         makers = [base for base in kind.__mro__ if name in vars(base)]
-        if makers and getattr(makers[0], answer, own) is not own:
-            setattr(kind, name, vars(makers[-1])[name])  # the last one is the class that all rules are made from
+        if makers and getattr(makers[0], answer, own) not in (own, none):
+            setattr(kind, name, vars(makers[-1])[name])  # that of the class of all rules
 
 
 def on_host(rule: RuleT) -> RuleT:
