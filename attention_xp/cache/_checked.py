@@ -13,7 +13,7 @@ from attention_xp._typing import Array, Namespace
 from attention_xp.cache._caches import Cache, check_kind
 from attention_xp.cache._counts import fields
 
-__all__ = ["checked", "passed_kind"]
+__all__ = ["checked", "has_passed", "kind_of"]
 
 _PASSED: dict[Any, Namespace] = {}  # the library of each kind of call that passed
 _MOST = 512
@@ -21,7 +21,7 @@ _MOST = 512
 
 def checked(cache: Any, **arrays: Array) -> Namespace:
     """Check a cache with a `query`, or a `key` and a `value`, or all three; return the library of all arrays."""
-    kind = _kind(cache, arrays)
+    kind = kind_of(cache, **arrays)
     if kind is not None and kind in _PASSED:
         return _PASSED[kind]
     check_kind(cache)
@@ -37,13 +37,12 @@ def checked(cache: Any, **arrays: Array) -> Namespace:
     return xp
 
 
-def passed_kind(cache: Any, **arrays: Array) -> Any:
-    """Return what names the kind of a call on NumPy, if one of that kind has passed all checks; ``None`` otherwise."""
-    kind = _kind(cache, arrays)
-    return kind if kind in _PASSED else None
+def has_passed(kind: Any) -> bool:
+    """Whether a call of a kind has passed all checks."""
+    return kind in _PASSED
 
 
-def _kind(cache: Any, arrays: dict[str, Array]) -> Any:
+def kind_of(cache: Any, **arrays: Array) -> Any:
     """Return all that is looked at; ``None`` unless all arrays are NumPy's own, of which nothing else is."""
     numpy = sys.modules.get("numpy")
     if not isinstance(cache, tuple):

@@ -10,7 +10,7 @@ from attention_xp._engine.kernels.choose import attend_step
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._typing import Array
 from attention_xp.cache._caches import StaticCache
-from attention_xp.cache._checked import passed_kind
+from attention_xp.cache._checked import has_passed, kind_of
 from attention_xp.cache._written import claimed
 
 __all__ = ["usual_step"]
@@ -26,8 +26,9 @@ def usual_step(
     """Return the output and the cache after a step; ``None`` where it is not a usual one, and nothing is done."""
     if type(cache) is not StaticCache or not how.keys() <= _PLAIN:
         return None
-    kind = passed_kind(cache, query=query, key=key, value=value)
-    if kind is None:
+    kind = kind_of(cache, query=query, key=key, value=value)
+    alike = None if kind is None else _PROBLEMS.get(kind)
+    if alike is None and not has_passed(kind):
         return None
     is_causal, rate = how.get("is_causal", False), how.get("dropout_rate", 0.0)
     if type(is_causal) is not bool or type(rate) is not float or rate != 0.0 or not query.shape[2] == key.shape[2] == 1:
@@ -40,15 +41,13 @@ def usual_step(
     if not claimed(keys, values, list(range(B)), [first] * B, [first + 1] * B):
         return None
     keys[:, :, first], values[:, :, first] = key[:, :, 0], value[:, :, 0]
-    problem = _problem(kind, query, keys[:, :, : first + 1], values[:, :, : first + 1])
+    seen = query, keys[:, :, : first + 1], values[:, :, : first + 1]
+    problem = _first_problem(kind, *seen) if alike is None else alike.of_step(*seen)
     return attend_step(problem).output, StaticCache(keys, values, lengths + 1)
 
 
-def _problem(kind: Any, query: Array, key: Array, value: Array) -> Problem:
-    """Return the problem of a step, from that of one of its kind."""
-    known = _PROBLEMS.get(kind)
-    if known is not None:
-        return known.of_step(query, key, value)
+def _first_problem(kind: Any, query: Array, key: Array, value: Array) -> Problem:
+    """Return the problem of the first step of a kind, which is kept for the others."""
     if len(_PROBLEMS) >= _MOST:
         _PROBLEMS.clear()
     problem = Problem.of(query, key, value, None, 0.0, {})

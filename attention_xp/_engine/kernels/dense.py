@@ -1,5 +1,8 @@
 """The plain formula: all scores are materialised, and the weights can be returned."""
 
+from functools import cache
+from types import ModuleType
+
 from attention_xp._backend.libraries import is_jax_namespace, is_numpy_namespace, is_torch_namespace
 from attention_xp._backend.modes import is_left_open
 from attention_xp._engine.kernels.meshes import refused_mesh
@@ -40,9 +43,16 @@ def are_few_rows(problem: Problem) -> bool:
 
 def attend_few_rows(problem: Problem, wanted: Wanted) -> Attended | None:
     """Compute a problem of NumPy arrays without weights, if it is one of few rows without rules; ``None`` otherwise."""
+    at_once = _at_once()
+    return at_once.attend(problem, wanted) if at_once.are_few_without_rules(problem) else None
+
+
+@cache
+def _at_once() -> ModuleType:
+    """Return the module of few rows; to import it in each step of decoding would take longer than to ask it."""
     from attention_xp._engine.walkers.numpy import at_once  # noqa: PLC0415  # imports NumPy
 
-    return at_once.attend(problem, wanted) if at_once.are_few_without_rules(problem) else None
+    return at_once
 
 
 def _has_own_products(problem: Problem) -> bool:
