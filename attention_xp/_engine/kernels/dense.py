@@ -7,7 +7,7 @@ from attention_xp._backend.libraries import is_jax_namespace, is_numpy_namespace
 from attention_xp._backend.modes import is_left_open
 from attention_xp._engine.kernels.meshes import refused_mesh
 from attention_xp._engine.plan.borders import sdpa_is_slow_for_few_rows
-from attention_xp._engine.plan.host import is_for_numpy, may_need_gradients
+from attention_xp._engine.plan.host import may_need_gradients
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._engine.tile.formula import attend_at_once
@@ -36,9 +36,7 @@ def are_few_rows(problem: Problem) -> bool:
         return on_numpy.are_few_rows(problem)
     if not is_numpy_namespace(problem.xp):
         return False
-    from attention_xp._engine.walkers.numpy.at_once import are_few_without_rules  # noqa: PLC0415  # imports NumPy
-
-    return are_few_without_rules(problem)
+    return bool(_at_once().are_few_without_rules(problem))
 
 
 def attend_few_rows(problem: Problem, wanted: Wanted) -> Attended | None:
@@ -49,55 +47,45 @@ def attend_few_rows(problem: Problem, wanted: Wanted) -> Attended | None:
 
 @cache
 def _at_once() -> ModuleType:
-    """Return the module of few rows; to import it in each step of decoding would take longer than to ask it."""
+    """Import NumPy's walker of few rows; to do that in each step of decoding would take longer than to ask it."""
     from attention_xp._engine.walkers.numpy import at_once  # noqa: PLC0415  # imports NumPy
 
     return at_once
 
 
 def _has_own_products(problem: Problem) -> bool:
-    from attention_xp._engine.walkers.numpy.at_once import are_few_rows  # noqa: PLC0415  # imports NumPy
-
-    return are_few_rows(problem)
+    return bool(_at_once().are_few_rows(problem))
 
 
 def attend(problem: Problem, wanted: Wanted) -> Attended:
     """Compute a problem by the formula."""
     if is_numpy_namespace(problem.xp) and not wanted.weights and problem.once(_has_own_products):
-        from attention_xp._engine.walkers.numpy import at_once  # noqa: PLC0415  # imports NumPy
-
-        return at_once.attend(problem, wanted)
+        return _at_once().attend(problem, wanted)  # type: ignore[no-any-return]
     found = _attended_by_numpy(problem, wanted)
     return attend_at_once(problem, wanted) if found is None else found
 
 
 def loops_of(problem: Problem, wanted: Wanted) -> str | None:
-    """Return ``"numba"`` where compiled loops compute few rows, of NumPy's walker or of tensors and arrays it reads."""
-    if wanted.weights:
-        return None
-    if is_torch_namespace(problem.xp) and (not sdpa_is_slow_for_few_rows(problem) or may_need_gradients(problem)):
-        return None
-    if not (
-        are_few_rows(problem)
-        if is_jax_namespace(problem.xp)
-        else is_numpy_namespace(problem.xp) or is_for_numpy(problem)
-    ):
-        return None
-    from attention_xp._engine.walkers.numpy.at_once import are_compiled  # noqa: PLC0415  # imports NumPy
+    """Return ``"numba"`` where compiled loops compute few rows, of NumPy's arrays or of others that NumPy's walker reads."""
+    may_be_compiled = is_numpy_namespace(problem.xp) or _are_for_numpy(problem)
+    return "numba" if not wanted.weights and may_be_compiled and _at_once().are_compiled(problem) else None
 
-    return "numba" if are_compiled(problem) else None
+
+def _are_for_numpy(problem: Problem) -> bool:
+    """Whether NumPy's walker may be faster for few rows of torch or JAX in host memory."""
+    if is_jax_namespace(problem.xp):
+        return are_few_rows(problem)
+    return is_torch_namespace(problem.xp) and sdpa_is_slow_for_few_rows(problem) and not may_need_gradients(problem)
 
 
 def _attended_by_numpy(problem: Problem, wanted: Wanted) -> Attended | None:
-    """Compute few rows of arrays of torch and JAX in host memory where NumPy's walker is faster; ``None`` elsewhere."""
-    if wanted.weights:
+    """Compute few rows of torch or JAX in host memory where NumPy's walker is faster; ``None`` elsewhere."""
+    if wanted.weights or not _are_for_numpy(problem):
         return None
-    if is_torch_namespace(problem.xp) and sdpa_is_slow_for_few_rows(problem):
-        from attention_xp._engine.walkers.torch.on_numpy import few_rows  # noqa: PLC0415  # imports NumPy
-
-        return few_rows(problem, wanted)
-    if is_jax_namespace(problem.xp) and are_few_rows(problem):
-        from attention_xp._engine.walkers.jax import on_numpy  # noqa: PLC0415  # imports NumPy
+    if is_jax_namespace(problem.xp):
+        from attention_xp._engine.walkers.jax import on_numpy  # noqa: PLC0415  # imports JAX
 
         return on_numpy.few_rows(problem, wanted)
-    return None
+    from attention_xp._engine.walkers.torch.on_numpy import few_rows  # noqa: PLC0415  # imports torch
+
+    return few_rows(problem, wanted)

@@ -20,9 +20,8 @@ _ASKED = 2**18  # rectangles that rules are asked about together
 _FIXED = BlockMask, GlobalMask, SegmentMask  # rules with arrays whose summaries are made once and kept
 _KEPT_BY_A_MASK = 4  # plans, one for each size
 _MOST_PLANS = 64  # for rules without arrays, which many calls share
-_MOST_MADE = (
-    2**21
-)  # bytes of arrays that walkers make of the tiles of a plan: flags of pairs grow with queries times keys
+# Bytes of arrays that walkers make of the tiles of a plan: flags of pairs grow with queries times keys.
+_MOST_MADE = 2**21
 _MOST_OFFSETS = 256  # of the queries, which grow from call to call while tokens are generated
 
 _PLANS: dict[object, "Plans"] = {}  # by the identity of the rules, whose own equality may be coarser

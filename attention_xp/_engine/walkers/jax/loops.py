@@ -29,9 +29,10 @@ __all__ = ["Loops", "dynamic_cut", "dynamic_put", "fold", "gradient_dtype", "is_
 
 
 _NEVER = 2**31 - 1  # behind all tiles
+_TURN_BITS = TURNS.bit_length() - 1  # of a number that counts turns, of which a tile has a power of two
 
 Step = Callable[..., Any]
-"""What is done with a tile: ``step(state, tile, rules, mixed)``."""
+"""What is done with a tile: ``step(state, tile, rules, mixed)``, with the number of the turn behind where it takes turns."""
 
 
 def fold(first: Any, last: Any, step: Callable[[Array, Any], Any], state: Any) -> Any:
@@ -148,7 +149,7 @@ class Loops:
 
         def one(at: tuple[Array, Any]) -> tuple[Array, Any]:
             count, state = at
-            state, is_last = step(state, *self._visit(region, block, count >> 2), count & 3)
+            state, is_last = step(state, *self._visit(region, block, count >> _TURN_BITS), count & (TURNS - 1))
             return count + jax.lax.select(is_last, jnp.int32(TURNS), jnp.int32(1)), state
 
         first = spread_like(jnp.int32(0), self.problem.value)

@@ -46,7 +46,7 @@ class _Walk(BackwardWalk):
         return compiled_backward_shape(self.problem, threads)
 
     def _route(self) -> Route:
-        return Route(self.problem, self.shape, widest=self.shape.columns, together=0)  # a tile costs nothing by itself
+        return Route.of_compiled(self.problem, self.shape)
 
     def _jobs(self, groups: list[list[Place]], threads: int) -> list[Job]:
         """Return a job for each group, and its parts for several threads alone, for each of them packs all keys."""

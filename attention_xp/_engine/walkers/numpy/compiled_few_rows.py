@@ -4,7 +4,7 @@ import numpy as np
 
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
-from attention_xp._engine.tile.step import Running, log_sum_exp, start
+from attention_xp._engine.tile.step import Running, log_sum_exp
 from attention_xp._engine.walkers.numpy.compiled.steps import Steps
 from attention_xp._engine.walkers.numpy.scratch import lent
 from attention_xp._scores.region import Region
@@ -24,14 +24,13 @@ def attend_in_place(steps: Steps, region: Region, query: Array, key: Array, valu
     output = np.empty((*query.shape[:-1], N), steps.dtype)
     query, out = (a.reshape(K, -1, a.shape[-1]) for a in (query.astype(steps.dtype, copy=False), output))
     m = query.shape[1]
-    state = start(problem, region, output, shift=None)
-    shift, total = (np.array(a, steps.dtype).reshape(K, m) for a in (state.peak, state.total))
+    state = steps.state(region, output, K)
     everything = np.asarray([[0, m, 0, Sk, 0, 0, 0]], np.int64)
     with lent([m * D, m * steps.lanes, m * N, steps.scores(1)], steps.dtype) as (rows, sums, outputs, scores):
         memory = rows.reshape(m, D), *steps.no_copies(D, N), sums.reshape(m, -1), outputs.reshape(m, N), scores
         arrays = query, key, value, out
-        steps.attend((everything, _NOTHING_ADDED), steps.draws(region), arrays, (shift, total), memory, _NO_CHUNKS)
-    shift, total = (a.reshape(*output.shape[:-1], 1) for a in (shift, total))
+        steps.attend((everything, _NOTHING_ADDED), steps.draws(region), arrays, state, memory, _NO_CHUNKS)
+    shift, total = (a.reshape(*output.shape[:-1], 1) for a in state)
     return Attended(output, None, log_sum_exp(problem, region, Running(shift, total, output)) if wanted.lse else None)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.plan.tile_sizes import TileShape, compiled_shape
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.step import Running, log_sum_exp, start
+from attention_xp._engine.tile.step import Running, log_sum_exp
 from attention_xp._engine.walkers.numpy.compiled.steps import Steps, address_of
 from attention_xp._engine.walkers.numpy.forward_walk import ForwardWalk
 from attention_xp._engine.walkers.numpy.heads import is_finite
@@ -44,7 +44,7 @@ class _Walk(ForwardWalk):
         return compiled_shape(self.problem, threads)
 
     def _route(self) -> Route:
-        return Route(self.problem, self.shape, widest=self.shape.columns, together=0)  # a tile costs nothing by itself
+        return Route.of_compiled(self.problem, self.shape)
 
 
 class _Worker:
@@ -90,12 +90,12 @@ class _Worker:
         *lead, m, _ = region.sizes
         G, steps = place.heads, self._steps
         query = self.problem.query[(*place.at, slice(*rows))].reshape(G, m, -1).astype(steps.dtype, copy=False)
-        state = start(self.problem, region, target, shift=None)
-        shift, total = (np.array(a, steps.dtype).reshape(G, m) for a in (state.peak, state.total))
+        state = steps.state(region, target, G)
         stretches, memory = self.walk.stretches.of(region, place, rows), self._memory_for(m)
         arrays = query, *self._keys_of(place), target.reshape(G, m, -1)
-        steps.attend(stretches[:2], steps.draws(region), arrays, (shift, total), memory, self._there)
-        return shift.reshape(*lead, m, 1), total.reshape(*lead, m, 1)
+        steps.attend(stretches[:2], steps.draws(region), arrays, state, memory, self._there)
+        shift, total = (a.reshape(*lead, m, 1) for a in state)
+        return shift, total
 
     def _memory_for(self, m: int) -> tuple[Array, ...]:
         """Return memory for so many rows, as the loops want it."""

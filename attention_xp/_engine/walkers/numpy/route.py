@@ -1,7 +1,7 @@
 """The blocks of rows of a call on NumPy, in the order in which they are computed, and the tiles of each."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from attention_xp._engine.plan.answers import Grid
 from attention_xp._engine.plan.plan import Bounds, Tile
@@ -26,6 +26,11 @@ class Route:
             Plans.of if problem.keys_count_up else Plans
         )  # what was planned for other positions serves no other call
         self._plans = plans(problem.rules, problem.query.shape[-2], _grid(problem, shape, widest, together))
+
+    @classmethod
+    def of_compiled(cls, problem: Problem, shape: TileShape) -> Self:
+        """Return the plans for compiled steps, to which a tile costs nothing by itself."""
+        return cls(problem, shape, widest=shape.columns, together=0)
 
     def made(self, rows: Bounds, make: Callable[[], tuple[_T, Sequence[Array] | None]]) -> _T:
         """Return what `make` makes of the tiles of a block; where it names the arrays of that, it serves all heads and later calls.

@@ -18,7 +18,7 @@ from typing import Any
 from attention_xp._backend.dtypes import dtype_name
 from attention_xp._backend.libraries import is_numpy
 from attention_xp._engine.plan.borders import formula_is_faster
-from attention_xp._engine.plan.host import is_for_numpy, may_need_gradients
+from attention_xp._engine.plan.host import is_for_numpy
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._engine.tile.gradients import Gradients, Known
@@ -54,8 +54,8 @@ def backward(problem: Problem, known: Known, wanted: tuple[bool, ...]) -> Gradie
 
 
 def few_rows(problem: Problem, wanted: Wanted) -> Attended | None:
-    """Compute few rows on many keys, ``None`` where the formula of torch's operations is as fast, or NumPy cannot read it."""
-    here = None if may_need_gradients(problem) else _as_numpy(problem, ())
+    """Compute few rows on many keys that need no gradients, ``None`` where the formula of torch's operations is as fast, or NumPy cannot read it."""
+    here = _as_numpy(problem, ())
     if here is None:
         return None
     from attention_xp._engine.walkers.numpy import at_once  # noqa: PLC0415  # imports NumPy

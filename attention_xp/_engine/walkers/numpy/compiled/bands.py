@@ -7,8 +7,8 @@ where their parts are handed on: a view of an array counts as one more owner of 
 import numpy as np
 
 from attention_xp._engine.walkers.numpy.compiled.compiling import inlined
-from attention_xp._engine.walkers.numpy.compiled.dots import CACHE_LINE, FEW_KEYS, multiply_keys
-from attention_xp._engine.walkers.numpy.compiled.line import KEYS, add_line, bend_line, fetch, number_at, verdict
+from attention_xp._engine.walkers.numpy.compiled.dots import FEW_KEYS, multiply_keys
+from attention_xp._engine.walkers.numpy.compiled.line import KEYS, add_line, bend_line, fetch_row, number_at, verdict
 from attention_xp._engine.walkers.numpy.compiled.multiplied import multiply_rows
 from attention_xp._engine.walkers.numpy.compiled.registers import ROWS, VECTORS, WIDTH
 
@@ -54,7 +54,7 @@ def look(seen, edge, flags, rows, keys):
             seen[i], seen[STRIPS + i], seen[2 * STRIPS + i] = EVERY, begin, end
         return flags
     for j in range(last_row - row):
-        fetch(address + j * step + KEYS)
+        fetch_row(address + j * step + KEYS, 1)
     if end - begin < KEYS:  # memory beyond an array is not read
         for j in range(last_row - row):
             for i in range(KEYS):
@@ -131,8 +131,7 @@ def add(scores, addends, factors, rows, keys):
         for a in range(len(numbers)):
             address = numbers[a, 0] + g * numbers[a, 1] + (row + j) * numbers[a, 2] + left * item
             if end - begin == KEYS:
-                for byte in range(KEYS * item, 2 * KEYS * item, CACHE_LINE):
-                    fetch(address + byte)
+                fetch_row(address + KEYS * item, KEYS * item)
                 add_line(first + j * KEYS * item, address, factor, least)
             else:
                 for i in range(begin, end):

@@ -11,12 +11,11 @@ from numba import types
 from numba.extending import intrinsic
 
 from attention_xp._engine.walkers.numpy.compiled.compiling import inlined
-from attention_xp._engine.walkers.numpy.compiled.line import fetch
-from attention_xp._engine.walkers.numpy.compiled.registers import BYTE, WIDTH, Registers, repeated
+from attention_xp._engine.walkers.numpy.compiled.line import fetch_row
+from attention_xp._engine.walkers.numpy.compiled.registers import BYTE, WIDTH, Registers, item_of, repeated
 
-__all__ = ["CACHE_LINE", "FEW_KEYS", "multiply_keys"]
+__all__ = ["FEW_KEYS", "multiply_keys"]
 
-CACHE_LINE = 64  # bytes
 FEW_KEYS = 4  # that are met at once; their products with several rows fill a vector
 _DISTANCE = 16  # keys that are fetched ahead: the processor's own fetching ends with a page
 _LONG, _INDEX = ir.IntType(64), ir.IntType(32)
@@ -35,20 +34,14 @@ def multiply_keys(addresses, strides, sizes, item, one, ahead):
     for j in range(0, keys, FEW_KEYS):
         to, of, most, i = out + j * item, y + j * strides[2], keys - 1 - j, 0
         for row in range(FEW_KEYS):
-            _fetch_row(of + (_DISTANCE + row) * strides[2], width)
-            _fetch_row(ahead[0] + (j + row) * ahead[1], ahead[2])
+            fetch_row(of + (_DISTANCE + row) * strides[2], width)
+            fetch_row(ahead[0] + (j + row) * ahead[1], ahead[2])
         while i + several <= rows:
             _write_dots(to + i * strides[0], x + i * strides[1], of, strides, width // WIDTH, most, 0, one)
             i += several
         while i < rows:
             _write_dots(to + i * strides[0], x + i * strides[1], of, strides, width // WIDTH, most, 1, one)
             i += 1
-
-
-@inlined
-def _fetch_row(address, width):
-    for byte in range(0, width, CACHE_LINE):
-        fetch(address + byte)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -68,7 +61,7 @@ def _write_dots(
         pointers = [builder.inttoptr(address, BYTE.as_pointer()) for address in addresses]
         steps = [builder.extract_value(strides, i) for i in range(3)]
         number = context.get_value_type(one)
-        lanes = WIDTH // (4 if isinstance(number, ir.FloatType) else 8)
+        lanes = WIDTH // item_of(number)
         _Dots(builder, number, (rows.literal_value or lanes // FEW_KEYS, FEW_KEYS)).write(pointers, steps, count, most)
         return context.get_dummy_value()
 

@@ -11,15 +11,16 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from attention_xp._engine.walkers.numpy.compiled.compiling import inlined
 from attention_xp._engine.walkers.numpy.compiled.powers import Lanes, power_of, spread
-from attention_xp._engine.walkers.numpy.compiled.registers import BYTE, WIDTH, Registers, repeated
+from attention_xp._engine.walkers.numpy.compiled.registers import BYTE, WIDTH, Registers, item_of, repeated
 from attention_xp._engine.walkers.numpy.compiled.tangents import tanh_of
 
 __all__ = [
     "KEYS",
     "add_line",
     "bend_line",
-    "fetch",
+    "fetch_row",
     "is_above",
     "keep_line",
     "largest_of_line",
@@ -32,6 +33,7 @@ __all__ = [
 
 KEYS = 64  # scores of a line
 _INDEX, _EIGHT = ir.IntType(32), ir.IntType(64)  # a number of eight flags
+_CACHE_LINE = 64  # bytes
 _ONES = 0x0101010101010101  # eight flags that are 1
 
 
@@ -169,9 +171,16 @@ def verdict(_typing: Any, flags: Any, step: Any, rows: Any) -> Any:
     return types.UniTuple(types.int64, 3)(flags, step, rows), generate
 
 
+@inlined
+def fetch_row(address: Any, width: Any) -> None:
+    """Tell the processor that so many bytes from an address on are read soon; nothing happens where there are none."""
+    for byte in range(0, width, _CACHE_LINE):
+        _fetch(address + byte)
+
+
 @intrinsic  # type: ignore[untyped-decorator]
-def fetch(_typing: Any, address: Any) -> Any:
-    """Tell the processor that the memory at an address is read soon; nothing happens where there is none."""
+def _fetch(_typing: Any, address: Any) -> Any:
+    """Tell it of the cache line at an address."""
 
     def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
         pointer, number = BYTE.as_pointer(), ir.IntType(32)
@@ -223,8 +232,7 @@ def put_at(_typing: Any, address: Any, number: Any) -> Any:
 def _line(context: Any, builder: ir.IRBuilder, one: Any) -> Registers:
     """Return the vectors of a line."""
     number = context.get_value_type(one)
-    item = 4 if isinstance(number, ir.FloatType) else 8
-    return Registers(builder, number, (1, KEYS * item // WIDTH))
+    return Registers(builder, number, (1, KEYS * item_of(number) // WIDTH))
 
 
 def _largest(registers: Registers, line: Any) -> Lanes:

@@ -24,6 +24,7 @@ __all__ = [
     "WIDTH",
     "Registers",
     "add_products",
+    "item_of",
     "raise_columns",
     "repeated",
 ]
@@ -87,13 +88,18 @@ def raise_columns(
     return signature, generate
 
 
+def item_of(number: Any) -> int:
+    """Return how many bytes a number of a type of LLVM has."""
+    return 4 if isinstance(number, ir.FloatType) else 8
+
+
 class Registers:
     """Some rows of vectors, for which instructions are written."""
 
     def __init__(self, builder: ir.IRBuilder, number: Any, shape: tuple[int, int]) -> None:
         self.builder = builder
         self.rows, self.vectors = map(range, shape)
-        self.number, self.item = number, 4 if isinstance(number, ir.FloatType) else 8
+        self.number, self.item = number, item_of(number)
         self.lanes = WIDTH // self.item
         self.vector = ir.VectorType(number, self.lanes)
 

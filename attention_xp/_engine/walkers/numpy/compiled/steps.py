@@ -10,6 +10,7 @@ from attention_xp._backend.processor import second_cache
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.base import base_of, lowest_score
 from attention_xp._engine.tile.scores import query_factor, survival_factor
+from attention_xp._engine.tile.step import start
 from attention_xp._engine.walkers.numpy.compiled.constants import LEAST, Constants
 from attention_xp._random.survivors import head_key, smallest_draw
 from attention_xp._random.threefry import schedule_of
@@ -71,6 +72,13 @@ class Steps:
         numbers = problem.query.shape[-1] + self.width(problem.value.shape[-1])
         some = min(max(int(_SHARE * second_cache()) // (numbers * self.dtype.itemsize), 1), problem.key.shape[-2])
         return int(-(-some // self.keys) * self.keys)
+
+    def state(self, region: Region, output: Array, heads: int) -> tuple[Array, Array]:
+        """Return the shift of the scores and the sums of their powers before the first key, with the sinks: (heads, m)."""
+        problem: Problem = region.frame  # type: ignore[assignment]
+        running = start(problem, region, output, shift=None)
+        shift, total = (np.array(a, self.dtype).reshape(heads, -1) for a in (running.peak, running.total))
+        return shift, total
 
     def no_copies(self, D: int, Dv: int) -> tuple[Array, Array]:
         """Return memory for copies of no keys and no values, which are then read where they lie."""

@@ -54,7 +54,7 @@ def multiplied(vector, factor):
 
 @looped
 def moved(target, source, one):
-    line.fetch(source)
+    line.fetch_row(source, 1)
     line.put_at(target, line.number_at(source, one))
 
 
