@@ -11,7 +11,7 @@ from attention_xp._engine.problem.problem import Problem
 from attention_xp._typing import Array
 from attention_xp.cache._caches import StaticCache
 from attention_xp.cache._checked import has_passed, kind_of
-from attention_xp.cache._written import claimed
+from attention_xp.cache._written import claimed_by_all
 
 __all__ = ["usual_step"]
 
@@ -34,14 +34,13 @@ def usual_step(
     if type(is_causal) is not bool or type(rate) is not float or rate != 0.0 or not query.shape[2] == key.shape[2] == 1:
         return None
     keys, values, lengths = cache
-    B, known = len(lengths), lengths.tolist()
+    known = lengths.tolist()
     first = known[0] if known else -1
-    if known.count(first) != B or not 0 <= first < keys.shape[2]:
+    if known.count(first) != len(known) or not 0 <= first < keys.shape[2] or not claimed_by_all(keys, values, first):
         return None
-    if not claimed(keys, values, list(range(B)), [first] * B, [first + 1] * B):
-        return None
-    keys[:, :, first], values[:, :, first] = key[:, :, 0], value[:, :, 0]
-    seen = query, keys[:, :, : first + 1], values[:, :, : first + 1]
+    end = first + 1
+    keys[:, :, first:end], values[:, :, first:end] = key, value
+    seen = query, keys[:, :, :end], values[:, :, :end]
     problem = _first_problem(kind, *seen) if alike is None else alike.of_step(*seen)
     return attend_step(problem).output, StaticCache(keys, values, lengths + 1)
 

@@ -17,7 +17,7 @@ from attention_xp._backend.rows import with_rows
 from attention_xp._backend.values import host_view
 from attention_xp._typing import Array, Namespace
 
-__all__ = ["Block", "Rows", "claimed", "in_host_memory", "untouched_first", "write", "write_blocks"]
+__all__ = ["Block", "Rows", "claimed_by_all", "in_host_memory", "untouched_first", "write", "write_blocks"]
 
 
 class Rows(NamedTuple):
@@ -94,7 +94,7 @@ def _writable(
     xp: Namespace, key: Array, value: Array, shown: Callable[[], Array], units: Any, starts: Any, ends: Any
 ) -> tuple[Array, Array]:
     """Return the buffers, or copies where slots of units, from some bounds to others, were written before."""
-    if claimed(key, value, units, starts, ends):
+    if _claimed(key, value, units, starts, ends):
         return key, value
     key, value = (xp.asarray(a, copy=True) for a in (key, value))
     _remember(key, value, _view(shown()), units, ends)
@@ -130,7 +130,17 @@ def _found(key: Array, value: Array) -> _Known | None:
     return known if known is not None and known.key() is key and known.value() is value else None
 
 
-def claimed(key: Array, value: Array, units: Any, starts: Any, ends: Any) -> bool:
+def claimed_by_all(key: Array, value: Array, slot: int) -> bool:
+    """Mark the same slot of all units as written; False, and nothing is marked, where it is for one already, or it is not known."""
+    with _LOCK:
+        found = _found(key, value)
+        if found is None or max(found.used.tolist()) > slot:
+            return False
+        found.used.fill(slot + 1)
+        return True
+
+
+def _claimed(key: Array, value: Array, units: Any, starts: Any, ends: Any) -> bool:
     """Mark slots as written; False, and nothing is marked, where one is already, or it is not known."""
     with _LOCK:
         found = _found(key, value)

@@ -191,8 +191,9 @@ class Problem(Frame):
 
     def of_step(self, query: Array, key: Array, value: Array) -> Self:
         """Return the same problem of other arrays, of the same kinds but for the number of keys, on which no option depends."""
-        arrays, Sk = {"query": query, "key": key, "value": value}, key.shape[-2]
-        return self._made_of({**vars(self), **arrays, "Sk": Sk, "given_keys": Sk, "answers": None})
+        Sk = key.shape[-2]
+        new = {"query": query, "key": key, "value": value, "Sk": Sk, "given_keys": Sk, "answers": None}
+        return self._made_of(vars(self) | new)
 
     def of_arrays(self, query: Array, key: Array, value: Array) -> "Problem":
         """Return the same problem of other arrays, of the same shapes and dtypes."""

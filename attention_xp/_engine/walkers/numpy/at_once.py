@@ -35,7 +35,7 @@ def are_few_rows(problem: Problem) -> bool:
         return False
     if not problem.key.dtype == problem.value.dtype == problem.dtype:
         return False
-    return are_compiled(problem) or is_in_blocks(rows) or (rows == 1 and (len(problem.rules) > 0 or numbers >= _MANY))
+    return is_in_blocks(rows) or are_compiled(problem) or (rows == 1 and (len(problem.rules) > 0 or numbers >= _MANY))
 
 
 def are_few_without_rules(problem: Problem) -> bool:
@@ -45,9 +45,9 @@ def are_few_without_rules(problem: Problem) -> bool:
 
 def attend(problem: Problem, wanted: Wanted, threads: int | None = None) -> Attended:
     """Compute a problem of few rows, on so many threads, by default on as many as BLAS may have; the weights are not to be had."""
-    is_compiled = are_compiled(problem)
-    if not is_compiled and math.prod(problem.key.shape) < _MANY:
+    if math.prod(problem.key.shape) < _MANY:  # nor are they enough for compiled loops
         return attend_region(FewRows(problem), Region.whole(problem), problem.query, problem.key, problem.value, wanted)
+    is_compiled = are_compiled(problem)
     compute = partial(attend_in_place, Steps(problem)) if is_compiled else partial(attend_region, FewRows(problem))
     Sq, lead = problem.query.shape[-2], problem.lead
     output = np.empty((*lead, Sq, problem.value.shape[-1]), problem.result_dtype)
