@@ -48,7 +48,7 @@ def attend(problem: Problem, wanted: Wanted, threads: int | None = None) -> Atte
     if math.prod(problem.key.shape) < _MANY:  # nor are they enough for compiled loops
         return attend_region(FewRows(problem), Region.whole(problem), problem.query, problem.key, problem.value, wanted)
     is_compiled = are_compiled(problem)
-    compute = partial(attend_in_place, Steps(problem)) if is_compiled else partial(attend_region, FewRows(problem))
+    compute = partial(attend_in_place, problem.once(Steps)) if is_compiled else partial(attend_region, FewRows(problem))
     Sq, lead = problem.query.shape[-2], problem.lead
     output = np.empty((*lead, Sq, problem.value.shape[-1]), problem.result_dtype)
     lse = np.empty((*lead, Sq), problem.dtype) if wanted.lse else None

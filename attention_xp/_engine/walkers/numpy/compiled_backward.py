@@ -73,7 +73,8 @@ class _Worker:
 
     def __init__(self, walk: _Walk, buffers: list[Array]) -> None:
         self.walk, self.problem, self._steps = walk, walk.problem, walk.steps
-        self._of_rows, self._of_keys, self._packed, self._scores = buffers[:3], buffers[3:5], buffers[5:7], buffers[7]
+        self._of_rows, self._of_keys, self._packed = buffers[:3], buffers[3:5], buffers[5:7]
+        self._memory = walk.steps.memory(buffers[7])
 
     def contribute(self, job: int) -> None:
         """Visit all keys of some heads, or of a part of their rows."""
@@ -132,7 +133,7 @@ class _Worker:
             key,
             (shift, delta),
             (dquery, *found),
-            self._scores,
+            self._memory,
         )
         if problem.rules and not is_finite(dquery):
             walk.is_sound = False

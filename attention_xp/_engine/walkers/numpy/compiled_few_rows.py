@@ -27,9 +27,9 @@ def attend_in_place(steps: Steps, region: Region, query: Array, key: Array, valu
     state = steps.state(region, output, K)
     everything = np.asarray([[0, m, 0, Sk, 0, 0, 0]], np.int64)
     with lent([m * D, m * steps.lanes, m * N, steps.scores(1)], steps.dtype) as (rows, sums, outputs, scores):
-        memory = rows.reshape(m, D), *steps.no_copies(D, N), sums.reshape(m, -1), outputs.reshape(m, N), scores
-        arrays = query, key, value, out
-        steps.attend((everything, _NOTHING_ADDED), steps.draws(region), arrays, state, memory, _NO_CHUNKS)
+        copies = rows.reshape(m, D), *steps.no_copies(D, N), sums.reshape(m, -1), outputs.reshape(m, N)
+        arrays, memory = (query, key, value, out), steps.memory(scores)
+        steps.attend((everything, _NOTHING_ADDED), steps.draws(region), arrays, state, copies, memory, _NO_CHUNKS)
     shift, total = (a.reshape(*output.shape[:-1], 1) for a in state)
     return Attended(output, None, log_sum_exp(problem, region, Running(shift, total, output)) if wanted.lse else None)
 

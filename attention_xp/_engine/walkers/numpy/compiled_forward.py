@@ -38,10 +38,11 @@ class _Walk(ForwardWalk):
     def __init__(self, problem: Problem, steps: Steps, threads: int, *, lse: bool) -> None:
         super().__init__(problem, threads, lse=lse)
         self.steps, self.is_sound = steps, True
+        self.keys_at_once = steps.at_once(problem)
         self.stretches = StretchesOf(problem, self.route)
 
     def _shape(self, threads: int) -> TileShape:
-        return compiled_shape(self.problem, threads)
+        return self.problem.once(compiled_shape, threads)
 
     def _route(self) -> Route:
         return Route.of_compiled(self.problem, self.shape)
@@ -56,7 +57,7 @@ class _Worker:
         """Lend memory to a worker, and yield the function that does a job."""
         problem, steps, shape = walk.problem, walk.steps, walk.shape
         D, N = problem.query.shape[-1], steps.width(problem.value.shape[-1])
-        keys = steps.at_once(problem)
+        keys = walk.keys_at_once
         of_keys, of_rows = (keys * D, keys * N), (shape.rows * steps.lanes, shape.rows * N)
         lengths = [shape.rows * D, *of_keys, *of_rows, steps.scores(1)]
         with lent(lengths, problem.dtype) as buffers:
@@ -64,9 +65,14 @@ class _Worker:
 
     def __init__(self, walk: _Walk, buffers: list[Array]) -> None:
         self.walk, self.problem, self._steps = walk, walk.problem, walk.steps
-        self._memory = buffers
+        query, key, value, sums, outputs, scores = buffers
+        D, keys = walk.problem.query.shape[-1], walk.keys_at_once
+        self._copies = key.reshape(-1, D, self._steps.keys), value.reshape(keys, -1)
+        N = self._copies[1].shape[1]
+        self._rows = query.reshape(-1, D), sums.reshape(-1, self._steps.lanes), outputs.reshape(-1, N)
+        self._memory = self._steps.memory(scores)
         self._packed: tuple[int, ...] | None = None  # the keys of a single head that lie in memory
-        self._there = np.zeros(self._steps.at_once(walk.problem) // self._steps.keys, np.uint8)  # which chunks of them
+        self._there = np.zeros(keys // self._steps.keys, np.uint8)  # which chunks of them
         self._keys: tuple[Array, Array]
 
     def attend(self, job: int) -> None:
@@ -90,21 +96,13 @@ class _Worker:
         *lead, m, _ = region.sizes
         G, steps = place.heads, self._steps
         query = self.problem.query[(*place.at, slice(*rows))].reshape(G, m, -1).astype(steps.dtype, copy=False)
-        state = steps.state(region, target, G)
-        stretches, memory = self.walk.stretches.of(region, place, rows), self._memory_for(m)
+        state, stretches = steps.state(region, target, G), self.walk.stretches.of(region, place, rows)
         arrays = query, *self._keys_of(place), target.reshape(G, m, -1)
-        steps.attend(stretches[:2], steps.draws(region), arrays, state, memory, self._there)
+        of_query, *of_output = (memory[:m] for memory in self._rows)
+        copies = of_query, *self._copies, *of_output
+        steps.attend(stretches[:2], steps.draws(region), arrays, state, copies, self._memory, self._there)
         shift, total = (a.reshape(*lead, m, 1) for a in state)
         return shift, total
-
-    def _memory_for(self, m: int) -> tuple[Array, ...]:
-        """Return memory for so many rows, as the loops want it."""
-        query, key, value, sums, outputs, scores = self._memory
-        D, lanes, at_once = self.problem.query.shape[-1], self._steps.lanes, self._steps.at_once(self.problem)
-        keys = key.reshape(-1, D, self._steps.keys), value.reshape(at_once, -1)
-        N = keys[1].shape[1]
-        rows = query[: m * D].reshape(m, D), sums[: m * lanes].reshape(m, lanes), outputs[: m * N].reshape(m, N)
-        return rows[0], *keys, *rows[1:], scores
 
     def _keys_of(self, place: Place) -> tuple[Array, Array]:
         """Return the keys and values of some heads: often those of the job before, some of which are packed."""
@@ -121,4 +119,5 @@ class _Worker:
 
     def _of_heads(self, array: Array, K: int) -> Array:
         """Return the keys or values of so many heads, (K, Sk, W), in the dtype of the computation."""
-        return np.broadcast_to(array.astype(self._steps.dtype, copy=False), (K, *array.shape[1:]))
+        array = array.astype(self._steps.dtype, copy=False)
+        return array if len(array) == K else np.broadcast_to(array, (K, *array.shape[1:]))

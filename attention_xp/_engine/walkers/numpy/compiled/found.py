@@ -30,7 +30,7 @@ def passes_of(problem: Problem, least: float = math.inf) -> Passes | None:
 
 def steps_of(problem: Problem) -> Steps | None:
     """Return the compiled tile steps for a problem; ``None`` where a step needs functions of Python, or is not compiled."""
-    return Steps(problem) if _are_worthwhile(problem) and loops() is not None else None
+    return problem.once(Steps) if _are_worthwhile(problem) and loops() is not None else None
 
 
 def _are_worthwhile(problem: Problem) -> bool:

@@ -23,6 +23,7 @@ _SHARE = 0.5  # of the second-level cache, for keys and values that are copied a
 _HEADROOM = 8.0  # powers of two by which a score may be larger than the shift
 _Stretches = tuple[Array, Array]  # a table of stretches, and one of addends
 _Draws = tuple[Array, int, int, Any]
+_NO_DRAWS = np.zeros((0, 3), np.uint32), 0, 0, np.uint32(0)
 
 
 def address_of(array: Array) -> int:
@@ -76,6 +77,9 @@ class Steps:
     def state(self, region: Region, output: Array, heads: int) -> tuple[Array, Array]:
         """Return the shift of the scores and the sums of their powers before the first key, with the sinks: (heads, m)."""
         problem: Problem = region.frame  # type: ignore[assignment]
+        if problem.sinks is None:  # without the calls of the general way, which each job would wait for
+            rows = heads, math.prod(region.sizes[:-1]) // heads
+            return np.full(rows, -math.inf, self.dtype), np.zeros(rows, self.dtype)
         running = start(problem, region, output, shift=None)
         shift, total = (np.array(a, self.dtype).reshape(heads, -1) for a in (running.peak, running.total))
         return shift, total
@@ -112,6 +116,7 @@ class Steps:
         draws: _Draws,
         arrays: Sequence[Array],
         state: tuple[Array, Array],
+        copies: tuple[Array, ...],
         memory: tuple[Array, ...],
         there: Array,
     ) -> None:
@@ -119,19 +124,7 @@ class Steps:
         query, key, value, output = arrays
         table, addends = stretches
         places, sizes = tuple(map(_place, (query, key, value, output))), (*key.shape[:2], value.shape[2])
-        *memory_of_call, scores = memory
-        self._attend(
-            table,
-            *places,
-            sizes,
-            there,
-            addends,
-            *self._options,
-            draws,
-            state,
-            tuple(memory_of_call),
-            *self._memory(scores),
-        )
+        self._attend(table, *places, sizes, there, addends, *self._options, draws, state, copies, *memory)
 
     def differentiate(
         self,
@@ -142,22 +135,20 @@ class Steps:
         key: Array,
         known: Sequence[Array],
         sums: Sequence[Array],
-        scores: Array,
+        memory: tuple[Array, ...],
     ) -> None:
         """Add to the gradients of a block of rows, see `differentiated.differentiate`."""
         table, addends = stretches
         places = tuple(map(_place, sums))
         arrays = tuple(rows), tuple(packed), _place(key)
-        self._differentiate(
-            table, *arrays, addends, *self._backward_options, draws, *known, places, *self._memory(scores)
-        )
+        self._differentiate(table, *arrays, addends, *self._backward_options, draws, *known, places, *memory)
 
     def draws(self, region: Region) -> _Draws:
         """Return what the draws of dropout in a block of rows follow from, see `draws.draw`."""
         problem: Problem = region.frame  # type: ignore[assignment]
-        schedules = np.zeros((math.prod(region.sizes[:-2]), 3), np.uint32)
         if problem.seed is None:
-            return schedules, 0, 0, np.uint32(0)
+            return _NO_DRAWS
+        schedules = np.zeros((math.prod(region.sizes[:-2]), 3), np.uint32)
         words = head_key(problem.seed, b=region.b, h=region.h)
         pairs = (np.broadcast_to(word, (*region.sizes[:-2], 1, 1)).astype(np.uint32).ravel().tolist() for word in words)
         schedules[...] = [schedule_of(pair) for pair in zip(*pairs, strict=True)]
@@ -168,7 +159,7 @@ class Steps:
             np.uint32(smallest_draw(problem.dropout_rate)),
         )
 
-    def _memory(self, scores: Array) -> tuple[Array, ...]:
+    def memory(self, scores: Array) -> tuple[Array, ...]:
         """Return memory for scores, for flags of a band, for what is allowed of its strips, and for draws of dropout."""
         edge, seen = np.empty((self.band, self.keys), np.uint8), np.empty(self.band, np.uint8)
         kept, words = np.empty((self.band, self._room), np.uint8), np.empty((2, self._room // 2), np.uint32)
