@@ -73,7 +73,7 @@ class _Worker:
         places, blocks, _ = walk.jobs[job]
         later: _Later = {}
         for place in places:
-            sums = walk.sums(place, job)
+            sums = KeySums(*walk.targets(place, job), walk.key_factor)
             for some in place.cut(walk.shape.heads):
                 for i in range(0, len(blocks), self._blocks):
                     self._run(some, blocks[i : i + self._blocks], sums, later)

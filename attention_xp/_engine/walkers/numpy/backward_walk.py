@@ -119,16 +119,16 @@ class BackwardWalk:
             known = self._keys[place] = KeysOf(self.problem, place)
         return known
 
-    def sums(self, place: Place, job: int) -> KeySums:
-        """Return where the gradients of the keys of a place are summed in a job."""
+    def targets(self, place: Place, job: int) -> tuple[int, Array, Array]:
+        """Return the first key of a job, and where the gradients of the keys of a place and of their values are summed."""
         key, value = (place.shared(self.problem, a).reshape(-1, *a.shape[-2:]) for a in (self.key, self.value))
         if self.jobs[job].part == 0:
-            return KeySums(0, key, value, self.key_factor)
+            return 0, key, value
         first, last = self._reach(place, self.jobs[job].blocks)
         wholes = key[:, first:last], value[:, first:last]
         copies = np.empty_like(wholes[0]), np.empty_like(wholes[1])
         self.later[job] += zip(wholes, copies, strict=True)
-        return KeySums(first, *copies, self.key_factor)
+        return first, *copies
 
     def _reach(self, place: Place, blocks: list[Bounds]) -> Bounds:
         """Return the bounds of the keys that some rows visit."""

@@ -1,5 +1,6 @@
 """NumPy's backward pass by compiled loops, which do the whole step over all keys of a block of rows."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -39,7 +40,7 @@ class _Walk(BackwardWalk):
     def __init__(self, problem: Problem, known: Known, steps: Steps, threads: int) -> None:
         super().__init__(problem, known, (False,) * len(problem.addends), threads)
         self.steps, self.is_sound = steps, True
-        self.key_factor = steps.key_factor
+        self.key_factor = 1.0  # the gradients of scores have it
         self.stretches = StretchesOf(problem, self.route)
 
     def _shape(self, threads: int) -> TileShape:
@@ -65,16 +66,20 @@ class _Worker:
         problem, steps, (heads, m, *_) = walk.problem, walk.steps, walk.shape
         Sk, widths = problem.key.shape[-2], (problem.query.shape[-1], problem.value.shape[-1])
         K, wide = max(heads // problem.group, 1), [steps.width(width) for width in widths]
-        of_rows = [heads * m * width for width in (*wide, wide[0])]
-        of_keys = [K * Sk * width for width in wide]
-        packed = [steps.packed_size(K, Sk, width) for width in widths]
-        with lent([*of_rows, *of_keys, *packed, steps.scores(3)], problem.dtype) as buffers:
-            yield cls(walk, buffers).contribute
+        # One head after the other is copied, unless its rows are in several blocks, between which others come.
+        P = K if m < problem.query.shape[-2] else 1
+        shapes = [steps.packed_shape(P, Sk, width) for width in widths]
+        shapes += [(m, wide[0]), (m, wide[1]), (P, Sk, wide[0])]
+        sums = [heads * m * wide[0], *(K * Sk * width for width in wide)]
+        with lent([*map(math.prod, shapes), *sums, steps.scores(3)], problem.dtype) as buffers:
+            copies = [buffer.reshape(shape) for buffer, shape in zip(buffers, shapes, strict=False)]
+            yield cls(walk, copies, buffers[len(shapes) :]).contribute
 
-    def __init__(self, walk: _Walk, buffers: list[Array]) -> None:
+    def __init__(self, walk: _Walk, copies: list[Array], buffers: list[Array]) -> None:
         self.walk, self.problem, self._steps = walk, walk.problem, walk.steps
-        self._of_rows, self._of_keys, self._packed = buffers[:3], buffers[3:5], buffers[5:7]
-        self._memory = walk.steps.memory(buffers[7])
+        self._packed, self._rows = tuple(copies[:2]), copies[2:]
+        self._query, *self._keys = buffers[:3]
+        self._memory = walk.steps.memory(buffers[3])
 
     def contribute(self, job: int) -> None:
         """Visit all keys of some heads, or of a part of their rows."""
@@ -85,66 +90,59 @@ class _Worker:
 
     def _visit(self, place: Place, job: int) -> None:
         walk, problem, steps = self.walk, self.problem, self._steps
-        sums = walk.sums(place, job)
         key, value = (place.shared(problem, a).reshape(-1, *a.shape[-2:]) for a in (problem.key, problem.value))
+        # Batch items may share them.
         K = max(place.heads // problem.group, 1)
-        key, value = (np.broadcast_to(a, (K, *a.shape[1:])) for a in (key, value))  # batch items may share them
-        packed = [steps.pack(a, buffer) for a, buffer in zip((key, value), self._packed, strict=True)]
-        rows = steps.padded(key)
-        found = [
-            buffer[: K * a.shape[1] * steps.width(a.shape[2])].reshape(K, a.shape[1], -1)
-            for a, buffer in zip((key, value), self._of_keys, strict=True)
-        ]
-        for some in found:
-            some[...] = 0.0
+        keys = [np.broadcast_to(a.astype(steps.dtype, copy=False), (K, *a.shape[1:])) for a in (key, value)]
+        first, *targets = walk.targets(place, job)
+        found = [steps.whole(*pair) for pair in zip(targets, self._keys, strict=True)]
+        begun = np.zeros(K, np.uint8)
         for heads in place.cut(walk.shape.heads):
             for block in walk.jobs[job].blocks:
-                self._differentiate(heads, block, packed, rows, found)
-        sums.add_whole(*(some[..., : a.shape[2]] for some, a in zip(found, (key, value), strict=True)))
+                self._differentiate(heads, block, keys, begun, (first, *found))
+        for target, some in zip(targets, found, strict=True):
+            _write(target, some)
+        if problem.seed is not None:
+            np.multiply(targets[1], survival_factor(problem), out=targets[1])
         # Where a pair is excluded, a number that is not finite must not count, even with a weight of 0.
         if problem.rules and not all(map(is_finite, found)):
             walk.is_sound = False
 
-    def _differentiate(self, place: Place, rows: Bounds, packed: list[Array], key: Array, found: list[Array]) -> None:
+    def _differentiate(
+        self, place: Place, rows: Bounds, keys: list[Array], begun: Array, sums: tuple[int, Array, Array]
+    ) -> None:
+        """Compute the gradients of some rows; of some heads, that have `begun`, earlier ones were there."""
         walk, problem, steps = self.walk, self.problem, self._steps
         at, G, m = (*place.at, slice(*rows)), place.heads, rows[1] - rows[0]
-        known = walk.known.at(*at)
+        known, target = walk.known.at(*at), walk.query[at].reshape(G, m, -1)
         query, gradient = (
-            self._filled(buffer, array.reshape(G, m, -1), factor)
-            for buffer, array, factor in zip(
-                self._of_rows,
-                (problem.query[at], known.gradient),
-                (steps.query_factor, survival_factor(problem)),
-                strict=False,
-            )
+            a.reshape(G, m, -1).astype(steps.dtype, copy=False) for a in (problem.query[at], known.gradient)
         )
-        dquery = self._of_rows[2][: query.size].reshape(query.shape)
-        dquery[...] = 0.0
+        of_query, of_gradient, of_key = self._rows
+        copies = of_query[:m], of_gradient[:m], of_key
+        dquery = steps.whole(target, self._query)
         shift, delta = (
             np.array(a, steps.dtype).reshape(G, m) for a in (shift_of(problem, known.lse), delta_of(problem, known))
         )
         region = Region(problem, (*place.starts, rows[0], 0), (*place.sizes, m, problem.key.shape[-2]))
-        stretches = walk.stretches.of(region, place, rows)
+        stretches, draws = walk.stretches.of(region, place, rows), steps.draws(region)
         steps.differentiate(
-            stretches[:2],
-            steps.draws(region),
-            (query, gradient),
-            packed,
-            key,
-            (shift, delta),
-            (dquery, *found),
+            stretches,
+            draws,
+            (query, gradient, *keys),
+            self._packed,
+            copies,
+            begun,
+            (shift, delta * steps.pull_factor),
+            (dquery, *sums),
             self._memory,
         )
+        _write(target, dquery)
         if problem.rules and not is_finite(dquery):
             walk.is_sound = False
-        target = walk.query[at]
-        np.multiply(dquery[..., : target.shape[-1]].reshape(target.shape), walk.query_factor, out=target)
 
-    def _filled(self, buffer: Array, rows: Array, factor: float) -> Array:
-        """Return rows (G, m, W) times a factor in a buffer, in whole vectors with zeros behind the numbers."""
-        G, m, W = rows.shape
-        width = self._steps.width(W)
-        wide = buffer[: G * m * width].reshape(G, m, width)
-        np.multiply(rows, factor, out=wide[..., :W], dtype=wide.dtype)
-        wide[..., W:] = 0.0
-        return wide
+
+def _write(target: Array, found: Array) -> None:
+    """Write the numbers of sums in rows of whole vectors to a target, unless they are summed up there."""
+    if found is not target:
+        target[...] = found[..., : target.shape[-1]]

@@ -29,7 +29,7 @@ def attend_in_place(steps: Steps, region: Region, query: Array, key: Array, valu
     with lent([m * D, m * steps.lanes, m * N, steps.scores(1)], steps.dtype) as (rows, sums, outputs, scores):
         copies = rows.reshape(m, D), *steps.no_copies(D, N), sums.reshape(m, -1), outputs.reshape(m, N)
         arrays, memory = (query, key, value, out), steps.memory(scores)
-        steps.attend((everything, _NOTHING_ADDED), steps.draws(region), arrays, state, copies, memory, _NO_CHUNKS)
+        steps.attend((everything, _NOTHING_ADDED, ()), steps.draws(region), arrays, state, copies, memory, _NO_CHUNKS)
     shift, total = (a.reshape(*output.shape[:-1], 1) for a in state)
     return Attended(output, None, log_sum_exp(problem, region, Running(shift, total, output)) if wanted.lse else None)
 

@@ -100,7 +100,7 @@ class _Worker:
         arrays = query, *self._keys_of(place), target.reshape(G, m, -1)
         of_query, *of_output = (memory[:m] for memory in self._rows)
         copies = of_query, *self._copies, *of_output
-        steps.attend(stretches[:2], steps.draws(region), arrays, state, copies, self._memory, self._there)
+        steps.attend(stretches, steps.draws(region), arrays, state, copies, self._memory, self._there)
         shift, total = (a.reshape(*lead, m, 1) for a in state)
         return shift, total
 

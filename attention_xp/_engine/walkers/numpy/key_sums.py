@@ -25,13 +25,6 @@ class KeySums:
                 _add(whole[:, start:end], piece[:, columns], factor, known=self._done - start)
             self._done = max(self._done, end)
 
-    def add_whole(self, key: Array, value: Array) -> None:
-        """Write gradients of all keys that there are, before any piece is added."""
-        first, n = self._first, self._wholes[0].shape[1]
-        for whole, found, missing in zip(self._wholes, (key, value), self._factors, strict=True):
-            np.multiply(found[:, first : first + n], missing, out=whole)
-        self._done = n
-
     def finish(self) -> None:
         """Put zeros at keys that no tile has visited."""
         self._clear(self._wholes[0].shape[1])

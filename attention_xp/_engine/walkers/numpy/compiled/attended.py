@@ -127,7 +127,7 @@ def _bring(addresses, strides, chunk, count, Dv, packed, values):
     """Copy a chunk of so many keys, and their values."""
     first = chunk * KEYS
     of_key, of_value = addresses[0] + first * strides[0][0], addresses[1] + first * strides[1][0]
-    pack_head(of_key, strides[0], count, packed[chunk : chunk + 1])
+    pack_head(of_key, strides[0], count, packed.dtype.type(1.0), packed[chunk : chunk + 1])
     copy_head(of_value, strides[1], count, Dv, values[first : first + KEYS])
 
 

@@ -15,15 +15,15 @@ __all__ = ["copy_head", "copy_row", "pack", "pack_head"]
 
 
 @compiled()
-def pack(address, strides, length, packed):
-    """Write keys (K, Sk, D), which have an address and strides in bytes, to (K, chunks, D, KEYS)."""
+def pack(address, strides, length, factor, packed):
+    """Write keys (K, Sk, D), which have an address and strides in bytes, times a factor to (K, chunks, D, KEYS)."""
     for k in range(len(packed)):
-        pack_head(address + k * strides[0], strides[1:], length, packed[k])
+        pack_head(address + k * strides[0], strides[1:], length, factor, packed[k])
 
 
 @compiled()
-def pack_head(address, strides, length, packed):
-    """Write keys (Sk, D) to (chunks, D, KEYS): those of a chunk side by side, with zeros behind the last one."""
+def pack_head(address, strides, length, factor, packed):
+    """Write keys (Sk, D) times a factor to (chunks, D, KEYS): those of a chunk side by side, with zeros behind the last one."""
     D, item, one = packed.shape[1], packed.itemsize, packed.dtype.type(0.0)
     lanes, line = WIDTH // item, KEYS * item
     for c in range((length + KEYS - 1) // KEYS):
@@ -32,10 +32,10 @@ def pack_head(address, strides, length, packed):
         turned = D - D % lanes if strides[1] == item and real == KEYS else 0
         for j in range(0, KEYS, lanes):
             for d in range(0, turned, lanes):
-                _turn(to + d * line + j * item, line, first + j * strides[0] + d * item, strides[0], one)
+                _turn(to + d * line + j * item, line, first + j * strides[0] + d * item, strides[0], factor)
         for d in range(turned, D):
             for j in range(real):
-                packed[c, d, j] = number_at(first + j * strides[0] + d * strides[1], one)
+                packed[c, d, j] = factor * number_at(first + j * strides[0] + d * strides[1], one)
             packed[c, d, real:] = one
 
 
@@ -83,15 +83,15 @@ def _multiply(_typing: Any, target: Any, source: Any, factor: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _turn(_typing: Any, target: Any, line: Any, source: Any, row: Any, one: Any) -> Any:
-    """Write the transpose of a square of numbers, rows of one vector; line and row are the bytes between those. `one` is of the dtype.
+def _turn(_typing: Any, target: Any, line: Any, source: Any, row: Any, factor: Any) -> Any:
+    """Write the transpose of a square of numbers, rows of one vector, times a factor; line and row are the bytes between those.
 
     Of the bits that count its numbers, those of the row change places with those of the column when they are rotated as often
     as there are bits of one: each time, the first half of the rows is interleaved with the second.
     """
 
     def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
-        registers = Registers(builder, context.get_value_type(one), (1, 1))
+        registers = Registers(builder, context.get_value_type(factor), (1, 1))
         places = [
             [
                 registers.pointer(
@@ -101,14 +101,15 @@ def _turn(_typing: Any, target: Any, line: Any, source: Any, row: Any, one: Any)
             ]
             for address, step in (arguments[:2], arguments[2:4])
         ]
-        rows = [registers.load(place) for place in places[1]]
+        factors = spread(builder, arguments[4], registers.vector)
+        rows = [builder.fmul(registers.load(place), factors) for place in places[1]]
         for _ in range(registers.lanes.bit_length() - 1):
             rows = _interleaved(builder, rows)
         for vector, place in zip(rows, places[0], strict=True):
             builder.store(vector, place, align=registers.item)
         return context.get_dummy_value()
 
-    return types.void(target, line, source, row, one), generate
+    return types.void(target, line, source, row, factor), generate
 
 
 def _interleaved(builder: ir.IRBuilder, rows: list[Any]) -> list[Any]:

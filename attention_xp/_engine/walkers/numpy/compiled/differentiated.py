@@ -7,10 +7,11 @@ import numpy as np
 
 from attention_xp._engine.walkers.numpy.compiled.bands import BAND, NONE, SOME, TALL, add, bend, flags_from, look, score
 from attention_xp._engine.walkers.numpy.compiled.compiling import compiled, inlined
+from attention_xp._engine.walkers.numpy.compiled.copies import copy_head, pack_head
 from attention_xp._engine.walkers.numpy.compiled.draws import ROOM, draw
-from attention_xp._engine.walkers.numpy.compiled.line import KEYS, keep_line, raise_line
+from attention_xp._engine.walkers.numpy.compiled.line import KEYS, clear_vector, keep_line, raise_line
 from attention_xp._engine.walkers.numpy.compiled.multiplied import multiply_rows
-from attention_xp._engine.walkers.numpy.compiled.registers import ROWS
+from attention_xp._engine.walkers.numpy.compiled.registers import ROWS, WIDTH
 
 __all__ = ["differentiate"]
 
@@ -20,7 +21,9 @@ def differentiate(
     stretches,
     rows_of_heads,
     packed,
-    key,
+    copies,
+    sizes,
+    begun,
     addends,
     factors,
     constants,
@@ -34,30 +37,50 @@ def differentiate(
     kept,
     words,
 ):
-    """Add to the gradients of some rows, and of their keys and values.
+    """Write the gradients of some rows, and add to those of their keys and values.
 
-    `rows_of_heads` are the query (G, m, D') and the gradient of the output (G, m, Dv'), of whole vectors; `packed` are keys
-    (K, chunks, D, KEYS) and values (K, chunks, Dv, KEYS). The key, in rows of whole vectors, has an address, and the bytes
-    from head to head and from row to row, and so have the `sums` of gradients of queries, keys and values. The log-sum-exp as
-    `shift`, and `delta`, are (G, m). The factors, stretches and addends are those of `attended.attend`. There is memory for
-    weights, gradients of scores, slopes of the soft cap, and a line that is not used, (3 BAND + 1, KEYS).
+    `rows_of_heads` are the query (G, m, D), the gradient of the output (G, m, Dv), the key (K, Sk, D) and the value
+    (K, Sk, Dv): each has an address and three strides in bytes, and so have the `sums` of gradients of queries, keys and
+    values, in rows of whole vectors. The `sizes` are Sk, the first of the keys that have sums, and the last.
+
+    Heads of which some rows were here already have `begun`; for others, sums get zeros, and `packed` gets keys
+    (P, chunks, D, KEYS) and values (P, chunks, Dv, KEYS), where P is K, or 1 for one head after the other. The `copies` are
+    memory for query (m, D'), gradient (m, Dv') and keys (P, Sk, D'), in rows of whole vectors that begin with a cache line.
+
+    The log-sum-exp as `shift`, and `delta`, are (G, m). The last two of the `factors` are those of products with the query,
+    and with the gradient of the output: it makes gradients of scores such that those of queries and keys lack none, and
+    `delta` has it as well. The first ones, the stretches and the addends are those of `attended.attend`. There is memory
+    for weights, gradients of scores, slopes of the soft cap, and a line that is not used, (3 BAND + 1, KEYS).
     """
-    (query, gradient), (packed_key, packed_value) = rows_of_heads, packed
-    (G, m, wide), Dv = query.shape, packed_value.shape[2]
-    D, item, group = packed_key.shape[2], query.itemsize, G // len(packed_key)
+    (query, gradient, key, value), (packed_key, packed_value) = rows_of_heads, packed
+    query_rows, gradient_rows, key_rows = copies
+    factors, of_query_key, of_gradient_value = factors
+    (G, m), (Sk, first_sum, last_sum), one = shift.shape, sizes, scores.dtype.type(0.0)
+    item, group, D, Dv = scores.itemsize, G // len(begun), packed_key.shape[2], packed_value.shape[2]
     weights, grads, slopes, unused = (
         scores[:BAND],
         scores[BAND : 2 * BAND],
         scores[2 * BAND : 3 * BAND],
         scores[3 * BAND],
     )
-    width, value_width = wide * item, gradient.shape[2] * item
+    width, value_width = query_rows.shape[1] * item, gradient_rows.shape[1] * item
+    of_query, of_gradient = (query_rows.ctypes.data, width, D), (gradient_rows.ctypes.data, value_width, Dv)
     dquery, dkey, dvalue = sums
     for g in range(G):
         k = g // group
-        of_query = query.ctypes.data + g * m * width, width, D
-        of_gradient = gradient.ctypes.data + g * m * value_width, value_width, Dv
-        of_key, of_value = packed_key[k].ctypes.data, packed_value[k].ctypes.data
+        p = k % len(packed_key)
+        if not begun[k]:
+            begun[k] = 1
+            pack_head(key[0] + k * key[1], key[2:], Sk, of_query_key, packed_key[p])
+            copy_head(key[0] + k * key[1], key[2:], Sk, D, key_rows[p])
+            pack_head(value[0] + k * value[1], value[2:], Sk, of_gradient_value, packed_value[p])
+            _clear(dkey[0] + k * dkey[1] + first_sum * dkey[2], dkey[2], last_sum - first_sum, width, one)
+            _clear(dvalue[0] + k * dvalue[1] + first_sum * dvalue[2], dvalue[2], last_sum - first_sum, value_width, one)
+        _clear(dquery[0] + g * dquery[1], dquery[2], m, width, one)
+        copy_head(query[0] + g * query[1], query[2:], m, D, query_rows)
+        copy_head(gradient[0] + g * gradient[1], gradient[2:], m, Dv, gradient_rows)
+        of_key_rows = key_rows[p].ctypes.data
+        of_key, of_value = packed_key[p].ctypes.data, packed_value[p].ctypes.data
         for s in range(len(stretches)):
             first_row, last_row, first_key, last_key = (
                 stretches[s, 0],
@@ -91,15 +114,23 @@ def differentiate(
                         to = dvalue[0] + k * dvalue[1] + first * dvalue[2]
                         strides = dvalue[2], item, KEYS * item, value_width
                         multiply_rows(
-                            (to, by_key[0], of_rows[1]), strides, (end, count, value_width), True, shift[0, 0]
+                            (to, by_key[0], of_rows[1]), strides, (end, count, value_width), True, one
                         )
                         to = dkey[0] + k * dkey[1] + first * dkey[2]
                         strides = dkey[2], item, KEYS * item, width
-                        multiply_rows((to, by_key[1], of_rows[0]), strides, (end, count, width), True, shift[0, 0])
+                        multiply_rows((to, by_key[1], of_rows[0]), strides, (end, count, width), True, one)
                         to = dquery[0] + g * dquery[1] + row * dquery[2]
-                        strides = dquery[2], KEYS * item, item, key[2]
-                        right = key[0] + k * key[1] + first * key[2]
-                        multiply_rows((to, by_key[1], right), strides, (count, end, width), True, shift[0, 0])
+                        strides = dquery[2], KEYS * item, item, width
+                        right = of_key_rows + first * width
+                        multiply_rows((to, by_key[1], right), strides, (count, end, width), True, one)
+
+
+@compiled()
+def _clear(address, step, rows, width, one):
+    """Write zeros to so many rows of so many bytes."""
+    for i in range(rows):
+        for byte in range(0, width, WIDTH):
+            clear_vector(address + i * step + byte, one)
 
 
 @inlined

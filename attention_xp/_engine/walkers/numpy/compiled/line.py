@@ -20,6 +20,7 @@ __all__ = [
     "KEYS",
     "add_line",
     "bend_line",
+    "clear_vector",
     "fetch_row",
     "is_above",
     "keep_line",
@@ -204,6 +205,19 @@ def multiply_vector(_typing: Any, address: Any, factor: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(address, factor), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def clear_vector(_typing: Any, address: Any, one: Any) -> Any:
+    """Write a vector of zeros to memory. `one` is of their dtype."""
+
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
+        registers = _line(context, builder, one)
+        at = registers.pointer(builder.inttoptr(arguments[0], BYTE.as_pointer()), 0)
+        builder.store(ir.Constant(registers.vector, [0.0] * registers.lanes), at, align=registers.item)
+        return context.get_dummy_value()
+
+    return types.void(address, one), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

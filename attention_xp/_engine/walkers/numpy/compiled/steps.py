@@ -21,7 +21,8 @@ __all__ = ["Steps", "address_of"]
 
 _SHARE = 0.5  # of the second-level cache, for keys and values that are copied at once
 _HEADROOM = 8.0  # powers of two by which a score may be larger than the shift
-_Stretches = tuple[Array, Array]  # a table of stretches, and one of addends
+# A table of stretches, one of addends, and what keeps the arrays alive whose addresses are in them.
+_Stretches = tuple[Array, Array, tuple[Array, ...]]
 _Draws = tuple[Array, int, int, Any]
 _NO_DRAWS = np.zeros((0, 3), np.uint32), 0, 0, np.uint32(0)
 
@@ -35,18 +36,19 @@ class Steps:
     """Steps over all keys of a block of rows, in one dtype."""
 
     def __init__(self, problem: Problem) -> None:
-        from attention_xp._engine.walkers.numpy.compiled import attended, bands, copies, differentiated, draws  # noqa: PLC0415  # import numba
+        from attention_xp._engine.walkers.numpy.compiled import attended, bands, differentiated, draws  # noqa: PLC0415  # import numba
 
         self._attend: Any = attended.attend
         self._differentiate: Any = differentiated.differentiate
-        self._pack: Any = copies.pack
         self.band, self.keys, self._room = bands.BAND, bands.KEYS, draws.ROOM
         self.dtype = np.dtype(problem.dtype)
         self.lanes = bands.WIDTH // self.dtype.itemsize  # numbers of a vector
         log_e = base_of(problem.xp).log_e
         # Without a soft cap, the factor of the base is that of the query; with one, it is the tangent's.
         factor, cap = (log_e, 0.0) if problem.softcap is None else (1.0, problem.softcap * log_e)
-        self.query_factor, self.key_factor = query_factor(problem) * factor, 1.0 / factor
+        of_query = self.dtype.type(query_factor(problem) * factor)
+        # Gradients of scores have the factor of the query, so that those of queries and keys lack none.
+        self.pull_factor, survival = query_factor(problem), self.dtype.type(survival_factor(problem))
         # Without a factor of the base nothing overflows: what two masks lower is minus infinity, as in NumPy's own passes.
         least = -math.inf if log_e == 1.0 else lowest_score(np, self.dtype) * self.dtype.type(log_e)
         # Gradients that are tiny relative to the others are 0, for products with subnormal numbers take ten times as long.
@@ -56,9 +58,8 @@ class Steps:
         )
         headroom = _HEADROOM * base_of(problem.xp).log_2
         factors = tuple(map(self.dtype.type, (cap, log_e, least, headroom)))
-        more = (self.dtype.type(a) for a in (self.query_factor, survival_factor(problem)))
-        self._options = (factors, *more), forward
-        self._backward_options = factors, backward
+        self._options = (factors, of_query, survival), forward
+        self._backward_options = (factors, of_query, self.dtype.type(self.pull_factor) * survival), backward
 
     def width(self, numbers: int) -> int:
         """Return how many numbers whole vectors hold that have room for so many."""
@@ -88,27 +89,19 @@ class Steps:
         """Return memory for copies of no keys and no values, which are then read where they lie."""
         return np.empty((0, D, self.keys), self.dtype), np.empty((0, Dv), self.dtype)
 
-    def packed_size(self, K: int, Sk: int, W: int) -> int:
-        """Return how many numbers packed keys are."""
-        return K * -(-Sk // self.keys) * W * self.keys
+    def packed_shape(self, K: int, Sk: int, W: int) -> tuple[int, int, int, int]:
+        """Return the shape of packed keys: those of a chunk are side by side."""
+        return K, -(-Sk // self.keys), W, self.keys
 
-    def pack(self, rows: Array, buffer: Array) -> Array:
-        """Write keys (K, Sk, W) to a buffer as (K, chunks, W, KEYS), and return them: those of a chunk are side by side."""
-        rows = rows.astype(self.dtype, copy=False)
-        K, Sk, W = rows.shape
-        packed = buffer[: self.packed_size(K, Sk, W)].reshape(K, -1, W, self.keys)
-        self._pack(address_of(rows), rows.strides, Sk, packed)
-        return packed
+    def whole(self, rows: Array, buffer: Array) -> Array:
+        """Return rows (K, n, W) that are whole vectors, or memory in a buffer for as many that are."""
+        width = self.width(rows.shape[-1])
+        return rows if width == rows.shape[-1] else self.wide(rows.shape, buffer)
 
-    def padded(self, rows: Array) -> Array:
-        """Return rows (K, Sk, W) of whole vectors, with zeros where there were too few numbers; no copy where none is needed."""
-        W, item = rows.shape[-1], self.dtype.itemsize
-        width = self.width(W)
-        if rows.dtype == self.dtype and width == W and rows.strides[-1] == item and rows.flags.aligned:
-            return rows
-        wide = np.zeros((*rows.shape[:-1], width), self.dtype)
-        wide[..., :W] = rows
-        return wide
+    def wide(self, shape: tuple[int, ...], buffer: Array) -> Array:
+        """Return memory in a buffer for rows (..., W) of whole vectors."""
+        shape = *shape[:-1], self.width(shape[-1])
+        return buffer[: math.prod(shape)].reshape(shape)
 
     def attend(
         self,
@@ -122,7 +115,7 @@ class Steps:
     ) -> None:
         """Write the output of a block of rows, see `attended.attend`: arrays are query, key, value, and that output."""
         query, key, value, output = arrays
-        table, addends = stretches
+        table, addends, *_ = stretches
         places, sizes = tuple(map(_place, (query, key, value, output))), (*key.shape[:2], value.shape[2])
         self._attend(table, *places, sizes, there, addends, *self._options, draws, state, copies, *memory)
 
@@ -131,17 +124,23 @@ class Steps:
         stretches: _Stretches,
         draws: _Draws,
         rows: Sequence[Array],
-        packed: Sequence[Array],
-        key: Array,
+        packed: tuple[Array, ...],
+        copies: tuple[Array, ...],
+        begun: Array,
         known: Sequence[Array],
-        sums: Sequence[Array],
+        sums: tuple[Array, int, Array, Array],
         memory: tuple[Array, ...],
     ) -> None:
-        """Add to the gradients of a block of rows, see `differentiated.differentiate`."""
-        table, addends = stretches
-        places = tuple(map(_place, sums))
-        arrays = tuple(rows), tuple(packed), _place(key)
-        self._differentiate(table, *arrays, addends, *self._backward_options, draws, *known, places, *memory)
+        """Write or add to the gradients of a block of rows, see `differentiated.differentiate`.
+
+        The rows are query, gradient, key and value; the sums are gradients of queries, and, from some key on, of keys and values.
+        """
+        (table, addends, *_), (dquery, first, *of_keys) = stretches, sums
+        # Keys are counted from the first of all, which may have no sum.
+        places = [(address - first * row, head, row, item) for address, head, row, item in map(_place, of_keys)]
+        arrays, every = (tuple(map(_place, rows)), packed, copies), (_place(dquery), *places)
+        options, sizes = self._backward_options, (rows[2].shape[1], first, first + of_keys[0].shape[1])
+        self._differentiate(table, *arrays, sizes, begun, addends, *options, draws, *known, every, *memory)
 
     def draws(self, region: Region) -> _Draws:
         """Return what the draws of dropout in a block of rows follow from, see `draws.draw`."""

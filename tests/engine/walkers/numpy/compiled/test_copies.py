@@ -38,7 +38,7 @@ def test_keys_are_packed_and_rows_copied_as_they_lie(dtype, layout, length, D):
     keys = layout(numbers(K, length, D, dtype=dtype))
     chunks = -(-length // KEYS)
     packed, memory = amid(np.full((K, chunks, D, KEYS), 9.0, dtype), np.nan)
-    copies.pack(address(keys), keys.strides, length, packed)
+    copies.pack(address(keys), keys.strides, length, 1.0, packed)
     expected = np.zeros((K, chunks * KEYS, D), dtype)
     expected[:, :length] = keys
     np.testing.assert_array_equal(packed, expected.reshape(K, chunks, KEYS, D).mT)
