@@ -24,6 +24,7 @@ from attention_xp._engine.walkers.numpy.compiled.copies import copy_head, copy_r
 from attention_xp._engine.walkers.numpy.compiled.draws import ROOM, draw
 from attention_xp._engine.walkers.numpy.compiled.line import (
     KEYS,
+    fetch_row,
     is_above,
     keep_line,
     largest_of_line,
@@ -35,6 +36,8 @@ from attention_xp._engine.walkers.numpy.compiled.powers import power
 from attention_xp._engine.walkers.numpy.compiled.registers import ROWS, WIDTH
 
 __all__ = ["attend"]
+
+_FETCHED = KEYS * BAND // TALL  # keys that a band tells of
 
 
 @compiled()
@@ -107,6 +110,9 @@ def attend(
                             at = look(seen, edge, flags_from(flags, row - first_row, left - first_key), rows, keys)
                             survivors = draw(kept, words, draws, g, rows, left) if draws[3] else np.int64(0)
                             if is_packed:
+                                if chunk + 1 < len(there) and not there[chunk + 1]:
+                                    first = (chunk + 1) * KEYS + (row - top) // BAND * _FETCHED
+                                    _fetch(places, (key[2], value[2]), first, (D * item, Dv * item))
                                 score(of_query, of_key + (left - seen_keys) * D * item, scores, seen, rows, True)
                             else:
                                 first = places[0] + (left - seen_keys) * key[2], key[2]
@@ -120,6 +126,14 @@ def attend(
                             )
                             _weigh(scores, seen, of_value, of_output, rows, left - seen_keys)
         _end(sums, outputs, totals, g, (output[0] + g * output[1], output[2], output[3]), Dv, survival)
+
+
+@inlined
+def _fetch(addresses, strides, first, widths):
+    """Tell the processor of some of the keys and values that are copied next: the bands of a block name all of a chunk."""
+    for i in range(first, first + _FETCHED):
+        for n in range(2):
+            fetch_row(addresses[n] + i * strides[n], widths[n])
 
 
 @compiled()

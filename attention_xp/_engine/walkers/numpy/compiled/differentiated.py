@@ -113,9 +113,7 @@ def differentiate(
                         of_rows = of_query[0] + row * width, of_gradient[0] + row * value_width
                         to = dvalue[0] + k * dvalue[1] + first * dvalue[2]
                         strides = dvalue[2], item, KEYS * item, value_width
-                        multiply_rows(
-                            (to, by_key[0], of_rows[1]), strides, (end, count, value_width), True, one
-                        )
+                        multiply_rows((to, by_key[0], of_rows[1]), strides, (end, count, value_width), True, one)
                         to = dkey[0] + k * dkey[1] + first * dkey[2]
                         strides = dkey[2], item, KEYS * item, width
                         multiply_rows((to, by_key[1], of_rows[0]), strides, (end, count, width), True, one)
