@@ -14,7 +14,6 @@ from attention_xp._engine.tile.backward_step import key_factor
 from attention_xp._engine.tile.gradients import Gradients, Known
 from attention_xp._engine.tile.scores import query_factor
 from attention_xp._engine.walkers.numpy.backward_run import Common, KeysOf
-from attention_xp._engine.walkers.numpy.key_sums import KeySums
 from attention_xp._engine.walkers.numpy.place import Place
 from attention_xp._engine.walkers.numpy.route import Route
 from attention_xp._typing import Array, DType

@@ -68,8 +68,8 @@ class _Worker:
         K, wide = max(heads // problem.group, 1), [steps.width(width) for width in widths]
         # One head after the other is copied, unless its rows are in several blocks, between which others come.
         P = K if m < problem.query.shape[-2] else 1
-        shapes = [steps.packed_shape(P, Sk, width) for width in widths]
-        shapes += [(m, wide[0]), (m, wide[1]), (P, Sk, wide[0])]
+        of_rows = (m, wide[0]), (m, wide[1]), (P, Sk, wide[0])
+        shapes = *(steps.packed_shape(P, Sk, width) for width in widths), *of_rows
         sums = [heads * m * wide[0], *(K * Sk * width for width in wide)]
         with lent([*map(math.prod, shapes), *sums, steps.scores(3)], problem.dtype) as buffers:
             copies = [buffer.reshape(shape) for buffer, shape in zip(buffers, shapes, strict=False)]

@@ -122,3 +122,19 @@ def test_weights_that_add_nothing_are_nothing():
     assert_close(found_, expected)
     assert not found_.value[..., 64:, :].any()
     assert by_loops(arrays.astype(np.float64), bias=bias.astype(np.float64)).value[..., 64:, :].all()
+
+
+LAYOUTS = {
+    "heads last": lambda a: np.ascontiguousarray(a.swapaxes(1, 2)).swapaxes(1, 2),
+    "columns": lambda a: np.ascontiguousarray(a.mT).mT,
+    "backwards": lambda a: np.ascontiguousarray(a[..., ::-1, ::-1])[..., ::-1, ::-1],
+    "not aligned": lambda a: np.frombuffer(b"x" + a.tobytes(), a.dtype, offset=1).reshape(a.shape),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("D", [16, 37])
+def test_arrays_may_lie_in_any_order(layout, D):
+    arrays = Arrays.of((2, 4, 130, D), (2, 180, D))
+    given = Arrays(*map(layout, arrays[:4]), arrays.grad_lse)
+    assert_close(by_loops(given), by_loops(arrays))

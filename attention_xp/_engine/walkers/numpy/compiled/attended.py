@@ -110,9 +110,7 @@ def attend(
                             at = look(seen, edge, flags_from(flags, row - first_row, left - first_key), rows, keys)
                             survivors = draw(kept, words, draws, g, rows, left) if draws[3] else np.int64(0)
                             if is_packed:
-                                if chunk + 1 < len(there) and not there[chunk + 1]:
-                                    first = (chunk + 1) * KEYS + (row - top) // BAND * _FETCHED
-                                    _fetch(places, (key[2], value[2]), first, (D * item, Dv * item))
+                                _fetch(places, (key[2], value[2]), there, chunk, (row - top) // BAND, (D, Dv), item)
                                 score(of_query, of_key + (left - seen_keys) * D * item, scores, seen, rows, True)
                             else:
                                 first = places[0] + (left - seen_keys) * key[2], key[2]
@@ -129,11 +127,13 @@ def attend(
 
 
 @inlined
-def _fetch(addresses, strides, first, widths):
-    """Tell the processor of some of the keys and values that are copied next: the bands of a block name all of a chunk."""
-    for i in range(first, first + _FETCHED):
-        for n in range(2):
-            fetch_row(addresses[n] + i * strides[n], widths[n])
+def _fetch(addresses, strides, there, chunk, band, widths, item):
+    """Tell the processor of some keys and values of the next chunk, if it is to be copied: all bands of a block name them all."""
+    if chunk + 1 < len(there) and not there[chunk + 1]:
+        first = (chunk + 1) * KEYS + band * _FETCHED
+        for i in range(first, first + _FETCHED):
+            for n in range(2):
+                fetch_row(addresses[n] + i * strides[n], widths[n] * item)
 
 
 @compiled()

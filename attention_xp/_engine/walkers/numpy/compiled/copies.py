@@ -11,14 +11,7 @@ from attention_xp._engine.walkers.numpy.compiled.line import KEYS, number_at, pu
 from attention_xp._engine.walkers.numpy.compiled.powers import spread
 from attention_xp._engine.walkers.numpy.compiled.registers import BYTE, WIDTH, Registers
 
-__all__ = ["copy_head", "copy_row", "pack", "pack_head"]
-
-
-@compiled()
-def pack(address, strides, length, factor, packed):
-    """Write keys (K, Sk, D), which have an address and strides in bytes, times a factor to (K, chunks, D, KEYS)."""
-    for k in range(len(packed)):
-        pack_head(address + k * strides[0], strides[1:], length, factor, packed[k])
+__all__ = ["copy_head", "copy_row", "pack_head"]
 
 
 @compiled()

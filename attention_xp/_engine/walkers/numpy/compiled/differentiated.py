@@ -72,15 +72,20 @@ def differentiate(
         if not begun[k]:
             begun[k] = 1
             pack_head(key[0] + k * key[1], key[2:], Sk, of_query_key, packed_key[p])
-            copy_head(key[0] + k * key[1], key[2:], Sk, D, key_rows[p])
             pack_head(value[0] + k * value[1], value[2:], Sk, of_gradient_value, packed_value[p])
+            copy_head(key[0] + k * key[1], key[2:], Sk, D, key_rows[p])
             _clear(dkey[0] + k * dkey[1] + first_sum * dkey[2], dkey[2], last_sum - first_sum, width, one)
             _clear(dvalue[0] + k * dvalue[1] + first_sum * dvalue[2], dvalue[2], last_sum - first_sum, value_width, one)
+        of_key, of_value = packed_key[p].ctypes.data, packed_value[p].ctypes.data
         _clear(dquery[0] + g * dquery[1], dquery[2], m, width, one)
         copy_head(query[0] + g * query[1], query[2:], m, D, query_rows)
         copy_head(gradient[0] + g * gradient[1], gradient[2:], m, Dv, gradient_rows)
-        of_key_rows = key_rows[p].ctypes.data
-        of_key, of_value = packed_key[p].ctypes.data, packed_value[p].ctypes.data
+        places = of_query, of_gradient, (np.int64(key_rows[p].ctypes.data), width, D)
+        into = (
+            (dquery[0] + g * dquery[1], dquery[2]),
+            (dkey[0] + k * dkey[1], dkey[2]),
+            (dvalue[0] + k * dvalue[1], dvalue[2]),
+        )
         for s in range(len(stretches)):
             first_row, last_row, first_key, last_key = (
                 stretches[s, 0],
@@ -107,20 +112,22 @@ def differentiate(
                         _weigh(weights, unused, seen, at, constants, shift, g, rows)
                         score(of_gradient, of_value + left * Dv * item, grads, seen, rows, False)
                         _pull(weights, grads, slopes, seen, survivors, delta, g, rows, factors[0])
-                        first, column = left + keys[1], keys[1] * item
-                        count, end = rows[1] - row, keys[2] - keys[1]
-                        by_key = weights.ctypes.data + column, grads.ctypes.data + column
-                        of_rows = of_query[0] + row * width, of_gradient[0] + row * value_width
-                        to = dvalue[0] + k * dvalue[1] + first * dvalue[2]
-                        strides = dvalue[2], item, KEYS * item, value_width
-                        multiply_rows((to, by_key[0], of_rows[1]), strides, (end, count, value_width), True, one)
-                        to = dkey[0] + k * dkey[1] + first * dkey[2]
-                        strides = dkey[2], item, KEYS * item, width
-                        multiply_rows((to, by_key[1], of_rows[0]), strides, (end, count, width), True, one)
-                        to = dquery[0] + g * dquery[1] + row * dquery[2]
-                        strides = dquery[2], KEYS * item, item, width
-                        right = of_key_rows + first * width
-                        multiply_rows((to, by_key[1], right), strides, (count, end, width), True, one)
+                        _sum_up(into, places, weights, grads, rows, keys)
+
+
+@inlined
+def _sum_up(into, places, weights, grads, rows, keys):
+    """Add products of a band to gradients of queries, keys and values; places are query, gradient and key."""
+    (dquery, dkey, dvalue), (query, gradient, key), (row, last_row), (left, begin, end) = into, places, rows, keys
+    item, one, first, count = weights.itemsize, weights.dtype.type(0.0), left + begin, last_row - row
+    line = KEYS * item
+    weight, grad = weights.ctypes.data + begin * item, grads.ctypes.data + begin * item
+    at = dvalue[0] + first * dvalue[1], weight, gradient[0] + row * gradient[1]
+    multiply_rows(at, (dvalue[1], item, line, gradient[1]), (end - begin, count, gradient[1]), True, one)
+    at = dkey[0] + first * dkey[1], grad, query[0] + row * query[1]
+    multiply_rows(at, (dkey[1], item, line, query[1]), (end - begin, count, query[1]), True, one)
+    at = dquery[0] + row * dquery[1], grad, key[0] + first * key[1]
+    multiply_rows(at, (dquery[1], line, item, key[1]), (count, end - begin, key[1]), True, one)
 
 
 @compiled()

@@ -96,12 +96,8 @@ class Steps:
     def whole(self, rows: Array, buffer: Array) -> Array:
         """Return rows (K, n, W) that are whole vectors, or memory in a buffer for as many that are."""
         width = self.width(rows.shape[-1])
-        return rows if width == rows.shape[-1] else self.wide(rows.shape, buffer)
-
-    def wide(self, shape: tuple[int, ...], buffer: Array) -> Array:
-        """Return memory in a buffer for rows (..., W) of whole vectors."""
-        shape = *shape[:-1], self.width(shape[-1])
-        return buffer[: math.prod(shape)].reshape(shape)
+        shape = *rows.shape[:-1], width
+        return rows if width == rows.shape[-1] else buffer[: math.prod(shape)].reshape(shape)
 
     def attend(
         self,

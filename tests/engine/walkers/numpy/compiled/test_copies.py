@@ -38,9 +38,9 @@ def test_keys_are_packed_and_rows_copied_as_they_lie(dtype, layout, length, D):
     keys = layout(numbers(K, length, D, dtype=dtype))
     chunks = -(-length // KEYS)
     packed, memory = amid(np.full((K, chunks, D, KEYS), 9.0, dtype), np.nan)
-    copies.pack(address(keys), keys.strides, length, 1.0, packed)
-    expected = np.zeros((K, chunks * KEYS, D), dtype)
-    expected[:, :length] = keys
+    copies.pack_head(address(keys[1]), keys.strides[1:], length, dtype(-0.7), packed[1])
+    expected = np.full((K, chunks * KEYS, D), 9.0, dtype)
+    expected[1, :length], expected[1, length:] = dtype(-0.7) * keys[1], 0.0
     np.testing.assert_array_equal(packed, expected.reshape(K, chunks, KEYS, D).mT)
     rows, around = amid(np.full((length + 2, width), 9.0, dtype), np.nan)
     copies.copy_head(address(keys[1]), keys.strides[1:], length, D, rows)

@@ -23,33 +23,16 @@ def test_sizes_are_those_of_whole_vectors_and_chunks(dtype):
     steps, lanes = Steps(problem_of(dtype)), bands.WIDTH // np.dtype(dtype).itemsize
     assert steps.lanes == lanes
     assert [steps.width(n) for n in (0, 1, lanes, lanes + 1)] == [0, lanes, lanes, 2 * lanes]
-    assert [steps.packed_size(3, n, 5) for n in (64, 65)] == [3 * 5 * 64, 3 * 5 * 128]
+    assert [steps.packed_shape(3, n, 5) for n in (64, 65)] == [(3, 1, 5, 64), (3, 2, 5, 64)]
 
 
-def test_packed_keys_are_in_chunks():
+def test_rows_are_made_wide_where_they_must_be():
     steps = Steps(problem_of(np.float32))
-    keys = np.random.default_rng(0).standard_normal((2, 90, 5))  # of another dtype
-    packed = steps.pack(keys, np.full(steps.packed_size(2, 90, 5) + 7, np.nan, np.float32))
-    assert packed.shape == (2, 2, 5, 64)
-    rows = packed.mT.reshape(2, 128, 5)
-    np.testing.assert_array_equal(rows[:, :90], keys.astype(np.float32))
-    assert not rows[:, 90:].any()
-
-
-def test_rows_are_padded_where_they_must_be():
-    steps = Steps(problem_of(np.float32))
-    rows = np.random.default_rng(0).standard_normal((2, 9, 64)).astype(np.float32)
-    strided = rows[:, ::2]
-    assert steps.padded(rows) is rows
-    assert steps.padded(strided) is strided
-    not_aligned = np.frombuffer(b"x" + rows.tobytes(), np.float32, offset=1).reshape(rows.shape)
-    for some in (rows[..., :37], rows[..., ::-1], rows.astype(np.float64), not_aligned):
-        padded = steps.padded(some)
-        assert padded.shape[-1] % steps.lanes == 0
-        assert padded.flags.c_contiguous
-        assert padded.flags.aligned
-        np.testing.assert_array_equal(padded[..., : some.shape[-1]], some.astype(np.float32))
-        assert not padded[..., some.shape[-1] :].any()
+    rows, buffer = np.zeros((2, 9, 64), np.float32), np.zeros(2 * 9 * 64 + 7, np.float32)
+    assert steps.whole(rows, buffer) is rows
+    wide = steps.whole(rows[..., :37], buffer)
+    assert wide.shape == (2, 9, steps.width(37))
+    assert np.shares_memory(wide, buffer)
 
 
 @looped
