@@ -1,10 +1,11 @@
 """The blocks of rows of a call on NumPy, in the order in which they are computed, and the tiles of each."""
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Self, TypeVar
 
-from attention_xp._engine.plan.answers import Grid
-from attention_xp._engine.plan.plan import Bounds, Tile
+from attention_xp._engine.plan.answers import Grid, Item
+from attention_xp._engine.plan.plan import Bounds, Tile, bounds
 from attention_xp._engine.plan.plans import Plans
 from attention_xp._engine.plan.tile_sizes import STRIP, TileShape
 from attention_xp._engine.problem.problem import Problem
@@ -20,12 +21,19 @@ class Route:
     """The plans of one call, for all batch items and heads together or for each."""
 
     def __init__(self, problem: Problem, shape: TileShape, *, widest: int, together: int) -> None:
-        self._problem = problem
-        self._common = item_of(problem, 0, None) if problem.is_masked_alike else None
+        self._problem, self._rows, self._sizes = problem, shape.rows, (shape, widest, together)
+
+    @cached_property
+    def _common(self) -> Item | None:
+        return item_of(self._problem, 0, None) if self._problem.is_masked_alike else None
+
+    @cached_property
+    def _plans(self) -> Plans:
+        problem = self._problem
         plans = (
             Plans.of if problem.keys_count_up else Plans
         )  # what was planned for other positions serves no other call
-        self._plans = plans(problem.rules, problem.query.shape[-2], _grid(problem, shape, widest, together))
+        return plans(problem.rules, problem.query.shape[-2], _grid(problem, *self._sizes))
 
     @classmethod
     def of_compiled(cls, problem: Problem, shape: TileShape) -> Self:
@@ -49,6 +57,8 @@ class Route:
 
     def blocks(self) -> list[Bounds]:
         """Return the blocks of rows of all heads: those with much work first, so that all threads end together."""
+        if not self._problem.rules:
+            return bounds(0, self._problem.query.shape[-2], self._rows)
         return self._plans.latest_first() if self._common is None else self._plans.longest_first(self._common)
 
     def tiles(self, place: Place, rows: Bounds) -> list[Tile]:

@@ -46,7 +46,10 @@ class StretchesOf:
 
     def of(self, region: Region, place: Place, rows: Bounds) -> Stretches:
         """Return the stretches of some rows, whose region is under all keys."""
-        table, of_table = self._route.made(rows, lambda: self._table(region, place, rows))
+        if self._problem.rules:
+            table, of_table = self._route.made(rows, lambda: self._table(region, place, rows))
+        else:
+            table, of_table = np.asarray([_full((0, rows[1] - rows[0]), (0, region.sizes[-1]))], np.int64), []
         held: list[Array] = []
         addends = [_address(_numbers(region, addend), held) for addend in self._problem.addends]
         return Stretches(table, np.asarray(addends, np.int64).reshape(-1, 3), (*of_table, *held))

@@ -102,7 +102,7 @@ def test_a_mask_of_numbers_and_a_rule_are_added_in_turn():
     ("mask", "options", "is_known"),
     [
         (None, {"is_causal": True}, True),
-        (None, {"bias": np.zeros((Sq, 1), np.float32)}, True),
+        (None, {"window": 30, "bias": np.zeros((Sq, 1), np.float32)}, True),
         (np.eye(Sq, Sk, dtype=bool), {}, False),
     ],
     ids=["causal", "bias", "mask"],
@@ -122,7 +122,7 @@ def test_each_array_to_which_an_address_points_is_held(mask, options):
     assert addresses - {0} == {array.__array_interface__["data"][0] for array in found.held} != set()
 
 
-@pytest.mark.parametrize("options", [{}, {"window": (20, 5)}], ids=str)
+@pytest.mark.parametrize("options", [{"is_causal": True}, {"window": (20, 5)}], ids=str)
 def test_a_later_call_has_the_same_table_and_its_own_addends(options):
     first, _ = stretches(bias=np.ones((Sq, Sk), np.float32), **options)
     later, _ = stretches(bias=AlibiBias(np.ones(H, np.float32)), **options)
