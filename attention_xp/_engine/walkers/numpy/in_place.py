@@ -13,6 +13,7 @@ from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.arithmetic import Arithmetic, allowed_pairs
 from attention_xp._engine.tile.base import lowest_score
+from attention_xp._engine.walkers.numpy.compiled.constants import LEAST_FORWARD
 from attention_xp._engine.walkers.numpy.compiled.found import passes_of
 from attention_xp._engine.walkers.numpy.compiled.passes import Tile
 from attention_xp._engine.walkers.numpy.heads import Magnitudes
@@ -39,7 +40,7 @@ _KEPT: dict[object, Patches] = {}
 class InPlace(Arithmetic):
     """Primitives that allocate no arrays of the size of a tile."""
 
-    least = SAFE  # powers of two below this one of a half count nothing in float32
+    least = LEAST_FORWARD  # powers of two below this one of a half count nothing in float32
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -50,10 +51,11 @@ class InPlace(Arithmetic):
         self._survivors = Survivors(problem.dropout_rate)
         self._head_keys: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         self._safe = SAFE * self.base.log_2
-        self._least = (self.least if problem.dtype == np.float32 else SAFE) * self.base.log_2
+        is_single = problem.dtype == np.float32
+        self._least = (self.least if is_single else SAFE) * self.base.log_2
         self._excess = _NEVER * float(np.finfo(problem.dtype).max)
         self.magnitudes: Magnitudes  # of the heads at hand
-        self.compiled = passes_of(problem, self._least if self.least < SAFE else math.inf)
+        self.compiled = passes_of(problem, self._least if is_single else math.inf)
         self._flags = problem.dtype if self.compiled is None else bool  # of patches: numbers are multiplied faster
         self._sums_of_rows: Array | None = (
             None  # of the weights of each row of the tile at hand, where compiled passes found them

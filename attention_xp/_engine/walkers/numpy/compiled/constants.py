@@ -7,7 +7,7 @@ import numpy as np
 
 from attention_xp._typing import DType
 
-__all__ = ["LEAST", "Constants"]
+__all__ = ["LEAST", "LEAST_FORWARD", "Constants"]
 
 _TAIL = 2.3190468138462996e-17  # what the logarithm of 2 is larger than its float64
 
@@ -15,6 +15,10 @@ _TAIL = 2.3190468138462996e-17  # what the logarithm of 2 is larger than its flo
 # gradient in float32. Times a small gradient it might be subnormal, and products with such numbers take up to 30 times as
 # long: under linear biases, most weights are that small.
 LEAST = 84.0
+
+# A weight of less than the 116th power of a half, relative to one of the same row, adds nothing to an output in float32, and
+# times a value it may be subnormal: where scores are large, most weights are that small.
+LEAST_FORWARD = 116.0
 
 
 class Constants(NamedTuple):

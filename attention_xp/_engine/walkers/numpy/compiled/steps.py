@@ -11,7 +11,7 @@ from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.base import base_of, lowest_score
 from attention_xp._engine.tile.scores import query_factor, survival_factor
 from attention_xp._engine.tile.step import start
-from attention_xp._engine.walkers.numpy.compiled.constants import LEAST, Constants
+from attention_xp._engine.walkers.numpy.compiled.constants import LEAST, LEAST_FORWARD, Constants
 from attention_xp._random.survivors import head_key, smallest_draw
 from attention_xp._random.threefry import schedule_of
 from attention_xp._scores.region import Region
@@ -51,10 +51,11 @@ class Steps:
         self.pull_factor, survival = query_factor(problem), self.dtype.type(survival_factor(problem))
         # Without a factor of the base nothing overflows: what two masks lower is minus infinity, as in NumPy's own passes.
         least = -math.inf if log_e == 1.0 else lowest_score(np, self.dtype) * self.dtype.type(log_e)
-        # Gradients that are tiny relative to the others are 0, for products with subnormal numbers take ten times as long.
-        smallest = LEAST * base_of(problem.xp).log_2 if self.dtype == np.float32 else math.inf
+        # Weights that are tiny relative to others are 0, for products with subnormal numbers take ten times as long.
+        limits = (LEAST_FORWARD, LEAST) if self.dtype == np.float32 else (math.inf, math.inf)
         forward, backward = (
-            tuple(Constants.of(self.dtype, limit, is_natural=log_e == 1.0)) for limit in (math.inf, smallest)
+            tuple(Constants.of(self.dtype, limit * base_of(problem.xp).log_2, is_natural=log_e == 1.0))
+            for limit in limits
         )
         headroom = _HEADROOM * base_of(problem.xp).log_2
         factors = tuple(map(self.dtype.type, (cap, log_e, least, headroom)))
