@@ -147,3 +147,13 @@ def test_what_mask_and_bias_both_lower_counts_less_where_the_base_is_e(walks, mo
     tiled = flash_attention(*arrays, bias=bias[None], impl="tiled")
     assert walks
     np.testing.assert_allclose(tiled[..., 0, :], value[..., 1::2, :].mean(axis=-2), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("power", "counts"), [(-115.0, True), (-117.0, False)])
+def test_tiny_weights_count_as_nothing(power, counts):
+    """Times a value, they may be subnormal numbers, with which products take many times as long."""
+    query, key, value = (np.zeros((1, 1, 70, 1), np.float32) for _ in range(3))
+    query[...], key[..., 1:, :], value[..., 1, 0] = 1.0, power * np.log(2.0), 2.0**110
+    output = walk_of((query, key, value), 1, scale=1.0).output
+    expected = 2.0 ** (power + 110.0) if counts else 0.0
+    np.testing.assert_allclose(output, np.full_like(output, expected), rtol=1e-4)
