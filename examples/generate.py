@@ -1,5 +1,7 @@
 """Let a language model answer, token by token, in NumPy alone, PyTorch or JAX.
 
+``python examples/generate.py "What is the capital of France?"``; what it needs is in `README.md` beside it.
+
 The model is SmolLM2-135M-Instruct (Allal et al., 2025), in four bits a weight. Its files are in the folder `smollm`:
 `gguf.py` reads the weights, `tokenizer.py` the text, and `model.py` is the model, the same for all libraries. Keys and values
 of what was said are kept in the caches of `attention_xp.cache`.

@@ -1,6 +1,8 @@
 """Read a long text with a model of transformers that attends in a window, and see what it costs to say so by a rule.
 
-A model of Mistral's shape, with random weights, reads 8,192 tokens of which each attends the 128 before it. Through
+``python examples/long_context.py --length 2048``; what it needs is in `README.md` beside it.
+
+A model of Mistral's shape, with random weights, reads 8,192 tokens of which each attends the last 128, itself included. Through
 ``attn_implementation="attention_xp"`` its layers are handed the rule itself, and what lies outside of the window costs
 nothing. The same call is timed with the mask as an array, and with the attention that transformers would choose. The model is
 narrow, so that attention is most of the work; in wider ones (``--width``) the other layers take their share of the time.

@@ -1,5 +1,7 @@
 """Find the nearest neighbours of sentences with the encoder all-MiniLM-L6-v2, on any array library.
 
+``python examples/sentence_embeddings.py --neighbours 1 examples/sentences.txt``; what it needs is in `README.md` beside it.
+
 The model is BERT with 6 layers of width 384 (Devlin et al., 2019), distilled (Wang et al., "MiniLM", 2020) and trained
 to place sentences of like meaning close together (Reimers and Gurevych, "Sentence-BERT", 2019). On top of
 `attention_xp` it takes the functions from `gelu` to `embed`, the same for NumPy, CuPy, PyTorch and JAX.

@@ -1,5 +1,7 @@
 """Train a small GPT on Shakespeare's sonnets, character by character, in NumPy alone, PyTorch or JAX.
 
+``python examples/train_gpt.py --steps 50``; what it needs is in `README.md` beside it.
+
 The model is in the folder `gpt`: `in_numpy.py` with every gradient by hand, `in_torch.py` and `in_jax.py` with those of the
 library. All three start from the same weights and see the same batches.
 """
