@@ -7,6 +7,7 @@ from attention_xp import explain, flash_attention
 from attention_xp._engine.kernels.choose import KERNELS
 from attention_xp._engine.plan import borders
 from attention_xp._engine.walkers.numpy import at_once
+from attention_xp._engine.walkers.numpy.compiled import found
 from attention_xp.masks import PrefixMask
 from tests._inputs import inputs
 
@@ -94,3 +95,16 @@ def test_loops_over_few_rows(library, monkeypatch):
         query = library.array(np.zeros((1, heads, 1, 8)))
         assert explain(query, key, key).loops == loops
         assert explain(query, key, key, return_weights=True).loops is None
+
+
+@pytest.mark.backends("numpy", "torch")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_loops_over_tiles_are_those_of_numpys_walker(library, xp, dtype):
+    if not hasattr(xp, dtype):
+        pytest.skip("NumPy has no bfloat16")
+    x = library.array(np.zeros((1, 2, 1024, 16)), dtype=dtype)
+    if library.like("torch"):
+        x.requires_grad_()
+    loops = explain(x, x, x, is_causal=True, softcap=5.0, impl="tiled").loops
+    assert loops == ("numba" if found.loops() else "numba is not installed")
+    assert explain(x, x, x, impl="dense").loops is None

@@ -141,8 +141,12 @@ def common_namespace(**arrays: Array) -> Namespace:
 
 
 def to_array_of(name: str, given: Any) -> str:
-    """Return what an error adds about numbers and lists: how they become an array; which library's, the caller knows."""
-    return f": np.asarray({name}) makes one of NumPy" if isinstance(given, list | tuple | int | float) else ""
+    """Return what an error adds about numbers and lists: how they become an array of the library that the caller uses."""
+    if not isinstance(given, list | tuple | int | float):
+        return ""
+    return (
+        f": np.asarray({name}), torch.as_tensor({name}) or jnp.asarray({name}) makes one, of the library of the others"
+    )
 
 
 def _kind(a: Any) -> str:

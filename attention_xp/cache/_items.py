@@ -12,6 +12,8 @@ from attention_xp.cache._pages import recounted
 
 __all__ = ["free", "reorder"]
 
+_NO_ITEM = -(2**30)  # the length of an item that there is not: it stays negative, whatever is appended
+
 CacheT = TypeVar("CacheT", DenseCache[Any], StaticCache[Any], RollingCache[Any], PagedCache[Any])
 
 
@@ -38,7 +40,8 @@ def reorder(cache: CacheT, items: Array) -> CacheT:
     TypeError
         If `cache` is none, or `items` holds no integers.
     ValueError
-        If `items` has not one axis, or holds an item that there is not, where its numbers are known.
+        If `items` has not one axis, or holds an item that there is not. Inside `jax.jit`, where nobody can look, such an item
+        gives NaN from then on, in `attend`, and all others what they always give.
 
     Examples
     --------
@@ -59,12 +62,16 @@ def reorder(cache: CacheT, items: Array) -> CacheT:
     if known is not None and not all(0 <= b < B for b in known):
         raise ValueError(f"items must lie between 0 and {B - 1}, got {known}")
     items = as_int32(xp, items)
+    at = items if known is not None else xp.clip(items, 0, B - 1)
+    lengths = xp.take(cache.lengths, at, axis=0)
+    if known is None:  # within a trace, nobody can look: an item that there is not has a length that none has
+        lengths = xp.where(at == items, lengths, _NO_ITEM)
     if isinstance(cache, PagedCache):
-        table, lengths = (xp.take(a, items, axis=0) for a in (cache.block_table, cache.lengths))
+        table = xp.take(cache.block_table, at, axis=0)
         count, _, size, _ = cache.key_pages.shape
         references = recounted(xp, table, lengths, size, count)
         return PagedCache(cache.key_pages, cache.value_pages, table, lengths, references)
-    return type(cache)(*(xp.take(a, items, axis=0) for a in cache))
+    return type(cache)(*(xp.take(a, at, axis=0) for a in cache[:-1]), lengths)
 
 
 def free(cache: CacheT, finished: Array) -> CacheT:

@@ -173,15 +173,15 @@ def _wrong(xp: Namespace, cache: Any, reach: int | None, known: list[int] | None
         table = cache.block_table if known is None else cache.block_table[:, : -(-max(known, default=0) // size)]
         if known is not None and max(known, default=0) <= most and not xp.any((table < 0) | (table >= count)):
             return None
-        wrong = missing(xp, table, lengths, size, count)
-    elif isinstance(cache, StaticCache | DenseCache):
-        wrong = lengths > most
+        wrong = missing(xp, table, lengths, size, count) | (lengths < 0)
     else:
         wrong = lengths < 0
+        if isinstance(cache, StaticCache | DenseCache):
+            wrong = wrong | (lengths > most)
     if reach is not None:
         wrong = wrong | (lengths > reach)
     if known is None:
-        return None if isinstance(cache, DenseCache | RollingCache) and reach is None else wrong
+        return wrong
     return wrong if 1 in (known_integers(xp, xp.astype(wrong, xp.int32)) or ()) else None
 
 

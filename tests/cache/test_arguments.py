@@ -90,7 +90,7 @@ CASES = {
     "lists": (
         lambda c, x: append(c, x, x, lengths=[1, 1, 0]),
         TypeError,
-        r"got list: np.asarray\(lengths\) makes one of NumPy",
+        r"got list: np.asarray\(lengths\), torch.as_tensor\(lengths\) or",
     ),
     "query": (lambda c, x: attend(c, x[:2]), ValueError, "query does not fit the cache"),
     "positions": (lambda c, x: attend(c, x, key_offset=1), ValueError, "key_offset cannot be given"),

@@ -5,7 +5,17 @@ import importlib
 import numpy as np
 import pytest
 
-from attention_xp.cache import PagedCache, StaticCache, append, append_and_attend, attend, free, lengths, reorder
+from attention_xp.cache import (
+    PagedCache,
+    RollingCache,
+    StaticCache,
+    append,
+    append_and_attend,
+    attend,
+    free,
+    lengths,
+    reorder,
+)
 from tests._backends import to_numpy
 from tests._inputs import normal
 
@@ -87,3 +97,26 @@ def test_an_item_without_room_does_not_write_into_a_page_that_it_shares(library,
     np.testing.assert_allclose(to_numpy(output)[1:], before, atol=2e-6)
     again = append(after, rows[:2, :, :1], rows[:2, :, :1], lengths=make(np.asarray([0, 1])))
     assert not np.isnan(to_numpy(attend(again, rows[:2]))[1]).any()
+
+
+@pytest.mark.with_nan
+@pytest.mark.backends("jax")
+@pytest.mark.parametrize("kind", ["static", "few pages", "rolling"])
+def test_an_item_that_there_is_not_gives_nan_alone(library, xp, kind):
+    """Inside `jax.jit`, where nobody can look at the items."""
+    how = {"xp": xp, "dtype": "float32"}
+    cache = RollingCache.empty(B, H, 3, D, **how) if kind == "rolling" else made(library, kind)
+    rows = library.array(ROWS)[:, :, :2, :]
+
+    def reordered(cache, items):
+        output, cache = append_and_attend(
+            reorder(cache, items), rows[:, :, :1, :], rows[:, :, :1, :], rows[:, :, :1, :]
+        )
+        return output, attend(cache, rows[:, :, :1, :])
+
+    step = importlib.import_module("jax").jit(reordered)
+    cache = append(cache, rows, rows)
+    right, wrong = (step(cache, library.array(np.asarray([2, last, 0]))) for last in (1, 3))
+    for x, y in zip(map(to_numpy, right), map(to_numpy, wrong), strict=True):
+        assert np.isnan(y[1]).all()
+        np.testing.assert_array_equal(y[[0, 2]], x[[0, 2]])

@@ -33,7 +33,7 @@ CALLS = {
         lambda: masks.LengthMask(np.ones(2)), TypeError, "lengths must be an int or an integer array, got float64",
     ),
     "negative length": (lambda: masks.PrefixMask(-1), ValueError, "length must be at least 0, got -1"),
-    "ids of a list": (lambda: masks.SegmentMask([0, 1]), TypeError, "query_ids must be an array, got list: np.asarray.query_ids. makes one of NumPy"),
+    "ids of a list": (lambda: masks.SegmentMask([0, 1]), TypeError, "query_ids must be an array, got list: np.asarray.query_ids., torch.as_tensor.query_ids. or"),
     "ids of floats": (lambda: masks.SegmentMask(np.ones(2)), TypeError, "query_ids must be an integer array"),
     "no axis of ids": (
         lambda: masks.SegmentMask(np.zeros(3, int), np.asarray(1)), ValueError, r"key_ids needs at least 1 axis.*got key_ids \(\)",

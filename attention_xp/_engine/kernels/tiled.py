@@ -56,12 +56,22 @@ def _rounded(problem: Problem, output: Array) -> Array:
 
 
 def loops_of(problem: Problem, wanted: Wanted) -> str | None:  # noqa: ARG001
-    """Return what computes the tiles of NumPy arrays: ``"numba"``, or why it does not; ``None`` for other libraries."""
-    if not is_numpy_namespace(problem.xp):
+    """Return what computes the tiles on NumPy: ``"numba"``, or why it does not; ``None`` where another walker does."""
+    seen = problem if is_numpy_namespace(problem.xp) else _seen_by_numpy(problem)
+    if seen is None:
         return None
     from attention_xp._engine.walkers.numpy.compiled.found import missing  # noqa: PLC0415  # where NumPy is imported
 
-    return missing(problem) or "numba"
+    return missing(seen) or "numba"
+
+
+def _seen_by_numpy(problem: Problem) -> Problem | None:
+    """Return a problem of torch as NumPy's walker computes it; ``None`` where it does not."""
+    if not is_for_numpy(problem):
+        return None
+    from attention_xp._engine.walkers.torch.on_numpy import seen_by_numpy  # noqa: PLC0415  # imports torch
+
+    return seen_by_numpy(problem)
 
 
 def _weights(problem: Problem) -> Array:

@@ -163,7 +163,7 @@ def test_lists_are_told_how_they_become_arrays(make, name):
     arguments[name] = arguments.get(name, [[0.0]]).tolist() if name in ("query", "value") else [[0.0]]
     options = {option: arguments.pop(option) for option in ("bias", "sinks") if option in arguments}
     with pytest.raises(
-        TypeError, match=rf"{name} must be an array.*, got list: np.asarray\({name}\) makes one of NumPy"
+        TypeError, match=rf"{name} must be an array.*, got list: np.asarray\({name}\), torch.as_tensor\({name}\) or"
     ):
         Problem.of(*arguments.values(), 0.0, options)
 

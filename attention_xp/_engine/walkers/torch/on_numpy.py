@@ -68,8 +68,9 @@ def few_rows(problem: Problem, wanted: Wanted) -> Attended | None:
 
 
 def seen_by_numpy(problem: Problem) -> Problem | None:
-    """Return a problem as NumPy's walker computes it, ``None`` where NumPy cannot read it."""
-    here = _views(problem, ())
+    """Return a problem as NumPy's walker computes it, ``None`` where NumPy cannot read it; gradients are not followed."""
+    with sys.modules["torch"].no_grad():
+        here = _views(problem, ())
     return None if here is None else here[0]
 
 
