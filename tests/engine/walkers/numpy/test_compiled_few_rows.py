@@ -7,7 +7,9 @@ from attention_xp import flash_attention
 from attention_xp._engine.problem.result import Wanted
 from attention_xp._engine.walkers.numpy import at_once
 from attention_xp._engine.walkers.numpy.compiled import attended, found
+from attention_xp._engine.walkers.numpy.compiled_few_rows import attend_in_place
 from tests import reference
+from tests._compiled_loops import force
 from tests._inputs import inputs, normal
 from tests.engine.walkers.numpy._whole_calls import problem_of
 
@@ -92,3 +94,15 @@ def test_what_is_not_finite_reaches_the_rows_that_attend_it(bad):
     key[0, 0, 7, 0] = np.nan
     output = flash_attention(query, key, value, impl="dense")
     np.testing.assert_array_equal(np.isnan(output).all(axis=(0, 2, 3)), [True, True, False, False])
+
+
+def test_forced_loops_reach_small_calls(monkeypatch):
+    """Where tests let loops be compiled for every size, few rows are among them."""
+    for module, name in ((found, "LEAST"), (found, "FEWEST_ROWS"), (found, "has_vector_powers"), (at_once, "_MANY")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # put back afterwards
+    calls = []
+    monkeypatch.setattr(at_once, "attend_in_place", lambda *args: calls.append(args) or attend_in_place(*args))
+    force()
+    query, key = np.ones((1, 2, 4, 16), np.float32), np.ones((1, 2, 50, 16), np.float32)
+    flash_attention(query, key, key)
+    assert calls
