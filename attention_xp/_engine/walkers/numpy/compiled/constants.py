@@ -16,8 +16,8 @@ _TAIL = 2.3190468138462996e-17  # what the logarithm of 2 is larger than its flo
 # long: under linear biases, most weights are that small.
 LEAST = 84.0
 
-# A weight of less than the 116th power of a half, relative to one of the same row, adds nothing to an output in float32, and
-# times a value it may be subnormal: where scores are large, most weights are that small.
+# A weight of less than the 116th power of a half, relative to one of the same row, adds nothing to an output in float32, unless
+# its value is 2^92 times as large; and times a value it may be subnormal: where scores are large, most weights are that small.
 LEAST_FORWARD = 116.0
 
 
