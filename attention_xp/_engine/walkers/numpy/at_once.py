@@ -10,7 +10,7 @@ from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._engine.tile.formula import attend_region
 from attention_xp._engine.walkers.numpy import scratch  # noqa: F401  # keeps the memory of temporary arrays
-from attention_xp._engine.walkers.numpy.compiled.found import are_read_in_place
+from attention_xp._engine.walkers.numpy.compiled.found import are_read_in_place, pay_for_loops
 from attention_xp._engine.walkers.numpy.compiled.steps import Steps
 from attention_xp._engine.walkers.numpy.compiled_few_rows import attend_in_place
 from attention_xp._engine.walkers.numpy.few_rows import MOST_ROWS, FewRows, is_in_blocks, rows_of_keys
@@ -45,7 +45,7 @@ def are_few_without_rules(problem: Problem) -> bool:
 
 def attend(problem: Problem, wanted: Wanted, threads: int | None = None) -> Attended:
     """Compute a problem of few rows, on so many threads, by default on as many as BLAS may have; the weights are not to be had."""
-    if math.prod(problem.key.shape) < _MANY:  # nor are they enough for compiled loops
+    if math.prod(problem.key.shape) < _MANY and not pay_for_loops(problem.key):
         return attend_region(FewRows(problem), Region.whole(problem), problem.query, problem.key, problem.value, wanted)
     is_compiled = are_compiled(problem)
     compute = partial(attend_in_place, problem.once(Steps)) if is_compiled else partial(attend_region, FewRows(problem))

@@ -12,8 +12,9 @@ from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.base import base_of, has_vector_powers
 from attention_xp._engine.walkers.numpy.compiled.passes import Passes
 from attention_xp._engine.walkers.numpy.compiled.steps import Steps
+from attention_xp._typing import Array
 
-__all__ = ["FEWEST_ROWS", "LEAST", "are_read_in_place", "loops", "missing", "passes_of", "steps_of"]
+__all__ = ["FEWEST_ROWS", "LEAST", "are_read_in_place", "loops", "missing", "passes_of", "pay_for_loops", "steps_of"]
 
 LEAST = 2**20  # pairs of query and key: importing takes as long as some hundred such calls
 FEWEST_ROWS = 64  # for which keys are copied into another order
@@ -44,11 +45,16 @@ def are_read_in_place(problem: Problem) -> bool:
     arrays = problem.key, problem.value
     if problem.rules or problem.addends or problem.score_mod is not None or problem.seed is not None:
         return False
-    if math.prod(problem.key.shape) < 4 * LEAST or any(a.dtype != problem.dtype for a in arrays) or loops() is None:
+    if not pay_for_loops(problem.key) or any(a.dtype != problem.dtype for a in arrays) or loops() is None:
         return False
     from attention_xp._engine.walkers.numpy.compiled.registers import WIDTH  # noqa: PLC0415  # imports numba
 
     return all(a.shape[-1] > 0 and a.shape[-1] * a.itemsize % WIDTH == 0 for a in arrays)
+
+
+def pay_for_loops(keys: Array) -> bool:
+    """Whether these are so many numbers that few rows on them are worth the import."""
+    return math.prod(keys.shape) >= 4 * LEAST
 
 
 def missing(problem: Problem) -> str | None:
