@@ -71,7 +71,7 @@ def reorder(cache: CacheT, items: Array) -> CacheT:
         count, _, size, _ = cache.key_pages.shape
         references = recounted(xp, table, lengths, size, count)
         return PagedCache(cache.key_pages, cache.value_pages, table, lengths, references)
-    return type(cache)(*(xp.take(a, at, axis=0) for a in cache[:-1]), lengths)
+    return cache._replace(key=xp.take(cache.key, at, axis=0), value=xp.take(cache.value, at, axis=0), lengths=lengths)
 
 
 def free(cache: CacheT, finished: Array) -> CacheT:
