@@ -241,6 +241,14 @@ def test_errors(changed, error, text):
         flex_attention(**{"query": QUERY, "key": KEY, "value": VALUE, **changed})
 
 
+def test_block_masks_are_not_rules_by_themselves():
+    x = torch.ones(1, 1, S, 4)
+    with pytest.raises(
+        TypeError, match="BlockMask: attention_xp.interop.torch.rule_from_block_mask makes a rule of it"
+    ):
+        flash_attention(x, x, x, BLOCKS)
+
+
 def test_sliced_block_masks_raise_what_torch_says():
     sliced = create_block_mask(lambda b, h, q, k: q >= k, B, H, S, S, device="cpu")[:1]
     with pytest.raises(RuntimeError, match="sliced BlockMask"):

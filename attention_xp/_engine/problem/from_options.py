@@ -72,6 +72,8 @@ def _refuse_other(name: str, given: Any) -> None:
 def _told(name: str, given: Any) -> str:
     """Return how an error names what was given, and what it suggests."""
     kind = type(given).__name__
+    if kind == "BlockMask" and name == "mask":  # torch's; our own is a rule
+        return f"torch's {kind}: attention_xp.interop.torch.rule_from_block_mask makes a rule of it"
     if isinstance(given, type):
         return f"the class {given.__name__}: pass an object of it, {given.__name__}(...)"
     if isinstance(given, Mask | Bias):
