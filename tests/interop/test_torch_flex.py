@@ -243,9 +243,7 @@ def test_errors(changed, error, text):
 
 def test_block_masks_are_not_rules_by_themselves():
     x = torch.ones(1, 1, S, 4)
-    with pytest.raises(
-        TypeError, match="BlockMask: attention_xp.interop.torch.rule_from_block_mask makes a rule of it"
-    ):
+    with pytest.raises(TypeError, match="rule_from_block_mask makes a rule of it"):
         flash_attention(x, x, x, BLOCKS)
 
 
