@@ -105,9 +105,13 @@ def _attend_where_they_lie(
     nothing = [Pages.stand_in((B, heads, end, a.shape[3]), a.dtype) for a in (key, value)]
     columns = given.columns(xp, 0, end)
     how.pop("key_lengths", None)
-    if min(known, default=0) < end:
+    views = _views(pages[:3], known)
+    if views is None and min(known, default=0) < end:
         how["key_lengths"] = lengths
     how = plain(how) if columns.mask is None and columns.bias is None else {**how, "bias": columns.bias}
+    if views is not None:
+        output, of_rows = flash_attention(query, *views, columns.mask, **how, return_lse=True)
+        return output, of_rows
     dropout_rate = how.pop("dropout_rate", 0.0)
     problem = Problem.of(query, nothing[0], nothing[1], columns.mask, dropout_rate, how)  # type: ignore[arg-type]
     end = problem.key.shape[-2]  # a mask of lengths may have cut off the last keys
@@ -117,6 +121,22 @@ def _attend_where_they_lie(
     with np.errstate(invalid="ignore"):  # what lies in a page behind the end of an item may be infinite
         found = attend_at_once(problem, Wanted(lse=lse))
     return found.output, found.lse
+
+
+def _views(pages: tuple[Array, Array, Array], known: list[int]) -> tuple[Array, Array] | None:
+    """Return keys and values (1, Hkv, Sk, D) of a single item whose pages of a head follow each other in memory, without a copy."""
+    key, value, table = pages
+    size, count = key.shape[2], -(-known[0] // key.shape[2])
+    lie_by_heads = all(a.strides[0] == a.shape[2] * a.strides[2] for a in (key, value))
+    if len(known) > 1 or count == 0 or not lie_by_heads:
+        return None
+    row = table[0, :count]
+    first = int(row[0])
+    if not 0 <= first <= len(key) - count or int(row[-1]) != first + count - 1 or (row[1:] - row[:-1] != 1).any():
+        return None
+    of_heads = (a[first : first + count].swapaxes(0, 1) for a in (key, value))
+    keys, values = (a.reshape(1, len(a), count * size, a.shape[-1])[:, :, : known[0]] for a in of_heads)
+    return keys, values
 
 
 def plain(how: dict[str, Any]) -> dict[str, Any]:

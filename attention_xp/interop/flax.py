@@ -72,7 +72,8 @@ def attention_fn(
     module : Module, optional
         Where to sow the weights, before dropout, as ``attention_weights``. They are then materialised.
     force_fp32_for_softmax : bool, default: False
-        The softmax of 16-bit inputs is computed in float32 in any case.
+        Of linen. The softmax of 16-bit inputs is computed in float32 in any case; with this, output and sown weights stay in
+        it.
     einsum_dot_general, qk_attn_weights_einsum, attn_weights_value_einsum : None
         Of linen; they replace the products and are refused.
     promote_dtype : callable, optional
@@ -112,7 +113,6 @@ def attention_fn(
     >>> bool(jnp.allclose(make(attention_fn=attention_fn)(x, mask=mask), make()(x, mask=mask), atol=1e-5))
     True
     """
-    del force_fp32_for_softmax
     if module is not None and not hasattr(module, "sow"):
         raise TypeError(f"module must be a module of linen or nnx, got {type(module).__name__}")
     _refuse(
@@ -127,6 +127,8 @@ def attention_fn(
     if dtype is not None:
         (dtype,) = converted(jnp.dtype, dtype=dtype)
     q, k, v = _heads_first(*promote_dtype((query, key, value), dtype=dtype))
+    if as_flag("force_fp32_for_softmax", force_fp32_for_softmax):  # and keeps what follows in that dtype, as in linen
+        q, k, v = (a.astype(computation_dtype(jnp, q.dtype)) for a in (q, k, v))
     (allowed,) = (None,) if mask is None else converted(lambda a: jnp.asarray(a).astype(bool), mask=mask)
     (added,) = (None,) if bias is None else converted(jnp.asarray, bias=bias)
     options: dict[str, Any] = {

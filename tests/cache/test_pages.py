@@ -7,7 +7,17 @@ import pytest
 
 from attention_xp import flash_attention
 from attention_xp.biases import AlibiBias
-from attention_xp.cache import PagedCache, append, append_and_attend, attend, free, lengths, paged_attention, reorder
+from attention_xp.cache import (
+    PagedCache,
+    _reading,
+    append,
+    append_and_attend,
+    attend,
+    free,
+    lengths,
+    paged_attention,
+    reorder,
+)
 from attention_xp.masks import CausalMask, LengthMask
 from tests._backends import to_numpy
 from tests._inputs import normal
@@ -187,3 +197,25 @@ def test_freed_pages_are_given_to_others(library):
     whole = flash_attention(QUERY, KEY, VALUE, is_causal=True)
     np.testing.assert_allclose(to_numpy(output)[[0, 2]], whole[[0, 2]], atol=2e-6)
     assert int((to_numpy(cache.references) > 0).sum()) <= PAGES
+
+
+@pytest.mark.backends("numpy")
+@pytest.mark.parametrize(
+    ("table", "is_one_array"), [([2, 3, 4, -1], True), ([2, 3, 5, 9], False), ([4, 3, 2, 0], False)], ids=str
+)
+def test_neighbouring_pages_of_a_single_item_are_one_array(table, is_one_array):
+    """A step then costs what it costs on a slice; what lies behind the end, and other orders, change nothing."""
+    pools = [normal(HKV, 6, PAGE, n, seed=n).swapaxes(0, 1) for n in (D, DV)]
+    for pool in pools:
+        pool[table[2], :, 1:] = np.nan  # behind the end
+    table, length = np.asarray([table]), 2 * PAGE + 1
+    views = _reading._views((*pools, table), [length])
+    assert (views is not None) == is_one_array
+    if is_one_array:
+        assert all(np.shares_memory(view, pool) for view, pool in zip(views, pools, strict=True))
+    rows = [pool[table[0, :3]].swapaxes(0, 1).reshape(1, HKV, -1, pool.shape[3])[:, :, :length] for pool in pools]
+    query = normal(1, H, 2, D)
+    for options in ({}, {"is_causal": True, "window": (5, 0)}, {"bias": AlibiBias(np.linspace(0.1, 0.5, H))}):
+        found = paged_attention(query, *pools, table, np.asarray([length]), **options)
+        expected = flash_attention(query, *rows, impl="dense", query_offset=length - 2, **options)
+        np.testing.assert_allclose(found, expected, atol=2e-6)

@@ -1,6 +1,7 @@
 """Modules of Flax with our attention and with their own, which is the judge."""
 
 import inspect
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -177,13 +178,31 @@ def test_options(change):
     near(attention_fn(**given), original(**given), 1e-6)
 
 
-def test_softmax_of_narrow_inputs():
-    q, k, v = (normal(i, B, S, H, 8).astype(jnp.bfloat16) for i in range(3))
-    expected = nn.dot_product_attention(*(a.astype(jnp.float32) for a in (q, k, v)))
-    for forced in (True, False):
-        actual = attention_fn(q, k, v, force_fp32_for_softmax=forced)
-        assert actual.dtype == jnp.bfloat16
-        np.testing.assert_allclose(actual.astype(jnp.float32), expected, rtol=2**-8)
+@pytest.mark.parametrize("is_forced", [True, False])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float64])
+def test_softmax_of_other_dtypes(is_forced, dtype):
+    """Output and sown weights have the dtypes of linen."""
+
+    class Sown(nn.Module):
+        attend: Callable
+
+        def __call__(self, *arrays):
+            return self.attend(*arrays, force_fp32_for_softmax=is_forced, module=self)
+
+    arrays = [normal(i, B, S, H, 8).astype(dtype) for i in range(3)]
+    by_own, ours = (
+        Sown(f).apply({}, *arrays, mutable="intermediates") for f in (nn.dot_product_attention, attention_fn)
+    )
+    same = jax.tree.map(lambda a, b: a.shape == b.shape and a.dtype == b.dtype, ours, by_own)
+    assert all(jax.tree.leaves(same)) or (is_forced and dtype == jnp.float64)  # whose weights are float32 there
+    expected, _ = Sown(nn.dot_product_attention).apply(
+        {}, *(a.astype(jnp.float32) for a in arrays), mutable="intermediates"
+    )
+    tolerance = 1e-6 if is_forced or dtype == jnp.float64 else 2**-8 if dtype == jnp.bfloat16 else 2**-11
+    alone = attention_fn(*arrays, force_fp32_for_softmax=is_forced)
+    for actual in (ours[0], alone):
+        assert actual.dtype == by_own[0].dtype
+        np.testing.assert_allclose(actual.astype(jnp.float32), expected, rtol=tolerance, atol=1e-6)
 
 
 def test_precision_of_gradients():

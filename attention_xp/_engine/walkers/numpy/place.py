@@ -22,10 +22,10 @@ class Place(NamedTuple):
 
     @classmethod
     def every(cls, lead: tuple[int, ...], heads: int) -> Iterator[Self]:
-        """Yield all places of at most so many heads."""
+        """Yield all places of at most so many heads: the last ones of an item may have fewer."""
         steps = (1,) * len(lead[:-1]) + (heads,) * len(lead[-1:])
         firsts = itertools.product(*(range(0, length, step) for length, step in zip(lead, steps, strict=True)))
-        return (cls(starts, heads if lead else 1) for starts in firsts)
+        return (cls(starts, min(heads, lead[-1] - starts[-1]) if lead else 1) for starts in firsts)
 
     @property
     def at(self) -> tuple[slice, ...]:
