@@ -126,10 +126,11 @@ def _attend_where_they_lie(
 def _views(pages: tuple[Array, Array, Array], known: list[int]) -> tuple[Array, Array] | None:
     """Return keys and values (1, Hkv, Sk, D) of a single item whose pages of a head follow each other in memory, without a copy."""
     key, value, table = pages
-    size, count = key.shape[2], -(-known[0] // key.shape[2])
-    lie_by_heads = all(a.strides[0] == a.shape[2] * a.strides[2] for a in (key, value))
-    if len(known) > 1 or count == 0 or not lie_by_heads:
+    size = key.shape[2]
+    lie_by_heads = all(a.strides[0] == size * a.strides[2] for a in (key, value))
+    if len(known) != 1 or known[0] == 0 or not lie_by_heads:
         return None
+    count = -(-known[0] // size)
     row = table[0, :count]
     first = int(row[0])
     if not 0 <= first <= len(key) - count or int(row[-1]) != first + count - 1 or (row[1:] - row[:-1] != 1).any():
