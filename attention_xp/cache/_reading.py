@@ -96,6 +96,7 @@ def _attend_where_they_lie(
     """Return the same by the formula, whose products read the pages."""
     import numpy as np  # noqa: PLC0415  # pages of NumPy's arrays alone are read so
 
+    from attention_xp._engine.walkers.numpy.at_once import are_compiled, attend as attend_few  # noqa: PLC0415
     from attention_xp._engine.walkers.numpy.pages import Pages  # noqa: PLC0415
 
     key, value, table, lengths = pages
@@ -105,15 +106,15 @@ def _attend_where_they_lie(
     nothing = [Pages.stand_in((B, heads, end, a.shape[3]), a.dtype) for a in (key, value)]
     columns = given.columns(xp, 0, end)
     how.pop("key_lengths", None)
-    views = _views(pages[:3], known)
-    if views is None and min(known, default=0) < end:
+    if min(known, default=0) < end:
         how["key_lengths"] = lengths
     how = plain(how) if columns.mask is None and columns.bias is None else {**how, "bias": columns.bias}
-    if views is not None:
-        output, of_rows = flash_attention(query, *views, columns.mask, **how, return_lse=True)
-        return output, of_rows
     dropout_rate = how.pop("dropout_rate", 0.0)
     problem = Problem.of(query, nothing[0], nothing[1], columns.mask, dropout_rate, how)  # type: ignore[arg-type]
+    views = _views(pages[:3], known) if are_compiled(problem) else None
+    if views is not None:
+        found = attend_few(problem.with_keys(*views), Wanted(lse=lse))
+        return found.output, found.lse
     end = problem.key.shape[-2]  # a mask of lengths may have cut off the last keys
     if end:
         some, reached = table[:, : -(-end // size)], [min(n, end) for n in known]
@@ -124,7 +125,10 @@ def _attend_where_they_lie(
 
 
 def _views(pages: tuple[Array, Array, Array], known: list[int]) -> tuple[Array, Array] | None:
-    """Return keys and values (1, Hkv, Sk, D) of a single item whose pages of a head follow each other in memory, without a copy."""
+    """Return keys and values (1, Hkv, Sk, D) of a single item whose pages of a head follow each other, without a copy.
+
+    Compiled loops then read them as they read a slice.
+    """
     key, value, table = pages
     size = key.shape[2]
     lie_by_heads = all(a.strides[0] == size * a.strides[2] for a in (key, value))
