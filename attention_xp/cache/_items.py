@@ -40,7 +40,7 @@ def reorder(cache: CacheT, items: Array) -> CacheT:
     TypeError
         If `cache` is none, or `items` holds no integers.
     ValueError
-        If `items` has not one axis, or holds an item that there is not. Inside `jax.jit`, where nobody can look, such an item
+        If `items` has not one axis, or holds an item that there is not. Inside ``jax.jit``, where nobody can look, such an item
         gives NaN from then on, in `attend`, and all others what they always give.
 
     Examples
