@@ -54,7 +54,7 @@ def are_read_in_place(problem: Problem) -> bool:
 
 def pay_for_loops(keys: Array) -> bool:
     """Whether these are so many numbers that few rows on them are worth the import."""
-    return math.prod(keys.shape) >= 4 * LEAST
+    return bool(math.prod(keys.shape) >= 4 * LEAST)
 
 
 def missing(problem: Problem) -> str | None:
