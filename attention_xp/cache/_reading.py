@@ -111,9 +111,9 @@ def _attend_where_they_lie(
     how = plain(how) if columns.mask is None and columns.bias is None else {**how, "bias": columns.bias}
     dropout_rate = how.pop("dropout_rate", 0.0)
     problem = Problem.of(query, nothing[0], nothing[1], columns.mask, dropout_rate, how)  # type: ignore[arg-type]
-    views = _views(pages[:3], known) if are_compiled(problem) else None
-    if views is not None:
-        found = attend_few(problem.with_keys(*views), Wanted(lse=lse))
+    arrays = Pages.as_arrays(key, value, table, known) if are_compiled(problem) else None
+    if arrays is not None:
+        found = attend_few(problem.with_keys(*arrays), Wanted(lse=lse))
         return found.output, found.lse
     end = problem.key.shape[-2]  # a mask of lengths may have cut off the last keys
     if end:
@@ -122,26 +122,6 @@ def _attend_where_they_lie(
     with np.errstate(invalid="ignore"):  # what lies in a page behind the end of an item may be infinite
         found = attend_at_once(problem, Wanted(lse=lse))
     return found.output, found.lse
-
-
-def _views(pages: tuple[Array, Array, Array], known: list[int]) -> tuple[Array, Array] | None:
-    """Return keys and values (1, Hkv, Sk, D) of a single item whose pages of a head follow each other, without a copy.
-
-    Compiled loops then read them as they read a slice.
-    """
-    key, value, table = pages
-    size = key.shape[2]
-    lie_by_heads = all(a.strides[0] == size * a.strides[2] for a in (key, value))
-    if len(known) != 1 or known[0] == 0 or not lie_by_heads:
-        return None
-    count = -(-known[0] // size)
-    row = table[0, :count]
-    first = int(row[0])
-    if not 0 <= first <= len(key) - count or int(row[-1]) != first + count - 1 or (row[1:] - row[:-1] != 1).any():
-        return None
-    of_heads = (a[first : first + count].swapaxes(0, 1) for a in (key, value))
-    keys, values = (a.reshape(1, len(a), count * size, a.shape[-1])[:, :, : known[0]] for a in of_heads)
-    return keys, values
 
 
 def plain(how: dict[str, Any]) -> dict[str, Any]:

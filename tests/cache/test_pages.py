@@ -7,10 +7,10 @@ import pytest
 
 from attention_xp import flash_attention
 from attention_xp._engine.walkers.numpy.compiled import found as loops
+from attention_xp._engine.walkers.numpy.pages import Pages
 from attention_xp.biases import AlibiBias
 from attention_xp.cache import (
     PagedCache,
-    _reading,
     append,
     append_and_attend,
     attend,
@@ -211,7 +211,7 @@ def test_neighbouring_pages_of_a_single_item_are_one_array(monkeypatch, table, i
     for pool in pools:
         pool[table[2], :, 1:] = np.nan  # behind the end
     table, length = np.asarray([table]), 2 * PAGE + 1
-    views = _reading._views((*pools, table), [length])
+    views = Pages.as_arrays(*pools, table, [length])
     assert (views is not None) == is_one_array
     if is_one_array:
         assert all(np.shares_memory(view, pool) for view, pool in zip(views, pools, strict=True))

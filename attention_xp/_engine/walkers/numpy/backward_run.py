@@ -22,7 +22,7 @@ from attention_xp._engine.walkers.numpy.gather import joined
 from attention_xp._engine.walkers.numpy.heads import Magnitudes, ceiling, is_finite, longest, longest_of_sample
 from attention_xp._engine.walkers.numpy.in_place import SAFE
 from attention_xp._engine.walkers.numpy.lines import length_beside, turned
-from attention_xp._engine.walkers.numpy.place import Place
+from attention_xp._engine.walkers.numpy.place import Place, for_heads
 from attention_xp._typing import Array
 
 __all__ = ["Common", "KeysOf", "Run", "delta_of"]
@@ -82,17 +82,13 @@ class KeysOf:
 
     def __init__(self, problem: Problem, place: Place) -> None:
         self.heads = max(place.heads // problem.group, 1)
-        pairs = [place.shared(problem, a).reshape(-1, *a.shape[-2:]) for a in (problem.key, problem.value)]
-        key, value = (a.astype(problem.dtype, copy=False) for a in pairs)
-        self._pairs = [self._by_head(a) for a in (key, value)]
+        pair = problem.key, problem.value
+        key, value = (place.by_head(problem, a).astype(problem.dtype, copy=False) for a in pair)
+        self._pairs = [for_heads(a, self.heads) for a in (key, value)]
         self._ones = 0, _more_columns(problem)
         exclusive = len(problem.rules) > 0
         self.norm = longest(problem, key) if exclusive else math.nan
         self.has_finite_values = not exclusive or is_finite(value)
-
-    def _by_head(self, array: Array) -> Array:
-        """(K or 1, n, W) -> (K, n, W): batch items may share them."""
-        return array if len(array) == self.heads else np.broadcast_to(array, (self.heads, *array.shape[1:]))
 
     @staticmethod
     def lengths(problem: Problem, heads: int, n: int) -> list[int]:

@@ -120,7 +120,7 @@ class BackwardWalk:
 
     def targets(self, place: Place, job: int) -> tuple[int, Array, Array]:
         """Return the first key of a job, and where the gradients of the keys of a place and of their values are summed."""
-        key, value = (place.shared(self.problem, a).reshape(-1, *a.shape[-2:]) for a in (self.key, self.value))
+        key, value = (place.by_head(self.problem, a) for a in (self.key, self.value))
         if self.jobs[job].part == 0:
             return 0, key, value
         first, last = self._reach(place, self.jobs[job].blocks)

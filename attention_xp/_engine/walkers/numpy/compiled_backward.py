@@ -16,7 +16,7 @@ from attention_xp._engine.walkers.numpy.backward_run import delta_of
 from attention_xp._engine.walkers.numpy.backward_walk import BackwardWalk, Job
 from attention_xp._engine.walkers.numpy.compiled.steps import Steps
 from attention_xp._engine.walkers.numpy.heads import is_finite
-from attention_xp._engine.walkers.numpy.place import Place
+from attention_xp._engine.walkers.numpy.place import Place, for_heads
 from attention_xp._engine.walkers.numpy.pool import run_jobs
 from attention_xp._engine.walkers.numpy.route import Route
 from attention_xp._engine.walkers.numpy.scratch import lent
@@ -90,10 +90,8 @@ class _Worker:
 
     def _visit(self, place: Place, job: int) -> None:
         walk, problem, steps = self.walk, self.problem, self._steps
-        key, value = (place.shared(problem, a).reshape(-1, *a.shape[-2:]) for a in (problem.key, problem.value))
-        # Batch items may share them.
-        K = max(place.heads // problem.group, 1)
-        keys = [np.broadcast_to(a.astype(steps.dtype, copy=False), (K, *a.shape[1:])) for a in (key, value)]
+        K, pair = max(place.heads // problem.group, 1), (problem.key, problem.value)
+        keys = [for_heads(place.by_head(problem, a).astype(steps.dtype, copy=False), K) for a in pair]
         first, *targets = walk.targets(place, job)
         found = [steps.whole(*pair) for pair in zip(targets, self._keys, strict=True)]
         begun = np.zeros(K, np.uint8)

@@ -6,6 +6,7 @@ from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._engine.tile.step import Running, log_sum_exp
 from attention_xp._engine.walkers.numpy.compiled.steps import Steps
+from attention_xp._engine.walkers.numpy.place import for_heads
 from attention_xp._engine.walkers.numpy.scratch import lent
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array
@@ -20,7 +21,7 @@ def attend_in_place(steps: Steps, region: Region, query: Array, key: Array, valu
     problem: Problem = region.frame  # type: ignore[assignment]
     key, value = (_rows(a) for a in (key, value))
     K, (Sk, D), N = max(len(key), len(value)), key.shape[1:], value.shape[-1]
-    key, value = (np.broadcast_to(a, (K, *a.shape[1:])) for a in (key, value))  # items may share keys, or values, alone
+    key, value = (for_heads(a, K) for a in (key, value))
     output = np.empty((*query.shape[:-1], N), steps.dtype)
     query, out = (a.reshape(K, -1, a.shape[-1]) for a in (query.astype(steps.dtype, copy=False), output))
     m = query.shape[1]

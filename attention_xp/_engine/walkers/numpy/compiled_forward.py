@@ -12,7 +12,7 @@ from attention_xp._engine.tile.step import Running, log_sum_exp
 from attention_xp._engine.walkers.numpy.compiled.steps import Steps, address_of
 from attention_xp._engine.walkers.numpy.forward_walk import ForwardWalk
 from attention_xp._engine.walkers.numpy.heads import is_finite
-from attention_xp._engine.walkers.numpy.place import Place
+from attention_xp._engine.walkers.numpy.place import Place, for_heads
 from attention_xp._engine.walkers.numpy.pool import run_jobs
 from attention_xp._engine.walkers.numpy.route import Route
 from attention_xp._engine.walkers.numpy.scratch import lent
@@ -106,9 +106,7 @@ class _Worker:
 
     def _keys_of(self, place: Place) -> tuple[Array, Array]:
         """Return the keys and values of some heads: often those of the job before, some of which are packed."""
-        key, value = (
-            place.shared(self.problem, a).reshape(-1, *a.shape[-2:]) for a in (self.problem.key, self.problem.value)
-        )
+        key, value = (place.by_head(self.problem, a) for a in (self.problem.key, self.problem.value))
         K = max(len(key), len(value))  # batch items may share keys, or values, alone
         name = address_of(key), address_of(value), K
         if self._packed != name:
@@ -119,5 +117,4 @@ class _Worker:
 
     def _of_heads(self, array: Array, K: int) -> Array:
         """Return the keys or values of so many heads, (K, Sk, W), in the dtype of the computation."""
-        array = array.astype(self._steps.dtype, copy=False)
-        return array if len(array) == K else np.broadcast_to(array, (K, *array.shape[1:]))
+        return for_heads(array.astype(self._steps.dtype, copy=False), K)

@@ -74,9 +74,7 @@ class Heads(NamedTuple):
     @classmethod
     def of(cls, problem: Problem, likely: Magnitudes, place: Place) -> "Heads":
         """Return some heads with what a sample says of their scores."""
-        key, value = (
-            place.shared(problem, a).reshape(-1, *a.shape[-2:]) for a in (problem.key, problem.value)
-        )  # (K, Sk, D)
+        key, value = (place.by_head(problem, a) for a in (problem.key, problem.value))  # (K, Sk, D)
         return cls(place, problem.query[place.at], key, value, likely)
 
     def surely(self, problem: Problem, ceiling: Ceiling) -> "Heads":

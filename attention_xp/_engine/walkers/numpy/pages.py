@@ -14,7 +14,7 @@ import numpy as np
 
 from attention_xp._engine.tile.products import Paged
 from attention_xp._engine.walkers.numpy.few_rows import is_in_blocks
-from attention_xp._engine.walkers.numpy.page_pieces import Pieces, cut
+from attention_xp._engine.walkers.numpy.page_pieces import Pieces, Stretch, cut
 from attention_xp._engine.walkers.numpy.pool import run_jobs, with_blas_held_to_one
 from attention_xp._typing import Array, DType
 
@@ -41,13 +41,24 @@ class Pages(Paged):
 
         They will be multiplied by so many rows of each key/value head.
         """
-        table = np.minimum(np.maximum(table, 0), len(key) - 1)
-        by_heads = all(a.strides[0] == a.shape[2] * a.strides[2] for a in (key, value))
         at_once = not is_in_blocks(rows) and all(a.dtype == width for a in (key, value))
-        size, numbers = key.shape[2], math.prod(key.shape[1:])
-        pieces = cut(table, lengths, size, numbers, by_heads=by_heads, at_once=at_once)
+        table = _within(table, key)
+        pieces = _cut(key, value, table, lengths, at_once=at_once)
         keys, values = (cls(a, table, lengths, pieces, width) for a in (key, value))
         return keys, values
+
+    @staticmethod
+    def as_arrays(key: Array, value: Array, table: Array, lengths: list[int]) -> tuple[Array, Array] | None:
+        """Return keys and values (1, Hkv, Sk, D) of a single item whose pages of a head follow each other, without a copy.
+
+        Compiled loops then read them as they read a slice. ``None`` for other pages.
+        """
+        if len(lengths) != 1:
+            return None
+        pieces = _cut(key, value, _within(table, key), lengths, at_once=True).all
+        if len(pieces) != 1 or not isinstance(pieces[0], Stretch):
+            return None
+        return pieces[0].view(key)[None], pieces[0].view(value)[None]
 
     @staticmethod
     def stand_in(shape: tuple[int, ...], dtype: DType) -> Array:
@@ -107,3 +118,14 @@ class Pages(Paged):
                 return
             for i in range(count):
                 do(i)
+
+
+def _cut(key: Array, value: Array, table: Array, lengths: list[int], *, at_once: bool) -> Pieces:
+    """Return the pieces in which both pools are read."""
+    by_heads = all(a.strides[0] == a.shape[2] * a.strides[2] for a in (key, value))
+    return cut(table, lengths, key.shape[2], math.prod(key.shape[1:]), by_heads=by_heads, at_once=at_once)
+
+
+def _within(table: Array, pool: Array) -> Array:
+    """Return a table in which every number is that of a page."""
+    return np.minimum(np.maximum(table, 0), len(pool) - 1)

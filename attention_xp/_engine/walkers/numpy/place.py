@@ -11,7 +11,7 @@ from attention_xp._engine.plan.positions import Positions
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._typing import Array
 
-__all__ = ["Place", "item_of"]
+__all__ = ["Place", "for_heads", "item_of"]
 
 
 class Place(NamedTuple):
@@ -55,12 +55,21 @@ class Place(NamedTuple):
             at = (*at[:-1], slice(at[-1].start // group, (at[-1].stop - 1) // group + 1))
         return array[tuple(slice(0, 1) if n == 1 else part for part, n in zip(at, array.shape[:-2], strict=True))]
 
+    def by_head(self, problem: Problem, array: Array) -> Array:
+        """Return the keys or values of these query heads, (K, n, W), or (1, n, W) where batch items share them."""
+        return self.shared(problem, array).reshape(-1, *array.shape[-2:])
+
     def item(self, problem: Problem) -> Item:
         """Return the batch item, and the head if it is a single one, for which rules are asked."""
         starts = self.starts
         b = int(np.ravel_multi_index(starts[: len(problem.batch)], problem.batch)) if problem.batch else 0
         h = None if problem.heads is None or self.heads > 1 else starts[-1]
         return item_of(problem, b, h)
+
+
+def for_heads(array: Array, K: int) -> Array:
+    """(K or 1, n, W) -> (K, n, W): batch items may share keys, or values, alone."""
+    return array if len(array) == K else np.broadcast_to(array, (K, *array.shape[1:]))
 
 
 def item_of(problem: Problem, b: int, h: int | None) -> Item:

@@ -21,7 +21,7 @@ class Route:
     """The plans of one call, for all batch items and heads together or for each."""
 
     def __init__(self, problem: Problem, shape: TileShape, *, widest: int, together: int) -> None:
-        self._problem, self._rows, self._sizes = problem, shape.rows, (shape, widest, together)
+        self._problem, self._shape, self._spans = problem, shape, (widest, together)
 
     @cached_property
     def _common(self) -> Item | None:
@@ -33,7 +33,7 @@ class Route:
         plans = (
             Plans.of if problem.keys_count_up else Plans
         )  # what was planned for other positions serves no other call
-        return plans(problem.rules, problem.query.shape[-2], _grid(problem, *self._sizes))
+        return plans(problem.rules, problem.query.shape[-2], _grid(problem, self._shape, *self._spans))
 
     @classmethod
     def of_compiled(cls, problem: Problem, shape: TileShape) -> Self:
@@ -58,7 +58,7 @@ class Route:
     def blocks(self) -> list[Bounds]:
         """Return the blocks of rows of all heads: those with much work first, so that all threads end together."""
         if not self._problem.rules:
-            return bounds(0, self._problem.query.shape[-2], self._rows)
+            return bounds(0, self._problem.query.shape[-2], self._shape.rows)
         return self._plans.latest_first() if self._common is None else self._plans.longest_first(self._common)
 
     def tiles(self, place: Place, rows: Bounds) -> list[Tile]:
