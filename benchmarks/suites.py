@@ -180,7 +180,7 @@ def caches() -> list[Comparison]:
     alone, grouped = Case((1, 16, 1, 64), kv_length=4096), Case((1, 32, 1, 64), kv_heads=8, kv_length=4096)
     small = [Case((4, 16, 1, 64), kv_length=512), Case((1, 9, 1, 64), kv_heads=3, kv_length=500)]
     cases = [alone, replace(alone, shape=(4, 16, 1, 64)), grouped, *small]
-    pages = [(case, size) for case in cases[:3] for size in (16, 64, 128)]
+    pages = [(case, size) for case in cases for size in (16, 64, 128)]
     return [
         *(Comparison(case, "ours, NumPy, static cache", "ours, NumPy, slices", 1.1) for case in cases),
         *(

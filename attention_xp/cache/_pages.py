@@ -94,7 +94,8 @@ def _within_pages(cache: PagedCache[Any], step: Step) -> list[Block] | None:
             blocks.append((0, 0, 0))
             continue
         page = int(cache.block_table[b, old // size]) if old % size else -1
-        if page < 0 or old % size + added > size or int(cache.references[page]) != 1:
+        is_page = 0 <= page < cache.references.shape[0]
+        if not is_page or old % size + added > size or int(cache.references[page]) != 1:
             return None
         blocks.append((page, old % size, added))
     return blocks
@@ -184,9 +185,10 @@ def _shown(xp: Namespace, cache: PagedCache[Any]) -> Array:
     import numpy as np  # noqa: PLC0415
 
     size = cache.key_pages.shape[2]
-    shown = np.zeros(cache.key_pages.shape[0], np.int64)
+    count = cache.key_pages.shape[0]
+    shown = np.zeros(count, np.int64)
     for row, length in zip(cache.block_table.tolist(), cache.lengths.tolist(), strict=True):
-        pages = [page for page in row[: -(-length // size)] if page >= 0]
-        slots = [min(size, length - i * size) for i in range(len(pages))]
-        np.maximum.at(shown, np.asarray(pages, np.intp), slots)
+        pages = [(page, i) for i, page in enumerate(row[: -(-length // size)]) if 0 <= page < count]
+        slots = [min(size, length - i * size) for _, i in pages]
+        np.maximum.at(shown, np.asarray([page for page, _ in pages], np.intp), slots)
     return xp.asarray(shown, device=device(cache.lengths))

@@ -5,20 +5,17 @@ from typing import Any
 
 from attention_xp._attention import flash_attention
 from attention_xp._backend.dtypes import as_dtype, computation_dtype
-from attention_xp._backend.libraries import common_namespace, device, is_numpy_namespace, is_tensor
+from attention_xp._backend.libraries import device, is_numpy_namespace, is_tensor
 from attention_xp._backend.loops import fold_parts
 from attention_xp._backend.values import known_integers, within
 from attention_xp._checks.arrays import check_floating, check_integers, check_placement, shapes
-from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.problem.result import Wanted
-from attention_xp._engine.tile.formula import attend_at_once
 from attention_xp._merge import merge_attention
 from attention_xp._typing import Array, Namespace
 from attention_xp.cache._by_position import Given
 from attention_xp.cache._counts import batch_integers
 from attention_xp.cache._pages import readable
 
-__all__ = ["attend_pages", "check_pages", "looks_at_positions", "plain"]
+__all__ = ["attend_pages", "check_pages"]
 
 _NUMBERS = 2**20  # of keys that are read at a time, about
 _FEW = 16  # rows that share keys, up to which pages are multiplied where they lie: NumPy
@@ -46,7 +43,9 @@ def attend_pages(
         lengths = within(xp, lengths, 0, most)  # an item that has overflowed has no more than all others
         known = None if known is None else known_integers(xp, lengths)
     if known is not None and is_numpy_namespace(xp) and _has_few_rows(query, key, how):
-        return _attend_where_they_lie(query, (key, value, table, lengths), given, how, known, lse=lse)
+        from attention_xp.cache._where_they_lie import attend_where_they_lie  # noqa: PLC0415  # imports NumPy
+
+        return attend_where_they_lie(query, (key, value, table, lengths), given, how, known, lse=lse)
     reader = _Reader(xp, query, (key, value, table, lengths))
     most = table.shape[1] if known is None else -(-max(known, default=0) // size)
     wide = computation_dtype(xp, query.dtype)
@@ -75,75 +74,8 @@ def attend_pages(
 
 def _has_few_rows(query: Array, key: Array, how: dict[str, Any]) -> bool:
     """Whether scores take no more memory than keys, so that the formula may compute them at once."""
-    return 0 < _rows(query, key) <= _FEW and query.shape[0] > 0 and how.get("impl", "auto") in ("auto", "dense")
-
-
-def _rows(query: Array, key: Array) -> int:
-    """Return how many rows share a key."""
-    rows: int = query.shape[2] * (query.shape[1] // key.shape[1])
-    return rows
-
-
-def _attend_where_they_lie(
-    query: Array,
-    pages: tuple[Array, Array, Array, Array],
-    given: Given,
-    how: dict[str, Any],
-    known: list[int],
-    *,
-    lse: bool,
-) -> tuple[Array, Array]:
-    """Return the same by the formula, whose products read the pages."""
-    import numpy as np  # noqa: PLC0415  # pages of NumPy's arrays alone are read so
-
-    from attention_xp._engine.walkers.numpy.at_once import are_compiled, attend as attend_few  # noqa: PLC0415
-    from attention_xp._engine.walkers.numpy.pages import Pages  # noqa: PLC0415
-
-    key, value, table, lengths = pages
-    size, end = key.shape[2], max(known, default=0)
-    xp = common_namespace(query=query)
-    B, heads = table.shape[0], key.shape[1]
-    nothing = [Pages.stand_in((B, heads, end, a.shape[3]), a.dtype) for a in (key, value)]
-    columns = given.columns(xp, 0, end)
-    how.pop("key_lengths", None)
-    if min(known, default=0) < end:
-        how["key_lengths"] = lengths
-    how = plain(how) if columns.mask is None and columns.bias is None else {**how, "bias": columns.bias}
-    dropout_rate = how.pop("dropout_rate", 0.0)
-    problem = Problem.of(query, nothing[0], nothing[1], columns.mask, dropout_rate, how)  # type: ignore[arg-type]
-    arrays = Pages.as_arrays(key, value, table, known) if are_compiled(problem) else None
-    if arrays is not None:
-        found = attend_few(problem.with_keys(*arrays), Wanted(lse=lse))
-        return found.output, found.lse
-    end = problem.key.shape[-2]  # a mask of lengths may have cut off the last keys
-    if end:
-        some, reached = table[:, : -(-end // size)], [min(n, end) for n in known]
-        problem = problem.with_keys(*Pages.of(key, value, some, reached, problem.dtype, rows=_rows(query, key)))
-    with np.errstate(invalid="ignore"):  # what lies in a page behind the end of an item may be infinite
-        found = attend_at_once(problem, Wanted(lse=lse))
-    return found.output, found.lse
-
-
-def plain(how: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a call without a mask and a bias, but for what changes nothing.
-
-    Where the rows stand is left out where nothing looks at it. A call without arrays that the library knows from before takes no time to be checked.
-    """
-    given = {name: option for name, option in how.items() if option is not None}
-    if not looks_at_positions(given):
-        given.pop("query_offset", None)
-        if given.get("is_causal") is False:
-            del given["is_causal"]
-        if type(given.get("dropout_rate")) is float:
-            del given["dropout_rate"]
-    return given
-
-
-def looks_at_positions(how: dict[str, Any]) -> bool:
-    """Whether options, but a mask and a bias, depend on where rows and keys stand."""
-    if how.get("window") is not None or how.get("score_mod") is not None:
-        return True
-    return bool(how.get("is_causal") or how.get("dropout_rate"))
+    rows = query.shape[2] * (query.shape[1] // key.shape[1])  # that share a key
+    return 0 < rows <= _FEW and query.shape[0] > 0 and how.get("impl", "auto") in ("auto", "dense")
 
 
 class _Reader:

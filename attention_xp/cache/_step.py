@@ -15,7 +15,8 @@ from attention_xp.cache._caches import DenseCache, PagedCache, RollingCache, Sta
 from attention_xp.cache._checked import checked
 from attention_xp.cache._counts import Step, batch_integers, known_lengths, most_of
 from attention_xp.cache._pages import missing
-from attention_xp.cache._reading import attend_pages, looks_at_positions, plain
+from attention_xp.cache._plain import looks_at_positions, plain
+from attention_xp.cache._reading import attend_pages
 from attention_xp.cache._usual import usual_step
 
 __all__ = ["appended_and_attended", "attended"]

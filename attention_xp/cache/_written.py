@@ -17,7 +17,7 @@ from attention_xp._backend.rows import with_rows
 from attention_xp._backend.values import host_view
 from attention_xp._typing import Array, Namespace
 
-__all__ = ["Block", "Rows", "claimed_by_all", "in_host_memory", "untouched_first", "write", "write_blocks"]
+__all__ = ["Block", "Rows", "claimed", "claimed_by_all", "in_host_memory", "untouched_first", "write", "write_blocks"]
 
 
 class Rows(NamedTuple):
@@ -94,7 +94,7 @@ def _writable(
     xp: Namespace, key: Array, value: Array, shown: Callable[[], Array], units: Any, starts: Any, ends: Any
 ) -> tuple[Array, Array]:
     """Return the buffers, or copies where slots of units, from some bounds to others, were written before."""
-    if _claimed(key, value, units, starts, ends):
+    if claimed(key, value, units, starts, ends):
         return key, value
     key, value = (xp.asarray(a, copy=True) for a in (key, value))
     _remember(key, value, _view(shown()), units, ends)
@@ -140,7 +140,7 @@ def claimed_by_all(key: Array, value: Array, slot: int) -> bool:
         return True
 
 
-def _claimed(key: Array, value: Array, units: Any, starts: Any, ends: Any) -> bool:
+def claimed(key: Array, value: Array, units: Any, starts: Any, ends: Any) -> bool:
     """Mark slots as written; False, and nothing is marked, where one is already, or it is not known."""
     with _LOCK:
         found = _found(key, value)

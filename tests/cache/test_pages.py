@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from attention_xp import flash_attention
+from attention_xp._engine.walkers.numpy import pages_in_place
 from attention_xp._engine.walkers.numpy.compiled import found as loops
-from attention_xp._engine.walkers.numpy.pages import Pages
 from attention_xp.biases import AlibiBias
 from attention_xp.cache import (
     PagedCache,
+    _where_they_lie,
     append,
     append_and_attend,
     attend,
@@ -200,24 +201,97 @@ def test_freed_pages_are_given_to_others(library):
     assert int((to_numpy(cache.references) > 0).sum()) <= PAGES
 
 
-@pytest.mark.backends("numpy")
-@pytest.mark.parametrize(
-    ("table", "is_one_array"), [([2, 3, 4, -1], True), ([2, 3, 5, 9], False), ([4, 3, 2, 0], False)], ids=str
-)
-def test_neighbouring_pages_of_a_single_item_are_one_array(monkeypatch, table, is_one_array):
-    """A step then costs what it costs on a slice; what lies behind the end, and other orders, change nothing."""
-    monkeypatch.setattr(loops, "LEAST", 0)  # where numba is installed, loops are compiled for few keys as well
-    pools = [normal(HKV, 6, PAGE, n, seed=n).astype(np.float32).swapaxes(0, 1) for n in (32, 64)]
+ORDERS = {
+    "neighbours": [[2, 3, 4, 5]],
+    "neighbours at equal distances": [[2, 3, 4, 5], [8, 9, 10, 11], [14, 15, 16, 17]],
+    "the same pages": [[2, 3, 4, 5], [2, 3, 4, 5]],
+    "a shared prefix": [[2, 3, 4, 5], [2, 3, 9, 10]],
+    "neighbours at other distances": [[2, 3, 4, 5], [8, 9, 10, 11], [13, 14, 15, 16]],
+    "backwards": [[5, 4, 3, 2], [11, 10, 9, 8]],
+    "scattered": [[17, 3, 9, 4], [0, 16, 1, 8], [12, 7, 15, 2]],
+}
+AS_ARRAYS = "neighbours", "neighbours at equal distances", "the same pages"
+IN_PLACE = {
+    "plain": {},
+    "sinks": {"sinks": np.asarray([0.5, -0.5, 1.0, 2.0])},
+    "softcap": {"softcap": 2.0},
+    "causal": {"is_causal": True},
+    "window": {"window": (9, 0)},
+    "bias": {"bias": AlibiBias(np.linspace(0.1, 0.5, H))},
+}
+
+
+def pools_with_nan(layout, table, lengths, size):
+    """Pools of keys and values, NaN outside of what the items read, and all items in order."""
+    pools, found = [], []
+    for width in (32, 64):
+        shape = (HKV, 18, size, width) if "heads" in layout else (18, HKV, size, width)
+        pool = normal(*shape, seed=width).astype(np.float32)
+        pools.append(pool.swapaxes(0, 1) if "heads" in layout else pool)
+    is_read = np.zeros((18, size), bool)
+    for row, length in zip(table, lengths, strict=True):
+        for i in range(length):
+            is_read[row[i // size], i % size] = True
     for pool in pools:
-        pool[table[2], :, 1:] = np.nan  # behind the end
-    table, length = np.asarray([table]), 2 * PAGE + 1
-    views = Pages.as_arrays(*pools, table, [length])
-    assert (views is not None) == is_one_array
-    if is_one_array:
-        assert all(np.shares_memory(view, pool) for view, pool in zip(views, pools, strict=True))
-    rows = [pool[table[0, :3]].swapaxes(0, 1).reshape(1, HKV, -1, pool.shape[3])[:, :, :length] for pool in pools]
-    query = normal(1, H, 2, 32).astype(np.float32)
-    for options in ({}, {"is_causal": True, "window": (5, 0)}, {"bias": AlibiBias(np.linspace(0.1, 0.5, H))}):
-        output = paged_attention(query, *pools, table, np.asarray([length]), **options)
-        expected = flash_attention(query, *rows, impl="dense", query_offset=length - 2, **options)
-        np.testing.assert_allclose(output, expected, atol=2e-6)
+        pool.swapaxes(1, 2)[~is_read] = np.nan
+        rows = [pool[row].swapaxes(0, 1).reshape(HKV, -1, pool.shape[3]) for row in table]
+        found.append([items[None, :, :n] for items, n in zip(rows, lengths, strict=True)])
+    return pools, found
+
+
+@pytest.mark.backends("numpy")
+@pytest.mark.parametrize("layout", ["by heads", "by pages"])
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("options", IN_PLACE)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("is_ragged", [False, True])
+@pytest.mark.parametrize("size", [6, 64])
+def test_pages_are_read_where_they_lie(monkeypatch, order, options, rows, layout, is_ragged, size):
+    """As arrays, by compiled loops where there is numba, or by pieces; what lies outside changes nothing."""
+    monkeypatch.setattr(loops, "LEAST", 0)
+    monkeypatch.setattr(pages_in_place, "_LONG", 0 if size == 6 else 512)
+    table = np.asarray(ORDERS[order])
+    lengths = [3 * size + 2] * len(table) if not is_ragged else [4 * size, size, 2 * size - 3][: len(table)]
+    pools, items = pools_with_nan(layout, table, lengths, size)
+    query = normal(len(table), H, rows, 32).astype(np.float32)
+    how = dict(IN_PLACE[options])
+    output, lse = paged_attention(query, *pools, table, np.asarray(lengths), return_lse=True, **how)
+    for b, (length, key, value) in enumerate(zip(lengths, *items, strict=True)):
+        place = {"query_offset": length - rows, "impl": "dense", "return_lse": True}
+        expected, expected_lse = flash_attention(query[b : b + 1], key, value, **place, **how)
+        np.testing.assert_allclose(output[b : b + 1], expected, atol=2e-6)
+        np.testing.assert_allclose(lse[b : b + 1], expected_lse, atol=2e-6)
+
+
+@pytest.mark.backends("numpy")
+@pytest.mark.parametrize("order", ORDERS)
+def test_pages_that_lie_like_an_array_are_one(order):
+    """A step then costs what it costs on slices."""
+    table, size = np.asarray(ORDERS[order]), 6
+    pools, _ = pools_with_nan("by heads", table, [20] * len(table), size)
+    views = pages_in_place.as_arrays(*pools, table.tolist(), [20] * len(table))
+    assert (views is not None) == (order in AS_ARRAYS)
+    assert views is None or all(np.shares_memory(a, pool) for a, pool in zip(views, pools, strict=True))
+    assert pages_in_place.as_arrays(*(pool.copy() for pool in pools), table.tolist(), [20] * len(table)) is None
+
+
+@pytest.mark.backends("numpy")
+@pytest.mark.parametrize("layout", ["by heads", "by pages"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_compiled_loops_read_all_pages(monkeypatch, order, layout):
+    """Whatever their order, and of items of any lengths, those without keys as well."""
+    monkeypatch.setattr(loops, "LEAST", 0)
+    seen = []
+    attend_compiled = _where_they_lie.attend_compiled
+    monkeypatch.setattr(
+        _where_they_lie, "attend_compiled", lambda *given: seen.append(attend_compiled(*given)) or seen[-1]
+    )
+    table = np.asarray([*ORDERS[order], [0, 0, 0, 0]])
+    lengths = [*[20, 13, 1][: len(table) - 1], 0]
+    pools, items = pools_with_nan(layout, table, lengths, 6)
+    query = normal(len(table), H, 1, 32).astype(np.float32)
+    output = paged_attention(query, *pools, table, np.asarray(lengths))
+    assert [found is not None for found in seen] == [loops.loops() is not None]
+    for b, (key, value) in enumerate(zip(*items, strict=True)):
+        np.testing.assert_allclose(output[b : b + 1], flash_attention(query[b : b + 1], key, value), atol=2e-6)
+    assert not output[-1].any()

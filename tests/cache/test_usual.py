@@ -6,7 +6,8 @@ import weakref
 import numpy as np
 import pytest
 
-from attention_xp.cache import StaticCache, _step, _usual, append, append_and_attend, attend
+from attention_xp import flash_attention
+from attention_xp.cache import PagedCache, StaticCache, _step, _usual, append, append_and_attend, attend, reorder
 from tests._inputs import normal
 
 B, H, K, D, C = 2, 6, 2, 8, 12
@@ -31,13 +32,18 @@ def taken(monkeypatch):
     return seen
 
 
-def prompted(count=3):
-    return append(StaticCache.empty(B, K, C, D, dtype="float32"), rows(count), rows(count, seed=1))
+def prompted(count=3, kind="static", pages=8, **how):
+    if kind == "static":
+        cache = StaticCache.empty(B, K, C, D, dtype="float32")
+    else:
+        cache = PagedCache.empty(B, K, pages, D, page_size=4, dtype="float32")
+    return append(cache, rows(count), rows(count, seed=1), **how)
 
 
+@pytest.mark.parametrize("kind", ["static", "paged"])
 @pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"dropout_rate": 0.0}])
-def test_steps_are_those_of_appending_and_attending(taken, options):
-    cache = longer = prompted()
+def test_steps_are_those_of_appending_and_attending(taken, options, kind):
+    cache, longer = prompted(kind=kind), prompted()
     for seed in range(5):
         query, key, value = rows(1, H, seed), rows(1, seed=seed + 50), rows(1, seed=seed + 90)
         found, cache = append_and_attend(cache, query, key, value, **options)
@@ -45,6 +51,81 @@ def test_steps_are_those_of_appending_and_attending(taken, options):
         np.testing.assert_allclose(found, attend(longer, query), rtol=1e-6, atol=1e-7)
         np.testing.assert_array_equal(cache.lengths, longer.lengths)
     assert taken[1:] == [True] * 4
+
+
+def seen_of(cache, b, count):
+    """The first keys of an item of a paged cache, (K, count, D)."""
+    return cache.key_pages[cache.block_table[b]].swapaxes(0, 1).reshape(K, -1, D)[:, :count]
+
+
+@pytest.mark.parametrize("count", [3, 4], ids=["within a page", "on a new page"])
+def test_an_older_cache_of_pages_keeps_what_it_shows(taken, count):
+    first, before = prompted(count, "paged"), rows(count)
+    one, two = (rows(1, seed=seed) for seed in (5, 6))
+    _, left = append_and_attend(first, rows(1, H), one, one)
+    _, right = append_and_attend(first, rows(1, H), two, two)
+    for cache, row in ((left, one), (right, two)):
+        for b in range(B):
+            np.testing.assert_array_equal(seen_of(cache, b, count + 1), np.concat([before[b], row[b]], axis=1))
+    np.testing.assert_array_equal(first.lengths, [count] * B)
+    np.testing.assert_array_equal(first.references, prompted(count, "paged").references)
+    assert taken[-1] is False
+
+
+@pytest.mark.parametrize("count", [3, 4], ids=["within a page", "on a new page"])
+def test_items_that_share_pages_write_into_their_own(taken, count):
+    cache = reorder(
+        append(PagedCache.empty(1, K, 8, D, page_size=4, dtype="float32"), *[rows(count)[:1]] * 2), np.zeros(B, int)
+    )
+    row = rows(1, seed=3)
+    for _ in range(2):
+        output, after = append_and_attend(cache, rows(1, H), row, row)
+    for b in range(B):
+        keys = np.concat([rows(count)[0], row[b]], axis=1)
+        np.testing.assert_array_equal(seen_of(after, b, count + 1), keys)
+        expected = flash_attention(rows(1, H)[b : b + 1], keys[None], keys[None])
+        np.testing.assert_allclose(output[b : b + 1], expected, atol=1e-6)
+    assert len(set(after.block_table[:, (count) // 4].tolist())) == B
+    assert True not in taken
+
+
+def test_a_page_that_is_taken_is_not_given_again(taken):
+    """The items lie one behind the other, and the second one's page is behind the first one's."""
+    cache = prompted(4, "paged", pages=3, lengths=np.asarray([4, 3]))
+    assert cache.block_table[:, 0].tolist() == [0, 1]
+    _, cache = append_and_attend(cache, rows(1, H), rows(1), rows(1))
+    assert taken[-1] is False
+    held = [
+        page for row, n in zip(cache.block_table.tolist(), cache.lengths, strict=True) for page in row[: -(-n // 4)]
+    ]
+    assert len(set(held)) == len(held)
+    np.testing.assert_array_equal(np.flatnonzero(cache.references), sorted(held))
+
+
+def test_paged_items_of_different_lengths(taken):
+    cache = prompted(6, "paged", lengths=np.asarray([6, 2]))
+    for seed in range(2):
+        output, cache = append_and_attend(cache, rows(1, H, seed), rows(1, seed=seed + 4), rows(1, seed=seed + 8))
+    assert taken[-1]
+    for b, count in enumerate([6, 2]):
+        keys, values = (
+            np.concat([rows(6, seed=n)[b, :, :count], *(rows(1, seed=seed + m)[b] for seed in range(2))], axis=1)
+            for n, m in ((0, 4), (1, 8))
+        )
+        expected = flash_attention(rows(1, H, 1)[b : b + 1], keys[None], values[None])
+        np.testing.assert_allclose(output[b : b + 1], expected, atol=1e-6)
+
+
+def test_an_entry_that_is_no_page_is_told(taken):
+    cache = prompted(6, "paged")
+    _, cache = append_and_attend(cache, rows(1, H), rows(1), rows(1))
+    for wrong in (-1, 8):
+        table = cache.block_table.copy()
+        table[0, 0] = wrong
+        output, _ = append_and_attend(cache._replace(block_table=table), rows(1, H), rows(1), rows(1))
+        assert taken[-1] is False
+        assert np.isnan(output[0]).all()
+        assert np.isfinite(output[1]).all()
 
 
 def test_an_older_cache_keeps_what_it_shows(taken):
@@ -59,8 +140,9 @@ def test_an_older_cache_keeps_what_it_shows(taken):
     assert taken[1:] == [False, False]  # its slots were given away by the first step
 
 
-def test_a_full_cache_is_told(taken):
-    cache = prompted(C - 2)
+@pytest.mark.parametrize(("kind", "room"), [("static", C), ("paged", 16)])
+def test_a_full_cache_is_told(taken, kind, room):
+    cache = prompted(room - 2, kind)
     for _ in range(2):
         _, cache = append_and_attend(cache, rows(1, H), rows(1), rows(1))
     with pytest.raises(ValueError, match="overflows"):
@@ -104,9 +186,10 @@ def test_wrong_rows_are_refused_after_right_ones(taken):
     assert taken[1:] == [False, False, False]  # the first step may have been made by other tests before
 
 
-def test_the_memory_of_a_cache_is_given_back(taken, monkeypatch):
+@pytest.mark.parametrize("kind", ["static", "paged"])
+def test_the_memory_of_a_cache_is_given_back(taken, monkeypatch, kind):
     monkeypatch.setattr(_usual, "_PROBLEMS", {})
-    cache = prompted()
+    cache = prompted(kind=kind)
     for seed in range(3):
         query = rows(1, H, seed)
         _, cache = append_and_attend(cache, query, rows(1, seed=seed + 50), rows(1, seed=seed + 90))
@@ -115,4 +198,4 @@ def test_the_memory_of_a_cache_is_given_back(taken, monkeypatch):
     assert len(_usual._PROBLEMS) == 1
     del query, cache
     gc.collect()
-    assert [reference() for reference in held] == [None] * 4
+    assert [reference() for reference in held] == [None] * len(held)

@@ -80,10 +80,10 @@ def attend_call(
     return attend(Problem.of(query, key, value, mask, dropout_rate, options, found=found), wanted)
 
 
-def attend_step(problem: Problem) -> Attended:
-    """Compute the output of a problem of NumPy arrays, in most cases of few rows, for which nothing else is asked."""
-    found = dense.attend_few_rows(problem, _OUTPUT)
-    return attend(problem, _OUTPUT) if found is None else found
+def attend_step(problem: Problem, wanted: Wanted = _OUTPUT) -> Attended:
+    """Compute a problem of NumPy arrays, in most cases of few rows, of which no weights are wanted."""
+    found = dense.attend_few_rows(problem, wanted) if problem.impl == "auto" else None
+    return attend(problem, wanted) if found is None else found
 
 
 def _attended(problem: Problem, weights: bool, lse: bool, name: str) -> Attended:

@@ -12,7 +12,7 @@ from attention_xp._engine.tile.formula import attend_region
 from attention_xp._engine.walkers.numpy import scratch  # noqa: F401  # keeps the memory of temporary arrays
 from attention_xp._engine.walkers.numpy.compiled.found import are_read_in_place, pay_for_loops
 from attention_xp._engine.walkers.numpy.compiled.steps import Steps
-from attention_xp._engine.walkers.numpy.compiled_few_rows import attend_in_place
+from attention_xp._engine.walkers.numpy.compiled_few_rows import Stretches, attend_in_place
 from attention_xp._engine.walkers.numpy.few_rows import MOST_ROWS, FewRows, is_in_blocks, rows_of_keys
 from attention_xp._engine.walkers.numpy.place import Place
 from attention_xp._engine.walkers.numpy.pool import run_jobs, with_blas_held_to_one
@@ -43,24 +43,31 @@ def are_few_without_rules(problem: Problem) -> bool:
     return len(problem.rules) == 0 and are_few_rows(problem)
 
 
-def attend(problem: Problem, wanted: Wanted, threads: int | None = None) -> Attended:
-    """Compute a problem of few rows, on so many threads, by default on as many as BLAS may have; the weights are not to be had."""
-    if math.prod(problem.key.shape) < _MANY and not pay_for_loops(problem.key):
+def attend(
+    problem: Problem, wanted: Wanted, threads: int | None = None, stretches: list[Stretches] | None = None
+) -> Attended:
+    """Compute a problem of few rows, on so many threads, by default on as many as BLAS may have; the weights are not to be had.
+
+    With `stretches`, for compiled loops, each batch item attends those of its own alone among keys that all of them share.
+    """
+    if stretches is None and math.prod(problem.key.shape) < _MANY and not pay_for_loops(problem.key):
         return attend_region(FewRows(problem), Region.whole(problem), problem.query, problem.key, problem.value, wanted)
-    is_compiled = are_compiled(problem)
+    is_compiled = stretches is not None or are_compiled(problem)
     compute = partial(attend_in_place, problem.once(Steps)) if is_compiled else partial(attend_region, FewRows(problem))
     Sq, lead = problem.query.shape[-2], problem.lead
+    keys = problem.key.shape[-2] if stretches is None else max(map(_count, stretches))
     output = np.empty((*lead, Sq, problem.value.shape[-1]), problem.result_dtype)
     lse = np.empty((*lead, Sq), problem.dtype) if wanted.lse else None
 
     def visit(count: int) -> None:
-        jobs = list(Place.every(lead, _heads(problem, count)))
+        jobs = list(Place.every(lead, _heads(problem, keys, count)))
         run_jobs(len(jobs), lambda: nullcontext(lambda i: do(jobs[i])), count)
 
     def do(place: Place) -> None:
         region = Region(problem, (*place.starts, 0, 0), (*place.sizes, Sq, problem.key.shape[-2]))
         key, value = (place.shared(problem, a) for a in (problem.key, problem.value))
-        found = compute(region, problem.query[place.at], key, value, wanted)
+        some = () if stretches is None else (stretches[place.starts[0]],)
+        found = compute(region, problem.query[place.at], key, value, wanted, *some)
         output[place.at] = found.output
         if lse is not None:
             lse[place.at] = found.lse
@@ -74,11 +81,16 @@ def are_compiled(problem: Problem) -> bool:
     return 1 < rows_of_keys(problem) <= MOST_ROWS and are_read_in_place(problem)
 
 
-def _heads(problem: Problem, threads: int) -> int:
-    """Return the query heads of a job, whole groups."""
+def _count(stretches: Stretches) -> int:
+    """Return the number of keys in some stretches."""
+    return sum(end - first for first, end in stretches)
+
+
+def _heads(problem: Problem, keys: int, threads: int) -> int:
+    """Return the query heads of a job, whole groups, where rows attend so many keys."""
     lead, group = problem.lead, problem.group
     if len(lead) == 0:
         return 1
     of_a_thread = math.prod(lead) // (_JOBS * threads)
-    of_a_cache: int = _SCORES // (problem.query.shape[-2] * problem.key.shape[-2])
+    of_a_cache: int = _SCORES // max(problem.query.shape[-2] * keys, 1)
     return max(min(of_a_thread, of_a_cache, lead[-1]) // group, 1) * group

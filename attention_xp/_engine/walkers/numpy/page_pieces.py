@@ -168,6 +168,10 @@ def _runs(table: Array, lengths: list[int], size: int, most: tuple[int, int]) ->
     """Yield runs of at most so many pages, and stretches of at most so many; 0 where pages of a head do not follow each other."""
     for item, length in enumerate(lengths):
         row = table[item, : -(-length // size)]
+        numbers = row.tolist() if 0 < len(row) <= most[1] else []
+        if numbers and numbers == list(range(numbers[0], numbers[0] + len(numbers))):  # what most items are
+            yield _stretch(item, 0, numbers[0], len(numbers), size, length)
+            continue
         for start, end in _progressions(row):
             step = int(row[end - 1]) - int(row[end - 2]) if end - start > 1 else 1
             is_stretch = step == 1 and most[1] > 0

@@ -14,7 +14,7 @@ import numpy as np
 
 from attention_xp._engine.tile.products import Paged
 from attention_xp._engine.walkers.numpy.few_rows import is_in_blocks
-from attention_xp._engine.walkers.numpy.page_pieces import Pieces, Stretch, cut
+from attention_xp._engine.walkers.numpy.page_pieces import Pieces, cut
 from attention_xp._engine.walkers.numpy.pool import run_jobs, with_blas_held_to_one
 from attention_xp._typing import Array, DType
 
@@ -37,33 +37,15 @@ class Pages(Paged):
     def of(
         cls, key: Array, value: Array, table: Array, lengths: list[int], width: DType, *, rows: int
     ) -> tuple["Pages", "Pages"]:
-        """Return keys and values in the same pages, as many as the longest item has; what is no page may give anything.
+        """Return keys and values in the same pages, as many as the longest item has.
 
         They will be multiplied by so many rows of each key/value head.
         """
         at_once = not is_in_blocks(rows) and all(a.dtype == width for a in (key, value))
-        table = _within(table, key)
-        pieces = _cut(key, value, table, lengths, at_once=at_once)
+        by_heads = all(a.strides[0] == a.shape[2] * a.strides[2] for a in (key, value))
+        pieces = cut(table, lengths, key.shape[2], math.prod(key.shape[1:]), by_heads=by_heads, at_once=at_once)
         keys, values = (cls(a, table, lengths, pieces, width) for a in (key, value))
         return keys, values
-
-    @staticmethod
-    def as_arrays(key: Array, value: Array, table: Array, lengths: list[int]) -> tuple[Array, Array] | None:
-        """Return keys and values (1, Hkv, Sk, D) of a single item whose pages of a head follow each other, without a copy.
-
-        Compiled loops then read them as they read a slice. ``None`` for other pages.
-        """
-        if len(lengths) != 1:
-            return None
-        pieces = _cut(key, value, _within(table, key), lengths, at_once=True).all
-        if len(pieces) != 1 or not isinstance(pieces[0], Stretch):
-            return None
-        return pieces[0].view(key)[None], pieces[0].view(value)[None]
-
-    @staticmethod
-    def stand_in(shape: tuple[int, ...], dtype: DType) -> Array:
-        """Return an array of a shape that takes no memory, to check a call with."""
-        return np.ndarray(shape, dtype, np.zeros(1, dtype), strides=(0,) * len(shape))
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -105,7 +87,7 @@ class Pages(Paged):
         """Return a copy as one array, (B, Hkv, Sk, D), with zeros behind the end of an item."""
         B, heads, Sk, width = self.shape
         size, most = self.pool.shape[2], self.table.shape[1]
-        copied = self.pool[self.table].swapaxes(1, 2).reshape(B, heads, -1, width)
+        copied = self.pool[np.clip(self.table, 0, len(self.pool) - 1)].swapaxes(1, 2).reshape(B, heads, -1, width)
         is_read = np.arange(most * size)[None, :] < np.asarray(self.lengths)[:, None]
         return np.where(is_read[:, None, :, None], copied, 0.0)[:, :, :Sk].astype(self.width)
 
@@ -118,14 +100,3 @@ class Pages(Paged):
                 return
             for i in range(count):
                 do(i)
-
-
-def _cut(key: Array, value: Array, table: Array, lengths: list[int], *, at_once: bool) -> Pieces:
-    """Return the pieces in which both pools are read."""
-    by_heads = all(a.strides[0] == a.shape[2] * a.strides[2] for a in (key, value))
-    return cut(table, lengths, key.shape[2], math.prod(key.shape[1:]), by_heads=by_heads, at_once=at_once)
-
-
-def _within(table: Array, pool: Array) -> Array:
-    """Return a table in which every number is that of a page."""
-    return np.minimum(np.maximum(table, 0), len(pool) - 1)

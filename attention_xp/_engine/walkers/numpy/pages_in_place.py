@@ -1,0 +1,93 @@
+"""Pages of a pool as rows of one array, of which compiled loops read stretches, and as an array, where they lie like one."""
+
+import numpy as np
+
+from attention_xp._engine.problem.problem import Problem
+from attention_xp._engine.problem.result import Attended, Wanted
+from attention_xp._engine.walkers.numpy import at_once
+from attention_xp._engine.walkers.numpy.compiled.found import are_read_in_place
+from attention_xp._engine.walkers.numpy.compiled_few_rows import Stretches
+from attention_xp._engine.walkers.numpy.few_rows import MOST_ROWS, rows_of_keys
+from attention_xp._typing import Array
+
+__all__ = ["as_arrays", "attend_compiled"]
+
+_LONG = 512  # keys of a stretch, on average, from which BLAS multiplies a single row by it as fast
+
+
+def as_arrays(key: Array, value: Array, pages: list[list[int]], lengths: list[int]) -> tuple[Array, Array] | None:
+    """Return keys and values (B, Hkv, Sk, D) of items of one length in some pages each, without a copy.
+
+    ``None`` unless the pages of a head follow each other, and items lie at equal distances.
+    """
+    size, length = key.shape[2], lengths[0] if lengths else 0
+    if (
+        length == 0
+        or lengths.count(length) != len(lengths)
+        or not _rows_of_a_page(key) == _rows_of_a_page(value) == size
+    ):
+        return None
+    for own in pages:
+        if own != list(range(own[0], own[0] + len(own))):
+            return None
+    if len(pages) == 1:
+        return _neighbours(key, pages[0], length), _neighbours(value, pages[0], length)
+    first, distance = pages[0][0], pages[1][0] - pages[0][0]
+    if any(own[0] != first + i * distance for i, own in enumerate(pages)):
+        return None
+    shape = len(pages), key.shape[1], length
+    of_key, of_value = (_view(a[first:], (*shape, a.shape[3]), distance * a.strides[0]) for a in (key, value))
+    return of_key, of_value
+
+
+def attend_compiled(
+    problem: Problem, key: Array, value: Array, pages: list[list[int]], lengths: list[int], wanted: Wanted
+) -> Attended | None:
+    """Return what compiled loops find for items of some lengths; ``None`` where they do not compute it, or would be slower.
+
+    The problem has any keys, as many as the longest item.
+    """
+    step, size = _rows_of_a_page(key), key.shape[2]
+    if step < size or step != _rows_of_a_page(value):
+        return None
+    rows = rows_of_keys(problem)
+    if rows > MOST_ROWS or not are_read_in_place(problem):
+        return None
+    stretches = [_stretches(np.asarray(own, np.int64), n, size, step) for own, n in zip(pages, lengths, strict=True)]
+    if rows == 1 and sum(lengths) >= _LONG * sum(map(len, stretches)):
+        return None
+    return at_once.attend(problem.with_keys(_as_rows(key), _as_rows(value)), wanted, stretches=stretches)
+
+
+def _neighbours(pool: Array, pages: list[int], length: int) -> Array:
+    """Return the first keys of pages that follow each other, (1, Hkv, length, D)."""
+    by_heads = pool[pages[0] : pages[-1] + 1].swapaxes(0, 1)
+    return by_heads.reshape(len(by_heads), -1, by_heads.shape[-1])[None, :, :length]
+
+
+def _rows_of_a_page(pool: Array) -> int:
+    """Return how many rows of a head there are from one page to the next; 0 where loops cannot read rows."""
+    page, _, row, column = pool.strides
+    is_read = column == pool.itemsize and pool.flags.aligned and row > 0
+    return int(page // row) if is_read and page % row == 0 else 0
+
+
+def _as_rows(pool: Array) -> Array:
+    """Return a view (1, Hkv, rows, D) of all that lies from the first row of a head to its last: slot s of page p is row p * step + s."""
+    count, heads, size, width = pool.shape
+    return _view(pool, (1, heads, (count - 1) * _rows_of_a_page(pool) + size, width), 0)
+
+
+def _view(pool: Array, shape: tuple[int, ...], step: int) -> Array:
+    """Return a view of what begins with a pool, with so many bytes from item to item, and all other distances as in a page."""
+    return np.lib.stride_tricks.as_strided(pool, shape, (step, *pool.strides[1:]), writeable=False)
+
+
+def _stretches(pages: Array, length: int, size: int, step: int) -> Stretches:
+    """Return the rows of an item, `step` of which lie from page to page: pages that follow each other are one stretch."""
+    if length == 0:
+        return ()
+    ends = np.flatnonzero(pages[1:] - pages[:-1] != 1) if step == size else np.arange(len(pages) - 1)
+    firsts, lasts = pages[[0, *(ends + 1)]] * step, pages[[*ends, -1]] * step + size
+    lasts[-1] -= len(pages) * size - length
+    return list(zip(firsts.tolist(), lasts.tolist(), strict=True))
