@@ -129,6 +129,14 @@ def test_sinks_of_minus_infinity_are_none(library, make, impl):
     assert_close(lse, np.full(SHAPE[:-1], -np.inf), library)
 
 
+def test_the_smallest_sinks_are_none(library, make, impl):
+    """They overflow by no factor of a base: warnings are errors here."""
+    query, key, value = inputs(SHAPE)
+    sinks = make(np.full(3, -3e38))
+    output = flash_attention(make(query), make(key), make(value), sinks=sinks, impl=impl)
+    assert_close(output, attention(query, key, value)[0], library)
+
+
 def test_a_score_mod_may_return_fewer_axes(library, make, impl):
     query, key, value = inputs(SHAPE)
     table = make(np.arange(40.0))

@@ -17,6 +17,8 @@ _LETTERS = {
     "references": "(num_pages,)",
 }
 
+_COUNTS = {"block_table", "lengths", "references"}
+
 
 def check_parts(cache: Any) -> None:
     """Refuse a cache whose arrays do not fit each other; what is no array at all is refused elsewhere.
@@ -38,6 +40,9 @@ def check_parts(cache: Any) -> None:
         raise ValueError(
             f"the arrays of the {type(cache).__name__} do not fit each other: expected {letters}, {shapes(**cache._asdict())}"
         )
-    kind = dtype_name(cache.lengths.dtype)
-    if not kind.startswith(("int", "uint")):
-        raise TypeError(f"cache.lengths must be an integer array, got {kind}")
+    for name in (
+        set(cache._fields) & _COUNTS
+    ):  # in fewer bits, positions or pages may overflow, and there is no -1 without a sign
+        kind = dtype_name(getattr(cache, name).dtype)
+        if kind not in ("int32", "int64"):
+            raise TypeError(f"cache.{name} must be int32 or int64, got {kind}")

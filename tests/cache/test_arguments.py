@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from attention_xp import flash_attention
+from attention_xp._backend.libraries import array_namespace
 from attention_xp.cache import (
     RollingCache,
     StaticCache,
@@ -210,12 +211,20 @@ def test_tangents_of_forward_mode_are_kept(library, kind):
     torch.testing.assert_close(found, expected)
 
 
+def as_int8(array):
+    xp = array_namespace(array)
+    return xp.astype(array, xp.int8)
+
+
 WRONG_PARTS = {
     "value_of_other_items": ("static", "value", lambda a: a[:1, ...]),
     "value_of_other_length": ("rolling", "value", lambda a: a[:, :, :-1, :]),
     "key_without_heads": ("dense", "key", lambda a: a[:, 0, ...]),
     "lengths_of_one_item": ("static", "lengths", lambda a: a[:1, ...]),
     "a_number_of_booleans": ("static", "lengths", lambda a: a > 0),
+    "lengths_in_eight_bits": ("static", "lengths", as_int8),
+    "pages_in_eight_bits": ("paged", "block_table", as_int8),
+    "references_in_eight_bits": ("paged", "references", as_int8),
     "fewer_pages_of_values": ("paged", "value_pages", lambda a: a[:-1, ...]),
     "a_table_of_one_item": ("paged", "block_table", lambda a: a[:1, ...]),
     "fewer_references": ("paged", "references", lambda a: a[:-1, ...]),
@@ -228,7 +237,7 @@ def test_arrays_that_do_not_fit_each_other_are_refused(library, kind, name, chan
     query, cache = library.array(QUERY[:, :, :1]), append(empty(library, kind), *rows)
     wrong = cache._replace(**{name: change(getattr(cache, name))})
     for call in (lambda: append(wrong, *rows), lambda: attend(wrong, query), lambda: seen(wrong)):
-        with pytest.raises((TypeError, ValueError), match=rf"{name} (\(|must be an integer array)"):
+        with pytest.raises((TypeError, ValueError), match=rf"{name} (\(|must be int32 or int64)"):
             call()
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.base import base_of
+from attention_xp._engine.tile.base import base_of, lowest_score
 from attention_xp._engine.tile.primitives import AllowedT, ForwardPrimitives, KeyT_contra, ValueT_contra
 from attention_xp._engine.tile.scores import dropped, is_bent, modified, of_real_rows, query_factor, survival_factor
 from attention_xp._engine.tile.sink import sink_of
@@ -60,6 +60,9 @@ def start(problem: Problem, region: Region, empty: Array, *, shift: Array | floa
     logits = sink_of(problem, region)
     if logits is None:
         return Running(total - math.inf if shift is None else None, total, empty)
+    if base.log_e != 1.0:  # the smallest numbers must not overflow by the factor
+        least = lowest_score(xp, logits.dtype)
+        logits = xp.where((logits < least) & (logits > -math.inf), least, logits)
     sink = total + logits * base.log_e
     if shift is not None:
         return Running(None, base.power(sink - shift), empty)
