@@ -94,9 +94,9 @@ def paged_attention(
     TypeError
         If an argument is of the wrong kind: no array, another library, another dtype.
     ValueError
-        If a shape or a value does not fit, or if a length reaches an entry that is no page, or positions that the table or an
-        array mask does not have, and the numbers are known: they lie in host memory, and no trace is being made. Else the item
-        gives NaN.
+        If a shape or a value does not fit, or if a length is negative, or reaches an entry that is no page, or positions that the
+        table or an array mask does not have, and the numbers are known: they lie in host memory, and no trace is being made.
+        Else the item gives NaN.
 
     References
     ----------
@@ -125,14 +125,14 @@ def paged_attention(
     table = as_int32(xp, block_table)
     limit = batch_integers(xp, table, "lengths", lengths)
     given = Given.of(xp, query, mask, options.get("bias"))
-    wrong = missing(xp, table, limit, key_pages.shape[2], key_pages.shape[0])
+    wrong = missing(xp, table, limit, key_pages.shape[2], key_pages.shape[0]) | (limit < 0)
     if given.reach is not None:
         wrong = wrong | (limit > given.reach)
     known = known_integers(xp, xp.astype(wrong, xp.int32))
     if known is not None and 1 in known:
         raise ValueError(
-            f"lengths[{known.index(1)}] reaches an entry of block_table that is none of {key_pages.shape[0]} pages, or positions "
-            "that block_table or an array mask or bias does not have"
+            f"lengths[{known.index(1)}] is negative, or reaches an entry of block_table that is none of {key_pages.shape[0]} "
+            "pages, or positions that block_table or an array mask or bias does not have"
         )
     pages = key_pages, value_pages, table, limit
     how = {**options, "dropout_rate": dropout_rate}

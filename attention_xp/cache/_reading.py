@@ -74,7 +74,7 @@ def attend_pages(
 
 def _has_few_rows(query: Array, key: Array, how: dict[str, Any]) -> bool:
     """Whether scores take no more memory than keys, so that the formula may compute them at once."""
-    rows = query.shape[2] * (query.shape[1] // key.shape[1])  # that share a key
+    rows = query.shape[2] * (query.shape[1] // max(key.shape[1], 1))  # that share a key
     return 0 < rows <= _FEW and query.shape[0] > 0 and how.get("impl", "auto") in ("auto", "dense")
 
 
@@ -162,12 +162,14 @@ def check_pages(xp: Namespace, query: Array, key: Array, value: Array, table: Ar
             "expected query (B, H, Sq, D), key_pages (num_pages, Hkv, page_size, D) and value_pages (num_pages, Hkv, page_size, "
             f"Dv), {shapes(query=query, key_pages=key, value_pages=value)}"
         )
+    if key.shape[2] == 0:
+        raise ValueError(f"pages must hold a position at least, {shapes(key_pages=key)}")
     if table.ndim != 2 or table.shape[0] != query.shape[0]:
         raise ValueError(
             f"block_table must hold the pages of each item: expected (B, any) with B = {query.shape[0]}, "
             f"{shapes(block_table=table)}"
         )
-    if query.shape[3] != key.shape[3] or query.shape[1] % key.shape[1]:
+    if query.shape[3] != key.shape[3] or (query.shape[1] % key.shape[1] if key.shape[1] else query.shape[1]):
         raise ValueError(
             f"query does not fit the pages: expected D = {key.shape[3]} and H a multiple of {key.shape[1]}, {shapes(query=query)}"
         )

@@ -105,6 +105,21 @@ CASES = {
     "item floats": (lambda c, x: reorder(c, np.ones(3)), TypeError, "items"),
     "finished": (lambda c, x: free(c, np.ones(3, int)), TypeError, "finished must be boolean"),
     "table": (lambda c, x: paged_attention(x, x, x, np.zeros((2, 1), int), 1), ValueError, "block_table must hold"),
+    "pages of nothing": (
+        lambda c, x: paged_attention(x, x[:, :, :0], x[:, :, :0], np.zeros((3, 1), int), 0),
+        ValueError,
+        "a position at least",
+    ),
+    "pages without heads": (
+        lambda c, x: paged_attention(x, x[:, :0], x[:, :0], np.zeros((3, 1), int), 0),
+        ValueError,
+        "H a multiple of 0",
+    ),
+    "negative": (
+        lambda c, x: paged_attention(x, x, x, np.zeros((3, 1), int), np.asarray([1, -1, 1])),
+        ValueError,
+        "negative",
+    ),
     "capacity": (lambda c, x: StaticCache.empty(1, 1, 0, 4), ValueError, "capacity must be at least 1"),
 }
 

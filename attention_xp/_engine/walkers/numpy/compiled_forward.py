@@ -98,8 +98,12 @@ class _Worker:
         query = self.problem.query[(*place.at, slice(*rows))].reshape(G, m, -1).astype(steps.dtype, copy=False)
         state, stretches = steps.state(region, target, G), self.walk.stretches.of(region, place, rows)
         arrays = query, *self._keys_of(place), target.reshape(G, m, -1)
-        of_query, *of_output = (memory[:m] for memory in self._rows)
-        copies = of_query, *self._copies, *of_output
+        of_query, sums, of_output = (memory[:m] for memory in self._rows)
+        if _are_adjacent(query, of_query):
+            of_query = of_query[:0]
+        if _are_adjacent(arrays[-1], of_output):
+            of_output = of_output[:0]
+        copies = of_query, *self._copies, sums, of_output
         steps.attend(stretches, steps.draws(region), arrays, state, copies, self._memory, self._there)
         shift, total = (a.reshape(*lead, m, 1) for a in state)
         return shift, total
@@ -118,3 +122,9 @@ class _Worker:
     def _of_heads(self, array: Array, K: int) -> Array:
         """Return the keys or values of so many heads, (K, Sk, W), in the dtype of the computation."""
         return for_heads(array.astype(self._steps.dtype, copy=False), K)
+
+
+def _are_adjacent(rows: Array, memory: Array) -> bool:
+    """Whether rows (G, m, W) lie one behind the other, as those in memory for them do."""
+    width = memory.shape[1] * rows.itemsize
+    return rows.shape[-1] == memory.shape[1] and rows.strides[1:] == (width, rows.itemsize)

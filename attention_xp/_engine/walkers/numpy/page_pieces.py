@@ -73,7 +73,8 @@ class Stretch:
     def view(self, pool: Array) -> Array:
         """Return the keys as they lie, (Hkv, keys, D)."""
         pages = pool[self.pages].swapaxes(0, 1)
-        lying: Array = pages.reshape(len(pages), -1, pages.shape[-1])[:, : self.keys]
+        heads, count, size, width = pages.shape
+        lying: Array = pages.reshape(heads, count * size, width)[:, : self.keys]
         return lying
 
     def _read(self, pool: Array, like: Array) -> Array:

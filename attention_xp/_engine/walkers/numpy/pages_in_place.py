@@ -62,7 +62,8 @@ def attend_compiled(
 def _neighbours(pool: Array, pages: list[int], length: int) -> Array:
     """Return the first keys of pages that follow each other, (1, Hkv, length, D)."""
     by_heads = pool[pages[0] : pages[-1] + 1].swapaxes(0, 1)
-    return by_heads.reshape(len(by_heads), -1, by_heads.shape[-1])[None, :, :length]
+    heads, count, size, width = by_heads.shape
+    return by_heads.reshape(heads, count * size, width)[None, :, :length]
 
 
 def _rows_of_a_page(pool: Array) -> int:

@@ -24,6 +24,7 @@ from attention_xp._engine.walkers.numpy.compiled.copies import copy_head, copy_r
 from attention_xp._engine.walkers.numpy.compiled.draws import ROOM, draw
 from attention_xp._engine.walkers.numpy.compiled.line import (
     KEYS,
+    clear_vector,
     fetch_row,
     is_above,
     keep_line,
@@ -72,21 +73,27 @@ def attend(
     added, the least that it may become, and how much a score may be larger than the shift; and those of the query and of
     dropout. The state is the shift of the scores and the sum of their powers, both (G, m).
 
-    There is memory for the query (m, D); for as many keys as are met at once, packed (chunks, D, KEYS), and their values, in
-    rows of whole vectors (chunks * KEYS, N), or for none, where keys and values, of whole vectors, are read where they lie; for
-    sums (m, lanes), a vector of each row, and sums of values (m, N); for scores
-    (BAND, KEYS) and as many flags; and for what was `seen` of each strip.
+    There is memory for the query (m, D), or for none, where its rows, which lie one behind the other, are read where they lie;
+    for as many keys as are met at once, packed (chunks, D, KEYS), and their values, in rows of whole vectors
+    (chunks * KEYS, N), or for none, where keys and values, of whole vectors, are read where they lie; for sums (m, lanes), a
+    vector of each row, and sums of values (m, N), or for none of these, where they are made in the output, whose rows are
+    whole vectors one behind the other; for scores (BAND, KEYS) and as many flags; and for what was `seen` of each strip.
     """
     (shifts, totals), (rows_of, packed, values, sums, outputs), (K, Sk, Dv) = state, memory, sizes
     G, D, item = len(shifts), rows_of.shape[1], rows_of.itemsize
     is_packed = len(values) > 0
     (factors, factor_of_query, survival), group, at_once = factors, G // K, len(values) if is_packed else Sk
-    of_query, of_key, of_sums = (rows_of.ctypes.data, D * item, D), packed.ctypes.data, sums.ctypes.data
-    of_value = np.int64(values.ctypes.data), values.shape[1] * item
-    of_output = outputs.ctypes.data, outputs.shape[1] * item
+    of_key, of_sums, of_value = (
+        packed.ctypes.data,
+        sums.ctypes.data,
+        (np.int64(values.ctypes.data), values.shape[1] * item),
+    )
+    # Packed keys have the factor of the query.
+    factor_of_rows = scores.dtype.type(1.0) if is_packed else factor_of_query
     for g in range(G):
         k = g // group
-        _begin(query[0] + g * query[1], query[2:], factor_of_query, rows_of, outputs, sums, totals, g)
+        of_query = _copied(query[0] + g * query[1], query[2:], factor_of_rows, rows_of)
+        of_output = _cleared(output[0] + g * output[1], sums, outputs, totals, g)
         for seen_keys in range(0, Sk, at_once):
             most = min(seen_keys + at_once, Sk)
             places = key[0] + k * key[1] + seen_keys * key[2], value[0] + k * value[1] + seen_keys * value[2]
@@ -103,7 +110,16 @@ def attend(
                         keys = left, max(begin - left, 0), min(last_key - left, KEYS)
                         chunk = (left - seen_keys) // KEYS
                         if is_packed and not there[chunk]:
-                            _bring(places, (key[2:], value[2:]), chunk, min(Sk - left, KEYS), Dv, packed, values)
+                            _bring(
+                                places,
+                                (key[2:], value[2:]),
+                                chunk,
+                                min(Sk - left, KEYS),
+                                Dv,
+                                factor_of_query,
+                                packed,
+                                values,
+                            )
                             there[chunk] = 1
                         for row in range(top, min(top + TALL, last_row), BAND):
                             rows = row, min(row + BAND, top + TALL, last_row)
@@ -123,7 +139,7 @@ def attend(
                                 scores, seen, at, survivors, constants, factors[3], shifts, g, of_sums, of_output, rows
                             )
                             _weigh(scores, seen, of_value, of_output, rows, left - seen_keys)
-        _end(sums, outputs, totals, g, (output[0] + g * output[1], output[2], output[3]), Dv, survival)
+        _end(sums, of_output, totals, g, (output[0] + g * output[1], output[2], output[3]), Dv, survival)
 
 
 @inlined
@@ -137,38 +153,48 @@ def _fetch(addresses, strides, there, chunk, band, widths, item):
 
 
 @compiled()
-def _bring(addresses, strides, chunk, count, Dv, packed, values):
-    """Copy a chunk of so many keys, and their values."""
+def _bring(addresses, strides, chunk, count, Dv, factor, packed, values):
+    """Copy a chunk of so many keys, times a factor, and their values."""
     first = chunk * KEYS
     of_key, of_value = addresses[0] + first * strides[0][0], addresses[1] + first * strides[1][0]
-    pack_head(of_key, strides[0], count, packed.dtype.type(1.0), packed[chunk : chunk + 1])
+    pack_head(of_key, strides[0], count, factor, packed[chunk : chunk + 1])
     copy_head(of_value, strides[1], count, Dv, values[first : first + KEYS])
 
 
 @inlined
-def _begin(query, strides, factor, rows_of, outputs, sums, totals, g):
-    """Copy the query times its factor, and put zeros where is summed up."""
-    one, item = rows_of.dtype.type(0.0), rows_of.itemsize
+def _copied(query, strides, factor, rows_of):
+    """Copy the query times a factor where there is memory for it; return where it is, its width in bytes, and its numbers."""
+    D, item = rows_of.shape[1], rows_of.itemsize
+    if len(rows_of) == 0:
+        return query, D * item, D
     for i in range(len(rows_of)):
-        to = rows_of.ctypes.data + i * rows_of.shape[1] * item, item
-        copy_row(to, (query + i * strides[0], strides[1]), rows_of.shape[1], item, factor)
-        for d in range(outputs.shape[1]):
-            outputs[i, d] = one
+        copy_row((rows_of.ctypes.data + i * D * item, item), (query + i * strides[0], strides[1]), D, item, factor)
+    return np.int64(rows_of.ctypes.data), D * item, D
+
+
+@inlined
+def _cleared(output, sums, outputs, totals, g):
+    """Put zeros where is summed up, with the sinks in the sums of weights; return where those of values are, and their width."""
+    width, one = outputs.shape[1] * outputs.itemsize, sums.dtype.type(0.0)
+    address = output if len(outputs) == 0 else np.int64(outputs.ctypes.data)
+    for i in range(len(sums)):
+        for byte in range(0, width, WIDTH):
+            clear_vector(address + i * width + byte, one)
         for lane in range(sums.shape[1]):
             sums[i, lane] = one
         sums[i, 0] = totals[g, i]
+    return address, width
 
 
 @inlined
 def _end(sums, outputs, totals, g, output, Dv, survival):
     """Write the sums of values over those of the weights that survive; a row without any has the output 0."""
-    (address, row, column), item = output, outputs.itemsize
+    (address, row, column), (of, width), item = output, outputs, sums.itemsize
     for i in range(len(sums)):
         total = _total(sums, i)
         totals[g, i] = total
         factor = survival / total if total != 0.0 else survival
-        of = outputs.ctypes.data + i * outputs.shape[1] * item, item
-        copy_row((address + i * row, column), of, Dv, item, factor)
+        copy_row((address + i * row, column), (of + i * width, item), Dv, item, factor)
 
 
 @inlined

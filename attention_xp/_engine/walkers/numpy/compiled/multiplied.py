@@ -4,10 +4,13 @@ BLAS first copies both factors into a packed order, which took 0.3 of the time o
 loop is in `registers`.
 """
 
-from attention_xp._engine.walkers.numpy.compiled.compiling import compiled
+from attention_xp._engine.walkers.numpy.compiled.compiling import compiled, inlined
 from attention_xp._engine.walkers.numpy.compiled.registers import FEW, ROWS, VECTORS, WIDTH, add_products
 
 __all__ = ["multiply_rows"]
+
+
+_WIDE, _HALF = VECTORS * WIDTH, 2 * WIDTH  # bytes of the columns of some sums; where both are one, there is no half
 
 
 @compiled()
@@ -18,32 +21,35 @@ def multiply_rows(addresses, strides, sizes, goes_on, one):
     column = 0
     while column < N:
         width = _width_from(column, N)
-        is_wide, right = width > WIDTH, y + column
+        right = y + column
         i = 0
         while i < rows:
             to, of = out + i * strides[0] + column, x + i * strides[1]
             if i + ROWS <= rows:
-                if is_wide:
-                    add_products(to, of, right, strides, count, goes_on, ROWS, VECTORS, one)
-                else:
-                    add_products(to, of, right, strides, count, goes_on, ROWS, 1, one)
+                _add(to, of, right, strides, count, goes_on, ROWS, width, one)
                 i += ROWS
             elif i + FEW <= rows:
-                if is_wide:
-                    add_products(to, of, right, strides, count, goes_on, FEW, VECTORS, one)
-                else:
-                    add_products(to, of, right, strides, count, goes_on, FEW, 1, one)
+                _add(to, of, right, strides, count, goes_on, FEW, width, one)
                 i += FEW
             else:
-                if is_wide:
-                    add_products(to, of, right, strides, count, goes_on, 1, VECTORS, one)
-                else:
-                    add_products(to, of, right, strides, count, goes_on, 1, 1, one)
+                _add(to, of, right, strides, count, goes_on, 1, width, one)
                 i += 1
         column += width
+
+
+@inlined
+def _add(to, of, right, strides, count, goes_on, rows, width, one):
+    if width == _WIDE:
+        add_products(to, of, right, strides, count, goes_on, rows, VECTORS, one)
+    elif width == _HALF:
+        add_products(to, of, right, strides, count, goes_on, rows, 2, one)
+    else:
+        add_products(to, of, right, strides, count, goes_on, rows, 1, one)
 
 
 @compiled()
 def _width_from(column, N):
     """Return of how many columns the next sums are, in bytes."""
-    return VECTORS * WIDTH if column + VECTORS * WIDTH <= N else WIDTH
+    if column + _WIDE <= N:
+        return _WIDE
+    return _HALF if column + _HALF <= N else WIDTH
