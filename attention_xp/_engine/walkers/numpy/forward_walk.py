@@ -11,6 +11,7 @@ from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.walkers.numpy.heads import Ceiling, Heads, Magnitudes, ceiling, likely
 from attention_xp._engine.walkers.numpy.place import Place
 from attention_xp._engine.walkers.numpy.route import Route
+from attention_xp._engine.walkers.numpy.scratch import aligned
 
 __all__ = ["ForwardWalk"]
 
@@ -27,7 +28,7 @@ class ForwardWalk:
         self.problem = problem
         self.shape = self._shape(threads)
         Sq, lead = problem.query.shape[-2], problem.lead
-        self.output = np.empty((*lead, Sq, problem.value.shape[-1]), problem.dtype)
+        self.output = aligned((*lead, Sq, problem.value.shape[-1]), problem.dtype)
         self.lse = np.empty((*lead, Sq), problem.dtype) if lse else None
         self.route = self._route()
         self.jobs = self._jobs(threads)

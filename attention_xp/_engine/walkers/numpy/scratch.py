@@ -1,6 +1,7 @@
 """Memory that a thread keeps from call to call: mapping new pages would take longer than computing in them."""
 
 import itertools
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ import numpy as np
 
 from attention_xp._typing import Array, DType
 
-__all__ = ["lent", "nothing_kept"]
+__all__ = ["aligned", "lent", "nothing_kept"]
 
 _MOST = 2**24  # bytes that are kept
 _keeps = [True]
@@ -40,6 +41,14 @@ def lent(lengths: Sequence[int], dtype: DType) -> Iterator[list[Array]]:
     finally:
         if block.nbytes <= _MOST and _keeps[-1]:
             _kept.block = block
+
+
+def aligned(shape: tuple[int, ...], dtype: DType) -> Array:
+    """Return new memory for an array, whose first number begins a cache line."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    block = np.empty(size + _LINE, np.uint8)
+    first = -block.ctypes.data % _LINE
+    return block[first : first + size].view(dtype).reshape(shape)
 
 
 @contextmanager
