@@ -116,13 +116,15 @@ def test_dropped_weights_are_negative(library):
 
 
 @pytest.mark.backends("numpy", "torch")
-def test_dropped_weights_of_packed_sequences(library):
+@pytest.mark.parametrize("has_positions", [False, True])
+def test_dropped_weights_of_packed_sequences(library, has_positions):
     (q, k, v), bounds = (
         (library.array(normal(S, 2, 8, seed=i)) for i, S in enumerate((7, 9, 9))),
         [[0, 3, 7], [0, 5, 9]],
     )
     slopes, given = library.array(normal(2, 2) ** 2), [library.array(np.asarray(b, np.int32)) for b in bounds]
-    how = {"window_size": (3, 1), "alibi_slopes": slopes, "return_attn_probs": True, "rng": 5}
+    how = {"window_size": (3, 1), "alibi_slopes": slopes} if has_positions else {}
+    how |= {"return_attn_probs": True, "rng": 5}
     out, _, signed = flash_attn_varlen_func(q, k, v, *given, 4, 5, 0.25, **how)
     assert tuple(signed.shape) == (2, 2, 4, 5)
     assert (to_numpy(signed) < 0).any()

@@ -151,7 +151,7 @@ def flash_attn_varlen_func(
     if "dropout_rate" in how:
         query, key, value = (_padded(xp, a, bounds[i], most[i]) for a, i in ((q, 0), (k, 1), (v, 1)))
         how = {**how, "query_lengths": lengths[0], "key_lengths": lengths[1]}
-        weights = signed_weights(xp, query, key, value, {**how, "query_offset": lengths[1] - lengths[0]})
+        weights = signed_weights(xp, query, key, value, how)
     return as_theirs(out), their_lse(xp, xp.permute_dims(lse, (1, 0))), weights
 
 
