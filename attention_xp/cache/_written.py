@@ -149,7 +149,7 @@ def claimed(key: Array, value: Array, units: Any, starts: Any, ends: Any) -> boo
         used = found.used
         if isinstance(units, list):  # of a few numbers, each of another unit
             for unit, start in zip(units, starts, strict=True):
-                if start < used[unit]:
+                if start < used.item(unit):
                     return False
             for unit, end in zip(units, ends, strict=True):
                 used[unit] = end

@@ -66,6 +66,12 @@ def _neighbours(pool: Array, pages: list[int], length: int) -> Array:
     return by_heads.reshape(heads, count * size, width)[None, :, :length]
 
 
+def _lie_by_heads(pool: Array) -> bool:
+    """Whether the pages of a head follow each other."""
+    page, _, row, _ = pool.strides
+    return bool(page == row * pool.shape[2])
+
+
 def _rows_of_a_page(pool: Array) -> int:
     """Return how many rows of a head there are from one page to the next; 0 where loops cannot read rows."""
     page, _, row, column = pool.strides
