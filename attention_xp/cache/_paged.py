@@ -124,6 +124,9 @@ def paged_attention(
     check_pages(xp, query, key_pages, value_pages, block_table)
     table = as_int32(xp, block_table)
     limit = batch_integers(xp, table, "lengths", lengths)
+    numbers = known_integers(xp, limit)
+    if numbers and min(numbers) < 0:
+        raise ValueError(f"lengths must not be negative, got {numbers}")
     given = Given.of(xp, query, mask, options.get("bias"))
     wrong = missing(xp, table, limit, key_pages.shape[2], key_pages.shape[0]) | (limit < 0)
     if given.reach is not None:
@@ -131,12 +134,12 @@ def paged_attention(
     known = known_integers(xp, xp.astype(wrong, xp.int32))
     if known is not None and 1 in known:
         raise ValueError(
-            f"lengths[{known.index(1)}] is negative, or reaches an entry of block_table that is none of {key_pages.shape[0]} "
-            "pages, or positions that block_table or an array mask or bias does not have"
+            f"lengths[{known.index(1)}] reaches an entry of block_table that is none of {key_pages.shape[0]} pages, or positions "
+            "that block_table or an array mask or bias does not have"
         )
     pages = key_pages, value_pages, table, limit
     how = {**options, "dropout_rate": dropout_rate}
-    output, lse = attend_pages(xp, query, pages, given, how, known_integers(xp, limit), lse=return_lse)
+    output, lse = attend_pages(xp, query, pages, given, how, numbers, lse=return_lse)
     if known is None:
         output, lse = (xp.where(filled_up(xp, wrong, 1, behind=a.ndim - 1), math.nan, a) for a in (output, lse))
     return (output, lse) if return_lse else output
