@@ -178,7 +178,7 @@ def decode() -> list[Comparison]:
 def caches() -> list[Comparison]:
     """A step of decoding, the append included, against attention on slices of the same lengths."""
     alone, grouped = Case((1, 16, 1, 64), kv_length=4096), Case((1, 32, 1, 64), kv_heads=8, kv_length=4096)
-    small = [Case((4, 16, 1, 64), kv_length=512), Case((1, 9, 1, 64), kv_heads=3, kv_length=500)]
+    small = [Case((4, 16, 1, 64), kv_length=512), *(Case((B, 9, 1, 64), kv_heads=3, kv_length=500) for B in (1, 4))]
     cases = [alone, replace(alone, shape=(4, 16, 1, 64)), grouped, *small]
     pages = [(case, size) for case in cases for size in (16, 64, 128)]
     return [

@@ -1,6 +1,6 @@
 """Which free pages items get where it is known what they need: those behind their last ones, so that they are read as one."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ def in_stretches(rank: Any, items: Iterable[tuple[int, int]]) -> Any:
     `rank` says of each page (num_pages,) whether it is free: 0 before others, 1 after them, and more than that not. Of each
     item, `items` has its last page, or -1, and how many it needs. It gets the pages that follow, as long as they are free, and
     then goes on in the middle of the longest stretch of free pages, of which the first half is left to who stands before it.
+    Items that have no pages yet start at equal distances in it: while they grow, they lie like an array.
     """
     items = list(items)
     needed = sum(need for _, need in items)
@@ -22,8 +23,11 @@ def in_stretches(rank: Any, items: Iterable[tuple[int, int]]) -> Any:
     if np.count_nonzero(is_free) < needed:  # who is left out is told elsewhere
         return order
     chosen, is_chosen = [], np.zeros(len(rank), bool)
+    starts = _starts(is_free, [need for last, need in items if last < 0 and need > 0])
     for last, missing in items:
-        page, need = last + 1 if last >= 0 else len(rank), missing
+        page, need = last + 1, missing
+        if last < 0 < missing:
+            page = next(starts, len(rank))
         while need > 0:
             if page >= len(rank) or not is_free[page]:
                 page = _place(is_free, need)
@@ -35,10 +39,26 @@ def in_stretches(rank: Any, items: Iterable[tuple[int, int]]) -> Any:
     return np.concat([*chosen, order[~is_chosen[order]]])
 
 
+def _starts(is_free: Any, needs: list[int]) -> Iterator[int]:
+    """Return where those who have nothing start, at equal distances; none where there is no such room for all of them."""
+    if len(needs) < 2:
+        return iter(())
+    start, length = _longest(is_free)
+    before = 1 if start > 0 else 0  # the first part is left to who stands before it
+    part = length // (len(needs) + before)
+    return iter(range(start + before * part, start + length, part)) if part >= max(needs) else iter(())
+
+
 def _place(is_free: Any, need: int) -> int:
     """Return where somebody who needs some pages starts in the longest stretch of free ones."""
+    start, length = _longest(is_free)
+    rest = length - need
+    return start + rest // 2 if start > 0 and rest > 0 else start
+
+
+def _longest(is_free: Any) -> tuple[int, int]:
+    """Return the first page and the length of the longest stretch of free ones."""
     edges = np.flatnonzero(np.diff(is_free.astype(np.int8), prepend=0, append=0))
     starts, lengths = edges[::2], edges[1::2] - edges[::2]
     longest = int(lengths.argmax())
-    start, rest = int(starts[longest]), int(lengths[longest]) - need
-    return start + rest // 2 if start > 0 and rest > 0 else start
+    return int(starts[longest]), int(lengths[longest])

@@ -20,6 +20,9 @@ def stretches(row):
     [
         ([], [(-1, 3)], [0, 1, 2]),
         ([], [(-1, 4), (-1, 4)], [0, 1, 2, 3, 8, 9, 10, 11]),  # four pages are left to each
+        ([], [(-1, 1), (-1, 0), (-1, 2), (-1, 1), (-1, 1)], [0, 4, 5, 8, 12]),  # who needs nothing has no place
+        ([0, 1], [(1, 1), (-1, 2), (-1, 1)], [2, 6, 7, 10]),  # and room for the one before
+        ([], [(-1, 1), (-1, 15)], [0, 1, *range(2, 16)]),  # no room for equal parts
         ([0, 1, 8, 9], [(1, 2), (9, 1)], [2, 3, 10]),
         ([0, 1, 2, 8], [(0, 2)], [11, 12]),  # the next one is taken: in the middle of 9 to 15
         ([*range(6), 8, *range(10, 16)], [(5, 3)], [6, 7, 9]),
