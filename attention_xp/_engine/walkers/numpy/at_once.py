@@ -10,7 +10,7 @@ from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._engine.tile.formula import attend_region
 from attention_xp._engine.walkers.numpy import scratch  # noqa: F401  # keeps the memory of temporary arrays
-from attention_xp._engine.walkers.numpy.compiled.found import are_read_in_place, pay_for_loops
+from attention_xp._engine.walkers.numpy.compiled.found import are_read_in_place, lengths_of, pay_for_loops
 from attention_xp._engine.walkers.numpy.compiled.steps import Steps
 from attention_xp._engine.walkers.numpy.compiled_few_rows import Stretches, attend_in_place
 from attention_xp._engine.walkers.numpy.few_rows import MOST_ROWS, FewRows, is_in_blocks, rows_of_keys
@@ -39,8 +39,8 @@ def are_few_rows(problem: Problem) -> bool:
 
 
 def are_few_without_rules(problem: Problem) -> bool:
-    """Whether the formula is faster for them than tiles: where there are rules, tiles skip what they exclude."""
-    return len(problem.rules) == 0 and are_few_rows(problem)
+    """Whether the formula is faster for them than tiles: where there are rules, but lengths, tiles skip what they exclude."""
+    return (len(problem.rules) == 0 or are_compiled(problem)) and are_few_rows(problem)
 
 
 def attend(
@@ -48,11 +48,13 @@ def attend(
 ) -> Attended:
     """Compute a problem of few rows, on so many threads, by default on as many as BLAS may have; the weights are not to be had.
 
-    With `stretches`, for compiled loops, each batch item attends those of its own alone among keys that all of them share.
+    With `stretches`, for compiled loops, each batch item attends those of its own alone, among keys that all of them may share.
     """
     if stretches is None and math.prod(problem.key.shape) < _MANY and not pay_for_loops(problem.key):
         return attend_region(FewRows(problem), Region.whole(problem), problem.query, problem.key, problem.value, wanted)
     is_compiled = stretches is not None or are_compiled(problem)
+    if is_compiled and stretches is None and problem.rules:
+        stretches = [((0, n),) for n in lengths_of(problem) or ()]
     compute = partial(attend_in_place, problem.once(Steps)) if is_compiled else partial(attend_region, FewRows(problem))
     Sq, lead = problem.query.shape[-2], problem.lead
     keys = problem.key.shape[-2] if stretches is None else max(map(_count, stretches))

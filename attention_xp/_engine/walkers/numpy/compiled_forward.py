@@ -127,4 +127,4 @@ class _Worker:
 def _are_adjacent(rows: Array, memory: Array) -> bool:
     """Whether rows (G, m, W) lie one behind the other, as those in memory for them do."""
     width = memory.shape[1] * rows.itemsize
-    return rows.shape[-1] == memory.shape[1] and rows.strides[1:] == (width, rows.itemsize)
+    return bool(rows.shape[-1] == memory.shape[1] and rows.strides[1:] == (width, rows.itemsize))

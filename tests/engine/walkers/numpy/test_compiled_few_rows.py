@@ -48,6 +48,34 @@ def test_results(dtype, shapes, name, monkeypatch):
     np.testing.assert_allclose(result.lse, whole.lse, atol=atol * 4)
 
 
+LENGTHS = {
+    "some": ([67, 30, 1], {}),
+    "none": ([0, 67, 0], {"sinks": normal(4).astype("float32")}),
+    "of all items": ([40], {"softcap": 0.5}),
+    "beyond the keys": ([90, 66, 5], {}),
+    "behind an offset": ([90, 40, 66], {"key_offset": 30}),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_items_that_end_early(name, monkeypatch):
+    """What lies behind the end is not read, and no mask is made."""
+    (query, key, value), (lengths, options) = inputs((3, 4, 2, 32), (3, 2, 67, 32), (3, 2, 67, 32)), LENGTHS[name]
+    arrays = [x.astype("float32") for x in (query, key, value)]
+    ends = np.clip(np.broadcast_to(lengths, 3) - options.get("key_offset", 0), 0, 67)
+    others = {name: option for name, option in options.items() if name != "key_offset"}
+    expected = reference.attention(query, key, value, key_lengths=ends, **others)
+    for b, n in enumerate(ends):
+        for x in arrays[1:]:
+            x[b, :, n:] = np.nan
+    problem = problem_of(arrays, key_lengths=np.asarray(lengths), **options)
+    assert at_once.are_few_without_rules(problem)
+    monkeypatch.delattr(at_once, "attend_region")
+    result = at_once.attend(problem, Wanted(lse=True), threads=2)
+    np.testing.assert_allclose(result.output, expected.output, atol=2e-6)
+    np.testing.assert_allclose(result.lse, expected.lse, atol=8e-6)
+
+
 def test_keys_may_lie_anyhow():
     """Heads between keys, every second key, numbers of a key apart, and addresses that are no multiple of four bytes."""
     query, key, value = (x.astype(np.float32) for x in inputs((1, 4, 1, 32), (1, 2, 100, 32)))

@@ -13,8 +13,19 @@ from attention_xp._engine.tile.base import base_of, has_vector_powers
 from attention_xp._engine.walkers.numpy.compiled.passes import Passes
 from attention_xp._engine.walkers.numpy.compiled.steps import Steps
 from attention_xp._typing import Array
+from attention_xp.masks import LengthMask
 
-__all__ = ["FEWEST_ROWS", "LEAST", "are_read_in_place", "loops", "missing", "passes_of", "pay_for_loops", "steps_of"]
+__all__ = [
+    "FEWEST_ROWS",
+    "LEAST",
+    "are_read_in_place",
+    "lengths_of",
+    "loops",
+    "missing",
+    "passes_of",
+    "pay_for_loops",
+    "steps_of",
+]
 
 LEAST = 2**20  # pairs of query and key: importing takes as long as some hundred such calls
 FEWEST_ROWS = 64  # for which keys are copied into another order
@@ -41,15 +52,35 @@ def _are_worthwhile(problem: Problem) -> bool:
 
 
 def are_read_in_place(problem: Problem) -> bool:
-    """Whether compiled steps compute a few rows, for which keys are not copied: these are many, and all are attended."""
+    """Whether compiled steps compute a few rows, for which keys are not copied: these are many, and all to some end attended."""
     arrays = problem.key, problem.value
-    if problem.rules or problem.addends or problem.score_mod is not None or problem.seed is not None:
+    if (
+        (problem.rules and lengths_of(problem) is None)
+        or problem.addends
+        or problem.score_mod is not None
+        or problem.seed is not None
+    ):
         return False
     if not pay_for_loops(problem.key) or any(a.dtype != problem.dtype for a in arrays) or loops() is None:
         return False
     from attention_xp._engine.walkers.numpy.compiled.registers import WIDTH  # noqa: PLC0415  # imports numba
 
     return all(a.shape[-1] > 0 and a.shape[-1] * a.itemsize % WIDTH == 0 for a in arrays)
+
+
+def lengths_of(problem: Problem) -> list[int] | None:
+    """Return how many of the first keys each batch item attends, where nothing else is excluded; ``None`` otherwise."""
+    Sk, batch, rules = problem.key.shape[-2], problem.batch, problem.rules
+    if len(rules) == 0:
+        return [Sk] * math.prod(batch)
+    lengths = rules[0].lengths if len(rules) == 1 and type(rules[0]) is LengthMask else None
+    if not isinstance(lengths, np.ndarray) or len(batch) != 1 or problem.heads is None or not problem.keys_count_up:
+        return None
+    offset = problem.key_offset or 0
+    if not isinstance(offset, int):
+        return None
+    ends = np.clip(lengths.astype(np.int64) - offset, 0, Sk)
+    return np.broadcast_to(ends, batch).tolist()  # type: ignore[no-any-return]
 
 
 def pay_for_loops(keys: Array) -> bool:
