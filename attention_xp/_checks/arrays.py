@@ -38,7 +38,7 @@ class Sizes(NamedTuple):
 
 def shapes(**arrays: Array) -> str:
     """Render ``got query (2, 8, 10, 64), key (2, 8, 10, 32)``."""
-    return "got " + ", ".join(f"{name} {tuple(a.shape)}" for name, a in arrays.items())
+    return "got " + ", ".join([f"{name} {tuple(a.shape)}" for name, a in arrays.items()])
 
 
 def _letters(name: str, ndim: int) -> str:

@@ -34,6 +34,8 @@ def attend(
         in the cache.
     dropout_rate : float, default: 0.0
         Probability of dropping a weight, ``0 <= dropout_rate < 1``.
+    query_offset : int or integer array of the batch shape, optional
+        Position of the first query. Default: the rows are the last positions, ``lengths - Sq``.
     {options}
 
     Returns
@@ -92,7 +94,7 @@ def append_and_attend(
     cache : DenseCache, StaticCache, RollingCache or PagedCache
         What was there before.
     query : array
-        ``(B, H, Sq, D)``, as a rule of as many rows as `key`; if fewer, the last ones.
+        ``(B, H, Sq, D)``, as a rule of as many rows as `key`: the last rows are those of the last keys, if there are fewer or more.
     key : array
         ``(B, Hkv, n, D)``, in the dtype of the cache.
     value : array
@@ -104,6 +106,8 @@ def append_and_attend(
     lengths : int or integer array, optional
         How many of the new rows count for each batch item, ``(B,)``, from the first on; 0 is allowed. The other rows are padding:
         they are not appended, and their output is 0. Default: all rows.
+    query_offset : int or integer array of the batch shape, optional
+        Position of the first query. Default: the rows are the last positions, ``lengths - Sq``.
     {options}
 
     Returns

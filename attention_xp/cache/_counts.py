@@ -93,8 +93,9 @@ def batch_integers(xp: Namespace, like: Array, name: str, given: Any) -> Array:
     B = like.shape[0]
     if isinstance(given, Integral):
         return xp.full((B,), check_position(name, given), dtype=xp.int32, device=device(like))
+    if hasattr(given, "dtype"):  # of another library, its dtypes would not be known
+        common_namespace(cache=like, **{name: given})
     check_integers(xp, name, given, "an int or an integer array")
-    common_namespace(cache=like, **{name: given})
     check_placement(xp, cache=like, **{name: given})
     if tuple(given.shape) not in ((), (B,), (1,)):
         raise ValueError(f"{name} must hold one number for each batch item: expected ({B},), {shapes(**{name: given})}")

@@ -4,7 +4,7 @@ from typing import Any, TypeVar
 
 from attention_xp._backend.dtypes import is_boolean
 from attention_xp._backend.libraries import common_namespace
-from attention_xp._backend.values import as_int32, known_integers
+from attention_xp._backend.values import as_int32, known_integers, within
 from attention_xp._checks.arrays import check_integers, check_placement, shapes
 from attention_xp._public_types import Array
 from attention_xp.cache._caches import DenseCache, PagedCache, RollingCache, StaticCache, check_cache
@@ -40,8 +40,9 @@ def reorder(cache: CacheT, items: Array) -> CacheT:
     TypeError
         If `cache` is none, or `items` holds no integers.
     ValueError
-        If `items` has not one axis, or holds an item that there is not. Inside ``jax.jit``, where nobody can look, such an item
-        gives NaN from then on, in `attend`, and all others what they always give.
+        If `items` has not one axis, or holds an item that there is not. Inside ``jax.jit`` and ``torch.compile``, where nobody can
+        look, such an item gives NaN from then on in compiled steps, and all others what they always give; outside, the next call
+        refuses its length, which is negative. `free` makes the item as good as new.
 
     Examples
     --------
@@ -62,7 +63,7 @@ def reorder(cache: CacheT, items: Array) -> CacheT:
     if known is not None and not all(0 <= b < B for b in known):
         raise ValueError(f"items must lie between 0 and {B - 1}, got {known}")
     items = as_int32(xp, items)
-    at = items if known is not None else xp.clip(items, 0, B - 1)
+    at = items if known is not None else within(xp, items, 0, B - 1)
     lengths = xp.take(cache.lengths, at, axis=0)
     if known is None:  # within a trace, nobody can look: an item that there is not has a length that none has
         lengths = xp.where(at == items, lengths, _NO_ITEM)

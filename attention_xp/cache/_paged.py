@@ -9,6 +9,7 @@ from attention_xp._backend.values import as_int32, known_integers
 from attention_xp._checks.numbers import check_flag
 from attention_xp._engine.problem.options import CacheOptions, check_options, with_options
 from attention_xp._public_types import Array, ArrayT
+from attention_xp._typing import Namespace
 from attention_xp.cache._by_position import Given
 from attention_xp.cache._counts import batch_integers
 from attention_xp.cache._pages import missing
@@ -67,7 +68,7 @@ def paged_attention(
     query : array
         ``(B, H, Sq, D)``. By default the rows are the last positions: `query_offset` is ``lengths - Sq``.
     key_pages : array
-        ``(num_pages, Hkv, page_size, D)``.
+        ``(num_pages, Hkv, page_size, D)``. Pages ``(num_pages, page_size, Hkv, D)`` go in as ``pages.swapaxes(1, 2)``, a view.
     value_pages : array
         ``(num_pages, Hkv, page_size, Dv)``.
     block_table : array
@@ -80,6 +81,8 @@ def paged_attention(
         Probability of dropping a weight, ``0 <= dropout_rate < 1``.
     return_lse : bool, default: False
         Whether to return the log-sum-exp as well.
+    query_offset : int or integer array of the batch shape, optional
+        Position of the first query. Default: the rows are the last positions, ``lengths - Sq``.
     {options}
 
     Returns
@@ -133,13 +136,27 @@ def paged_attention(
         wrong = wrong | (limit > given.reach)
     known = known_integers(xp, xp.astype(wrong, xp.int32))
     if known is not None and 1 in known:
-        raise ValueError(
-            f"lengths[{known.index(1)}] reaches an entry of block_table that is none of {key_pages.shape[0]} pages, or positions "
-            "that block_table or an array mask or bias does not have"
-        )
+        _refuse(xp, known.index(1), limit, table, given.reach, key_pages)
     pages = key_pages, value_pages, table, limit
     how = {**options, "dropout_rate": dropout_rate}
     output, lse = attend_pages(xp, query, pages, given, how, numbers, lse=return_lse)
     if known is None:
         output, lse = (xp.where(filled_up(xp, wrong, 1, behind=a.ndim - 1), math.nan, a) for a in (output, lse))
     return (output, lse) if return_lse else output
+
+
+def _refuse(xp: Namespace, item: int, lengths: Array, table: Array, reach: int | None, key: Array) -> None:
+    """Say why an item cannot be attended, of which that is known."""
+    count, size = key.shape[0], key.shape[2]
+    (length,), room = known_integers(xp, lengths[item : item + 1]) or (0,), table.shape[1] * size
+    if length > room:
+        raise ValueError(f"lengths[{item}] is {length}, but block_table {tuple(table.shape)} has room for {room}")
+    if reach is not None and length > reach:
+        raise ValueError(
+            f"an array mask or bias goes by position: expected at least {length} columns, as many as lengths[{item}], got {reach}"
+        )
+    pages = known_integers(xp, table[item, ...]) or []
+    i = next((i for i, page in enumerate(pages) if not 0 <= page < count), 0)
+    raise ValueError(
+        f"block_table[{item}, {i}] is no page: expected numbers from 0 to {count - 1} where lengths reach, got {pages[i : i + 1]}"
+    )

@@ -116,7 +116,7 @@ def _grant(cache: PagedCache[Any], step: Step) -> _Granted:
     fits = total <= xp.sum(xp.astype(references == 0, xp.int32), dtype=xp.int32)
     if step.known is not None and 0 in (known_integers(xp, xp.astype(fits, xp.int32)) or ()):
         wants, has = (int(n) for n in (xp.sum(need), xp.sum(xp.astype(references == 0, xp.int32))))
-        raise ValueError(f"the cache overflows: {wants} pages are needed, and {has} of {count} are free")
+        raise ValueError(f"the cache overflows: pages needed are {wants}, and free ones {has} of {count}")
     granted, starts = writes & fits, held - xp.astype(copied, xp.int32)
     free = _free_first(cache, step, order, need, starts)
     number = columns - starts[:, None]  # of a new page, among those of its item

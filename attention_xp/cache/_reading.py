@@ -171,5 +171,6 @@ def check_pages(xp: Namespace, query: Array, key: Array, value: Array, table: Ar
         )
     if query.shape[3] != key.shape[3] or (query.shape[1] % key.shape[1] if key.shape[1] else query.shape[1]):
         raise ValueError(
-            f"query does not fit the pages: expected D = {key.shape[3]} and H a multiple of {key.shape[1]}, {shapes(query=query)}"
+            f"query does not fit the pages, (num_pages, Hkv, page_size, D): expected D = {key.shape[3]} and H a multiple of "
+            f"{key.shape[1]}, {shapes(query=query, key_pages=key)}"
         )
