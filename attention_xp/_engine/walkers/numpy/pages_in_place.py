@@ -30,8 +30,8 @@ def as_arrays(key: Array, value: Array, pages: list[list[int]], lengths: list[in
         if own != list(range(own[0], own[0] + len(own))):
             return None
     if len(pages) == 1:
-        own = slice(pages[0][0], pages[0][-1] + 1)
-        return neighbours(key, own, length)[None], neighbours(value, own, length)[None]
+        some = slice(pages[0][0], pages[0][-1] + 1)
+        return neighbours(key, some, length)[None], neighbours(value, some, length)[None]
     first, distance = pages[0][0], pages[1][0] - pages[0][0]
     if any(own[0] != first + i * distance for i, own in enumerate(pages)):
         return None
