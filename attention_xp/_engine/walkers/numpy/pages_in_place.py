@@ -5,7 +5,7 @@ import numpy as np
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._engine.walkers.numpy import at_once
-from attention_xp._engine.walkers.numpy.compiled.found import are_read_in_place
+from attention_xp._engine.walkers.numpy.compiled.found import are_read_in_place, lengths_of
 from attention_xp._engine.walkers.numpy.compiled_few_rows import Stretches
 from attention_xp._engine.walkers.numpy.few_rows import MOST_ROWS, rows_of_keys
 from attention_xp._engine.walkers.numpy.page_pieces import neighbours
@@ -53,8 +53,11 @@ def attend_compiled(
     rows = rows_of_keys(problem)
     if rows > MOST_ROWS or not are_read_in_place(problem):
         return None
-    stretches = [_stretches(np.asarray(own, np.int64), n, size, step) for own, n in zip(pages, lengths, strict=True)]
-    if rows == 1 and sum(lengths) >= _LONG * sum(map(len, stretches)):
+    # A mask of lengths may end before an item does.
+    ends = [min(n, end) for n, end in zip(lengths, lengths_of(problem) or (), strict=True)]
+    some = [np.asarray(own[: -(-end // size)], np.int64) for own, end in zip(pages, ends, strict=True)]
+    stretches = [_stretches(own, end, size, step) for own, end in zip(some, ends, strict=True)]
+    if rows == 1 and sum(ends) >= _LONG * sum(map(len, stretches)):
         return None
     return at_once.attend(problem.with_keys(_as_rows(key), _as_rows(value)), wanted, stretches=stretches)
 
