@@ -17,11 +17,9 @@ _LETTERS = {
     "references": "(num_pages,)",
 }
 
-_COUNTS = {"block_table", "lengths", "references"}
-
 
 def check_parts(cache: Any) -> None:
-    """Refuse a cache whose arrays do not fit each other; what is no array at all is refused elsewhere.
+    """Refuse a cache whose arrays do not fit each other or count in few bits; what is no array at all is refused elsewhere.
 
     Arrays broadcast, and reading stops at the end of a buffer: what does not fit would mostly go unnoticed.
     """
@@ -40,9 +38,7 @@ def check_parts(cache: Any) -> None:
         raise ValueError(
             f"the arrays of the {type(cache).__name__} do not fit each other: expected {letters}, {shapes(**cache._asdict())}"
         )
-    for name in (
-        set(cache._fields) & _COUNTS
-    ):  # in fewer bits, positions or pages may overflow, and there is no -1 without a sign
+    for name in cache._fields[2:]:  # in fewer bits, positions or pages may overflow, and without a sign there is no -1
         kind = dtype_name(getattr(cache, name).dtype)
         if kind not in ("int32", "int64"):
             raise TypeError(f"cache.{name} must be int32 or int64, got {kind}")

@@ -8,8 +8,8 @@ __all__ = ["looks_at_positions", "plain"]
 def plain(how: dict[str, Any]) -> dict[str, Any]:
     """Return the options of a call without a mask and a bias, but for what changes nothing.
 
-    Where the rows stand is left out where nothing looks at it: a call without arrays that the library knows from before takes
-    no time to be checked.
+    Where nothing looks at positions, `query_offset` is left out: without arrays among its options, a call of a known kind is
+    not checked again.
     """
     given = {name: option for name, option in how.items() if option is not None}
     if not looks_at_positions(given):

@@ -163,7 +163,7 @@ def check_pages(xp: Namespace, query: Array, key: Array, value: Array, table: Ar
             f"Dv), {shapes(query=query, key_pages=key, value_pages=value)}"
         )
     if key.shape[2] == 0:
-        raise ValueError(f"pages must hold a position at least, {shapes(key_pages=key)}")
+        raise ValueError(f"pages must hold at least one position, {shapes(key_pages=key)}")
     if table.ndim != 2 or table.shape[0] != query.shape[0]:
         raise ValueError(
             f"block_table must hold the pages of each item: expected (B, any) with B = {query.shape[0]}, "

@@ -21,7 +21,8 @@ __all__ = ["usual_step"]
 
 _PLAIN = {"is_causal", "dropout_rate"}  # the options of a usual step: a single row is causal anyway
 _PROBLEMS: dict[Any, Problem] = {}  # of each kind of step: they differ in their arrays and in the number of keys alone
-_MOST, _WANTED = 64, Wanted()
+_MOST = 64  # of these
+_WANTED = Wanted()  # the output alone
 _State = Callable[[Array, Array, Array], Problem]  # states the problem of a step
 
 
@@ -73,8 +74,9 @@ def _paged(
         table, references = _with_pages(cache, pages, targets)
     after = PagedCache(keys, values, table, lengths + 1, references)
 
-    def stated(key: Array, value: Array, **lengths: Array) -> Problem:
-        return Problem.of(query, key, value, None, 0.0, lengths) if lengths else state(query, key, value)  # type: ignore[arg-type]
+    def stated(key: Array, value: Array, **more: Array) -> Problem:
+        # With lengths of items, problems of a kind are not alike.
+        return Problem.of(query, key, value, None, 0.0, more) if more else state(query, key, value)  # type: ignore[arg-type]
 
     return attend_stated(stated, after[:4], pages, [n + 1 for n in known], _WANTED).output, after
 
@@ -93,7 +95,7 @@ def _targets(cache: PagedCache[Any], known: list[int], pages: list[list[int]]) -
 
 
 def _with_pages(cache: PagedCache[Any], pages: list[list[int]], targets: list[int]) -> tuple[Array, Array]:
-    """Return the table and the references with the targets of all items, which get them into their lists of `pages` as well."""
+    """Return the table and the references in which each item has its target; `pages` are changed to hold it as well."""
     table, references = cache.block_table.copy(), cache.references.copy()
     for row, own, page in zip(table, pages, targets, strict=True):
         if page != own[-1]:

@@ -38,7 +38,7 @@ def attend_where_they_lie(
     def state(key: Array, value: Array, **more: Any) -> Problem:
         return Problem.of(query, key, value, columns.mask, rate, options | more)  # type: ignore[arg-type]
 
-    # Items with entries that are no page read any pages: what they give is replaced by NaN.
+    # For entries that are no page, items read some other page: what they give is replaced by NaN later on.
     pages = key, value, np.minimum(np.maximum(table, 0), len(key) - 1), lengths
     found = attend_stated(state, pages, pages_of(pages[2], known, key.shape[2]), known, Wanted(lse=lse))
     return found.output, found.lse
@@ -57,9 +57,11 @@ def attend_stated(
     known: list[int],
     wanted: Wanted,
 ) -> Attended:
-    """Return the output of a problem, which is stated with keys and values, over those of some pages of each item.
+    """Return the output over some pages of each item.
 
-    Pages that lie like an array are attended as one. Others are read by compiled loops, or else piece by piece.
+    `arrays` are keys, values, table and lengths; `pages` and `known` say the same as the last two. `state` makes the problem of
+    keys and values (B, Hkv, Sk, D), with `key_lengths` where items differ. Pages that lie like an array are attended as one.
+    Others are read by compiled loops, or else piece by piece.
     """
     key, value, _, lengths = arrays
     as_one = as_arrays(key, value, pages, known)
@@ -83,7 +85,7 @@ def _stand_in(shape: tuple[int, ...], dtype: DType) -> Array:
 def _attend_by_pieces(
     problem: Problem, pages: tuple[Array, Array, Array], known: list[int], wanted: Wanted
 ) -> Attended:
-    """Return the output of a problem that knows the lengths of its items, piece by piece."""
+    """Return the output of a problem by the formula, of which both products read pages piece by piece."""
     key, value, table = pages
     end = problem.key.shape[-2]  # a mask of lengths may have cut off the last keys
     if end:

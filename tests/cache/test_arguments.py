@@ -108,7 +108,7 @@ CASES = {
     "pages of nothing": (
         lambda c, x: paged_attention(x, x[:, :, :0], x[:, :, :0], np.zeros((3, 1), int), 0),
         ValueError,
-        "a position at least",
+        "at least one position",
     ),
     "pages without heads": (
         lambda c, x: paged_attention(x, x[:, :0], x[:, :0], np.zeros((3, 1), int), 0),

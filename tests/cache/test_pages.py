@@ -219,6 +219,7 @@ IN_PLACE = {
     "window": {"window": (9, 0)},
     "bias": {"bias": AlibiBias(np.linspace(0.1, 0.5, H))},
 }
+LIMITS = {"of all items": 7, "of each": [5, 0, 9], "of nothing": 0, "behind all ends": [99, 30, 99]}
 
 
 def pools_with_nan(layout, table, lengths, size):
@@ -295,3 +296,21 @@ def test_compiled_loops_read_all_pages(monkeypatch, order, layout):
     for b, (key, value) in enumerate(zip(*items, strict=True)):
         np.testing.assert_allclose(output[b : b + 1], flash_attention(query[b : b + 1], key, value), atol=2e-6)
     assert not output[-1].any()
+
+
+@pytest.mark.backends("numpy")
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("order", ["neighbours at equal distances", "scattered"])
+def test_a_mask_of_lengths_is_seen_by_compiled_loops(monkeypatch, order, rows, limits):
+    monkeypatch.setattr(loops, "LEAST", 0)
+    table, lengths = np.asarray(ORDERS[order]), [20, 20, 13]
+    pools, items = pools_with_nan("by heads", table, lengths, 6)
+    query, limit = normal(3, H, rows, 32).astype(np.float32), np.asarray(LIMITS[limits])
+    output = paged_attention(
+        query, *pools, table, np.asarray(lengths), mask=LengthMask(limit if limit.ndim else int(limit))
+    )
+    for b, (key, value) in enumerate(zip(*items, strict=True)):
+        end = min(np.broadcast_to(limit, 3)[b], lengths[b])
+        expected = flash_attention(query[b : b + 1], key[:, :, :end], value[:, :, :end])
+        np.testing.assert_allclose(output[b : b + 1], expected, atol=2e-6)

@@ -85,7 +85,7 @@ def test_items_that_share_pages_write_into_their_own(taken, count):
         np.testing.assert_array_equal(seen_of(after, b, count + 1), keys)
         expected = flash_attention(rows(1, H)[b : b + 1], keys[None], keys[None])
         np.testing.assert_allclose(output[b : b + 1], expected, atol=1e-6)
-    assert len(set(after.block_table[:, (count) // 4].tolist())) == B
+    assert len(set(after.block_table[:, count // 4].tolist())) == B
     assert True not in taken
 
 
@@ -102,30 +102,60 @@ def test_a_page_that_is_taken_is_not_given_again(taken):
     np.testing.assert_array_equal(np.flatnonzero(cache.references), sorted(held))
 
 
-def test_paged_items_of_different_lengths(taken):
-    cache = prompted(6, "paged", lengths=np.asarray([6, 2]))
+def test_a_single_item_goes_on_to_its_next_page(taken):
+    one = PagedCache.empty(1, K, 8, D, page_size=4, dtype="float32")
+    cache = append(one, *[rows(3)[:1]] * 2)
+    for seed in range(3):
+        query, row = rows(1, H, seed)[:1], rows(1, seed=seed + 4)[:1]
+        output, cache = append_and_attend(cache, query, row, row)
+        keys = seen_of(cache, 0, 4 + seed)[None]
+        np.testing.assert_allclose(output, flash_attention(query, keys, keys), atol=1e-6)
+    assert taken[1:] == [True, True]
+
+
+@pytest.mark.parametrize("counts", [[6, 2], [7, 2]], ids=["within their pages", "one on a new page"])
+def test_paged_items_of_different_lengths(taken, counts):
+    cache = prompted(7, "paged", lengths=np.asarray(counts))
     for seed in range(2):
         output, cache = append_and_attend(cache, rows(1, H, seed), rows(1, seed=seed + 4), rows(1, seed=seed + 8))
     assert taken[-1]
-    for b, count in enumerate([6, 2]):
+    held = sum(-(-n // 4) for n in cache.lengths)
+    assert (cache.references == 1).sum() == (cache.block_table >= 0).sum() == held
+    for b, count in enumerate(counts):
         keys, values = (
-            np.concat([rows(6, seed=n)[b, :, :count], *(rows(1, seed=seed + m)[b] for seed in range(2))], axis=1)
+            np.concat([rows(7, seed=n)[b, :, :count], *(rows(1, seed=seed + m)[b] for seed in range(2))], axis=1)
             for n, m in ((0, 4), (1, 8))
         )
         expected = flash_attention(rows(1, H, 1)[b : b + 1], keys[None], values[None])
         np.testing.assert_allclose(output[b : b + 1], expected, atol=1e-6)
 
 
-def test_an_entry_that_is_no_page_is_told(taken):
-    cache = prompted(6, "paged")
-    _, cache = append_and_attend(cache, rows(1, H), rows(1), rows(1))
-    for wrong in (-1, 8):
-        table = cache.block_table.copy()
-        table[0, 0] = wrong
-        output, _ = append_and_attend(cache._replace(block_table=table), rows(1, H), rows(1), rows(1))
-        assert taken[-1] is False
-        assert np.isnan(output[0]).all()
-        assert np.isfinite(output[1]).all()
+@pytest.mark.parametrize("wrong", [-1, 8])
+def test_an_entry_that_is_no_page_is_told(taken, wrong):
+    _, cache = append_and_attend(prompted(6, "paged"), rows(1, H), rows(1), rows(1))
+    table = cache.block_table.copy()
+    table[0, 0] = wrong
+    output, _ = append_and_attend(cache._replace(block_table=table), rows(1, H), rows(1), rows(1))
+    assert taken[-1] is False
+    assert np.isnan(output[0]).all()
+    assert np.isfinite(output[1]).all()
+
+
+def test_an_item_without_rows_goes_the_longer_way(taken):
+    append_and_attend(prompted(3, "paged"), rows(1, H), rows(1), rows(1))
+    value = rows(1, seed=1)
+    output, _ = append_and_attend(prompted(3, "paged", lengths=np.asarray([3, 0])), rows(1, H), rows(1), value)
+    assert taken[-1] is False
+    np.testing.assert_allclose(output[1], np.repeat(value[1], H // K, axis=0), rtol=1e-6)
+
+
+def test_a_page_that_others_hold_is_copied(taken):
+    """Whoever they are: references may be counted by the user, too."""
+    _, cache = append_and_attend(prompted(2, "paged"), rows(1, H), rows(1), rows(1))
+    page = cache.block_table[0, 0]
+    _, after = append_and_attend(cache._replace(references=cache.references * 2), rows(1, H), rows(1), rows(1))
+    assert taken[-1] is False
+    assert after.block_table[0, 0] != page
 
 
 def test_an_older_cache_keeps_what_it_shows(taken):
@@ -145,6 +175,23 @@ def test_a_full_cache_is_told(taken, kind, room):
     cache = prompted(room - 2, kind)
     for _ in range(2):
         _, cache = append_and_attend(cache, rows(1, H), rows(1), rows(1))
+    with pytest.raises(ValueError, match="overflows"):
+        append_and_attend(cache, rows(1, H), rows(1), rows(1))
+    assert taken[-1] is False
+
+
+def test_an_item_without_room_in_its_table_is_told(taken):
+    cache = append(PagedCache.empty(B, K, 8, D, page_size=4, pages_per_item=1, dtype="float32"), *[rows(3)] * 2)
+    _, cache = append_and_attend(cache, rows(1, H), rows(1), rows(1))
+    with pytest.raises(ValueError, match="overflows"):
+        append_and_attend(cache, rows(1, H), rows(1), rows(1))
+    assert taken[-1] is False
+
+
+def test_no_page_is_behind_the_last_one(taken):
+    cache = reorder(prompted(3, "paged", pages=2), np.asarray([1, 0]))
+    _, cache = append_and_attend(cache, rows(1, H), rows(1), rows(1))
+    assert cache.block_table[:, 0].tolist() == [1, 0]
     with pytest.raises(ValueError, match="overflows"):
         append_and_attend(cache, rows(1, H), rows(1), rows(1))
     assert taken[-1] is False

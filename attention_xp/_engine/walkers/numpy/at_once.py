@@ -48,7 +48,7 @@ def attend(
 ) -> Attended:
     """Compute a problem of few rows, on so many threads, by default on as many as BLAS may have; the weights are not to be had.
 
-    With `stretches`, for compiled loops, each batch item attends those of its own alone, among keys that all of them may share.
+    With `stretches`, a list of them for each batch item, compiled loops attend these alone, of keys that items may share.
     """
     if stretches is None and math.prod(problem.key.shape) < _MANY and not pay_for_loops(problem.key):
         return attend_region(FewRows(problem), Region.whole(problem), problem.query, problem.key, problem.value, wanted)

@@ -17,7 +17,7 @@ import numpy as np
 from attention_xp._engine.walkers.numpy.few_rows import scores_into, weighted
 from attention_xp._typing import Array
 
-__all__ = ["Piece", "Pieces", "Stretch", "cut"]
+__all__ = ["Piece", "Pieces", "cut", "neighbours"]
 
 _PIECE = 2**20  # numbers of the pages of a piece, about
 _SHORT = 8  # pages of a run below which runs take longer than putting in order, and runs that may be shorter
@@ -57,7 +57,7 @@ class _Run:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class _Stretch:
     """Keys of one item up to the last of some neighbouring pages, of which those of a head follow each other in memory."""
 
     item: int
@@ -70,15 +70,8 @@ class Stretch:
     def items(self) -> slice:
         return slice(self.item, self.item + 1)
 
-    def view(self, pool: Array) -> Array:
-        """Return the keys as they lie, (Hkv, keys, D)."""
-        pages = pool[self.pages].swapaxes(0, 1)
-        heads, count, size, width = pages.shape
-        lying: Array = pages.reshape(heads, count * size, width)[:, : self.keys]
-        return lying
-
     def _read(self, pool: Array, like: Array) -> Array:
-        return self.view(pool).astype(like.dtype, copy=False)
+        return neighbours(pool, self.pages, self.keys).astype(like.dtype, copy=False)
 
     def _place(self, columns: Array) -> Array:
         mine: Array = columns[self.item, :, :, self.column : self.column + self.keys]
@@ -134,7 +127,7 @@ class _Scattered:
         return total
 
 
-Piece = _Run | Stretch | _Scattered
+Piece = _Run | _Stretch | _Scattered
 
 
 class Pieces(NamedTuple):
@@ -147,6 +140,14 @@ class Pieces(NamedTuple):
     @classmethod
     def of(cls, pieces: Sequence[Piece], *, are_scattered: bool) -> Self:
         return cls(list(pieces), are_scattered, sum(piece.count for piece in pieces))
+
+
+def neighbours(pool: Array, pages: slice, keys: int) -> Array:
+    """Return the first keys of neighbouring pages, of which those of a head follow each other in memory: a view (Hkv, keys, D)."""
+    by_heads = pool[pages].swapaxes(0, 1)
+    heads, count, size, width = by_heads.shape
+    found: Array = by_heads.reshape(heads, count * size, width)[:, :keys]
+    return found
 
 
 def cut(table: Array, lengths: list[int], size: int, numbers: int, *, by_heads: bool, at_once: bool) -> Pieces:
@@ -165,7 +166,7 @@ def cut(table: Array, lengths: list[int], size: int, numbers: int, *, by_heads: 
     return Pieces.of(list(_scattered(np.where(is_reached, table, -1), most)), are_scattered=True)
 
 
-def _runs(table: Array, lengths: list[int], size: int, most: tuple[int, int]) -> Iterator[_Run | Stretch]:
+def _runs(table: Array, lengths: list[int], size: int, most: tuple[int, int]) -> Iterator[_Run | _Stretch]:
     """Yield runs of at most so many pages, and stretches of at most so many; 0 where pages of a head do not follow each other."""
     for item, length in enumerate(lengths):
         row = table[item, : -(-length // size)]
@@ -188,8 +189,8 @@ def _runs(table: Array, lengths: list[int], size: int, most: tuple[int, int]) ->
                 yield _stretch(item, full, int(row[full]), 1, size, length)
 
 
-def _stretch(item: int, index: int, page: int, count: int, size: int, length: int) -> Stretch:
-    return Stretch(item, index * size, slice(page, page + count), count, min(count * size, length - index * size))
+def _stretch(item: int, index: int, page: int, count: int, size: int, length: int) -> _Stretch:
+    return _Stretch(item, index * size, slice(page, page + count), count, min(count * size, length - index * size))
 
 
 def _progressions(pages: Array) -> Iterator[tuple[int, int]]:

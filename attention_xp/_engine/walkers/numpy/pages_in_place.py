@@ -1,13 +1,14 @@
-"""Pages of a pool as rows of one array, of which compiled loops read stretches, and as an array, where they lie like one."""
+"""Pages of a pool without a copy: as one array where they lie like one, and else as stretches of rows for compiled loops."""
 
 import numpy as np
 
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._engine.walkers.numpy import at_once
-from attention_xp._engine.walkers.numpy.compiled.found import are_read_in_place
+from attention_xp._engine.walkers.numpy.compiled.found import are_read_in_place, lengths_of
 from attention_xp._engine.walkers.numpy.compiled_few_rows import Stretches
 from attention_xp._engine.walkers.numpy.few_rows import MOST_ROWS, rows_of_keys
+from attention_xp._engine.walkers.numpy.page_pieces import neighbours
 from attention_xp._typing import Array
 
 __all__ = ["as_arrays", "attend_compiled"]
@@ -21,17 +22,16 @@ def as_arrays(key: Array, value: Array, pages: list[list[int]], lengths: list[in
     ``None`` unless the pages of a head follow each other, and items lie at equal distances.
     """
     size, length = key.shape[2], lengths[0] if lengths else 0
-    if (
-        length == 0
-        or lengths.count(length) != len(lengths)
-        or not _rows_of_a_page(key) == _rows_of_a_page(value) == size
-    ):
+    if length == 0 or lengths.count(length) != len(lengths):
+        return None
+    if not _rows_of_a_page(key) == _rows_of_a_page(value) == size:
         return None
     for own in pages:
         if own != list(range(own[0], own[0] + len(own))):
             return None
     if len(pages) == 1:
-        return _neighbours(key, pages[0], length), _neighbours(value, pages[0], length)
+        some = slice(pages[0][0], pages[0][-1] + 1)
+        return neighbours(key, some, length)[None], neighbours(value, some, length)[None]
     first, distance = pages[0][0], pages[1][0] - pages[0][0]
     if any(own[0] != first + i * distance for i, own in enumerate(pages)):
         return None
@@ -45,7 +45,7 @@ def attend_compiled(
 ) -> Attended | None:
     """Return what compiled loops find for items of some lengths; ``None`` where they do not compute it, or would be slower.
 
-    The problem has any keys, as many as the longest item.
+    The problem was stated with other keys, as many as the longest item has.
     """
     step, size = _rows_of_a_page(key), key.shape[2]
     if step < size or step != _rows_of_a_page(value):
@@ -53,23 +53,13 @@ def attend_compiled(
     rows = rows_of_keys(problem)
     if rows > MOST_ROWS or not are_read_in_place(problem):
         return None
-    stretches = [_stretches(np.asarray(own, np.int64), n, size, step) for own, n in zip(pages, lengths, strict=True)]
-    if rows == 1 and sum(lengths) >= _LONG * sum(map(len, stretches)):
+    # A mask of lengths may end before an item does.
+    ends = [min(n, end) for n, end in zip(lengths, lengths_of(problem) or (), strict=True)]
+    some = [np.asarray(own[: -(-end // size)], np.int64) for own, end in zip(pages, ends, strict=True)]
+    stretches = [_stretches(own, end, size, step) for own, end in zip(some, ends, strict=True)]
+    if rows == 1 and sum(ends) >= _LONG * sum(map(len, stretches)):
         return None
     return at_once.attend(problem.with_keys(_as_rows(key), _as_rows(value)), wanted, stretches=stretches)
-
-
-def _neighbours(pool: Array, pages: list[int], length: int) -> Array:
-    """Return the first keys of pages that follow each other, (1, Hkv, length, D)."""
-    by_heads = pool[pages[0] : pages[-1] + 1].swapaxes(0, 1)
-    heads, count, size, width = by_heads.shape
-    return by_heads.reshape(heads, count * size, width)[None, :, :length]
-
-
-def _lie_by_heads(pool: Array) -> bool:
-    """Whether the pages of a head follow each other."""
-    page, _, row, _ = pool.strides
-    return bool(page == row * pool.shape[2])
 
 
 def _rows_of_a_page(pool: Array) -> int:
@@ -86,12 +76,18 @@ def _as_rows(pool: Array) -> Array:
 
 
 def _view(pool: Array, shape: tuple[int, ...], step: int) -> Array:
-    """Return a view of what begins with a pool, with so many bytes from item to item, and all other distances as in a page."""
+    """Return a view of a shape (B, Hkv, Sk, D) that begins where a pool does, with so many bytes from item to item.
+
+    All other distances are those of a page.
+    """
     return np.lib.stride_tricks.as_strided(pool, shape, (step, *pool.strides[1:]), writeable=False)
 
 
 def _stretches(pages: Array, length: int, size: int, step: int) -> Stretches:
-    """Return the rows of an item, `step` of which lie from page to page: pages that follow each other are one stretch."""
+    """Return the rows of an item, `step` of which lie from page to page.
+
+    Where these are no more than a page has, pages that follow each other are one stretch.
+    """
     if length == 0:
         return ()
     ends = np.flatnonzero(pages[1:] - pages[:-1] != 1) if step == size else np.arange(len(pages) - 1)

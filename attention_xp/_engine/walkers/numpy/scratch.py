@@ -1,4 +1,7 @@
-"""Memory that a thread keeps from call to call: mapping new pages would take longer than computing in them."""
+"""Memory that begins with a cache line: what a thread keeps from call to call, and new memory for results.
+
+Mapping new pages for each call would take longer than computing in them.
+"""
 
 import itertools
 import math
@@ -35,9 +38,9 @@ def lent(lengths: Sequence[int], dtype: DType) -> Iterator[list[Array]]:
     block = vars(_kept).pop("block", None)
     if block is None or block.nbytes < starts[-1] + _LINE:
         block = np.empty(starts[-1] + _LINE, np.uint8)
-    aligned = block[-block.ctypes.data % _LINE :]
+    memory = _from_a_line(block)
     try:
-        yield [aligned[start : start + size].view(dtype) for start, size in zip(starts[:-1], sizes, strict=True)]
+        yield [memory[start : start + size].view(dtype) for start, size in zip(starts[:-1], sizes, strict=True)]
     finally:
         if block.nbytes <= _MOST and _keeps[-1]:
             _kept.block = block
@@ -46,9 +49,12 @@ def lent(lengths: Sequence[int], dtype: DType) -> Iterator[list[Array]]:
 def aligned(shape: tuple[int, ...], dtype: DType) -> Array:
     """Return new memory for an array, whose first number begins a cache line."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    block = np.empty(size + _LINE, np.uint8)
-    first = -block.ctypes.data % _LINE
-    return block[first : first + size].view(dtype).reshape(shape)
+    return _from_a_line(np.empty(size + _LINE, np.uint8))[:size].view(dtype).reshape(shape)
+
+
+def _from_a_line(block: Array) -> Array:
+    """Return the bytes of a block from the first one that begins a cache line on."""
+    return block[-block.ctypes.data % _LINE :]
 
 
 @contextmanager

@@ -73,11 +73,14 @@ def attend(
     added, the least that it may become, and how much a score may be larger than the shift; and those of the query and of
     dropout. The state is the shift of the scores and the sum of their powers, both (G, m).
 
-    There is memory for the query (m, D), or for none, where its rows, which lie one behind the other, are read where they lie;
-    for as many keys as are met at once, packed (chunks, D, KEYS), and their values, in rows of whole vectors
-    (chunks * KEYS, N), or for none, where keys and values, of whole vectors, are read where they lie; for sums (m, lanes), a
-    vector of each row, and sums of values (m, N), or for none of these, where they are made in the output, whose rows are
-    whole vectors one behind the other; for scores (BAND, KEYS) and as many flags; and for what was `seen` of each strip.
+    There is memory
+
+    - for the query (m, D), or for none where keys are packed and rows of the query lie one behind the other;
+    - for as many keys as are met at once, packed (chunks, D, KEYS) with the factor of the query, and their values, in rows of
+      whole vectors (chunks * KEYS, N), or for none where both, of whole vectors, are read where they lie;
+    - for sums of powers (m, lanes), a vector of each row;
+    - for sums of values (m, N), or for none where they are made in the output, whose rows are whole vectors one behind the other;
+    - for scores (BAND, KEYS) and as many flags, and for what was `seen` of each strip.
     """
     (shifts, totals), (rows_of, packed, values, sums, outputs), (K, Sk, Dv) = state, memory, sizes
     G, D, item = len(shifts), rows_of.shape[1], rows_of.itemsize
@@ -88,7 +91,7 @@ def attend(
         sums.ctypes.data,
         (np.int64(values.ctypes.data), values.shape[1] * item),
     )
-    # Packed keys have the factor of the query.
+    # Packed keys have the factor of the query already.
     factor_of_rows = scores.dtype.type(1.0) if is_packed else factor_of_query
     for g in range(G):
         k = g // group
@@ -174,7 +177,7 @@ def _copied(query, strides, factor, rows_of):
 
 @inlined
 def _cleared(output, sums, outputs, totals, g):
-    """Put zeros where is summed up, with the sinks in the sums of weights; return where those of values are, and their width."""
+    """Begin the sums: those of weights with the sinks, those of values with 0. Return where the latter are, and their width."""
     width, one = outputs.shape[1] * outputs.itemsize, sums.dtype.type(0.0)
     address = output if len(outputs) == 0 else np.int64(outputs.ctypes.data)
     for i in range(len(sums)):

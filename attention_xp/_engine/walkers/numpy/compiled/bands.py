@@ -90,7 +90,7 @@ def score(given, chunk, scores, seen, rows, is_narrow):
 
 @inlined
 def _around(begin, end):
-    """Return where the vectors around some bytes begin, and their width: a single one, or pairs of them."""
+    """Return where the vectors around some bytes begin, and their width: one vector, or pairs, which a product takes at once."""
     unit = WIDTH if end - (begin - begin % WIDTH) <= WIDTH else 2 * WIDTH
     left = begin - begin % unit
     return left, end - left + (left - end) % unit

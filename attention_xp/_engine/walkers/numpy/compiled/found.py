@@ -52,7 +52,7 @@ def _are_worthwhile(problem: Problem) -> bool:
 
 
 def are_read_in_place(problem: Problem) -> bool:
-    """Whether compiled steps compute a few rows, for which keys are not copied: these are many, and all to some end attended."""
+    """Whether compiled steps read the keys of a few rows where they lie: these are many, and no bias or rule but lengths says more."""
     arrays = problem.key, problem.value
     if (
         (problem.rules and lengths_of(problem) is None)

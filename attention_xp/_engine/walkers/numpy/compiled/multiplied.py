@@ -10,7 +10,8 @@ from attention_xp._engine.walkers.numpy.compiled.registers import FEW, ROWS, VEC
 __all__ = ["multiply_rows"]
 
 
-_WIDE, _HALF = VECTORS * WIDTH, 2 * WIDTH  # bytes of the columns of some sums; where both are one, there is no half
+# Bytes of columns that are summed up at once; without long registers, both are the same.
+_WIDE, _HALF = VECTORS * WIDTH, 2 * WIDTH
 
 
 @compiled()
@@ -39,6 +40,7 @@ def multiply_rows(addresses, strides, sizes, goes_on, one):
 
 @inlined
 def _add(to, of, right, strides, count, goes_on, rows, width, one):
+    """Write or add the products of so many rows and of columns of some width; both become literals, as registers want them."""
     if width == _WIDE:
         add_products(to, of, right, strides, count, goes_on, rows, VECTORS, one)
     elif width == _HALF:
