@@ -115,6 +115,23 @@ CASES = {
         ValueError,
         "H a multiple of 0",
     ),
+    "no page": (
+        lambda c, x: paged_attention(x, x, x, np.full((3, 1), 7), np.asarray([0, 1, 1])),
+        ValueError,
+        r"block_table\[1, 0\] is no page: expected numbers from 0 to 2 where lengths reach, got \[7\]",
+    ),
+    "no room": (
+        lambda c, x: paged_attention(x, x, x, np.zeros((3, 1), int), np.asarray([0, 1, 2])),
+        ValueError,
+        r"lengths\[2\] is 2, but block_table \(3, 1\) has room for 1",
+    ),
+    "columns": (
+        lambda c, x: paged_attention(
+            x, *[np.repeat(x, 4, 2)] * 2, np.zeros((3, 1), int), 4, mask=np.ones((1, 3), bool)
+        ),
+        ValueError,
+        r"at least 4 columns, as many as lengths\[0\], got 3",
+    ),
     "negative": (
         lambda c, x: paged_attention(x, x, x, np.zeros((3, 1), int), np.asarray([1, -1, 1])),
         ValueError,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from attention_xp import flash_attention
-from attention_xp.cache import PagedCache, RollingCache, StaticCache, append_and_attend, reorder
+from attention_xp.cache import PagedCache, RollingCache, StaticCache, append, append_and_attend, reorder
 from tests._backends import to_numpy
 from tests._inputs import normal
 
@@ -90,3 +90,16 @@ def gradients(library, function, rows):
     leaves = [a.clone().requires_grad_(True) for a in arrays]
     function(*leaves).backward()
     return [to_numpy(a.grad) for a in leaves]
+
+
+@pytest.mark.backends("torch")
+@pytest.mark.parametrize("kind", ["static", "paged"])
+def test_beams_of_any_number(library, kind):
+    """The second number of items makes torch compile for all."""
+    torch = importlib.import_module("torch")
+    compiled = torch.compile(reorder, fullgraph=True, backend="eager")
+    for items in ([0, 1], [1, 0, 1], [1, 1, 0, 0]):
+        cache = MAKERS[kind](xp=torch, dtype="float32")
+        rows = torch.ones(B, HKV, 3, D)
+        cache = reorder(append(cache, rows, rows, lengths=torch.tensor([1, 3])), torch.arange(len(items)) % B)
+        assert compiled(cache, torch.tensor(items)).lengths.tolist() == [[1, 3][i % B] for i in items]
