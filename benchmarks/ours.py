@@ -10,7 +10,7 @@ import numpy as np
 
 from attention_xp import attention_vjp, flash_attention, scaled_dot_product_attention
 from attention_xp._engine.walkers.numpy.compiled import found
-from attention_xp.cache import PagedCache, StaticCache, append, append_and_attend
+from attention_xp.cache import PagedCache, StaticCache, append, append_and_attend, paged_attention
 from attention_xp.linear import linear_attention
 from benchmarks.case import Case
 from benchmarks.contenders import Call, contender
@@ -114,6 +114,20 @@ def _paged(case: Case) -> Call:
     most = -(-(S + STEPS) // size)
     how = {"page_size": size, "pages_per_item": most, "dtype": "float32"}
     return _decoding(case, lambda: PagedCache.empty(B, heads, B * most, D, **how))
+
+
+@contender("ours, NumPy, scattered pages")
+def _scattered(case: Case) -> Call:
+    """All keys of a case, in pages of which those of a head follow each other, and those of an item in random order."""
+    query, *arrays = case.inputs()
+    B, heads, S, D = case.kv_shape
+    pages = B * S // case.block_size
+    table = np.random.default_rng(1).permutation(pages).reshape(B, -1)
+    pools = [a.swapaxes(0, 1).reshape(heads, pages, case.block_size, D).swapaxes(0, 1) for a in arrays]
+    return partial(paged_attention, query, *pools, table, S)
+
+
+contender("ours, NumPy, scattered pages, without numba")(without_loops(_scattered))
 
 
 @contender("ours, NumPy, slices")

@@ -176,11 +176,12 @@ def decode() -> list[Comparison]:
 
 
 def caches() -> list[Comparison]:
-    """A step of decoding, the append included, against attention on slices of the same lengths."""
+    """A step of decoding, the append included, against attention on slices of the same lengths; pages in random order."""
     alone, grouped = Case((1, 16, 1, 64), kv_length=4096), Case((1, 32, 1, 64), kv_heads=8, kv_length=4096)
     small = [Case((4, 16, 1, 64), kv_length=512), *(Case((B, 9, 1, 64), kv_heads=3, kv_length=500) for B in (1, 4))]
     cases = [alone, replace(alone, shape=(4, 16, 1, 64)), grouped, *small]
     pages = [(case, size) for case in cases for size in (16, 64, 128)]
+    scattered = [replace(case, kv_length=8192, block_size=size) for case in (alone, grouped) for size in (16, 64)]
     return [
         *(Comparison(case, "ours, NumPy, static cache", "ours, NumPy, slices", 1.1) for case in cases),
         *(
@@ -189,6 +190,14 @@ def caches() -> list[Comparison]:
                 label=f", pages of {size}",
             )
             for case, size in pages
+        ),
+        *(
+            Comparison(
+                *(case, f"ours, NumPy, scattered pages{what}", f"ours, NumPy{what}"),
+                label=f", pages of {case.block_size} in random order",
+            )
+            for what in ("", ", without numba")
+            for case in scattered
         ),
     ]
 

@@ -37,6 +37,13 @@ class Given(NamedTuple):
         mask, bias = with_arrays(mask, seen), with_arrays(bias, seen)
         return cls(mask, bias, min(widths, default=None))
 
+    def refuse_beyond(self, most: int, what: str) -> None:
+        """Refuse arrays that have fewer columns than so many, which are as many as something else."""
+        if self.reach is not None and most > self.reach:
+            raise ValueError(
+                f"an array mask or bias goes by position: expected at least {most} columns, as many as {what}, got {self.reach}"
+            )
+
     def columns(self, xp: Namespace, start: int, stop: int) -> "Given":
         """Return the columns of some positions; where arrays are shorter, they are filled up."""
         return self._each(lambda a: _filled(xp, a[..., min(start, a.shape[-1]) : min(stop, a.shape[-1])], stop - start))

@@ -135,8 +135,9 @@ def paged_attention(
     if given.reach is not None:
         wrong = wrong | (limit > given.reach)
     known = known_integers(xp, xp.astype(wrong, xp.int32))
-    if known is not None and 1 in known:
-        _refuse(xp, known.index(1), limit, table, given.reach, key_pages)
+    if known is not None and numbers is not None and 1 in known:
+        item = known.index(1)
+        _refuse(xp, item, numbers[item], given, table, key_pages)
     pages = key_pages, value_pages, table, limit
     how = {**options, "dropout_rate": dropout_rate}
     output, lse = attend_pages(xp, query, pages, given, how, numbers, lse=return_lse)
@@ -145,18 +146,14 @@ def paged_attention(
     return (output, lse) if return_lse else output
 
 
-def _refuse(xp: Namespace, item: int, lengths: Array, table: Array, reach: int | None, key: Array) -> None:
-    """Say why an item cannot be attended, of which that is known."""
-    count, size = key.shape[0], key.shape[2]
-    (length,), room = known_integers(xp, lengths[item : item + 1]) or (0,), table.shape[1] * size
+def _refuse(xp: Namespace, item: int, length: int, given: Given, table: Array, key: Array) -> None:
+    """Say why an item of some length cannot be attended, of which that is known."""
+    count, room = key.shape[0], table.shape[1] * key.shape[2]
     if length > room:
         raise ValueError(f"lengths[{item}] is {length}, but block_table {tuple(table.shape)} has room for {room}")
-    if reach is not None and length > reach:
-        raise ValueError(
-            f"an array mask or bias goes by position: expected at least {length} columns, as many as lengths[{item}], got {reach}"
-        )
+    given.refuse_beyond(length, f"lengths[{item}]")
     pages = known_integers(xp, table[item, ...]) or []
-    i = next((i for i, page in enumerate(pages) if not 0 <= page < count), 0)
+    i = next(i for i, page in enumerate(pages) if not 0 <= page < count)
     raise ValueError(
         f"block_table[{item}, {i}] is no page: expected numbers from 0 to {count - 1} where lengths reach, got {pages[i : i + 1]}"
     )

@@ -45,7 +45,7 @@ def attend_pages(
     if known is not None and is_numpy_namespace(xp) and _has_few_rows(query, key, how):
         from attention_xp.cache._where_they_lie import attend_where_they_lie  # noqa: PLC0415  # imports NumPy
 
-        return attend_where_they_lie(query, (key, value, table, lengths), given, how, known, lse=lse)
+        return attend_where_they_lie(xp, query, (key, value, table, lengths), given, how, known, lse=lse)
     reader = _Reader(xp, query, (key, value, table, lengths))
     most = table.shape[1] if known is None else -(-max(known, default=0) // size)
     wide = computation_dtype(xp, query.dtype)

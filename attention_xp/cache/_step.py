@@ -52,7 +52,7 @@ def appended_and_attended(
     if not isinstance(cache, RollingCache) or key.shape[2] == 1:
         return _attended(xp, after, query, mask, how, step.known_new), after
     given = Given.of(xp, query, mask, how.get("bias"))
-    wrong = _wrong(xp, after, given.reach, step.known_new)
+    wrong = _wrong(xp, after, given, step.known_new)
     position, counts = step.positions()
     positions = xp.concat([positions_of(xp, cache), xp.where(counts, position, -1)], axis=1)
     both = [as_dtype(xp, xp.concat([a, b], axis=2), a.dtype) for a, b in ((cache.key, key), (cache.value, value))]
@@ -68,7 +68,7 @@ def _attended(
 ) -> Array:
     """Return the output over a cache with these lengths, of a query with its place."""
     given = Given.of(xp, query, mask, how.get("bias"))
-    wrong = _wrong(xp, cache, given.reach, known)
+    wrong = _wrong(xp, cache, given, known)
     if isinstance(cache, RollingCache):
         output = _attend_round(xp, cache, query, given, how, known)
     elif isinstance(cache, PagedCache):
@@ -159,13 +159,10 @@ def _least(xp: Namespace, cache: Any, name: str, limit: Array, how: dict[str, An
     return xp.where(asked < limit, asked, limit)
 
 
-def _wrong(xp: Namespace, cache: Any, reach: int | None, known: list[int] | None) -> Array | None:
+def _wrong(xp: Namespace, cache: Any, given: Given, known: list[int] | None) -> Array | None:
     """Return which items have overflowed or go beyond an array mask, ``None`` where it is known that none does."""
-    if known is not None and reach is not None and max(known, default=0) > reach:
-        raise ValueError(
-            f"an array mask or bias goes by position: expected at least {max(known)} columns, as many as the longest item has "
-            f"positions, got {reach}"
-        )
+    if known is not None:
+        given.refuse_beyond(max(known, default=0), "the longest item has positions")
     lengths, most = cache.lengths, most_of(cache)
     if known is not None and max(known, default=0) <= most and not isinstance(cache, PagedCache):
         return None
@@ -179,8 +176,8 @@ def _wrong(xp: Namespace, cache: Any, reach: int | None, known: list[int] | None
         wrong = lengths < 0
         if isinstance(cache, StaticCache | DenseCache):
             wrong = wrong | (lengths > most)
-    if reach is not None:
-        wrong = wrong | (lengths > reach)
+    if given.reach is not None:
+        wrong = wrong | (lengths > given.reach)
     if known is None:
         return wrong
     return wrong if 1 in (known_integers(xp, xp.astype(wrong, xp.int32)) or ()) else None

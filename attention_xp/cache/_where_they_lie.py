@@ -5,14 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from attention_xp._backend.libraries import common_namespace
 from attention_xp._engine.kernels.choose import attend_step
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._engine.tile.formula import attend_at_once
 from attention_xp._engine.walkers.numpy.pages import Pages
 from attention_xp._engine.walkers.numpy.pages_in_place import as_arrays, attend_compiled
-from attention_xp._typing import Array, DType
+from attention_xp._typing import Array, DType, Namespace
 from attention_xp.cache._by_position import Given
 from attention_xp.cache._plain import plain
 
@@ -20,6 +19,7 @@ __all__ = ["attend_stated", "attend_where_they_lie", "pages_of"]
 
 
 def attend_where_they_lie(
+    xp: Namespace,
     query: Array,
     pages: tuple[Array, Array, Array, Array],
     given: Given,
@@ -30,7 +30,7 @@ def attend_where_they_lie(
 ) -> tuple[Array, Array]:
     """Return output and log-sum-exp over pages: keys, values, table and lengths; ``known`` are these lengths as ints."""
     key, value, table, lengths = pages
-    columns = given.columns(common_namespace(query=query), 0, max(known, default=0))
+    columns = given.columns(xp, 0, max(known, default=0))
     how.pop("key_lengths", None)
     options = plain(how) if columns.mask is None and columns.bias is None else {**how, "bias": columns.bias}
     rate = options.pop("dropout_rate", 0.0)

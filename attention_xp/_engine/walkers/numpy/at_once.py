@@ -54,7 +54,7 @@ def attend(
         return attend_region(FewRows(problem), Region.whole(problem), problem.query, problem.key, problem.value, wanted)
     is_compiled = stretches is not None or are_compiled(problem)
     if is_compiled and stretches is None and problem.rules:
-        stretches = [((0, n),) for n in lengths_of(problem) or ()]
+        stretches = [((0, n),) for n in lengths_of(problem)]
     compute = partial(attend_in_place, problem.once(Steps)) if is_compiled else partial(attend_region, FewRows(problem))
     Sq, lead = problem.query.shape[-2], problem.lead
     keys = problem.key.shape[-2] if stretches is None else max(map(_count, stretches))

@@ -17,7 +17,7 @@ import numpy as np
 from attention_xp._engine.walkers.numpy.few_rows import scores_into, weighted
 from attention_xp._typing import Array
 
-__all__ = ["Piece", "Pieces", "cut", "neighbours"]
+__all__ = ["Piece", "Pieces", "are_neighbours", "cut", "lie_by_heads", "neighbours"]
 
 _PIECE = 2**20  # numbers of the pages of a piece, about
 _SHORT = 8  # pages of a run below which runs take longer than putting in order, and runs that may be shorter
@@ -142,6 +142,16 @@ class Pieces(NamedTuple):
         return cls(list(pieces), are_scattered, sum(piece.count for piece in pieces))
 
 
+def lie_by_heads(*pools: Array) -> bool:
+    """Whether the pages of a head follow each other in memory."""
+    return all(pool.strides[0] == pool.shape[2] * pool.strides[2] for pool in pools)
+
+
+def are_neighbours(pages: list[int]) -> bool:
+    """Whether pages, one at least, follow each other in the pool."""
+    return pages == list(range(pages[0], pages[0] + len(pages)))
+
+
 def neighbours(pool: Array, pages: slice, keys: int) -> Array:
     """Return the first keys of neighbouring pages, of which those of a head follow each other in memory: a view (Hkv, keys, D)."""
     by_heads = pool[pages].swapaxes(0, 1)
@@ -171,7 +181,7 @@ def _runs(table: Array, lengths: list[int], size: int, most: tuple[int, int]) ->
     for item, length in enumerate(lengths):
         row = table[item, : -(-length // size)]
         numbers = row.tolist() if 0 < len(row) <= most[1] else []
-        if numbers and numbers == list(range(numbers[0], numbers[0] + len(numbers))):  # what most items are
+        if numbers and are_neighbours(numbers):  # what most items are
             yield _stretch(item, 0, numbers[0], len(numbers), size, length)
             continue
         for start, end in _progressions(row):

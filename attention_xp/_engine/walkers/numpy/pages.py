@@ -14,7 +14,7 @@ import numpy as np
 
 from attention_xp._engine.tile.products import Paged
 from attention_xp._engine.walkers.numpy.few_rows import is_in_blocks
-from attention_xp._engine.walkers.numpy.page_pieces import Pieces, cut
+from attention_xp._engine.walkers.numpy.page_pieces import Pieces, cut, lie_by_heads
 from attention_xp._engine.walkers.numpy.pool import run_jobs, with_blas_held_to_one
 from attention_xp._typing import Array, DType
 
@@ -42,8 +42,8 @@ class Pages(Paged):
         They will be multiplied by so many rows of each key/value head.
         """
         at_once = not is_in_blocks(rows) and all(a.dtype == width for a in (key, value))
-        by_heads = all(a.strides[0] == a.shape[2] * a.strides[2] for a in (key, value))
-        pieces = cut(table, lengths, key.shape[2], math.prod(key.shape[1:]), by_heads=by_heads, at_once=at_once)
+        size, numbers = key.shape[2], math.prod(key.shape[1:])
+        pieces = cut(table, lengths, size, numbers, by_heads=lie_by_heads(key, value), at_once=at_once)
         keys, values = (cls(a, table, lengths, pieces, width) for a in (key, value))
         return keys, values
 

@@ -8,7 +8,7 @@ from attention_xp._engine.walkers.numpy import at_once
 from attention_xp._engine.walkers.numpy.compiled.found import are_read_in_place, lengths_of
 from attention_xp._engine.walkers.numpy.compiled_few_rows import Stretches
 from attention_xp._engine.walkers.numpy.few_rows import MOST_ROWS, rows_of_keys
-from attention_xp._engine.walkers.numpy.page_pieces import neighbours
+from attention_xp._engine.walkers.numpy.page_pieces import are_neighbours, lie_by_heads, neighbours
 from attention_xp._typing import Array
 
 __all__ = ["as_arrays", "attend_compiled"]
@@ -21,14 +21,11 @@ def as_arrays(key: Array, value: Array, pages: list[list[int]], lengths: list[in
 
     ``None`` unless the pages of a head follow each other, and items lie at equal distances.
     """
-    size, length = key.shape[2], lengths[0] if lengths else 0
-    if length == 0 or lengths.count(length) != len(lengths):
+    length = lengths[0] if lengths else 0
+    if length == 0 or lengths.count(length) != len(lengths) or not lie_by_heads(key, value):
         return None
-    if not _rows_of_a_page(key) == _rows_of_a_page(value) == size:
+    if not all(map(are_neighbours, pages)):
         return None
-    for own in pages:
-        if own != list(range(own[0], own[0] + len(own))):
-            return None
     if len(pages) == 1:
         some = slice(pages[0][0], pages[0][-1] + 1)
         return neighbours(key, some, length)[None], neighbours(value, some, length)[None]
@@ -54,7 +51,7 @@ def attend_compiled(
     if rows > MOST_ROWS or not are_read_in_place(problem):
         return None
     # A mask of lengths may end before an item does.
-    ends = [min(n, end) for n, end in zip(lengths, lengths_of(problem) or (), strict=True)]
+    ends = [min(n, end) for n, end in zip(lengths, lengths_of(problem), strict=True)]
     some = [np.asarray(own[: -(-end // size)], np.int64) for own, end in zip(pages, ends, strict=True)]
     stretches = [_stretches(own, end, size, step) for own, end in zip(some, ends, strict=True)]
     if rows == 1 and sum(ends) >= _LONG * sum(map(len, stretches)):

@@ -86,11 +86,8 @@ def attend(
     G, D, item = len(shifts), rows_of.shape[1], rows_of.itemsize
     is_packed = len(values) > 0
     (factors, factor_of_query, survival), group, at_once = factors, G // K, len(values) if is_packed else Sk
-    of_key, of_sums, of_value = (
-        packed.ctypes.data,
-        sums.ctypes.data,
-        (np.int64(values.ctypes.data), values.shape[1] * item),
-    )
+    of_key, of_sums = packed.ctypes.data, sums.ctypes.data
+    of_value, steps = (np.int64(values.ctypes.data), values.shape[1] * item), (key[2:], value[2:])
     # Packed keys have the factor of the query already.
     factor_of_rows = scores.dtype.type(1.0) if is_packed else factor_of_query
     for g in range(G):
@@ -113,16 +110,8 @@ def attend(
                         keys = left, max(begin - left, 0), min(last_key - left, KEYS)
                         chunk = (left - seen_keys) // KEYS
                         if is_packed and not there[chunk]:
-                            _bring(
-                                places,
-                                (key[2:], value[2:]),
-                                chunk,
-                                min(Sk - left, KEYS),
-                                Dv,
-                                factor_of_query,
-                                packed,
-                                values,
-                            )
+                            count = min(Sk - left, KEYS)
+                            _bring(places, steps, chunk, count, Dv, factor_of_query, packed, values)
                             there[chunk] = 1
                         for row in range(top, min(top + TALL, last_row), BAND):
                             rows = row, min(row + BAND, top + TALL, last_row)

@@ -10,7 +10,7 @@ from attention_xp._engine.walkers.numpy.compiled.compiling import inlined
 from attention_xp._engine.walkers.numpy.compiled.dots import FEW_KEYS, multiply_keys
 from attention_xp._engine.walkers.numpy.compiled.line import KEYS, add_line, bend_line, fetch_row, number_at, verdict
 from attention_xp._engine.walkers.numpy.compiled.multiplied import multiply_rows
-from attention_xp._engine.walkers.numpy.compiled.registers import ROWS, WIDTH
+from attention_xp._engine.walkers.numpy.compiled.registers import PAIR, ROWS, WIDTH
 
 __all__ = [
     "BAND",
@@ -91,7 +91,7 @@ def score(given, chunk, scores, seen, rows, is_narrow):
 @inlined
 def _around(begin, end):
     """Return where the vectors around some bytes begin, and their width: one vector, or pairs, which a product takes at once."""
-    unit = WIDTH if end - (begin - begin % WIDTH) <= WIDTH else 2 * WIDTH
+    unit = WIDTH if end - (begin - begin % WIDTH) <= WIDTH else PAIR * WIDTH
     left = begin - begin % unit
     return left, end - left + (left - end) % unit
 

@@ -54,12 +54,7 @@ def _are_worthwhile(problem: Problem) -> bool:
 def are_read_in_place(problem: Problem) -> bool:
     """Whether compiled steps read the keys of a few rows where they lie: these are many, and no bias or rule but lengths says more."""
     arrays = problem.key, problem.value
-    if (
-        (problem.rules and lengths_of(problem) is None)
-        or problem.addends
-        or problem.score_mod is not None
-        or problem.seed is not None
-    ):
+    if not _has_only_lengths(problem) or problem.addends or problem.score_mod is not None or problem.seed is not None:
         return False
     if not pay_for_loops(problem.key) or any(a.dtype != problem.dtype for a in arrays) or loops() is None:
         return False
@@ -68,19 +63,25 @@ def are_read_in_place(problem: Problem) -> bool:
     return all(a.shape[-1] > 0 and a.shape[-1] * a.itemsize % WIDTH == 0 for a in arrays)
 
 
-def lengths_of(problem: Problem) -> list[int] | None:
-    """Return how many of the first keys each batch item attends, where nothing else is excluded; ``None`` otherwise."""
-    Sk, batch, rules = problem.key.shape[-2], problem.batch, problem.rules
+def _has_only_lengths(problem: Problem) -> bool:
+    """Whether no rule excludes anything, or a single one the last keys of each batch item."""
+    rules = problem.rules
     if len(rules) == 0:
-        return [Sk] * math.prod(batch)
-    lengths = rules[0].lengths if len(rules) == 1 and type(rules[0]) is LengthMask else None
-    if not isinstance(lengths, np.ndarray) or len(batch) != 1 or problem.heads is None or not problem.keys_count_up:
-        return None
-    offset = problem.key_offset or 0
-    if not isinstance(offset, int):
-        return None
-    ends = np.clip(lengths.astype(np.int64) - offset, 0, Sk)
-    return np.broadcast_to(ends, batch).tolist()  # type: ignore[no-any-return]
+        return True
+    if len(rules) > 1 or type(rules[0]) is not LengthMask or not isinstance(rules[0].lengths, np.ndarray):
+        return False
+    has_items = len(problem.batch) == 1 and problem.heads is not None
+    return has_items and problem.keys_count_up and isinstance(problem.key_offset, int | None)
+
+
+def lengths_of(problem: Problem) -> list[int]:
+    """Return how many of the first keys each batch item attends, where `are_read_in_place`."""
+    Sk = problem.key.shape[-2]
+    if not problem.rules:
+        return [Sk] * math.prod(problem.batch)
+    (rule,) = problem.rules
+    ends = np.clip(rule.lengths.astype(np.int64) - (problem.key_offset or 0), 0, Sk)  # type: ignore[attr-defined]
+    return np.broadcast_to(ends, problem.batch).tolist()  # type: ignore[no-any-return]
 
 
 def pay_for_loops(keys: Array) -> bool:

@@ -5,13 +5,12 @@ loop is in `registers`.
 """
 
 from attention_xp._engine.walkers.numpy.compiled.compiling import compiled, inlined
-from attention_xp._engine.walkers.numpy.compiled.registers import FEW, ROWS, VECTORS, WIDTH, add_products
+from attention_xp._engine.walkers.numpy.compiled.registers import FEW, PAIR, ROWS, VECTORS, WIDTH, add_products
 
 __all__ = ["multiply_rows"]
 
-
 # Bytes of columns that are summed up at once; without long registers, both are the same.
-_WIDE, _HALF = VECTORS * WIDTH, 2 * WIDTH
+_WIDE, _HALF = VECTORS * WIDTH, PAIR * WIDTH
 
 
 @compiled()
@@ -44,7 +43,7 @@ def _add(to, of, right, strides, count, goes_on, rows, width, one):
     if width == _WIDE:
         add_products(to, of, right, strides, count, goes_on, rows, VECTORS, one)
     elif width == _HALF:
-        add_products(to, of, right, strides, count, goes_on, rows, 2, one)
+        add_products(to, of, right, strides, count, goes_on, rows, PAIR, one)
     else:
         add_products(to, of, right, strides, count, goes_on, rows, 1, one)
 

@@ -19,6 +19,7 @@ __all__ = [
     "FEATURES",
     "FEW",
     "HAS_LONG",
+    "PAIR",
     "ROWS",
     "VECTORS",
     "WIDTH",
@@ -35,6 +36,7 @@ HAS_LONG = (
 )  # 32 registers of 64 bytes; else 16 of 32, with which products are no faster than BLAS'
 WIDTH = 64 if HAS_LONG else 32  # bytes of a register
 VECTORS = 4 if HAS_LONG else 2  # that a row of sums takes
+PAIR = 2  # that it takes at an edge, where there is no room for all of them
 ROWS = 6  # of sums: with a row of the second factor and a number of the first, they fill the registers
 FEW = 2  # rows at a time of the last ones, where these are fewer
 
