@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.base import base_of, lowest_score
+from attention_xp._engine.tile.base import Base, base_of, lowest_score
 from attention_xp._engine.tile.captured import Captured
 from attention_xp._engine.tile.gradients import Gradients
 from attention_xp._engine.tile.primitives import AllowedT, BackwardPrimitives
@@ -52,9 +52,9 @@ def key_factor(problem: Problem) -> float:
     return 1.0 / factor_of_base(problem)
 
 
-def shift_of(problem: Problem, lse: Array) -> Array:
+def shift_of(problem: Problem, lse: Array, base: Base | None = None) -> Array:
     """Return the shift of the scores in the base, (..., m, 1), from the log-sum-exp (..., m)."""
-    xp, log_e = problem.xp, base_of(problem.xp).log_e
+    xp, log_e = problem.xp, (base or base_of(problem.xp)).log_e
     known = xp.isfinite(lse)
     if log_e != 1.0 and len(problem.addends) > 0:
         lse = xp.clip(lse, lowest_score(xp, lse.dtype), None)

@@ -8,14 +8,13 @@ from typing import NamedTuple
 from attention_xp._backend.libraries import is_numpy_namespace
 from attention_xp._typing import Array, DType, Namespace
 
-__all__ = ["Base", "base_of", "has_vector_powers", "lowest_score"]
+__all__ = ["LOG2_E", "Base", "base_of", "has_vector_powers", "lowest_score"]
 
 
 class Base(NamedTuple):
-    """A base, with its powers and its logarithms."""
+    """A base, with its powers, and logarithms to it."""
 
     power: Callable[..., Array]
-    log: Callable[..., Array]
     log_e: float  # the factor from natural scores to those in this base
     log_2: float  # the logarithm of 2: a score that is larger by so much has twice the weight
 
@@ -24,11 +23,11 @@ def base_of(xp: Namespace) -> Base:
     """Return the base for a library: 2, unless e is faster or the library has no `exp2`."""
     exp2 = getattr(xp, "exp2", None)  # not in the standard, but everywhere except in its strict reading
     if exp2 is None or (is_numpy_namespace(xp) and not _is_vectorised("exp2", "float32")):
-        return Base(xp.exp, xp.log, 1.0, _LOG_2)
-    return Base(exp2, xp.log2, _LOG2_E, 1.0)
+        return Base(xp.exp, 1.0, _LOG_2)
+    return Base(exp2, LOG2_E, 1.0)
 
 
-_LOG_2, _LOG2_E = math.log(2.0), math.log2(math.e)
+_LOG_2, LOG2_E = math.log(2.0), math.log2(math.e)
 
 
 def lowest_score(xp: Namespace, dtype: DType) -> float:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.base import base_of, lowest_score
+from attention_xp._engine.tile.base import Base, base_of, lowest_score
 from attention_xp._engine.tile.primitives import AllowedT, ForwardPrimitives, KeyT_contra, ValueT_contra
 from attention_xp._engine.tile.scores import dropped, is_bent, modified, of_real_rows, query_factor, survival_factor
 from attention_xp._engine.tile.sink import sink_of
@@ -50,12 +50,15 @@ def factor_of_base(problem: Problem) -> float:
     return base_of(problem.xp).log_e if problem.is_product else 1.0
 
 
-def start(problem: Problem, region: Region, empty: Array, *, shift: Array | float | None) -> Running:
+def start(
+    problem: Problem, region: Region, empty: Array, *, shift: Array | float | None, base: Base | None = None
+) -> Running:
     """Return the state before the first tile, with the sinks. `empty` is (..., m, Dv) of zeros.
 
-    `shift` is subtracted from all scores, in the base; ``None`` stands for the largest score so far.
+    `shift` is subtracted from all scores, in the base; ``None`` stands for the largest score so far. The base is by default
+    that of the library.
     """
-    xp, base = problem.xp, base_of(problem.xp)
+    xp, base = problem.xp, base or base_of(problem.xp)
     total = xp.zeros_like(empty[..., :1]) if empty.shape[-1] else xp.sum(empty, axis=-1, keepdims=True)
     logits = sink_of(problem, region)
     if logits is None:
@@ -132,11 +135,11 @@ def normalized(ops: ForwardPrimitives[Any, Any, Any], running: Running) -> Array
     return ops.divide(running.output, total if ops.problem.seed is None else total / survival_factor(ops.problem))
 
 
-def log_sum_exp(problem: Problem, region: Region, running: Running) -> Array:
-    """Return the natural logarithm (..., m) of the sum of the exponentials of the scores."""
-    xp, base, total = problem.xp, base_of(problem.xp), running.total
-    power = base.log(nonzero(total, xp=xp))
+def log_sum_exp(problem: Problem, region: Region, running: Running, base: Base | None = None) -> Array:
+    """Return the natural logarithm (..., m) of the sum of the exponentials of the scores, from a state in the base."""
+    xp, base, total = problem.xp, base or base_of(problem.xp), running.total
+    lse = xp.log(nonzero(total, xp=xp))
     if running.peak is not None:
-        power = power + xp.where(xp.isfinite(running.peak), running.peak, 0.0)
-    lse = of_real_rows(problem, region, xp.where(total == 0.0, -math.inf, power / base.log_e))
+        lse = lse + xp.where(xp.isfinite(running.peak), running.peak, 0.0) / base.log_e
+    lse = of_real_rows(problem, region, xp.where(total == 0.0, -math.inf, lse))
     return xp.squeeze(lse, axis=-1)

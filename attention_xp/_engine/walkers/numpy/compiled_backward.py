@@ -14,7 +14,7 @@ from attention_xp._engine.tile.gradients import Known
 from attention_xp._engine.tile.scores import survival_factor
 from attention_xp._engine.walkers.numpy.backward_run import delta_of
 from attention_xp._engine.walkers.numpy.backward_walk import BackwardWalk, Job
-from attention_xp._engine.walkers.numpy.compiled.steps import Steps
+from attention_xp._engine.walkers.numpy.compiled.steps import BASE, Steps
 from attention_xp._engine.walkers.numpy.heads import is_finite
 from attention_xp._engine.walkers.numpy.place import Place, for_heads
 from attention_xp._engine.walkers.numpy.pool import run_jobs
@@ -120,7 +120,8 @@ class _Worker:
         copies = of_query[:m], of_gradient[:m], of_key
         dquery = steps.whole(target, self._query)
         shift, delta = (
-            np.array(a, steps.dtype).reshape(G, m) for a in (shift_of(problem, known.lse), delta_of(problem, known))
+            np.array(a, steps.dtype).reshape(G, m)
+            for a in (shift_of(problem, known.lse, BASE), delta_of(problem, known))
         )
         region = Region(problem, (*place.starts, rows[0], 0), (*place.sizes, m, problem.key.shape[-2]))
         stretches, draws = walk.stretches.of(region, place, rows), steps.draws(region)

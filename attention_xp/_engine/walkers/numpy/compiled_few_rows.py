@@ -4,9 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
-from attention_xp._engine.tile.step import Running, log_sum_exp
 from attention_xp._engine.walkers.numpy.compiled.steps import Steps
 from attention_xp._engine.walkers.numpy.place import for_heads
 from attention_xp._engine.walkers.numpy.scratch import lent
@@ -30,7 +28,6 @@ def attend_in_place(
     stretches: Stretches | None = None,
 ) -> Attended:
     """Return the output of the rows of a region of whole groups under some stretches of keys, or all, and their log-sum-exp."""
-    problem: Problem = region.frame  # type: ignore[assignment]
     key, value = (_rows(a) for a in (key, value))
     K, (Sk, D), N = max(len(key), len(value)), key.shape[1:], value.shape[-1]
     key, value = (for_heads(a, K) for a in (key, value))
@@ -44,8 +41,7 @@ def attend_in_place(
         copies = rows.reshape(m, D), *steps.no_copies(D, N), sums.reshape(m, -1), outputs.reshape(m, N)
         arrays, memory = (query, key, value, out), steps.memory(scores)
         steps.attend((attended, _NOTHING_ADDED, ()), steps.draws(region), arrays, state, copies, memory, _NO_CHUNKS)
-    shift, total = (a.reshape(*output.shape[:-1], 1) for a in state)
-    return Attended(output, None, log_sum_exp(problem, region, Running(shift, total, output)) if wanted.lse else None)
+    return Attended(output, None, steps.log_sum_exp(region, state, output) if wanted.lse else None)
 
 
 def _rows(array: Array) -> Array:

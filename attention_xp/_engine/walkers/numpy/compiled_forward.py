@@ -8,7 +8,6 @@ import numpy as np
 from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.plan.tile_sizes import TileShape, compiled_shape
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.step import Running, log_sum_exp
 from attention_xp._engine.walkers.numpy.compiled.steps import Steps, address_of
 from attention_xp._engine.walkers.numpy.forward_walk import ForwardWalk
 from attention_xp._engine.walkers.numpy.heads import is_finite
@@ -84,17 +83,16 @@ class _Worker:
         at, m = (*place.at, slice(*rows)), rows[1] - rows[0]
         region = Region(self.problem, (*place.starts, rows[0], 0), (*place.sizes, m, self.problem.key.shape[-2]))
         target = walk.output[at]
-        shift, total = self._computed(region, place, rows, target)
+        state = self._computed(region, place, rows, target)
         # An excluded value that is not finite must not count, which takes more than a weight of 0.
         if self.problem.rules and not is_finite(target):
             walk.is_sound = False
         if walk.lse is not None:
-            walk.lse[at] = log_sum_exp(self.problem, region, Running(shift, total, target))
+            walk.lse[at] = self._steps.log_sum_exp(region, state, target)
 
     def _computed(self, region: Region, place: Place, rows: Bounds, target: Array) -> tuple[Array, Array]:
         """Write the output of a block to a target, and return the shift of its scores, and the sums of their powers."""
-        *lead, m, _ = region.sizes
-        G, steps = place.heads, self._steps
+        G, m, steps = place.heads, rows[1] - rows[0], self._steps
         query = self.problem.query[(*place.at, slice(*rows))].reshape(G, m, -1).astype(steps.dtype, copy=False)
         state, stretches = steps.state(region, target, G), self.walk.stretches.of(region, place, rows)
         arrays = query, *self._keys_of(place), target.reshape(G, m, -1)
@@ -105,8 +103,7 @@ class _Worker:
             of_output = of_output[:0]
         copies = of_query, *self._copies, sums, of_output
         steps.attend(stretches, steps.draws(region), arrays, state, copies, self._memory, self._there)
-        shift, total = (a.reshape(*lead, m, 1) for a in state)
-        return shift, total
+        return state
 
     def _keys_of(self, place: Place) -> tuple[Array, Array]:
         """Return the keys and values of some heads: often those of the job before, some of which are packed."""

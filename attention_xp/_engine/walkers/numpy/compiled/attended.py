@@ -20,10 +20,12 @@ from attention_xp._engine.walkers.numpy.compiled.bands import (
     score_in_place,
 )
 from attention_xp._engine.walkers.numpy.compiled.compiling import compiled, inlined
+from attention_xp._engine.walkers.numpy.compiled.constants import LEAST_FORWARD
 from attention_xp._engine.walkers.numpy.compiled.copies import copy_head, copy_row, pack_head
 from attention_xp._engine.walkers.numpy.compiled.draws import ROOM, draw
 from attention_xp._engine.walkers.numpy.compiled.line import (
     KEYS,
+    bound_line,
     clear_vector,
     fetch_row,
     is_above,
@@ -33,7 +35,7 @@ from attention_xp._engine.walkers.numpy.compiled.line import (
     raise_line,
 )
 from attention_xp._engine.walkers.numpy.compiled.multiplied import multiply_rows
-from attention_xp._engine.walkers.numpy.compiled.powers import power
+from attention_xp._engine.walkers.numpy.compiled.powers import power_of_two
 from attention_xp._engine.walkers.numpy.compiled.registers import ROWS, WIDTH
 
 __all__ = ["attend"]
@@ -52,7 +54,6 @@ def attend(
     there,
     addends,
     factors,
-    constants,
     draws,
     state,
     memory,
@@ -70,7 +71,7 @@ def attend(
     Each of the `stretches` has bounds of rows and of keys, and the address of the flags of the pairs that are allowed, 0
     where all are, with the bytes from row to row and from head to head. Each of the `addends` has an address, and the bytes
     from head to head and from row to row. The `factors` are the soft cap in the base, 0 where there is none, that of what is
-    added, the least that it may become, and how much a score may be larger than the shift; and those of the query and of
+    added, the least number that is added, and how much a score may be larger than the shift; and those of the query and of
     dropout. The state is the shift of the scores and the sum of their powers, both (G, m).
 
     There is memory
@@ -127,9 +128,7 @@ def attend(
                             bend(scores, rows[1] - row, factors[0])
                             if len(addends) > 0 or keys[2] - keys[1] < KEYS:
                                 add(scores, (addends, g), factors, rows, keys)
-                            _raise(
-                                scores, seen, at, survivors, constants, factors[3], shifts, g, of_sums, of_output, rows
-                            )
+                            _raise(scores, seen, at, survivors, factors[3], shifts, g, of_sums, of_output, rows)
                             _weigh(scores, seen, of_value, of_output, rows, left - seen_keys)
         _end(sums, of_output, totals, g, (output[0] + g * output[1], output[2], output[3]), Dv, survival)
 
@@ -190,7 +189,7 @@ def _end(sums, outputs, totals, g, output, Dv, survival):
 
 
 @inlined
-def _raise(scores, seen, flags, survivors, constants, headroom, shifts, g, sums, output, rows):
+def _raise(scores, seen, flags, survivors, headroom, shifts, g, sums, output, rows):
     """Exclude pairs, make powers of scores, and sum them up.
 
     The shift follows the largest score where that is larger by more than the headroom: where it is less, powers and sums
@@ -207,12 +206,16 @@ def _raise(scores, seen, flags, survivors, constants, headroom, shifts, g, sums,
         shift, of_row = shifts[g, row + j], sums + (row + j) * WIDTH
         if is_above(line, shift + headroom):
             largest = largest_of_line(line, one)
-            fade = power(shift - largest, constants)
+            fade = power_of_two(shift - largest, LEAST_FORWARD)
             multiply_vector(of_row, fade)
             for byte in range(0, output[1], WIDTH):
                 multiply_vector(output[0] + (row + j) * output[1] + byte, fade)
             shifts[g, row + j] = shift = largest
-        raise_line(line, shift if np.isfinite(shift) else one, of_row, constants)
+        if not np.isfinite(shift):
+            if shift > one:
+                bound_line(line, one)
+            shift = one
+        raise_line(line, shift, of_row, LEAST_FORWARD)
         if survivors:
             keep_line(line, survivors + j * ROOM, one)
 

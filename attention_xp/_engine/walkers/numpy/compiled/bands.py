@@ -135,8 +135,8 @@ def add(scores, addends, factors, rows, keys):
                 add_line(first + j * KEYS * item, address, factor, least)
             else:
                 for i in range(begin, end):
-                    total = scores[j, i] + factor * number_at(address + i * item, factor)
-                    scores[j, i] = least if total < least else total  # noqa: FURB136  # NaN stays NaN
+                    more = number_at(address + i * item, factor)
+                    scores[j, i] += factor * (least if more < least else more)  # noqa: FURB136  # NaN stays NaN
         if end - begin < KEYS:
             scores[j, :begin] = -np.inf
             scores[j, end:] = -np.inf

@@ -14,11 +14,11 @@ _TAIL = 2.3190468138462996e-17  # what the logarithm of 2 is larger than its flo
 # A weight of less than the 84th power of a half, relative to a log-sum-exp of at least -20 (see `Common`), adds nothing to a
 # gradient in float32. Times a small gradient it might be subnormal, and products with such numbers take up to 30 times as
 # long: under linear biases, most weights are that small.
-LEAST = 84.0
+LEAST = 84
 
 # A weight of less than the 116th power of a half, relative to one of the same row, adds nothing to an output in float32, unless
 # its value is 2^92 times as large; and times a value it may be subnormal: where scores are large, most weights are that small.
-LEAST_FORWARD = 116.0
+LEAST_FORWARD = 116
 
 
 class Constants(NamedTuple):

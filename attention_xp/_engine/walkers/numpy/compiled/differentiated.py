@@ -7,9 +7,10 @@ import numpy as np
 
 from attention_xp._engine.walkers.numpy.compiled.bands import BAND, NONE, SOME, TALL, add, bend, flags_from, look, score
 from attention_xp._engine.walkers.numpy.compiled.compiling import compiled, inlined
+from attention_xp._engine.walkers.numpy.compiled.constants import LEAST
 from attention_xp._engine.walkers.numpy.compiled.copies import copy_head, pack_head
 from attention_xp._engine.walkers.numpy.compiled.draws import ROOM, draw
-from attention_xp._engine.walkers.numpy.compiled.line import KEYS, clear_vector, keep_line, raise_line
+from attention_xp._engine.walkers.numpy.compiled.line import KEYS, clear_vector, keep_line, weigh_line
 from attention_xp._engine.walkers.numpy.compiled.multiplied import multiply_rows
 from attention_xp._engine.walkers.numpy.compiled.registers import ROWS, WIDTH
 
@@ -26,7 +27,6 @@ def differentiate(
     begun,
     addends,
     factors,
-    constants,
     draws,
     shift,
     delta,
@@ -50,19 +50,14 @@ def differentiate(
     The log-sum-exp as `shift`, and `delta`, are (G, m). The last two of the `factors` are those of products with the query,
     and with the gradient of the output: it makes gradients of scores such that those of queries and keys lack none, and
     `delta` has it as well. The first ones, the stretches and the addends are those of `attended.attend`. There is memory
-    for weights, gradients of scores, slopes of the soft cap, and a line that is not used, (3 BAND + 1, KEYS).
+    for weights, gradients of scores, and slopes of the soft cap, (3 BAND, KEYS).
     """
     (query, gradient, key, value), (packed_key, packed_value) = rows_of_heads, packed
     query_rows, gradient_rows, key_rows = copies
     factors, of_query_key, of_gradient_value = factors
     (G, m), (Sk, first_sum, last_sum), one = shift.shape, sizes, scores.dtype.type(0.0)
     item, group, D, Dv = scores.itemsize, G // len(begun), packed_key.shape[2], packed_value.shape[2]
-    weights, grads, slopes, unused = (
-        scores[:BAND],
-        scores[BAND : 2 * BAND],
-        scores[2 * BAND : 3 * BAND],
-        scores[3 * BAND],
-    )
+    weights, grads, slopes = scores[:BAND], scores[BAND : 2 * BAND], scores[2 * BAND :]
     width, value_width = query_rows.shape[1] * item, gradient_rows.shape[1] * item
     of_query, of_gradient = (query_rows.ctypes.data, width, D), (gradient_rows.ctypes.data, value_width, Dv)
     dquery, dkey, dvalue = sums
@@ -109,7 +104,7 @@ def differentiate(
                             _slope(weights, slopes, rows[1] - row, factors)
                         if len(addends) > 0 or keys[2] - keys[1] < KEYS:
                             add(weights, (addends, g), factors, rows, keys)
-                        _weigh(weights, unused, seen, at, constants, shift, g, rows)
+                        _weigh(weights, seen, at, shift, g, rows)
                         score(of_gradient, of_value + left * Dv * item, grads, seen, rows, False)
                         _pull(weights, grads, slopes, seen, survivors, delta, g, rows, factors[0])
                         _sum_up(into, places, weights, grads, rows, keys)
@@ -157,10 +152,10 @@ def _slope(scores, slopes, count, factors):
 
 
 @inlined
-def _weigh(scores, unused, seen, flags, constants, shift, g, rows):
+def _weigh(scores, seen, flags, shift, g, rows):
     """Exclude pairs, and make weights of scores."""
     (address, step), (row, last_row) = flags, rows
-    first, sums = scores.ctypes.data, unused.ctypes.data
+    first = scores.ctypes.data
     for j in range(last_row - row):
         line, is_seen = first + j * KEYS * scores.itemsize, seen[j // ROWS]
         if is_seen == NONE:
@@ -169,7 +164,7 @@ def _weigh(scores, unused, seen, flags, constants, shift, g, rows):
         else:
             if is_seen == SOME:
                 keep_line(line, address + j * step, scores.dtype.type(-np.inf))
-            raise_line(line, shift[g, row + j], sums, constants)
+            weigh_line(line, shift[g, row + j], LEAST)
 
 
 @inlined

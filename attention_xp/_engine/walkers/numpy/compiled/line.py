@@ -12,7 +12,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from attention_xp._engine.walkers.numpy.compiled.compiling import inlined
-from attention_xp._engine.walkers.numpy.compiled.powers import Lanes, power_of, spread
+from attention_xp._engine.walkers.numpy.compiled.powers import Lanes, spread, two_to
 from attention_xp._engine.walkers.numpy.compiled.registers import BYTE, WIDTH, Registers, item_of, repeated
 from attention_xp._engine.walkers.numpy.compiled.tangents import tanh_of
 
@@ -20,6 +20,7 @@ __all__ = [
     "KEYS",
     "add_line",
     "bend_line",
+    "bound_line",
     "clear_vector",
     "fetch_row",
     "is_above",
@@ -30,6 +31,7 @@ __all__ = [
     "put_at",
     "raise_line",
     "verdict",
+    "weigh_line",
 ]
 
 KEYS = 64  # scores of a line
@@ -67,27 +69,65 @@ def largest_of_line(_typing: Any, line: Any, one: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def raise_line(_typing: Any, line: Any, shift: Any, sums: Any, constants: Any) -> Any:
-    """Replace a line of scores by powers of ``scores - shift``, and add these to the sums of a row, one vector of them."""
+def raise_line(_typing: Any, line: Any, shift: Any, sums: Any, limit: Any) -> Any:
+    """Replace a line of scores by powers of ``scores - shift``, and add these to the sums of a row, one vector of them.
+
+    The powers are those of `two_to`, and no score is far above the shift.
+    """
+    if not isinstance(limit, types.IntegerLiteral):  # numba then asks again, with the number as it is written
+        return None
 
     def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
         registers = _line(context, builder, shift)
         address, sums = (builder.inttoptr(arguments[i], BYTE.as_pointer()) for i in (0, 2))
-        numbers = [
-            Lanes(builder, spread(builder, builder.extract_value(arguments[3], i), registers.vector)) for i in range(5)
-        ]
         shift_of_all = Lanes(builder, spread(builder, arguments[1], registers.vector))
         target = registers.pointer(sums, 0)
         total = Lanes(builder, registers.load(target))
         for vector in registers.vectors:
             at = registers.pointer(address, vector)
-            raised = power_of(Lanes(builder, registers.load(at)) - shift_of_all, numbers)
+            score = Lanes(builder, registers.load(at))
+            raised = two_to(score - shift_of_all, score.layout.limit(limit.literal_value))
             builder.store(raised.value, at, align=registers.item)
             total = total + raised
         builder.store(total.value, target, align=registers.item)
         return context.get_dummy_value()
 
-    return types.void(line, shift, sums, constants), generate
+    return types.void(line, shift, sums, limit), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def weigh_line(_typing: Any, line: Any, shift: Any, limit: Any) -> Any:
+    """Replace a line of scores by powers of ``scores - shift``, those of `two_to`; any score may be above the shift."""
+    if not isinstance(limit, types.IntegerLiteral):
+        return None
+
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
+        registers = _line(context, builder, shift)
+        address = builder.inttoptr(arguments[0], BYTE.as_pointer())
+        shift_of_all = Lanes(builder, spread(builder, arguments[1], registers.vector))
+        for vector in registers.vectors:
+            at = registers.pointer(address, vector)
+            score = _bounded(Lanes(builder, registers.load(at)) - shift_of_all)
+            raised = two_to(score, score.layout.limit(limit.literal_value))
+            builder.store(raised.value, at, align=registers.item)
+        return context.get_dummy_value()
+
+    return types.void(line, shift, limit), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def bound_line(_typing: Any, line: Any, one: Any) -> Any:
+    """Lower those scores of a line whose powers are infinity to where they are just that. `one` is of the dtype."""
+
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
+        registers = _line(context, builder, one)
+        address = builder.inttoptr(arguments[0], BYTE.as_pointer())
+        for vector in registers.vectors:
+            at = registers.pointer(address, vector)
+            builder.store(_bounded(Lanes(builder, registers.load(at))).value, at, align=registers.item)
+        return context.get_dummy_value()
+
+    return types.void(line, one), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -109,7 +149,7 @@ def bend_line(_typing: Any, line: Any, cap: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def add_line(_typing: Any, line: Any, address: Any, factor: Any, least: Any) -> Any:
-    """Add the numbers at an address times a factor to a line of scores; a sum is `least` at least, or NaN."""
+    """Add the numbers at an address, each `least` at least or NaN, times a factor to a line of scores."""
 
     def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
         registers = _line(context, builder, factor)
@@ -117,10 +157,8 @@ def add_line(_typing: Any, line: Any, address: Any, factor: Any, least: Any) -> 
         factors, lowest = (Lanes(builder, spread(builder, arguments[i], registers.vector)) for i in (2, 3))
         for vector in registers.vectors:
             scores, more = (Lanes(builder, registers.load(registers.pointer(start, vector))) for start in (to, of))
-            total = scores + factors * more
-            builder.store(
-                total.chosen("<", lowest, lowest, total).value, registers.pointer(to, vector), align=registers.item
-            )
+            total = scores + factors * more.chosen("<", lowest, lowest, more)
+            builder.store(total.value, registers.pointer(to, vector), align=registers.item)
         return context.get_dummy_value()
 
     return types.void(line, address, factor, least), generate
@@ -257,6 +295,12 @@ def _largest(registers: Registers, line: Any) -> Lanes:
     for vector in registers.vectors:
         largest = _larger(Lanes(builder, registers.load(registers.pointer(address, vector))), largest)
     return largest
+
+
+def _bounded(scores: Lanes) -> Lanes:
+    """Return scores, or the least number whose power of two is infinity where they are larger."""
+    most = scores.like(float(scores.layout.bias + 1))
+    return scores.chosen(">", most, most, scores)
 
 
 def _larger(one: Lanes, other: Lanes) -> Lanes:

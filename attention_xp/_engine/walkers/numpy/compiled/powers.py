@@ -9,9 +9,10 @@ import math
 from typing import Any, NamedTuple
 
 from llvmlite import ir
+from numba import types
 from numba.extending import intrinsic
 
-__all__ = ["CONTRACTED", "Lanes", "polynomial", "power", "power_of", "spread"]
+__all__ = ["CONTRACTED", "Lanes", "polynomial", "power", "power_of", "power_of_two", "spread", "two_to"]
 
 # Products and sums may become one instruction. Sums keep their order: rounding by a large number depends on it.
 CONTRACTED = {"contract", "nsz"}
@@ -33,6 +34,10 @@ class _Format(NamedTuple):
         """Return that of a type of LLVM."""
         is_single = isinstance(number, ir.FloatType)
         return cls(32, 23, 127, _POLYNOMIAL_32) if is_single else cls(64, 52, 1023, _POLYNOMIAL_64)
+
+    def limit(self, of_single: int) -> int:
+        """Return the limit of `two_to` for such numbers: as given for float32, else that of normal numbers."""
+        return of_single if self.bits == 32 else self.bias - 1
 
     @property
     def rounding(self) -> float:
@@ -69,15 +74,19 @@ class Lanes:
         holds = self.builder.fcmp_ordered(comparison, self.value, bound.value)
         return Lanes(self.builder, self.builder.select(holds, one.value, other.value))
 
-    def two_to_last_bits(self) -> "Lanes":
-        """Return 2 to the power of the integer that the last bits hold, after it was rounded by adding a large number."""
+    def two_to_last_bits(self, bias: int | None = None) -> "Lanes":
+        """Return 2 to the power of the integer that the last bits hold, after it was rounded by adding a large number.
+
+        With a smaller bias than that of the exponent, all results are smaller by as many powers of two.
+        """
         builder, kind, layout = self.builder, self.value.type, self.layout
+        numbers = layout.bias if bias is None else bias, layout.places
         integer = ir.IntType(layout.bits)
-        bias, places = (ir.Constant(integer, number) for number in (layout.bias, layout.places))
+        added, places = (ir.Constant(integer, number) for number in numbers)
         if isinstance(kind, ir.VectorType):
             integer = ir.VectorType(integer, kind.count)
-            bias, places = (ir.Constant(integer, [number] * kind.count) for number in (layout.bias, layout.places))
-        bits = builder.add(builder.bitcast(self.value, integer), bias)
+            added, places = (ir.Constant(integer, [number] * kind.count) for number in numbers)
+        bits = builder.add(builder.bitcast(self.value, integer), added)
         return Lanes(builder, builder.bitcast(builder.shl(bits, places), kind))
 
 
@@ -100,12 +109,42 @@ def power_of(x: Lanes, constants: list[Lanes]) -> Lanes:
     return x.chosen("<", least, x.like(0.0), result)
 
 
+def two_to(x: Lanes, limit: int) -> Lanes:
+    """Return 2 to the power of x: NaN for NaN, and 0 for less than ``0.5 - limit``.
+
+    x must be no larger than 128 in float32, and 1024 in float64, of which the power is infinity.
+
+    Powers of integers are made smaller by as many powers of two as the bits of the least one are then 0, and the polynomial is as
+    much larger: so no comparison is needed for a result of 0.
+    """
+    round_by, least, missing = x.like(x.layout.rounding), x.like(-float(limit)), x.layout.bias - limit
+    met = x.chosen("<", least, least, x)
+    rounded = met + round_by
+    rest = met - (rounded - round_by)
+    return rounded.two_to_last_bits(limit) * polynomial(
+        rest, tuple(2.0**missing * term for term in x.layout.polynomial)
+    )
+
+
 def polynomial(x: Lanes, terms: tuple[float, ...]) -> Lanes:
     """Return the sum of terms times 1, x, x^2, and so on."""
     *others, result = map(x.like, terms)
     for term in reversed(others):
         result = term + x * result
     return result
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def power_of_two(_typing: Any, x: Any, limit: Any) -> Any:
+    """Return `two_to` the power of a number."""
+    if not isinstance(limit, types.IntegerLiteral):  # numba then asks again, with the number as it is written
+        return None
+
+    def generate(_context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
+        number = Lanes(builder, arguments[0])
+        return two_to(number, number.layout.limit(limit.literal_value)).value
+
+    return x(x, limit), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -8,16 +8,17 @@ import numpy as np
 
 from attention_xp._backend.processor import second_cache
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.base import base_of, lowest_score
+from attention_xp._engine.tile.base import LOG2_E, Base, lowest_score
 from attention_xp._engine.tile.scores import query_factor, survival_factor
-from attention_xp._engine.tile.step import start
-from attention_xp._engine.walkers.numpy.compiled.constants import LEAST, LEAST_FORWARD, Constants
+from attention_xp._engine.tile.step import Running, log_sum_exp, start
 from attention_xp._random.survivors import head_key, smallest_draw
 from attention_xp._random.threefry import schedule_of
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 
-__all__ = ["Steps", "address_of"]
+__all__ = ["BASE", "Steps", "address_of"]
+
+BASE = Base(np.exp2, LOG2_E, 1.0)  # of all scores here, whatever NumPy has vector instructions for
 
 _SHARE = 0.5  # of the second-level cache, for keys and values that are copied at once
 _HEADROOM = 8.0  # powers of two by which a score may be larger than the shift
@@ -43,32 +44,22 @@ class Steps:
         self.band, self.keys, self._room = bands.BAND, bands.KEYS, draws.ROOM
         self.dtype = np.dtype(problem.dtype)
         self.lanes = bands.WIDTH // self.dtype.itemsize  # numbers of a vector
-        log_e = base_of(problem.xp).log_e
         # Without a soft cap, the factor of the base is that of the query; with one, it is the tangent's.
-        factor, cap = (log_e, 0.0) if problem.softcap is None else (1.0, problem.softcap * log_e)
+        factor, cap = (LOG2_E, 0.0) if problem.softcap is None else (1.0, problem.softcap * LOG2_E)
         of_query = self.dtype.type(query_factor(problem) * factor)
         # Gradients of scores have the factor of the query, so that those of queries and keys lack none.
         self.pull_factor, survival = query_factor(problem), self.dtype.type(survival_factor(problem))
-        # Without a factor of the base nothing overflows: what two masks lower is minus infinity, as in NumPy's own passes.
-        least = -math.inf if log_e == 1.0 else lowest_score(np, self.dtype) * self.dtype.type(log_e)
-        # Weights that are tiny relative to others are 0, for products with subnormal numbers take ten times as long.
-        limits = (LEAST_FORWARD, LEAST) if self.dtype == np.float32 else (math.inf, math.inf)
-        forward, backward = (
-            tuple(Constants.of(self.dtype, limit * base_of(problem.xp).log_2, is_natural=log_e == 1.0))
-            for limit in limits
-        )
-        headroom = _HEADROOM * base_of(problem.xp).log_2
-        factors = tuple(map(self.dtype.type, (cap, log_e, least, headroom)))
-        self._options = (factors, of_query, survival), forward
-        self._backward_options = (factors, of_query, self.dtype.type(self.pull_factor) * survival), backward
+        factors = tuple(map(self.dtype.type, (cap, LOG2_E, lowest_score(np, self.dtype), _HEADROOM)))
+        self._options = factors, of_query, survival
+        self._backward_options = factors, of_query, self.dtype.type(self.pull_factor) * survival
 
     def width(self, numbers: int) -> int:
         """Return how many numbers whole vectors hold that have room for so many."""
         return -(-numbers // self.lanes) * self.lanes
 
     def scores(self, count: int) -> int:
-        """Return how many numbers so many arrays of the scores of a band have, and one line."""
-        return (count * self.band + 1) * self.keys
+        """Return how many numbers so many arrays of the scores of a band have."""
+        return count * self.band * self.keys
 
     def at_once(self, problem: Problem) -> int:
         """Return how many keys are copied at once, with their values: as many as stay in the second cache."""
@@ -82,9 +73,14 @@ class Steps:
         if problem.sinks is None:  # without the calls of the general way, which each job would wait for
             rows = heads, math.prod(region.sizes[:-1]) // heads
             return np.full(rows, -math.inf, self.dtype), np.zeros(rows, self.dtype)
-        running = start(problem, region, output, shift=None)
+        running = start(problem, region, output, shift=None, base=BASE)
         shift, total = (np.array(a, self.dtype).reshape(heads, -1) for a in (running.peak, running.total))
         return shift, total
+
+    def log_sum_exp(self, region: Region, state: tuple[Array, Array], output: Array) -> Array:
+        """Return the log-sum-exp (..., m) of the rows of a region, from the state and the output that `attend` left."""
+        shift, total = (a.reshape(*region.sizes[:-1], 1) for a in state)
+        return log_sum_exp(region.frame, region, Running(shift, total, output), BASE)  # type: ignore[arg-type]
 
     def no_copies(self, D: int, Dv: int) -> tuple[Array, Array]:
         """Return memory for copies of no keys and no values, which are then read where they lie."""
@@ -114,7 +110,7 @@ class Steps:
         query, key, value, output = arrays
         table, addends, *_ = stretches
         places, sizes = tuple(map(_place, (query, key, value, output))), (*key.shape[:2], value.shape[2])
-        self._attend(table, *places, sizes, there, addends, *self._options, draws, state, copies, *memory)
+        self._attend(table, *places, sizes, there, addends, self._options, draws, state, copies, *memory)
 
     def differentiate(
         self,
@@ -137,7 +133,7 @@ class Steps:
         places = [(address - first * row, head, row, item) for address, head, row, item in map(_place, of_keys)]
         arrays, every = (tuple(map(_place, rows)), packed, copies), (_place(dquery), *places)
         options, sizes = self._backward_options, (rows[2].shape[1], first, first + of_keys[0].shape[1])
-        self._differentiate(table, *arrays, sizes, begun, addends, *options, draws, *known, every, *memory)
+        self._differentiate(table, *arrays, sizes, begun, addends, options, draws, *known, every, *memory)
 
     def draws(self, region: Region) -> _Draws:
         """Return what the draws of dropout in a block of rows follow from, see `draws.draw`."""

@@ -123,15 +123,14 @@ def test_addends_are_added_and_other_columns_excluded(dtype, begin, end):
     wide, of_keys = numbers(G, Sq, 2 * KEYS, dtype=dtype), numbers(2 * KEYS, dtype=dtype)
     wide[g, row, left + begin], wide[g, row + 1, left + begin] = np.finfo(dtype).min, np.nan
     addends = np.asarray([(address(wide), *wide.strides[:2]), (address(of_keys), 0, 0)], np.int64)
-    factor, least = dtype(1.4427), dtype(-0.5 * np.finfo(dtype).max)
+    factor, least = dtype(1.4427), -np.finfo(dtype).max / dtype(16.0)
     before = numbers(BAND, KEYS, dtype=dtype)
     scores = before.copy()
     added(scores, (addends, g), (dtype(0.0), factor, least, dtype(8.0)), (row, last_row), (left, begin, end))
     expected, columns = before.copy(), slice(left + begin, left + end)
     inner = expected[: last_row - row]
     for more in (wide[g, row:last_row, columns], of_keys[columns]):
-        with np.errstate(over="ignore"):
-            inner[:, begin:end] += np.maximum(factor * more, least)
+        inner[:, begin:end] += factor * np.maximum(more, least)
     inner[:, :begin] = inner[:, end:] = -np.inf
     np.testing.assert_allclose(scores, expected, rtol=0, atol=8 * np.finfo(dtype).eps)
     assert np.isfinite(scores[0, begin])

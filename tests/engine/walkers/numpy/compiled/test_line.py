@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from attention_xp._engine.walkers.numpy.compiled import line
-from attention_xp._engine.walkers.numpy.compiled.constants import Constants
+from attention_xp._engine.walkers.numpy.compiled.constants import LEAST, LEAST_FORWARD
 from attention_xp._engine.walkers.numpy.compiled.registers import WIDTH
 from tests.engine.walkers.numpy.compiled._memory import address, amid, both_dtypes, looped
 
@@ -23,8 +23,18 @@ def above(scores, limit):
 
 
 @looped
-def raised(scores, shift, sums, constants):
-    line.raise_line(scores, shift, sums, constants)
+def raised(scores, shift, sums):
+    line.raise_line(scores, shift, sums, LEAST_FORWARD)
+
+
+@looped
+def weighed(scores, shift):
+    line.weigh_line(scores, shift, LEAST)
+
+
+@looped
+def bounded(scores, one):
+    line.bound_line(scores, one)
 
 
 @looped
@@ -94,15 +104,14 @@ def test_a_score_above_a_limit_wherever_it_stands(dtype):
 
 
 @both_dtypes
-@pytest.mark.parametrize("is_natural", [False, True])
 @pytest.mark.parametrize("shift", [0.0, -30.5, 12.25])
-def test_powers_of_a_line_and_their_sum(dtype, is_natural, shift):
+def test_powers_of_a_line_and_their_sum(dtype, shift):
     scores, memory = scores_of(dtype)
     scores[5], scores[6] = -np.inf, np.finfo(dtype).min
     lanes = WIDTH // scores.itemsize
     sums, around = amid(np.arange(lanes, dtype=dtype), -1.0)
-    expected = (np.exp if is_natural else np.exp2)(scores.astype(np.float64) - shift)
-    raised(address(scores), dtype(shift), address(sums), tuple(Constants.of(dtype, is_natural=is_natural)))
+    expected = np.exp2(scores.astype(np.float64) - shift)
+    raised(address(scores), dtype(shift), address(sums))
     eps = 4.0 * np.finfo(dtype).eps
     np.testing.assert_allclose(scores, expected, rtol=eps * 64)  # of the difference of scores, a unit is so much
     np.testing.assert_allclose(sums, np.arange(lanes) + expected.reshape(-1, lanes).sum(axis=0), rtol=eps * 64)
@@ -116,9 +125,46 @@ def test_powers_of_nan_are_nan(dtype):
     scores, _ = scores_of(dtype)
     scores[9] = np.nan
     sums = np.zeros(WIDTH // scores.itemsize, dtype)
-    raised(address(scores), dtype(0.0), address(sums), tuple(Constants.of(dtype, is_natural=False)))
+    raised(address(scores), dtype(0.0), address(sums))
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(scores)), [9])
     assert np.isnan(sums).sum() == 1
+
+
+@both_dtypes
+def test_each_power_is_within_a_unit_in_the_last_place(dtype):
+    limit = LEAST if dtype == np.float32 else 1022
+    for first in np.linspace(0.51 - limit, 8.0, 400):
+        scores, memory = amid(np.linspace(first, first + 1.0, KEYS).astype(dtype), np.nan)
+        expected = np.exp2(scores.astype(np.longdouble))
+        weighed(address(scores), dtype(0.0))
+        assert (np.abs(scores - expected) / np.spacing(expected.astype(dtype))).max() <= 1.01
+        assert_nothing_around(memory)
+
+
+@both_dtypes
+def test_powers_at_both_ends(dtype):
+    """Below a limit they are 0 and not subnormal, and above the largest number infinity."""
+    least, least_forward, most = (LEAST, LEAST_FORWARD, 128) if dtype == np.float32 else (1022, 1022, 1024)
+    scores, _ = scores_of(dtype)
+    scores[:6] = -least, -least - 1, -np.inf, np.finfo(dtype).min, 1 - least, most
+    weighed(address(scores), dtype(0.0))
+    np.testing.assert_array_equal(scores[:6], [0.0, 0.0, 0.0, 0.0, 2.0 ** (1 - least), np.inf])
+    scores[:5] = -least_forward, -least_forward - 1, -np.inf, 1 - least_forward, most
+    raised(address(scores), dtype(0.0), address(np.zeros(WIDTH // scores.itemsize, dtype)))
+    np.testing.assert_array_equal(scores[:5], [0.0, 0.0, 0.0, 2.0 ** (1 - least_forward), np.inf])
+
+
+@both_dtypes
+def test_scores_far_above_the_shift_have_the_power_infinity(dtype):
+    scores, memory = scores_of(dtype)
+    scores[:4] = np.inf, np.finfo(dtype).max, 2e4, np.nan
+    bound = scores.copy()
+    bounded(address(bound), dtype(1.0))
+    most = 128 if dtype == np.float32 else 1024
+    np.testing.assert_array_equal(bound, np.minimum(scores, most))
+    weighed(address(scores), dtype(0.0))
+    np.testing.assert_array_equal(scores[:4], [np.inf, np.inf, np.inf, np.nan])
+    assert_nothing_around(memory)
 
 
 @both_dtypes
@@ -139,11 +185,10 @@ def test_tangents_of_a_line(dtype, size):
 def test_what_is_added_is_no_less_than_the_least(dtype):
     scores, memory = scores_of(dtype)
     more, before = np.random.default_rng(1).normal(size=KEYS).astype(dtype), scores.copy()
-    factor, least = dtype(1.4427), dtype(-0.5 * np.finfo(dtype).max)
+    factor, least = dtype(1.4427), -np.finfo(dtype).max / dtype(16.0)
     more[3], more[4], more[5], more[6] = np.finfo(dtype).min, -np.inf, np.nan, np.inf
     added(address(scores), address(more), factor, least)
-    with np.errstate(over="ignore"):
-        expected = np.maximum(before + factor * more, least)  # which keeps NaN
+    expected = before + factor * np.maximum(more, least)  # which keeps NaN
     np.testing.assert_allclose(scores, expected, rtol=4.0 * np.finfo(dtype).eps, atol=40.0 * np.finfo(dtype).eps)
     assert np.isfinite(scores[3:5]).all()
     assert_nothing_around(memory)
