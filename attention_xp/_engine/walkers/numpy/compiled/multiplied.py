@@ -9,7 +9,7 @@ from attention_xp._engine.walkers.numpy.compiled.registers import FEW, PAIR, ROW
 
 __all__ = ["multiply_rows"]
 
-# Bytes of columns that are summed up at once; without long registers, both are the same.
+# Bytes of columns that are summed up at once; without long registers, both are the same, and nothing is done by halves.
 _WIDE, _HALF = VECTORS * WIDTH, PAIR * WIDTH
 
 
@@ -17,40 +17,30 @@ _WIDE, _HALF = VECTORS * WIDTH, PAIR * WIDTH
 def multiply_rows(addresses, strides, sizes, goes_on, one):
     """Write ``x @ y`` of some rows to out, or add it where it `goes_on`; the last of the sizes is in bytes, whole vectors."""
     out, x, y = addresses
-    rows, count, N = sizes
-    column = 0
-    while column < N:
-        width = _width_from(column, N)
-        right = y + column
-        i = 0
-        while i < rows:
-            to, of = out + i * strides[0] + column, x + i * strides[1]
-            if i + ROWS <= rows:
-                _add(to, of, right, strides, count, goes_on, ROWS, width, one)
-                i += ROWS
-            elif i + FEW <= rows:
-                _add(to, of, right, strides, count, goes_on, FEW, width, one)
-                i += FEW
-            else:
-                _add(to, of, right, strides, count, goes_on, 1, width, one)
-                i += 1
-        column += width
+    rows, count, width = sizes
+    i = 0
+    while i < rows:
+        to, of = out + i * strides[0], x + i * strides[1]
+        if i + ROWS <= rows:
+            _add(to, of, y, strides, count, goes_on, ROWS, width, one)
+            i += ROWS
+        elif i + FEW <= rows:
+            _add(to, of, y, strides, count, goes_on, FEW, width, one)
+            i += FEW
+        else:
+            _add(to, of, y, strides, count, goes_on, 1, width, one)
+            i += 1
 
 
 @inlined
 def _add(to, of, right, strides, count, goes_on, rows, width, one):
-    """Write or add the products of so many rows and of columns of some width; both become literals, as registers want them."""
-    if width == _WIDE:
-        add_products(to, of, right, strides, count, goes_on, rows, VECTORS, one)
-    elif width == _HALF:
-        add_products(to, of, right, strides, count, goes_on, rows, PAIR, one)
-    else:
-        add_products(to, of, right, strides, count, goes_on, rows, 1, one)
-
-
-@compiled()
-def _width_from(column, N):
-    """Return of how many columns the next sums are, in bytes."""
-    if column + _WIDE <= N:
-        return _WIDE
-    return _HALF if column + _HALF <= N else WIDTH
+    """Write or add the products of so many rows, which become a literal, as registers want them, and columns of a width."""
+    blocks = width // _WIDE
+    done = blocks * _WIDE
+    if blocks:
+        add_products(to, of, right, strides, count, goes_on, blocks, rows, VECTORS, one)
+    if _HALF < _WIDE and done + _HALF <= width:
+        add_products(to + done, of, right + done, strides, count, goes_on, 1, rows, PAIR, one)
+        done += _HALF
+    if done < width:
+        add_products(to + done, of, right + done, strides, count, goes_on, 1, rows, 1, one)

@@ -45,24 +45,34 @@ _INDEX, BYTE = ir.IntType(64), ir.IntType(8)
 
 @intrinsic  # type: ignore[untyped-decorator]
 def add_products(
-    _typing: Any, out: Any, x: Any, y: Any, strides: Any, count: Any, goes_on: Any, rows: Any, vectors: Any, one: Any
+    _typing: Any,
+    out: Any,
+    x: Any,
+    y: Any,
+    strides: Any,
+    count: Any,
+    goes_on: Any,
+    blocks: Any,
+    rows: Any,
+    vectors: Any,
+    one: Any,
 ) -> Any:
-    """Write ``x @ y`` to `rows` rows of so many vectors, or add it where it `goes_on`.
+    """Write ``x @ y`` to `rows` rows of so many `blocks` of so many vectors, or add it where it `goes_on`.
 
     out, x and y are addresses, and `strides` the bytes of out from row to row, of x from row to row and from column to
     column, and of y from row to row: (rows, count) @ (count, N). `one` is of the dtype.
     """
     if not isinstance(rows, types.IntegerLiteral):  # numba then asks again, with the numbers as they are written
         return None
-    signature = types.void(out, x, y, strides, count, goes_on, rows, vectors, one)
+    signature = types.void(out, x, y, strides, count, goes_on, blocks, rows, vectors, one)
 
     def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
-        addresses, (strides, count, goes_on) = arguments[:3], arguments[3:6]
+        addresses, (strides, count, goes_on, blocks) = arguments[:3], arguments[3:7]
         number = context.get_value_type(one)
         pointers = [builder.inttoptr(address, BYTE.as_pointer()) for address in addresses]
         steps = [builder.extract_value(strides, i) for i in range(4)]
         shape = rows.literal_value, vectors.literal_value
-        _Kernel(builder, number, shape, steps).run(pointers, count, goes_on)
+        _Kernel(builder, number, shape, steps).run(pointers, count, goes_on, blocks)
         return context.get_dummy_value()
 
     return signature, generate
@@ -149,21 +159,33 @@ class _Kernel(Registers):
         super().__init__(builder, number, shape)
         self._steps = steps
 
-    def run(self, pointers: list[Any], count: Any, goes_on: Any) -> None:
-        """Write the loop, in which pointers move along a row of x and down a column of y.
+    def run(self, pointers: list[Any], count: Any, goes_on: Any, blocks: Any) -> None:
+        """Write the loop over blocks of columns: where rows begin is known before it, and in each block the same."""
+        builder, (out, x, y), (out_row, x_row, *_) = self.builder, pointers, self._steps
+        lines, offsets = (self._multiples(row) for row in (out_row, x_row))
 
-        What is there already is added behind the loop: a sum of many products would lose the last digits of each.
-        """
-        builder, (out, *factors), (out_row, x_row, *steps) = self.builder, pointers, self._steps
-        lines = [builder.gep(out, [offset]) for offset in self._multiples(out_row)]
-        targets = [self.pointer(line, vector) for line in lines for vector in self.vectors]
-        zeros, offsets = [ir.Constant(self.vector, [0.0] * self.lanes)] * len(targets), self._multiples(x_row)
+        def block(out: Any, y: Any) -> list[Any]:
+            targets = [self.pointer(builder.gep(out, [line]), vector) for line in lines for vector in self.vectors]
+            self._write(self._summed(x, y, offsets, count), targets, goes_on)
+            return [builder.gep(pointer, [_INDEX(len(self.vectors) * WIDTH)]) for pointer in (out, y)]
+
+        repeated(builder, blocks, [out, y], block)
+
+    def _summed(self, x: Any, y: Any, offsets: list[Any], count: Any) -> list[Any]:
+        """Write the loop in which pointers move along a row of x and down a column of y, and return the sums."""
+        builder, steps = self.builder, self._steps[2:]
+        zeros = [ir.Constant(self.vector, [0.0] * self.lanes)] * (len(offsets) * len(self.vectors))
 
         def body(x: Any, y: Any, *totals: Any) -> list[Any]:
             added = self._added(totals, x, y, offsets)
             return [*(builder.gep(pointer, [step]) for pointer, step in zip((x, y), steps, strict=True)), *added]
 
-        _, _, *sums = repeated(builder, count, [*factors, *zeros], body)
+        _, _, *sums = repeated(builder, count, [x, y, *zeros], body)
+        return sums
+
+    def _write(self, sums: list[Any], targets: list[Any], goes_on: Any) -> None:
+        """Write sums, or add them to what is there: behind the loop, for products that are added to a large number lose digits."""
+        builder = self.builder
         with builder.if_else(goes_on) as (then, otherwise):
             with then:
                 self._store(
@@ -214,7 +236,7 @@ def repeated(builder: ir.IRBuilder, count: Any, values: list[Any], body: Callabl
     after = body(*now)
     fewer = builder.sub(left, _INDEX(1))
     for phi, value in zip((left, *now), (fewer, *after), strict=True):
-        phi.add_incoming(value, loop)
+        phi.add_incoming(value, builder.block)
     builder.cbranch(builder.icmp_signed(">", fewer, _INDEX(0)), loop, end)
     builder.position_at_end(end)
     return after
