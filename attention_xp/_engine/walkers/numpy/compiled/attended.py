@@ -206,10 +206,11 @@ def _raise(scores, seen, flags, survivors, headroom, shifts, g, sums, output, ro
         shift, of_row = shifts[g, row + j], sums + (row + j) * WIDTH
         if is_above(line, shift + headroom):
             largest = largest_of_line(line, one)
-            fade = power_of_two(shift - largest, LEAST_FORWARD)
-            multiply_vector(of_row, fade)
-            for byte in range(0, output[1], WIDTH):
-                multiply_vector(output[0] + (row + j) * output[1] + byte, fade)
+            if shift > -np.inf:  # or else all sums are 0
+                fade = power_of_two(shift - largest, LEAST_FORWARD)
+                multiply_vector(of_row, fade)
+                for byte in range(0, output[1], WIDTH):
+                    multiply_vector(output[0] + (row + j) * output[1] + byte, fade)
             shifts[g, row + j] = shift = largest
         if not np.isfinite(shift):
             if shift > one:
