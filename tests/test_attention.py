@@ -93,6 +93,21 @@ def test_inputs_are_not_written_to(library, make, impl):
         np.testing.assert_array_equal(to_numpy(x), old)
 
 
+@pytest.mark.parametrize("sink", [3e38, -3e38])
+def test_sinks_at_the_end_of_the_range(library, make, impl, sink):
+    """A huge one takes all weight; at the other end it adds nothing."""
+    q, k, v = (make(x) for x in inputs((2, 4, 5, 8)))
+    sinks = make(np.asarray([sink, 0.0, 0.0, 0.0]))
+    output, lse = (to_numpy(x) for x in flash_attention(q, k, v, sinks=sinks, impl=impl, return_lse=True))
+    plain, of_plain = (to_numpy(x) for x in flash_attention(q, k, v, impl=impl, return_lse=True))
+    if sink > 0.0:
+        np.testing.assert_allclose(output[:, 0], 0.0, atol=1e-30)
+        assert (lse[:, 0] > 1e37).all()
+    else:
+        np.testing.assert_allclose(output[:, 0], plain[:, 0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(lse[:, 0], of_plain[:, 0], rtol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_large_scores_do_not_overflow(library, make, impl, dtype):
     if dtype not in library.dtypes():

@@ -56,7 +56,7 @@ def shift_of(problem: Problem, lse: Array, base: Base | None = None) -> Array:
     """Return the shift of the scores in the base, (..., m, 1), from the log-sum-exp (..., m)."""
     xp, log_e = problem.xp, (base or base_of(problem.xp)).log_e
     known = xp.isfinite(lse)
-    if log_e != 1.0 and len(problem.addends) > 0:
+    if log_e != 1.0 and (len(problem.addends) > 0 or problem.sinks is not None):
         lse = xp.clip(lse, lowest_score(xp, lse.dtype), None)
     return xp.expand_dims(xp.where(known, lse, 0.0) * log_e, axis=-1)
 

@@ -63,13 +63,13 @@ def start(
     logits = sink_of(problem, region)
     if logits is None:
         return Running(total - math.inf if shift is None else None, total, empty)
-    if base.log_e != 1.0:  # the smallest numbers must not overflow by the factor
+    if base.log_e != 1.0:  # numbers at both ends must not overflow by the factor
         least = lowest_score(xp, logits.dtype)
-        logits = xp.where((logits < least) & (logits > -math.inf), least, logits)
+        logits = xp.where(xp.isfinite(logits), xp.clip(logits, least, -least), logits)
     sink = total + logits * base.log_e
     if shift is not None:
         return Running(None, base.power(sink - shift), empty)
-    return Running(sink, xp.where(sink == -math.inf, total, total + 1.0), empty)
+    return Running(sink, base.power(sink - xp.where(xp.isfinite(sink), sink, 0.0)), empty)
 
 
 def advance(

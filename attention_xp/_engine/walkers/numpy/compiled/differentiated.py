@@ -144,11 +144,11 @@ def _is_empty(seen, rows):
 
 @inlined
 def _slope(scores, slopes, count, factors):
-    """Write the slopes of the soft cap, ``cap (1 - tanh^2)``, where the scores are ``log(e) cap tanh``."""
+    """Write the slopes of the soft cap, ``cap (1 - tanh) (1 + tanh)``, where the scores are ``log(e) cap tanh``."""
     cap, log_e, _, _ = factors
     for j in range(count):
         for i in range(KEYS):
-            slopes[j, i] = (cap - scores[j, i] * scores[j, i] / cap) / log_e
+            slopes[j, i] = (cap - scores[j, i]) * ((cap + scores[j, i]) / (cap * log_e))
 
 
 @inlined
