@@ -32,7 +32,7 @@ def compiled_forward(problem: Problem, steps: Steps, threads: int, *, lse: bool)
 class _Walk(ForwardWalk):
     """The arrays and jobs of one call."""
 
-    _pieces = 2  # each copies its keys anew
+    _cuts = 3
 
     def __init__(self, problem: Problem, steps: Steps, threads: int, *, lse: bool) -> None:
         super().__init__(problem, threads, lse=lse)

@@ -16,13 +16,13 @@ from attention_xp._engine.walkers.numpy.scratch import aligned
 __all__ = ["ForwardWalk"]
 
 _WIDEST = 2048  # keys of a tile of few rows
-_SHORTEST = 64  # rows of such a piece
+_SHORTEST = 64  # rows of a part of a job
 
 
 class ForwardWalk:
     """The arrays and jobs of one call."""
 
-    _pieces = 4  # of each of the last jobs
+    _cuts = 2  # how often the last jobs are halved
 
     def __init__(self, problem: Problem, threads: int, *, lse: bool) -> None:
         self.problem = problem
@@ -42,15 +42,19 @@ class ForwardWalk:
         return Route(self.problem, self.shape, widest=_WIDEST, together=self.shape.columns)
 
     def _jobs(self, threads: int) -> list[tuple[Place, Bounds]]:
-        """Return the heads and rows of all jobs; of several threads, the last ones are small, so that all end together."""
+        """Return the heads and rows of all jobs; for several threads, the last ones are halved, and the last of these again.
+
+        So all threads end together.
+        """
         places = list(Place.every(self.problem.lead, self.shape.heads))
         jobs = list(itertools.product(places, self.route.blocks())) if places else []
         # Plans are made for whole blocks, and folded blocks have few rows.
         if threads == 1 or self.problem.rules or self.shape.folded:
             return jobs
-        size = max(_SHORTEST, 16 * -(-self.shape.rows // (16 * self._pieces)))
-        pieces = [(place, piece) for place, rows in jobs[-threads:] for piece in bounds(*rows, size)]
-        return [*jobs[:-threads], *pieces]
+        for _ in range(self._cuts):
+            halves = [(place, half) for place, rows in jobs[-threads:] for half in _halves(*rows)]
+            jobs = [*jobs[:-threads], *halves]
+        return jobs
 
     @cached_property
     def ceiling(self) -> Ceiling:
@@ -88,3 +92,8 @@ class ForwardWalk:
         if known is None:
             known = self.examined[heads.place] = heads.surely(self.problem, self.ceiling)
         return known
+
+
+def _halves(row: int, stop: int) -> list[Bounds]:
+    """Return about equal parts of some rows, or all where these are few."""
+    return bounds(row, stop, max(_SHORTEST, 16 * -(-(stop - row) // 32)))
