@@ -3,7 +3,7 @@
 Addresses of memory are integers: what lies there is read and written in vectors, without a view being made first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from llvmlite import ir
@@ -79,14 +79,10 @@ def raise_line(_typing: Any, line: Any, shift: Any, sums: Any, limit: Any) -> An
 
     def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
         registers = _line(context, builder, shift)
-        address, sums = (builder.inttoptr(arguments[i], BYTE.as_pointer()) for i in (0, 2))
-        shift_of_all = Lanes(builder, spread(builder, arguments[1], registers.vector))
-        target = registers.pointer(sums, 0)
+        target = registers.pointer(builder.inttoptr(arguments[2], BYTE.as_pointer()), 0)
         total = Lanes(builder, registers.load(target))
-        for vector in registers.vectors:
-            at = registers.pointer(address, vector)
-            score = Lanes(builder, registers.load(at))
-            raised = two_to(score - shift_of_all, score.layout.limit(limit.literal_value))
+        for at, score in _shifted(registers, *arguments[:2]):
+            raised = two_to(score, score.layout.limit(limit.literal_value))
             builder.store(raised.value, at, align=registers.item)
             total = total + raised
         builder.store(total.value, target, align=registers.item)
@@ -103,12 +99,8 @@ def weigh_line(_typing: Any, line: Any, shift: Any, limit: Any) -> Any:
 
     def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
         registers = _line(context, builder, shift)
-        address = builder.inttoptr(arguments[0], BYTE.as_pointer())
-        shift_of_all = Lanes(builder, spread(builder, arguments[1], registers.vector))
-        for vector in registers.vectors:
-            at = registers.pointer(address, vector)
-            score = _bounded(Lanes(builder, registers.load(at)) - shift_of_all)
-            raised = two_to(score, score.layout.limit(limit.literal_value))
+        for at, score in _shifted(registers, *arguments[:2]):
+            raised = two_to(_bounded(score), score.layout.limit(limit.literal_value))
             builder.store(raised.value, at, align=registers.item)
         return context.get_dummy_value()
 
@@ -295,6 +287,15 @@ def _largest(registers: Registers, line: Any) -> Lanes:
     for vector in registers.vectors:
         largest = _larger(Lanes(builder, registers.load(registers.pointer(address, vector))), largest)
     return largest
+
+
+def _shifted(registers: Registers, line: Any, shift: Any) -> Iterator[tuple[Any, Lanes]]:
+    """Yield where each vector of a line of scores is, and these scores less the shift."""
+    builder = registers.builder
+    address, shifts = builder.inttoptr(line, BYTE.as_pointer()), spread(builder, shift, registers.vector)
+    for vector in registers.vectors:
+        at = registers.pointer(address, vector)
+        yield at, Lanes(builder, registers.load(at)) - Lanes(builder, shifts)
 
 
 def _bounded(scores: Lanes) -> Lanes:
