@@ -32,7 +32,7 @@ def compiled_forward(problem: Problem, steps: Steps, threads: int, *, lse: bool)
 class _Walk(ForwardWalk):
     """The arrays and jobs of one call."""
 
-    _cuts = 3
+    _cuts = 3  # a part copies its keys anew, unless its thread has them from the one before
 
     def __init__(self, problem: Problem, steps: Steps, threads: int, *, lse: bool) -> None:
         super().__init__(problem, threads, lse=lse)

@@ -213,7 +213,7 @@ def _raise(scores, seen, flags, survivors, headroom, shifts, g, sums, output, ro
                     multiply_vector(output[0] + (row + j) * output[1] + byte, fade)
             shifts[g, row + j] = shift = largest
         if not np.isfinite(shift):
-            if shift > one:
+            if shift == np.inf:
                 bound_line(line, one)
             shift = one
         raise_line(line, shift, of_row, LEAST_FORWARD)

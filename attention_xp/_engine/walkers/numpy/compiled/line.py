@@ -82,7 +82,7 @@ def raise_line(_typing: Any, line: Any, shift: Any, sums: Any, limit: Any) -> An
         target = registers.pointer(builder.inttoptr(arguments[2], BYTE.as_pointer()), 0)
         total = Lanes(builder, registers.load(target))
         for at, score in _shifted(registers, *arguments[:2]):
-            raised = two_to(score, score.layout.limit(limit.literal_value))
+            raised = two_to(score, limit.literal_value)
             builder.store(raised.value, at, align=registers.item)
             total = total + raised
         builder.store(total.value, target, align=registers.item)
@@ -100,7 +100,7 @@ def weigh_line(_typing: Any, line: Any, shift: Any, limit: Any) -> Any:
     def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
         registers = _line(context, builder, shift)
         for at, score in _shifted(registers, *arguments[:2]):
-            raised = two_to(_bounded(score), score.layout.limit(limit.literal_value))
+            raised = two_to(_bounded(score), limit.literal_value)
             builder.store(raised.value, at, align=registers.item)
         return context.get_dummy_value()
 

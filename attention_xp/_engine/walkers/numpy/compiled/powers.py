@@ -112,11 +112,12 @@ def power_of(x: Lanes, constants: list[Lanes]) -> Lanes:
 def two_to(x: Lanes, limit: int) -> Lanes:
     """Return 2 to the power of x: NaN for NaN, and 0 for less than ``0.5 - limit``.
 
-    x must be no larger than 128 in float32, and 1024 in float64, of which the power is infinity.
+    The limit is that of float32; for float64 it is that of normal numbers. x must be no larger than 128 in float32, and 1024 in float64, of which the power is infinity.
 
     Powers of integers are made smaller by as many powers of two as the bits of the least one are then 0, and the polynomial is as
     much larger: so no comparison is needed for a result of 0.
     """
+    limit = x.layout.limit(limit)
     round_by, least, missing = x.like(x.layout.rounding), x.like(-float(limit)), x.layout.bias - limit
     met = x.chosen("<", least, least, x)
     rounded = met + round_by
@@ -141,8 +142,7 @@ def power_of_two(_typing: Any, x: Any, limit: Any) -> Any:
         return None
 
     def generate(_context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
-        number = Lanes(builder, arguments[0])
-        return two_to(number, number.layout.limit(limit.literal_value)).value
+        return two_to(Lanes(builder, arguments[0]), limit.literal_value).value
 
     return x(x, limit), generate
 
