@@ -20,6 +20,7 @@ STRATEGIES = (
     *("ring_attention", "gathered_attention", "ulysses_attention", "merged_attention"),
     "ulysses_attention on two axes",
 )
+CHECKS = ("pairs", "alone", "others", "further,narrow,drawn,twice")
 
 
 def start(module, *arguments, devices):
@@ -43,12 +44,13 @@ def finish(*processes, seconds=280):
 @pytest.mark.parametrize(
     "strategy", some_rare({name: name for name in STRATEGIES}, lambda name: name != "ring_attention")
 )
-def test_strategies(strategy):
-    finish(start("_devices", strategy, devices=8))
+@pytest.mark.parametrize("checks", some_rare({name: name for name in CHECKS}, lambda name: name == "alone"))
+def test_strategies(strategy, checks):
+    finish(start("_devices", checks, strategy, devices=8))
 
 
 def test_rings():
-    finish(start("_devices", "cost", "work", "captured", "refused", devices=8))
+    finish(start("_devices", "cost,work,captured,refused", devices=8))
 
 
 def test_two_processes():
