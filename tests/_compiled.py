@@ -7,7 +7,7 @@ from tests._backends import Backend
 
 # Each program takes about a megabyte, which is never given back but used again, and up to fifty memory maps, of which
 # Linux gives a process 65530.
-LIMIT = 1000
+LIMIT = 500
 _EVENT = "/jax/core/compile/backend_compile_duration"
 
 
