@@ -26,14 +26,12 @@ from attention_xp._engine.walkers.numpy.compiled.draws import ROOM, draw
 from attention_xp._engine.walkers.numpy.compiled.line import (
     KEYS,
     bound_line,
-    clear_vector,
-    fetch_row,
     is_above,
     keep_line,
     largest_of_line,
-    multiply_vector,
     raise_line,
 )
+from attention_xp._engine.walkers.numpy.compiled.memory import clear_vector, fetch_row, multiply_vector
 from attention_xp._engine.walkers.numpy.compiled.multiplied import multiply_rows
 from attention_xp._engine.walkers.numpy.compiled.powers import power_of_two
 from attention_xp._engine.walkers.numpy.compiled.registers import ROWS, WIDTH
@@ -208,9 +206,10 @@ def _raise(scores, seen, flags, survivors, headroom, shifts, g, sums, output, ro
             largest = largest_of_line(line, one)
             if shift > -np.inf:  # or else all sums are 0
                 fade = power_of_two(shift - largest, LEAST_FORWARD)
-                multiply_vector(of_row, fade)
+                multiply_vector(of_row, of_row, fade)
+                of_output = output[0] + (row + j) * output[1]
                 for byte in range(0, output[1], WIDTH):
-                    multiply_vector(output[0] + (row + j) * output[1] + byte, fade)
+                    multiply_vector(of_output + byte, of_output + byte, fade)
             shifts[g, row + j] = shift = largest
         if not np.isfinite(shift):
             if shift == np.inf:

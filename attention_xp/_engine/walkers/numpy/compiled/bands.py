@@ -8,7 +8,8 @@ import numpy as np
 
 from attention_xp._engine.walkers.numpy.compiled.compiling import inlined
 from attention_xp._engine.walkers.numpy.compiled.dots import FEW_KEYS, multiply_keys
-from attention_xp._engine.walkers.numpy.compiled.line import KEYS, add_line, bend_line, fetch_row, number_at, verdict
+from attention_xp._engine.walkers.numpy.compiled.line import KEYS, add_line, bend_line, verdict
+from attention_xp._engine.walkers.numpy.compiled.memory import fetch_row, number_at
 from attention_xp._engine.walkers.numpy.compiled.multiplied import multiply_rows
 from attention_xp._engine.walkers.numpy.compiled.registers import PAIR, ROWS, WIDTH
 

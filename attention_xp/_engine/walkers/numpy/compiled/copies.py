@@ -7,7 +7,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from attention_xp._engine.walkers.numpy.compiled.compiling import compiled, inlined
-from attention_xp._engine.walkers.numpy.compiled.line import KEYS, number_at, put_at
+from attention_xp._engine.walkers.numpy.compiled.line import KEYS
+from attention_xp._engine.walkers.numpy.compiled.memory import multiply_vector, number_at, put_at
 from attention_xp._engine.walkers.numpy.compiled.powers import spread
 from attention_xp._engine.walkers.numpy.compiled.registers import BYTE, WIDTH, Registers
 
@@ -56,23 +57,9 @@ def copy_row(to, of, count, item, factor):
     if column == item and step == item:
         done = count - count % (WIDTH // item)
         for byte in range(0, done * item, WIDTH):
-            _multiply(target + byte, source + byte, factor)
+            multiply_vector(target + byte, source + byte, factor)
     for d in range(done, count):
         put_at(target + d * column, factor * number_at(source + d * step, factor))
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _multiply(_typing: Any, target: Any, source: Any, factor: Any) -> Any:
-    """Write a vector in memory times a number to another address."""
-
-    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
-        registers = Registers(builder, context.get_value_type(factor), (1, 1))
-        to, of = (registers.pointer(builder.inttoptr(address, BYTE.as_pointer()), 0) for address in arguments[:2])
-        product = builder.fmul(registers.load(of), spread(builder, arguments[2], registers.vector))
-        builder.store(product, to, align=registers.item)
-        return context.get_dummy_value()
-
-    return types.void(target, source, factor), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

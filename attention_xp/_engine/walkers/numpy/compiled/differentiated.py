@@ -10,7 +10,8 @@ from attention_xp._engine.walkers.numpy.compiled.compiling import compiled, inli
 from attention_xp._engine.walkers.numpy.compiled.constants import LEAST
 from attention_xp._engine.walkers.numpy.compiled.copies import copy_head, pack_head
 from attention_xp._engine.walkers.numpy.compiled.draws import ROOM, draw
-from attention_xp._engine.walkers.numpy.compiled.line import KEYS, clear_vector, keep_line, weigh_line
+from attention_xp._engine.walkers.numpy.compiled.line import KEYS, keep_line, weigh_line
+from attention_xp._engine.walkers.numpy.compiled.memory import clear_vector
 from attention_xp._engine.walkers.numpy.compiled.multiplied import multiply_rows
 from attention_xp._engine.walkers.numpy.compiled.registers import ROWS, WIDTH
 

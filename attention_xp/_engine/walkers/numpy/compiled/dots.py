@@ -11,7 +11,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from attention_xp._engine.walkers.numpy.compiled.compiling import inlined
-from attention_xp._engine.walkers.numpy.compiled.line import fetch_row
+from attention_xp._engine.walkers.numpy.compiled.memory import fetch_row
 from attention_xp._engine.walkers.numpy.compiled.registers import BYTE, WIDTH, Registers, item_of, repeated
 
 __all__ = ["FEW_KEYS", "multiply_keys"]

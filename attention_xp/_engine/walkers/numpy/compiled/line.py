@@ -1,17 +1,12 @@
-"""What is done to one line of scores, `KEYS` of a row of the query, as code for LLVM, and how numbers at addresses are read.
-
-Addresses of memory are integers: what lies there is read and written in vectors, without a view being made first.
-"""
+"""What is done to one line of scores, `KEYS` of a row of the query, as code for LLVM. Lines are given by their addresses."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from attention_xp._engine.walkers.numpy.compiled.compiling import inlined
 from attention_xp._engine.walkers.numpy.compiled.powers import Lanes, spread, two_to
 from attention_xp._engine.walkers.numpy.compiled.registers import BYTE, WIDTH, Registers, item_of, repeated
 from attention_xp._engine.walkers.numpy.compiled.tangents import tanh_of
@@ -21,14 +16,9 @@ __all__ = [
     "add_line",
     "bend_line",
     "bound_line",
-    "clear_vector",
-    "fetch_row",
     "is_above",
     "keep_line",
     "largest_of_line",
-    "multiply_vector",
-    "number_at",
-    "put_at",
     "raise_line",
     "verdict",
     "weigh_line",
@@ -36,7 +26,6 @@ __all__ = [
 
 KEYS = 64  # scores of a line
 _INDEX, _EIGHT = ir.IntType(32), ir.IntType(64)  # a number of eight flags
-_CACHE_LINE = 64  # bytes
 _ONES = 0x0101010101010101  # eight flags that are 1
 
 
@@ -200,77 +189,6 @@ def verdict(_typing: Any, flags: Any, step: Any, rows: Any) -> Any:
         return context.make_tuple(builder, signature.return_type, [*answers, builder.zext(is_full, _EIGHT)])
 
     return types.UniTuple(types.int64, 3)(flags, step, rows), generate
-
-
-@inlined
-def fetch_row(address: Any, width: Any) -> None:
-    """Tell the processor that so many bytes from an address on are read soon; nothing happens where there are none."""
-    for byte in range(0, width, _CACHE_LINE):
-        _fetch(address + byte)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _fetch(_typing: Any, address: Any) -> Any:
-    """Tell it of the cache line at an address."""
-
-    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
-        pointer, number = BYTE.as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch")
-        builder.call(function, [builder.inttoptr(arguments[0], pointer), number(0), number(2), number(1)])
-        return context.get_dummy_value()
-
-    return types.void(address), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def multiply_vector(_typing: Any, address: Any, factor: Any) -> Any:
-    """Multiply a vector in memory by a number."""
-
-    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
-        registers = _line(context, builder, factor)
-        at = registers.pointer(builder.inttoptr(arguments[0], BYTE.as_pointer()), 0)
-        product = builder.fmul(registers.load(at), spread(builder, arguments[1], registers.vector))
-        builder.store(product, at, align=registers.item)
-        return context.get_dummy_value()
-
-    return types.void(address, factor), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def clear_vector(_typing: Any, address: Any, one: Any) -> Any:
-    """Write a vector of zeros to memory. `one` is of their dtype."""
-
-    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
-        registers = _line(context, builder, one)
-        at = registers.pointer(builder.inttoptr(arguments[0], BYTE.as_pointer()), 0)
-        builder.store(ir.Constant(registers.vector, [0.0] * registers.lanes), at, align=registers.item)
-        return context.get_dummy_value()
-
-    return types.void(address, one), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def number_at(_typing: Any, address: Any, one: Any) -> Any:
-    """Return the number at an address. `one` is of its dtype."""
-
-    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
-        kind = context.get_value_type(one)
-        return builder.load(builder.inttoptr(arguments[0], kind.as_pointer()))
-
-    return one(address, one), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def put_at(_typing: Any, address: Any, number: Any) -> Any:
-    """Write a number to an address."""
-
-    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
-        address, number = arguments
-        builder.store(number, builder.inttoptr(address, number.type.as_pointer()))
-        return context.get_dummy_value()
-
-    return types.void(address, number), generate
 
 
 def _line(context: Any, builder: ir.IRBuilder, one: Any) -> Registers:

@@ -57,17 +57,6 @@ def told(flags, step, rows):
     return line.verdict(flags, step, rows)
 
 
-@looped
-def multiplied(vector, factor):
-    line.multiply_vector(vector, factor)
-
-
-@looped
-def moved(target, source, one):
-    line.fetch_row(source, 1)
-    line.put_at(target, line.number_at(source, one))
-
-
 def scores_of(dtype, scale=9.0):
     """A line, and the memory around it."""
     return amid(np.random.default_rng(0).normal(scale=scale, size=KEYS).astype(dtype), np.nan)
@@ -218,21 +207,3 @@ def test_the_verdict_on_some_lines(rows):
             assert told(address(memory) + 1, KEYS + 9, rows) == (*some, False)
         memory[:, 1 : KEYS + 1] = start
         assert told(address(memory) + 1, KEYS + 9, rows) == ((0, 8, True) if start else (8, 0, False))
-
-
-@both_dtypes
-def test_one_vector_is_multiplied(dtype):
-    scores, memory = scores_of(dtype)
-    expected = scores.copy()
-    expected[: WIDTH // scores.itemsize] *= dtype(0.3)
-    multiplied(address(scores), dtype(0.3))
-    np.testing.assert_array_equal(scores, expected)
-    assert_nothing_around(memory)
-
-
-@both_dtypes
-def test_numbers_are_moved(dtype):
-    source, (target, memory) = np.asarray([1.0, np.pi], dtype), amid(np.zeros(1, dtype), 7.0)
-    moved(address(target), address(source) + source.itemsize, dtype(1.0))
-    assert target[0] == source[1]
-    assert_nothing_around(memory, 7.0)
