@@ -106,8 +106,8 @@ def runs_on_jax(*arguments: str) -> Iterable[tuple[dict[str, str], Iterable[list
     )
 
 
-add_tests("jax", "jax", runs=runs_on_jax("--quick"))
-add_tests("jax", "jax", name="jax-full", runs=runs_on_jax())
+add_tests("jax", "jax", "fast", runs=runs_on_jax("--quick"))
+add_tests("jax", "jax", "fast", name="jax-full", runs=runs_on_jax())
 # Other people's code meets ours where all of it is installed.
 add_tests(
     "interop", "torch", "jax", "frameworks", xp="numpy,torch,jax,strict",

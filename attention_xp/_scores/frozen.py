@@ -13,7 +13,7 @@ from attention_xp._scores.attributes import Attributed, attributes, more_of
 from attention_xp._scores.identity import identity, of_class
 from attention_xp._typing import Array, DType
 
-__all__ = ["freeze", "holes", "part", "thaw"]
+__all__ = ["freeze", "holds", "holes", "numbers", "part", "thaw"]
 
 
 _Numbers = Callable[[Any], Array]
@@ -135,6 +135,22 @@ def holes(template: Any) -> list[int]:
     if isinstance(template, _Hole):
         return [template.index]
     return [i for item in template.items for i in holes(item)] if isinstance(template, _Shape) else []
+
+
+def holds(template: Any, kind: type) -> bool:
+    """Whether there is an object of a kind in a template."""
+    if not isinstance(template, _Shape):
+        return False
+    return issubclass(template.kind, kind) or any(holds(item, kind) for item in template.items)
+
+
+def numbers(template: Any) -> set[int]:
+    """Return which arrays of a template are, or stand for, numbers of fields that a class names in `_numbers`."""
+    if not isinstance(template, _Shape):
+        return set()
+    named = getattr(template.kind, "_numbers", ())
+    own = (i for name, item in zip(template.names, template.items, strict=False) if name in named for i in holes(item))
+    return set(own).union(*map(numbers, template.items))
 
 
 def thaw(template: Any, arrays: list[Array]) -> Any:

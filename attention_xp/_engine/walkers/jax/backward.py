@@ -1,6 +1,7 @@
 """JAX's backward pass: the loops of the forward one, whose state are the gradients."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -33,7 +34,7 @@ from attention_xp.biases import Bias
 from attention_xp.biases._bias import evaluated
 from attention_xp.masks import Mask
 
-__all__ = ["BackwardWalk", "Differentiable"]
+__all__ = ["BackwardWalk", "Differentiable", "for_each_array"]
 
 
 class _GuardedBackward(Guarded):
@@ -160,13 +161,18 @@ def _operands(bias: Bias) -> tuple[Array, ...]:
     return tuple(filter(is_moving, freeze(bias)[1]))
 
 
+def for_each_array(make: Callable[[Array], Any], thing: Any) -> Any:
+    """Return what is made of an array, or a tuple of that of all arrays of a bias or function that it is differentiated by."""
+    if isinstance(thing, Bias):
+        return tuple(map(make, _operands(thing)))
+    if isinstance(thing, Captured):
+        return tuple(map(make, thing.operands))
+    return make(thing) if hasattr(thing, "dtype") else ()
+
+
 def _nothing(problem: Problem, thing: Any) -> Any:
     """Return zeros for the gradient of an array, or of all arrays of a bias or function."""
-    if isinstance(thing, Bias):
-        return tuple(_nothing(problem, a) for a in _operands(thing))
-    if isinstance(thing, Captured):
-        return tuple(_nothing(problem, a) for a in thing.operands)
-    return zeros(problem, thing.shape, gradient_dtype(problem, thing)) if hasattr(thing, "dtype") else ()
+    return for_each_array(lambda array: zeros(problem, array.shape, gradient_dtype(problem, array)), thing)
 
 
 def _grown(whole: Any, piece: Any, part: Region) -> Any:

@@ -24,11 +24,11 @@ from attention_xp._engine.tile.captured import Captured, exchanged
 from attention_xp._engine.tile.formula import attend_at_once
 from attention_xp._engine.tile.gradients import Gradients, Known
 from attention_xp._engine.tile.pullback import pulled_back
-from attention_xp._engine.walkers.jax.backward import BackwardWalk, Differentiable
+from attention_xp._engine.walkers.jax.backward import Differentiable
 from attention_xp._engine.walkers.jax.captured import with_captured
-from attention_xp._engine.walkers.jax.forward import ForwardWalk
 from attention_xp._engine.walkers.jax.loops import is_moving
 from attention_xp._engine.walkers.jax.partitioned import partitioned
+from attention_xp._engine.walkers.jax.walks import Backward, Forward
 from attention_xp._engine.walkers.portable import backward as portable
 from attention_xp._scores.frozen import freeze, holes, part, thaw
 from attention_xp._typing import Array, DType
@@ -62,7 +62,7 @@ def _attend(template: Any, lse: bool, arrays: list[Array]) -> tuple[Array, ...]:
         of_query = axes[thaw(template, list(range(len(arrays)))).query]
         return [of_query, of_query[:-1]][: 1 + lse]
 
-    return partitioned(lambda problem: ForwardWalk(problem, lse=lse).run(), template, arrays, results)  # type: ignore[no-any-return]
+    return partitioned(Forward(lse), template, arrays, results)  # type: ignore[no-any-return]
 
 
 @_attend.defjvp  # type: ignore[untyped-decorator]
@@ -78,14 +78,11 @@ def _attend_jvp(template: Any, lse: bool, primals: tuple[Any], tangents: tuple[A
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _way_back(template: Any, wanted: tuple[bool, ...], arrays: list[Array]) -> Gradients:
-    def gradients(problem: Problem, known: Sequence[Array]) -> Gradients:
-        return BackwardWalk(problem, Known(*known), wanted).gradients()
-
     def results(axes: Sequence[Axes]) -> list[Axes]:
         numbered = _numbered(template.items[0], tuple(map(is_moving, arrays)), wanted)
         return [axes[i] for i in jax.tree.leaves(numbered)]
 
-    return partitioned(gradients, template, arrays, results)  # type: ignore[no-any-return]
+    return partitioned(Backward(wanted), template, arrays, results)  # type: ignore[no-any-return]
 
 
 @_way_back.defjvp  # type: ignore[untyped-decorator]

@@ -19,6 +19,7 @@ __all__ = [
     "FEWEST_ROWS",
     "LEAST",
     "are_read_in_place",
+    "have_steps",
     "lengths_of",
     "loops",
     "missing",
@@ -42,7 +43,12 @@ def passes_of(problem: Problem, least: float = math.inf) -> Passes | None:
 
 def steps_of(problem: Problem) -> Steps | None:
     """Return the compiled tile steps for a problem; ``None`` where a step needs functions of Python, or is not compiled."""
-    return problem.once(Steps) if _are_worthwhile(problem) and loops() is not None else None
+    return problem.once(Steps) if have_steps(problem) else None
+
+
+def have_steps(problem: Problem) -> bool:
+    """Whether there are compiled tile steps for a problem, also for one of another library that NumPy can read."""
+    return _are_worthwhile(problem) and loops() is not None
 
 
 def _are_worthwhile(problem: Problem) -> bool:
