@@ -140,9 +140,8 @@ def flags_by_value(
     Booleans have no derivative, and so a `cond` may choose them. JAX compiles it once for a function of a module. The last
     two axes belong to each other, and devices look at the condition for their part of the others.
     """
-    if not is_jax_namespace(xp) or any(
-        map(explicit_axes, operands)
-    ):  # the branches of a `cond` would differ in sharding
+    # Over explicit axes, the branches of a `cond` would differ in sharding.
+    if not is_jax_namespace(xp) or any(map(explicit_axes, operands)):
         return flags(*operands)
     jax: Any = sys.modules["jax"]
     operands = tuple(map(jax.lax.stop_gradient, operands))

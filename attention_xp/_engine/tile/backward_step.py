@@ -91,9 +91,8 @@ def contribute(
         scores = ops.exclude(scores, allowed, mixed)
     weights = ops.powers(scores, rows.shift, allowed, mixed)
     keep = None if problem.seed is None else ops.survivors(region)
-    grad_scores = ops.gradient_value(
-        rows.gradient, value, exclusive=exclusive
-    )  # (..., m, Dv) @ (..., Dv, n) -> (..., m, n)
+    # (..., m, Dv) @ (..., Dv, n) -> (..., m, n)
+    grad_scores = ops.gradient_value(rows.gradient, value, exclusive=exclusive)
     if keep is not None:
         grad_scores = ops.thin(grad_scores, keep)
     if rows.delta is not None:
@@ -101,9 +100,8 @@ def contribute(
     grad_scores = ops.multiply(grad_scores, weights)
     if keep is not None:
         weights = ops.thin(weights, keep)
-    value_gradients = ops.value_gradients(
-        weights, rows.kept_gradient, exclusive=exclusive
-    )  # (..., n, m) @ (..., m, Dv) -> (..., n, Dv)
+    # (..., n, m) @ (..., m, Dv) -> (..., n, Dv)
+    value_gradients = ops.value_gradients(weights, rows.kept_gradient, exclusive=exclusive)
     if allowed is not None:
         grad_scores = ops.silence(grad_scores, allowed, mixed)
     addends = tuple(

@@ -89,10 +89,8 @@ class Loops:
 
     def __init__(self, problem: Problem, sizes: tuple[int, int]) -> None:
         self.m, self.n = sizes
-        self.Sq, self.Sk = (
-            problem.query.shape[-2],
-            problem.key.shape[-2],
-        )  # these and the sizes of a tile may be symbols
+        # These and the sizes of a tile may be symbols.
+        self.Sq, self.Sk = problem.query.shape[-2], problem.key.shape[-2]
         self.stack = stack(problem)
         self.group = problem.group  # query heads of a key/value head; a tile may have only some of them
         heads = 1 if problem.heads is None else self.stack[-1]

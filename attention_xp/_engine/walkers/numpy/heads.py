@@ -17,9 +17,8 @@ from attention_xp.biases import Bias
 __all__ = ["Ceiling", "Heads", "Magnitudes", "ceiling", "is_finite", "likely", "longest", "longest_of_sample"]
 
 _SMALL = 40.0  # powers of two up to here, times values, are summed without a shift
-_LIGHT = (
-    2.0**60
-)  # values up to here do not count beside others where their weight is the least that clipped scores give
+# Values up to here do not count beside others where their weight is the least that clipped scores give.
+_LIGHT = 2.0**60
 _SAMPLE, _FEWEST = 128, 2  # vectors of all heads, and of each
 
 

@@ -31,9 +31,8 @@ __all__ = [
 ]
 
 FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")  # of the processor that numba compiles for
-HAS_LONG = (
-    "+avx512f" in FEATURES
-)  # 32 registers of 64 bytes; else 16 of 32, with which products are no faster than BLAS'
+# Whether there are 32 registers of 64 bytes, and not 16 of 32, with which products are no faster than BLAS'.
+HAS_LONG = "+avx512f" in FEATURES
 WIDTH = 64 if HAS_LONG else 32  # bytes of a register
 VECTORS = 4 if HAS_LONG else 2  # that a row of sums takes
 PAIR = 2  # that it takes at an edge, where there is no room for all of them
