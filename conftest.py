@@ -81,7 +81,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header() -> list[str]:
-    """Say which library is none."""
+    """Say which libraries are emulated."""
     emulated = [backend.package for backend in Backend if backend.is_emulated()]
     return [f"{name}: emulated over NumPy, no CUDA device" for name in emulated]
 
@@ -109,7 +109,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave what asks for no library to NumPy, or to those that its mark names, and combinations to a longer run."""
+    """Leave out what belongs to backends that are not chosen, and with ``--quick`` rare cases and most combinations.
+
+    What asks for no library runs where NumPy is chosen, or one of the libraries that its mark names.
+    """
     chosen = _chosen(config)
     left_out = {item for item in items if chosen and not _is_meant_for(item, chosen)}
     if config.getoption("--quick"):

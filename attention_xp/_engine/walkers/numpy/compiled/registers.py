@@ -216,10 +216,10 @@ class _Kernel(Registers):
         return spread(builder, number, self.vector)
 
     def _multiples(self, stride: Any) -> list[Any]:
-        """Return where each row starts.
+        """Return where each row starts, in bytes.
 
-        What an empty assembly returns LLVM knows nothing of. Otherwise it adds the stride to each row's address for that of
-        the next one, in a chain of sums that takes longer than the products.
+        LLVM would otherwise make the address of each row from that of the row before, in a chain of sums that takes longer
+        than the products. It cannot, once the offsets have gone through an empty piece of assembly, which hides their origin.
         """
         builder, same = self.builder, ir.FunctionType(_INDEX, [_INDEX])
         offsets = [builder.mul(stride, _INDEX(row)) for row in self.rows]
