@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +17,7 @@ from hypothesis import settings
 from tests import _compiled_loops as compiled_loops, _cupy_double
 from tests._backends import Backend
 from tests._compiled import compiled
-from tests._documents import documents
+from tests._documents import documents, libraries_of
 from tests._quick import combinations
 from tests._source import needs
 
@@ -130,6 +130,16 @@ def _is_meant_for(item: pytest.Item, chosen: list[Backend]) -> bool:
     return any(b.like(*(mark.args if mark else ("numpy",))) for b in chosen)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip the example of a docstring where a library that it imports cannot run."""
+    if isinstance(item, pytest.DoctestItem):
+        source = "".join(example.source for example in item.dtest.examples)
+        for name in libraries_of(source):
+            reason = _reason(item.config, name)
+            if reason:
+                pytest.skip(reason)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     """Let JAX compute NaN where a test is about them, and be as its users have it where other people's code runs."""
@@ -196,10 +206,12 @@ def make(library: Backend) -> Callable[..., Any]:
 def document_backends(request: pytest.FixtureRequest) -> Callable[[str], str | None]:
     """Tell why a code block that needs a library cannot run, for the documents."""
 
-    def problem(name: str) -> str | None:
-        chosen = _chosen(request.config)
-        if chosen and Backend(name) not in chosen:
-            return f"--xp leaves out {name}"
-        return _problem(Backend(name))
+    return partial(_reason, request.config)
 
-    return problem
+
+def _reason(config: pytest.Config, name: str) -> str | None:
+    """Why an example that imports a library cannot run."""
+    chosen = _chosen(config)
+    if chosen and Backend(name) not in chosen:
+        return f"--xp leaves out {name}"
+    return _problem(Backend(name))
