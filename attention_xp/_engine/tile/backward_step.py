@@ -41,9 +41,9 @@ class Rows(NamedTuple):
     gradient: Array  # (..., m, Dv), of the output, with the factor of dropout
     shift: Array | None  # (..., m, 1): the log-sum-exp in the base; None where its factor is in gradient and delta
     delta: Array | None  # (..., m, 1); None where it is a further column of the gradient
-    kept_query: (
-        Array  # the factor in gradients of keys: 0 where not finite; rows that attend have NaN scores there anyway
-    )
+    # The factor in gradients of keys, with 0 for what is not finite: a row with such numbers has gradients of scores that are NaN
+    # wherever it attends.
+    kept_query: Array
     kept_gradient: Array  # the factor in gradients of values
 
 
