@@ -29,7 +29,7 @@ __all__ = ["Loops", "dynamic_cut", "dynamic_put", "fold", "gradient_dtype", "is_
 
 
 _NEVER = 2**31 - 1  # behind all tiles
-_TURN_BITS = TURNS.bit_length() - 1  # of a number that counts turns, of which a tile has a power of two
+_TURN_BITS = TURNS.bit_length() - 1  # in a count of turns, those that number the turns of one tile
 
 Step = Callable[..., Any]
 """What is done with a tile: ``step(state, tile, rules, mixed)``, with the number of the turn behind where it takes turns."""
