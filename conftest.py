@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +17,7 @@ from hypothesis import settings
 from tests import _compiled_loops as compiled_loops, _cupy_double
 from tests._backends import Backend
 from tests._compiled import compiled
-from tests._documents import documents
+from tests._documents import documents, libraries_of
 from tests._quick import combinations
 from tests._source import needs
 
@@ -81,7 +81,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header() -> list[str]:
-    """Say which library is none."""
+    """Say which libraries are emulated."""
     emulated = [backend.package for backend in Backend if backend.is_emulated()]
     return [f"{name}: emulated over NumPy, no CUDA device" for name in emulated]
 
@@ -109,7 +109,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave what asks for no library to NumPy, or to those that its mark names, and combinations to a longer run."""
+    """Leave out what belongs to backends that are not chosen, and with ``--quick`` rare cases and most combinations.
+
+    What asks for no library runs where NumPy is chosen, or one of the libraries that its mark names.
+    """
     chosen = _chosen(config)
     left_out = {item for item in items if chosen and not _is_meant_for(item, chosen)}
     if config.getoption("--quick"):
@@ -125,6 +128,16 @@ def _is_meant_for(item: pytest.Item, chosen: list[Backend]) -> bool:
         return True
     mark = item.get_closest_marker("backends")
     return any(b.like(*(mark.args if mark else ("numpy",))) for b in chosen)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip the example of a docstring where a library that it imports cannot run."""
+    if isinstance(item, pytest.DoctestItem):
+        source = "".join(example.source for example in item.dtest.examples)
+        for name in libraries_of(source):
+            reason = _reason(item.config, name)
+            if reason:
+                pytest.skip(reason)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -193,10 +206,12 @@ def make(library: Backend) -> Callable[..., Any]:
 def document_backends(request: pytest.FixtureRequest) -> Callable[[str], str | None]:
     """Tell why a code block that needs a library cannot run, for the documents."""
 
-    def problem(name: str) -> str | None:
-        chosen = _chosen(request.config)
-        if chosen and Backend(name) not in chosen:
-            return f"--xp leaves out {name}"
-        return _problem(Backend(name))
+    return partial(_reason, request.config)
 
-    return problem
+
+def _reason(config: pytest.Config, name: str) -> str | None:
+    """Why an example that imports a library cannot run."""
+    chosen = _chosen(config)
+    if chosen and Backend(name) not in chosen:
+        return f"--xp leaves out {name}"
+    return _problem(Backend(name))

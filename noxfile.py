@@ -154,7 +154,8 @@ def typing(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "--xp=numpy", "tests/test_typing.py", *session.posargs)
 
 
-# What the bounds are most about, and takes a minute: kernels, masks, derivatives and what the libraries are asked for.
+# The tests that versions of the libraries affect most, which take a minute: kernels, masks, derivatives, and the functions of
+# the libraries that are called.
 TOUCHED_BY_VERSIONS = {
     "numpy,strict": [
         "tests/engine/problem/test_problem.py", "tests/masks/test_arrays.py", "tests/linear/test_attention.py",

@@ -64,8 +64,8 @@ def __getattr__(name: str) -> object:
 def _no_such_name(name: str) -> Exception:
     """Return the complaint about a name, which says in which submodule it is.
 
-    ``from attention_xp import name`` asks whether there is such an attribute, and has a text of its own where there is none:
-    there, an error that is no `AttributeError` is let through.
+    ``from attention_xp import name`` replaces an `AttributeError` by an error with a text of its own, and lets an
+    `ImportError` through.
     """
     text = f"module 'attention_xp' has no attribute {name!r}"
     homes = [] if name.startswith("_") else sorted(m for m in _SUBMODULES if name in _names_of(m))

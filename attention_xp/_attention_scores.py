@@ -18,7 +18,8 @@ from attention_xp.masks import Mask
 
 __all__ = ["attention_scores"]
 
-# What has no say in the scores of a stage, beside what has none in those of the stages after it.
+# For each stage the values with which the next step changes nothing. The scores of a stage are those of a problem that has
+# these and the values of all later stages.
 _LATER: dict[str, dict[str, Any]] = {
     "product": {"softcap": None},
     "capped": {"score_mod": None},

@@ -83,7 +83,7 @@ def exponentials(
 
 
 def largest(scores: Array, axis: int, xp: Namespace) -> Array:
-    """Return the largest score along an axis of length 1, -inf where there are none."""
+    """Return the largest score along an axis, which is kept with length 1; -inf where the axis is empty."""
     if scores.shape[axis]:
         return xp.max(scores, axis=axis, keepdims=True)
     shape = list(scores.shape)  # the standard has no maximum of nothing

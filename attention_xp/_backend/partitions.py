@@ -36,9 +36,8 @@ class Sharing:
 
     operands: tuple[Axes, ...]
     results: tuple[Axes, ...]
-    units: Mapping[
-        str, tuple[int, ...]
-    ]  # of each name that may be shared out its size, and what else parts have to divide
+    # Of each name that may be shared out: its size, and what else the number of devices has to divide.
+    units: Mapping[str, tuple[int, ...]]
 
     def mapped(self, size: int, axes: Sequence[int | None]) -> "Sharing":
         """Return the same along one more axis, the first, of some operands and of all results."""

@@ -72,9 +72,10 @@ def counted(xp: Namespace, numbers: Array, keep: Array, size: int) -> Array:
 def _repeated(
     xp: Namespace, buffer: Array, units: Array, slots: Array, keep: Array, rows: Array
 ) -> tuple[Array, Array, Array]:
-    """Return places and rows in which those that are not kept repeat the first that is, or else what is there already.
+    """Return units, slots and rows in which those that are not kept repeat the first kept one.
 
-    Written twice, the same numbers are the same numbers; only one of them has a gradient.
+    Where none is kept, all of them write to the first place what is there already. To write the same numbers twice changes
+    nothing; the repeated ones are constants, so that only one of them has a gradient.
     """
     none = ~xp.any(keep)
     first = xp.argmax(xp.astype(keep, xp.int32), axis=0, keepdims=True)  # 0 where none is kept

@@ -123,9 +123,8 @@ def by_value(
 ) -> Any:
     """Return ``quick(*operands)`` where the values allow it, else ``careful(*operands)``.
 
-    This is the one place where array values decide what is computed: by an `if` for NumPy and for torch on the CPU.
-    Elsewhere a look at the values would stall a GPU or break a graph, so that `careful` is always called; also on JAX,
-    whose `cond` cannot be differentiated and mapped together.
+    Values are looked at for NumPy, and for torch on the CPU. Elsewhere that would stall a GPU or break a graph, so that
+    `careful` is always called; also on JAX, whose `cond` cannot be differentiated and mapped together.
     """
     return (quick if _known_on_host(xp, quick_is_right, operands[0]) else careful)(*operands)
 
@@ -141,9 +140,8 @@ def flags_by_value(
     Booleans have no derivative, and so a `cond` may choose them. JAX compiles it once for a function of a module. The last
     two axes belong to each other, and devices look at the condition for their part of the others.
     """
-    if not is_jax_namespace(xp) or any(
-        map(explicit_axes, operands)
-    ):  # the branches of a `cond` would differ in sharding
+    # Over explicit axes, the branches of a `cond` would differ in sharding.
+    if not is_jax_namespace(xp) or any(map(explicit_axes, operands)):
         return flags(*operands)
     jax: Any = sys.modules["jax"]
     operands = tuple(map(jax.lax.stop_gradient, operands))

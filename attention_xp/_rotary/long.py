@@ -14,14 +14,22 @@ __all__ = ["Llama3Scaling", "LongRopeScaling", "YarnScaling"]
 
 @dataclass(frozen=True)
 class YarnScaling(RotaryScaling):
-    """YaRN: slow angles are interpolated, fast ones kept, those between blended; sines and cosines grow a little.
+    r"""YaRN: slow angles are interpolated, fast ones kept, those between blended; sines and cosines grow a little.
+
+    .. math::
+
+        \theta_i' = \gamma_i \theta_i / \mathrm{factor} + (1 - \gamma_i) \theta_i, \quad
+        \gamma_i = \min(\max(\tfrac{i - j(\beta_\mathrm{fast})}{j(\beta_\mathrm{slow}) - j(\beta_\mathrm{fast})}, 0), 1)
+
+    with :math:`\theta_i = b^{-2i/R}`, where :math:`j(\beta) = R \ln(L_0 / 2 \pi \beta) / (2 \ln b)` is the index of the
+    angle that makes :math:`\beta` turns over the original length :math:`L_0`.
 
     Parameters
     ----------
     factor : float
         How many times as long sequences become.
     original_max_positions : int
-        The length that the model was trained with.
+        :math:`L_0`, the length that the model was trained with.
     beta_fast, beta_slow : float, default: 32, 1
         Angles that make more turns than `beta_fast` over the original length are kept, those that make fewer than
         `beta_slow` are interpolated.
@@ -33,9 +41,29 @@ class YarnScaling(RotaryScaling):
     truncate : bool, default: True
         Whether the blend begins and ends at whole frequencies.
 
+    Raises
+    ------
+    TypeError
+        If an argument is of the wrong kind.
+    ValueError
+        If a number is not finite, `factor` or a beta is not positive, `beta_fast` is less than `beta_slow`, or
+        `original_max_positions` is less than 1; from `rotary_embedding` if the base is not greater than 1.
+
     References
     ----------
     Peng et al., "YaRN: efficient context window extension of large language models", ICLR 2024.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp import YarnScaling, rotary_embedding
+    >>> x = np.ones((16, 64))
+    >>> scaling = YarnScaling(4.0, original_max_positions=2048)
+    >>> turned, plain = rotary_embedding(x, scaling=scaling) / scaling.amplitude, rotary_embedding(x)
+    >>> bool(np.allclose(turned[:, 0], plain[:, 0]))  # the fastest angle
+    True
+    >>> bool(np.allclose(turned[4, 31], plain[1, 31]))  # the slowest one, a quarter as fast
+    True
     """
 
     factor: float
@@ -97,7 +125,15 @@ class YarnScaling(RotaryScaling):
 
 @dataclass(frozen=True)
 class Llama3Scaling(RotaryScaling):
-    """Llama 3.1: long waves are interpolated, short ones kept, those between blended.
+    r"""Llama 3.1: long waves are interpolated, short ones kept, those between blended.
+
+    .. math::
+
+        \theta_i' = (1 - \gamma_i) \theta_i / \mathrm{factor} + \gamma_i \theta_i, \quad
+        \gamma_i = \min(\max(\tfrac{L_0 \theta_i / 2 \pi - \mathrm{low}}{\mathrm{high} - \mathrm{low}}, 0), 1), \quad
+        \theta_i = b^{-2i/R}
+
+    with `low_freq_factor` and `high_freq_factor` for low and high.
 
     Parameters
     ----------
@@ -107,11 +143,31 @@ class Llama3Scaling(RotaryScaling):
         Waves longer than ``original_max_positions / low_freq_factor`` are interpolated, those shorter than
         ``original_max_positions / high_freq_factor`` are kept.
     original_max_positions : int
-        The length that the model was trained with.
+        :math:`L_0`, the length that the model was trained with.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of the wrong kind.
+    ValueError
+        If a factor is not positive and finite, `high_freq_factor` is not greater than `low_freq_factor`, or
+        `original_max_positions` is less than 1.
 
     References
     ----------
     Grattafiori et al., "The Llama 3 herd of models", 2024, and the code published with the models.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp import Llama3Scaling, rotary_embedding
+    >>> x = np.ones((16, 128))
+    >>> llama = {"base": 500000.0, "scaling": Llama3Scaling(8.0, 1.0, 4.0, 8192)}
+    >>> turned, plain = rotary_embedding(x, **llama), rotary_embedding(x, base=500000.0)
+    >>> bool(np.allclose(turned[:, 0], plain[:, 0]))  # the shortest wave
+    True
+    >>> bool(np.allclose(turned[8, 63], plain[1, 63]))  # the longest one, eight times as long
+    True
     """
 
     factor: float
@@ -142,7 +198,12 @@ class Llama3Scaling(RotaryScaling):
 
 @dataclass(frozen=True)
 class LongRopeScaling(RotaryScaling):
-    """LongRoPE: every frequency is divided by a factor of its own, one set for short and one for long sequences.
+    r"""LongRoPE: every frequency is divided by a factor of its own, one set for short and one for long sequences.
+
+    .. math::
+
+        \theta_i' = \begin{cases} \theta_i / \mathrm{short}_i & L \le L_0 \\
+        \theta_i / \mathrm{long}_i & L > L_0 \end{cases}, \quad \theta_i = b^{-2i/R}
 
     A sequence is long where its length, or one more than the largest position of the call where positions are given,
     exceeds `original_max_positions`. Given positions are compared as arrays, so that nothing depends on values while
@@ -153,16 +214,35 @@ class LongRopeScaling(RotaryScaling):
     short_factor, long_factor : sequence of float
         ``rotary_dim // 2`` divisors each.
     original_max_positions : int
-        The length that the model was trained with.
+        :math:`L_0`, the length that the model was trained with.
     factor : float, default: 1.0
         How many times as long sequences become, which decides `attention_factor` alone.
     attention_factor : float, optional
         Factor of sines and cosines. Default: ``sqrt(1 + log(factor) / log(original_max_positions))``, or 1 where
         `factor` is below 1.
 
+    Raises
+    ------
+    TypeError
+        If an argument is of the wrong kind.
+    ValueError
+        If a divisor or `factor` is not positive and finite, `attention_factor` is not finite, or `original_max_positions` is
+        less than 2; from `rotary_embedding` if there are not ``rotary_dim // 2`` divisors.
+
     References
     ----------
     Ding et al., "LongRoPE: extending LLM context window beyond 2 million tokens", ICML 2024.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp import LongRopeScaling, rotary_embedding
+    >>> short, long = np.ones((8, 4)), np.ones((16, 4))
+    >>> scaling = LongRopeScaling((1.0, 1.0), (1.0, 2.0), original_max_positions=8)
+    >>> bool(np.allclose(rotary_embedding(short, scaling=scaling), rotary_embedding(short)))
+    True
+    >>> bool(np.allclose(rotary_embedding(long, scaling=scaling)[2, 1], rotary_embedding(long)[1, 1]))
+    True
     """
 
     short_factor: tuple[float, ...]

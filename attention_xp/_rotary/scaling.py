@@ -41,16 +41,34 @@ class RotaryScaling:
 
 @dataclass(frozen=True)
 class LinearScaling(RotaryScaling):
-    """Position interpolation: positions are divided by `factor`.
+    r"""Position interpolation: positions are divided by `factor`.
+
+    .. math:: \theta_i' = \theta_i / \mathrm{factor}, \quad \theta_i = b^{-2i/R}
 
     Parameters
     ----------
     factor : float
         How many times as long sequences become.
 
+    Raises
+    ------
+    TypeError
+        If `factor` is not a number.
+    ValueError
+        If `factor` is not positive and finite.
+
     References
     ----------
     Chen et al., "Extending context window of large language models via positional interpolation", 2023.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp import LinearScaling, rotary_embedding
+    >>> x = np.ones((3, 4))
+    >>> turned = rotary_embedding(x, np.asarray([0, 2, 4]), scaling=LinearScaling(2.0))
+    >>> bool(np.allclose(turned, rotary_embedding(x)))  # as at positions 0, 1, 2
+    True
     """
 
     factor: float
@@ -71,9 +89,27 @@ class NTKScaling(RotaryScaling):
     factor : float
         How many times as long sequences become.
 
+    Raises
+    ------
+    TypeError
+        If `factor` is not a number.
+    ValueError
+        If `factor` is not positive and finite.
+
     References
     ----------
     Peng et al., "YaRN: efficient context window extension of large language models", ICLR 2024, section 3.1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp import NTKScaling, rotary_embedding
+    >>> x = np.ones((3, 4))
+    >>> turned, plain = rotary_embedding(x, scaling=NTKScaling(2.0)), rotary_embedding(x)
+    >>> bool(np.allclose(turned[:, 0], plain[:, 0]))  # the fast angle
+    True
+    >>> bool(np.allclose(turned[2, 1], plain[1, 1]))  # the slow one, half as fast
+    True
     """
 
     factor: float
@@ -99,11 +135,29 @@ class DynamicNTKScaling(RotaryScaling):
     factor : float
         How many times as long sequences become.
     original_max_positions : int
-        ``L_0``, the length that the model was trained with.
+        :math:`L_0`, the length that the model was trained with.
+
+    Raises
+    ------
+    TypeError
+        If `factor` is not a number, or `original_max_positions` is not an int.
+    ValueError
+        If `factor` is not positive and finite, or `original_max_positions` is less than 1.
 
     References
     ----------
     Peng et al., "YaRN: efficient context window extension of large language models", ICLR 2024, section 3.3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attention_xp import DynamicNTKScaling, NTKScaling, rotary_embedding
+    >>> short, long = np.ones((8, 4)), np.ones((16, 4))
+    >>> scaling = DynamicNTKScaling(2.0, original_max_positions=8)
+    >>> bool(np.allclose(rotary_embedding(short, scaling=scaling), rotary_embedding(short)))
+    True
+    >>> bool(np.allclose(rotary_embedding(long, scaling=scaling), rotary_embedding(long, scaling=NTKScaling(3.0))))
+    True
     """  # noqa: D205  # the formula is the summary
 
     factor: float

@@ -96,9 +96,8 @@ class _Hole:
 class _Shape:
     kind: type
     items: tuple[Any, ...]
-    names: tuple[
-        str, ...
-    ] = ()  # of the items; a collection has names only for the attributes that it may have, which come last
+    # Of the items; a collection has names only for the attributes that it may have, which come last.
+    names: tuple[str, ...] = ()
     of_class: tuple[Any, ...] = ()  # the attributes of the class itself, which a user may change
 
 

@@ -114,9 +114,9 @@ def _moved(array: Any, device: Device) -> Any:
 
 
 def forget_promises(kind: type, answer: str, promises: Collection[str]) -> None:
-    """Give a class the defaults of all promises that were made by a class with another answer, as of one that it redefines.
+    """Set promises of a class back to their defaults where it has inherited them from a class with another `answer`.
 
-    A rule that is made of another one, with a method of its own or of a mixin, would else be taken for that other one.
+    Otherwise a class that redefines the answer, itself or by a mixin, would still promise what holds for that of its base.
     """
     own = getattr(kind, answer)
     *_, none = (vars(base)[answer] for base in kind.__mro__ if answer in vars(base))  # of the class of all rules

@@ -98,9 +98,8 @@ def _append_to_dense(cache: DenseCache[Any], step: Step, key: AnyArray, value: A
 
 
 def _joined(xp: Namespace, first: AnyArray, second: AnyArray) -> AnyArray:
-    return xp.astype(
-        xp.concat([first, second], axis=2), first.dtype, copy=False
-    )  # NumPy joins in the machine's byte order
+    # NumPy joins in the machine's byte order.
+    return xp.astype(xp.concat([first, second], axis=2), first.dtype, copy=False)
 
 
 def _zeros(xp: Namespace, like: AnyArray, count: int) -> AnyArray:

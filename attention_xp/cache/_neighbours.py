@@ -9,12 +9,14 @@ __all__ = ["in_stretches"]
 
 
 def in_stretches(rank: Any, items: Iterable[tuple[int, int]]) -> Any:
-    """Return all pages (num_pages,) in the order in which they are handed out to items one after the other.
+    """Return all pages (num_pages,): first those that the first item gets, then those of the second, and so on; last all others.
 
-    `rank` says of each page (num_pages,) whether it is free: 0 before others, 1 after them, and more than that not. Of each
-    item, `items` has its last page, or -1, and how many it needs. It gets the pages that follow, as long as they are free, and
-    then goes on in the middle of the longest stretch of free pages, of which the first half is left to who stands before it.
-    Items that have no pages yet start at equal distances in it: while they grow, they lie like an array.
+    `rank` (num_pages,) is 0 for free pages, 1 for those that are taken when there are no others, and more for those that are not
+    free. `items` holds for each item its last page, or -1 where it has none, and how many more it needs.
+
+    An item gets the pages behind its last one, as long as these are free. Then it goes on in the middle of the longest stretch
+    of free pages: the first half is left to the item whose pages end there. Items without pages start at equal distances in
+    that stretch: while they grow, they lie like an array.
     """
     items = list(items)
     needed = sum(need for _, need in items)

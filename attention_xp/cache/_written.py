@@ -75,9 +75,8 @@ def write_blocks(
             ends.append(start + count)
     key, value = _writable(xp, key, value, shown, units, starts, ends)
     B = len(key)
-    is_one = (
-        B > 0 and units == list(range(B)) and starts.count(starts[0]) == ends.count(ends[0]) == B
-    )  # a block of all units
+    # Whether all units get their rows at the same place: then they are one block.
+    is_one = B > 0 and units == list(range(B)) and starts.count(starts[0]) == ends.count(ends[0]) == B
     for array, added in zip((key, value), new, strict=True):
         buffer, rows = _view(array), _view(added)
         if is_one:

@@ -22,9 +22,8 @@ class Heads:
     first: Any  # an int; in JAX a traced one
     count: int
     ids: Array | None = None  # (H,) of the whole
-    cut: Callable[[Array, list[Any], list[int]], Array] = (
-        cut  # where only the program knows which is the first, its own
-    )
+    # A function of its own where only the program knows which is the first.
+    cut: Callable[[Array, list[Any], list[int]], Array] = cut
 
     def region(self, region: Region) -> Region:
         """Return a region of the scores of these heads as one of the scores of all."""

@@ -151,6 +151,24 @@ def ring_attention(
     References
     ----------
     Liu, Zaharia, Abbeel, "Ring attention with blockwise transformers for near-infinite context", ICLR 2024.
+
+    Examples
+    --------
+    On a mesh of one device, as on one of many:
+
+    >>> import jax
+    >>> from jax.sharding import AxisType, PartitionSpec
+    >>> from attention_xp import flash_attention
+    >>> from attention_xp.distributed import ring_attention
+    >>> mesh = jax.make_mesh((1,), ("ring",), axis_types=(AxisType.Auto,))
+    >>> rows = PartitionSpec(None, None, "ring")
+    >>> attend = jax.shard_map(
+    ...     lambda q, k, v: ring_attention(q, k, v, group="ring", is_causal=True), mesh=mesh, in_specs=rows, out_specs=rows
+    ... )
+    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 2, 8, 4))
+    >>> output = jax.jit(attend)(q, k, v)
+    >>> bool(jax.numpy.allclose(output, flash_attention(q, k, v, is_causal=True), atol=1e-5))
+    True
     """
     how = (group, layout, return_lse, timeout)
     return _called(ring_attention, (query, key, value), mask, dropout_rate, options, *how)  # type: ignore[no-any-return]
@@ -196,6 +214,22 @@ def gathered_attention(
     References
     ----------
     Dubey et al., "The Llama 3 herd of models", 2024, section 3.3.2.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from jax.sharding import AxisType, PartitionSpec
+    >>> from attention_xp import flash_attention
+    >>> from attention_xp.distributed import gathered_attention
+    >>> mesh = jax.make_mesh((1,), ("ring",), axis_types=(AxisType.Auto,))
+    >>> rows = PartitionSpec(None, None, "ring")
+    >>> attend = jax.shard_map(
+    ...     lambda q, k, v: gathered_attention(q, k, v, group="ring", is_causal=True), mesh=mesh, in_specs=rows, out_specs=rows
+    ... )
+    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 2, 8, 4))
+    >>> output = jax.jit(attend)(q, k, v)
+    >>> bool(jax.numpy.allclose(output, flash_attention(q, k, v, is_causal=True), atol=1e-5))
+    True
     """
     how = (group, layout, return_lse, timeout)
     return _called(gathered_attention, (query, key, value), mask, dropout_rate, options, *how)  # type: ignore[no-any-return]
@@ -246,6 +280,22 @@ def ulysses_attention(
     ----------
     Jacobs et al., "DeepSpeed Ulysses: system optimizations for enabling training of extreme long sequence transformer
     models", 2023. Fang, Zhao, "USP: a unified sequence parallelism approach for long context generative AI", 2024.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from jax.sharding import AxisType, PartitionSpec
+    >>> from attention_xp import flash_attention
+    >>> from attention_xp.distributed import ulysses_attention
+    >>> mesh = jax.make_mesh((1,), ("ring",), axis_types=(AxisType.Auto,))
+    >>> rows = PartitionSpec(None, None, "ring")
+    >>> attend = jax.shard_map(
+    ...     lambda q, k, v: ulysses_attention(q, k, v, group="ring", is_causal=True), mesh=mesh, in_specs=rows, out_specs=rows
+    ... )
+    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 2, 8, 4))
+    >>> output = jax.jit(attend)(q, k, v)
+    >>> bool(jax.numpy.allclose(output, flash_attention(q, k, v, is_causal=True), atol=1e-5))
+    True
     """
     how = (group, layout, return_lse, timeout)
     return _called(ulysses_attention, (query, key, value), mask, dropout_rate, options, *how)  # type: ignore[no-any-return]
@@ -306,6 +356,22 @@ def merged_attention(
     References
     ----------
     Dao, Haziza, Massa, Sizov, "Flash-decoding for long-context inference", 2023.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from jax.sharding import AxisType, PartitionSpec
+    >>> from attention_xp import flash_attention
+    >>> from attention_xp.distributed import merged_attention
+    >>> mesh = jax.make_mesh((1,), ("ring",), axis_types=(AxisType.Auto,))
+    >>> whole, keys = PartitionSpec(), PartitionSpec(None, None, "ring")
+    >>> attend = jax.shard_map(
+    ...     lambda q, k, v: merged_attention(q, k, v, group="ring"), mesh=mesh, in_specs=(whole, keys, keys), out_specs=whole
+    ... )
+    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 2, 8, 4))
+    >>> output = jax.jit(attend)(q, k, v)
+    >>> bool(jax.numpy.allclose(output, flash_attention(q, k, v), atol=1e-5))
+    True
     """
     how = (group, layout, return_lse, timeout)
     return _called(merged_attention, (query, key, value), mask, dropout_rate, options, *how)  # type: ignore[no-any-return]

@@ -5,10 +5,8 @@ from typing import Any
 from sphinx.application import Sphinx
 
 MENDED = {
-    "body": (
-        ("<pre>", '<pre tabindex="0">'),
-        ('class="math-wrapper', 'tabindex="0" class="math-wrapper'),
-    ),  # they scroll
+    # They scroll.
+    "body": (("<pre>", '<pre tabindex="0">'), ('class="math-wrapper', 'tabindex="0" class="math-wrapper')),
     "furo_navigation_tree": (('role="heading"', 'role="heading" aria-level="2"'),),
 }
 

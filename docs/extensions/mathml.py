@@ -8,10 +8,11 @@ from docutils.utils.math import latex2mathml
 from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
 
+# What docutils does not know, and what will do instead.
 UNKNOWN = {
     r"\\dots\b": r"\\ldots",
     r"\\(?:[bB]igg?[lr]?|textstyle)(?![a-zA-Z])": "",
-}  # to docutils; what will do instead
+}
 
 
 def mathml(text: str, *, as_block: bool) -> str:

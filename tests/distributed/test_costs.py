@@ -59,9 +59,8 @@ def test_a_ring_passes_all_other_shards_on(name, layout):
         call = call._replace(window=None)
     cost = of(call, f"ring, {layout}")
     assert [cost.volume] * P == sent.tolist()
-    shards = (
-        5 if layout == "zigzag" and call.is_causal else 4
-    )  # halves of keys and values; what is counted is in test_torch.py
+    # Halves of keys and values; what is counted is in test_torch.py.
+    shards = 5 if layout == "zigzag" and call.is_causal else 4
     assert cost.memory == shards * call.B * call.Hkv * call.Sk // P * call.D * E
     assert of(call, "gathered").volume == cost.volume
     assert of(call, "gathered").memory == 3 * call.B * call.Hkv * call.Sk * call.D * E

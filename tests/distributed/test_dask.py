@@ -108,9 +108,8 @@ LOOKED_UP = {
         "mask": (CausalMask() | KEEP) & ~BlockMask(np.arange(H * 16).reshape(H, 4, 4) % 5 == 0, (4, 4))
     },
     "function": {"mask": FunctionMask(lambda b, h, q, k: (k <= q) | (b + h == 3), batch=B, heads=H)},
-    "function of anything": {
-        "mask": FunctionMask(lambda b, h, q, k: (k <= 0) | (b + h == 4))
-    },  # says nothing of items and heads
+    # It says nothing of items and heads.
+    "function of anything": {"mask": FunctionMask(lambda b, h, q, k: (k <= 0) | (b + h == 4))},
     "function of given numbers": {
         "mask": FunctionMask(lambda b, h, q, k: (q + k + h + b) % 4 != 0, batch=B, heads=H),
         "item_ids": np.asarray([7, 2]),

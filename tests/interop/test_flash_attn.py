@@ -54,12 +54,8 @@ def test_signature(name):
     assert sorted(SIGNATURES) == flash_attn.__all__
 
 
-IN_JAX = {
-    "dense": [0, 3],
-    "varlen": [20],
-    "varlen packed": [1],
-    "kvcache": [22],
-}  # few, with many options: each call compiles for a second or more
+# Few, with many options: each call compiles for a second or more.
+IN_JAX = {"dense": [0, 3], "varlen": [20], "varlen packed": [1], "kvcache": [22]}
 
 
 @pytest.mark.parametrize("kind", CALLS)

@@ -103,8 +103,9 @@ def test_torch_vmap(library, given):
 @pytest.mark.backends("torch")
 @pytest.mark.parametrize(
     "name",
+    # The rest are parts of these.
     some_rare({n: n for n in ("elu", "not causal", "gated by head", "delta", "state")}, lambda name: name == "elu"),
-)  # the rest are parts of these
+)
 def test_torch_compile(library, name):
     torch = importlib.import_module("torch")
     *functions, arrays = with_positions(library, CALLS[name])

@@ -345,9 +345,8 @@ def test_all_is_in_sight_in_a_frame(browser, tmp_path, width, length):
     height = page.locator("iframe").bounding_box()["height"]
     detail = frame.locator(".axp-detail").bounding_box()
     lists = frame.locator(".axp-scroll").bounding_box()
-    assert (
-        height - 60 < detail["y"] + detail["height"] < height or length == 3
-    )  # no picture is cut, and no frame is empty below
+    # No picture is cut, and no frame is empty below.
+    assert height - 60 < detail["y"] + detail["height"] < height or length == 3
     assert lists["height"] >= min(16 + length * view._view.about["row"], 460)
     page.close()
 

@@ -41,14 +41,11 @@ _BORDERS = {
     "jax": _Border(2**13, 2**14),
 }
 _UNMEASURED = _Border(2**16, 2**16)  # cupy, strict
-_RULED = (
-    2**17,
-    2**18,
-)  # scores, and numbers of all keys, from which NumPy's tiles are faster on torch's tensors under rules
+# Scores, and numbers of all keys, from which NumPy's tiles are faster on torch's tensors under rules.
+_RULED = 2**17, 2**18
 _FEW_ROWS = 32  # of a key/value head
-_PADDED_KEYS = (
-    2**21
-)  # numbers of all keys from which, for few rows, a copy without padding is slower than NumPy's tiles
+# Numbers of all keys from which, for few rows, a copy without padding is slower than NumPy's tiles.
+_PADDED_KEYS = 2**21
 _LARGE_HEAD = 2**21  # bytes of the keys of a head, with which its values no longer stay in the second-level cache
 _NARROW_GRADIENTS = 2**15  # scores of a head from which torch's gradients are faster in bfloat16, with a unit for it
 _UNEQUAL_WIDTHS = 2**14  # scores from which torch's own way for Dv != D is slower than ours

@@ -21,6 +21,5 @@ def is_for_numpy(problem: Problem) -> bool:
 
 def may_need_gradients(problem: Problem) -> bool:
     """Whether torch may go backward to query, key or value; they are named with it, so that the answer may be kept."""
-    return any(
-        getattr(a, "requires_grad", False) for a in (problem.query, problem.key, problem.value)
-    )  # or pages, without
+    # Pages in the place of keys and values say nothing of gradients.
+    return any(getattr(a, "requires_grad", False) for a in (problem.query, problem.key, problem.value))

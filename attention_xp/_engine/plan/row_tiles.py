@@ -33,9 +33,8 @@ def _answers(problem: Problem, rows: Bounds, strips: list[Bounds]) -> list[_Answ
     # With dynamic shapes one graph should serve all lengths that fit into one tile, and in an export sizes are symbols.
     is_open = is_compiling(problem.xp) and (len(strips) == 1 or not isinstance(strips[0][1], int))
     is_known = isinstance(problem.key_offset, int | None)  # in a program of JAX it is an array
-    if (
-        offset is None or not is_known or not problem.keys_count_up or is_open
-    ):  # nothing is known, and every rule is evaluated
+    # Where nothing can be asked, every rule is evaluated.
+    if offset is None or not is_known or not problem.keys_count_up or is_open:
         return [(rule, [[True] * len(strips)], [[False] * len(strips)]) for rule in problem.rules]
     if is_compiling(problem.xp):
         return _one_by_one(problem.rules, rows, strips, (offset, problem.key_offset or 0))

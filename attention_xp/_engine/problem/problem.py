@@ -74,14 +74,8 @@ class Problem(Frame):
     output_dtype: DType | None = None  # where it is not that of the query
     stack: tuple[int, ...] | None = None  # batch items and heads in a tile of JAX's walker; None: chosen by `stack`
 
-    _numbers: ClassVar = (
-        "scale",
-        "softcap",
-        "query_offset",
-        "key_offset",
-        "query_lengths",
-        "seed",
-    )  # fields that hold a number or an array; see `freeze`
+    # Fields that hold a number or an array; see `freeze`.
+    _numbers: ClassVar = ("scale", "softcap", "query_offset", "key_offset", "query_lengths", "seed")
     answers: ClassVar[dict[Any, Any] | None] = None  # a known call has a dict of its own; see `once`
 
     @property

@@ -41,9 +41,9 @@ class Rows(NamedTuple):
     gradient: Array  # (..., m, Dv), of the output, with the factor of dropout
     shift: Array | None  # (..., m, 1): the log-sum-exp in the base; None where its factor is in gradient and delta
     delta: Array | None  # (..., m, 1); None where it is a further column of the gradient
-    kept_query: (
-        Array  # the factor in gradients of keys: 0 where not finite; rows that attend have NaN scores there anyway
-    )
+    # The factor in gradients of keys, with 0 for what is not finite: a row with such numbers has gradients of scores that are NaN
+    # wherever it attends.
+    kept_query: Array
     kept_gradient: Array  # the factor in gradients of values
 
 
@@ -91,9 +91,8 @@ def contribute(
         scores = ops.exclude(scores, allowed, mixed)
     weights = ops.powers(scores, rows.shift, allowed, mixed)
     keep = None if problem.seed is None else ops.survivors(region)
-    grad_scores = ops.gradient_value(
-        rows.gradient, value, exclusive=exclusive
-    )  # (..., m, Dv) @ (..., Dv, n) -> (..., m, n)
+    # (..., m, Dv) @ (..., Dv, n) -> (..., m, n)
+    grad_scores = ops.gradient_value(rows.gradient, value, exclusive=exclusive)
     if keep is not None:
         grad_scores = ops.thin(grad_scores, keep)
     if rows.delta is not None:
@@ -101,9 +100,8 @@ def contribute(
     grad_scores = ops.multiply(grad_scores, weights)
     if keep is not None:
         weights = ops.thin(weights, keep)
-    value_gradients = ops.value_gradients(
-        weights, rows.kept_gradient, exclusive=exclusive
-    )  # (..., n, m) @ (..., m, Dv) -> (..., n, Dv)
+    # (..., n, m) @ (..., m, Dv) -> (..., n, Dv)
+    value_gradients = ops.value_gradients(weights, rows.kept_gradient, exclusive=exclusive)
     if allowed is not None:
         grad_scores = ops.silence(grad_scores, allowed, mixed)
     addends = tuple(

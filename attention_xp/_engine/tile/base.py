@@ -31,10 +31,11 @@ _LOG_2, LOG2_E = math.log(2.0), math.log2(math.e)
 
 
 def lowest_score(xp: Namespace, dtype: DType) -> float:
-    """Return the least natural score that is told from others where there is a factor of the base, which it must not overflow by.
+    """Return the lowest score that stays far from overflow when it is multiplied by log2(e).
 
-    The smallest number, which stands in masks for minus infinity, is raised to it in every pass, and so is a log-sum-exp of
-    such scores alone: the power of their difference would else be infinite. As a power of two it survives the factor and back.
+    Masks write ``finfo.min`` for minus infinity. Where the base is 2, such scores, and a log-sum-exp made of them alone, are
+    clipped to this value, forward and backward alike: the power of their difference would be infinite otherwise. It is a
+    power of two, so that multiplying by the factor and dividing by it gives it back.
     """
     return -math.ldexp(1.0, math.frexp(float(xp.finfo(dtype).max))[1] - 4)
 

@@ -93,9 +93,14 @@ def weights_value(
     """
     folded, xp = _fold(problem, weights), problem.xp
     if isinstance(value, Paged):
-        outputs = value.outputs(folded)
-        if not xp.all(xp.isfinite(outputs)):
-            outputs = quarantined_outputs(folded, value.gathered(), xp)
+        found = value.outputs(folded)
+        outputs = by_value(
+            xp,
+            lambda: xp.all(xp.isfinite(found)),
+            lambda found: found,
+            lambda _: quarantined_outputs(folded, value.gathered(), xp),
+            found,
+        )
         return _unfold(problem, outputs)
     if not exclusive:
         return _unfold(problem, (_outputs if product is None else product)(folded, value, xp))

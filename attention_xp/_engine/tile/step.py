@@ -98,9 +98,8 @@ def advance(
         peak = ops.replace(running.peak, peak)
         total, output = (None if sums is None else ops.multiply(sums, fade) for sums in (total, output))
     total = ops.plus_row_sum(total, weights)
-    output = ops.plus_weights_value(
-        output, dropped(ops, region, weights), value, exclusive=len(rules) > 0
-    )  # (..., m, Dv) + (..., m, n) @ (..., n, Dv)
+    # (..., m, Dv) + (..., m, n) @ (..., n, Dv)
+    output = ops.plus_weights_value(output, dropped(ops, region, weights), value, exclusive=len(rules) > 0)
     return Running(peak, total, output)
 
 

@@ -57,7 +57,7 @@ def halo_attention(
 
 
 def _within(array: Array, stretch: Stretch, axis: int) -> Array:
-    """Cut a stretch that may begin before the array, or end behind it, where the next number stands in for those missing."""
+    """Cut a stretch that may begin before the array or end behind it: there, its first or its last entry is repeated."""
     places = jnp.clip(stretch.start + jnp.arange(stretch.size, dtype=jnp.int32), 0, array.shape[axis] - 1)
     return jnp.take(array, places, axis=axis)
 

@@ -87,9 +87,9 @@ class Ranks(NamedTuple):
         return self.group if isinstance(self.group, tuple) else (self.group,)
 
     def along(self) -> "tuple[Ranks | None, Ranks]":
-        """Return the ring of those that hold the same heads, None where there is one axis, and those of one place of it.
+        """Return the ring, ``None`` where there is one axis, and the devices at one place of the ring, which exchange heads.
 
-        The shards of the latter, dealt out in the same layout, are that of the ring.
+        The ring deals out the sequence; these devices deal out, in the same layout, the shard of their place.
         """
         if len(self.axes) == 1:
             return None, self

@@ -235,9 +235,8 @@ class _Ring:
         def pair(state: Any, i: Array) -> tuple[Any, None]:
             return visited(_chosen(all_rows, i // 2), _chosen(all_keys, i % 2), state), None
 
-        return lax.scan(pair, state, jnp.arange(4, dtype=jnp.int32))[
-            0
-        ]  # JAX differentiates no other loop a second time
+        # JAX differentiates no other loop a second time.
+        return lax.scan(pair, state, jnp.arange(4, dtype=jnp.int32))[0]
 
 
 def _instantiated(gradient: Any) -> Array:

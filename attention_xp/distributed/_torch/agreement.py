@@ -26,7 +26,7 @@ _LOOKED_INTO = 2**24  # bytes of an array that may decide what is sent: lengths,
 def agree(axes: tuple[Ranks, ...], call: Mapping[str, Any], device: Any) -> None:
     """Raise a ValueError on every rank unless all ranks, which lie along one axis or two, describe a call alike.
 
-    It is asked in every call: of a rank that knows a kind of call, one that meets it for the first time would have no answer.
+    Ranks compare in every call, also one of a kind that they know: a rank that does not know it yet waits for all others.
     """
     text = json.dumps({name: _described(given) for name, given in call.items()}, sort_keys=True).encode()
     digest = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)

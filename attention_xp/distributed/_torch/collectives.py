@@ -125,7 +125,7 @@ def tied(output: Array, lse: Array, tensors: list[Array]) -> tuple[Array, Array]
 
 
 def exchange(parts: Array, ranks: Ranks, purpose: str) -> Array:
-    """Return the parts (n, ...) that all ranks have for this one, of those (n, ...) that this one has for all."""
+    """Send part i of (n, ...) to rank i, and return the parts (n, ...) that came from all ranks."""
     return _Exchange.apply(parts, ranks.channel(purpose))
 
 

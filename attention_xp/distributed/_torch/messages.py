@@ -37,10 +37,8 @@ class Ranks:
             raise ValueError(f"group must hold this process: {function} was called by one that is not in it")
         _calls[self.group] = self._number = _calls.get(self.group, 0) + 1
         self._channels = 0
-        self.names, self.of = (
-            list(range(self.n)),
-            self.n,
-        )  # what they are called among all ranks of a call, and of how many
+        # What they are called among all ranks of a call, and of how many.
+        self.names, self.of = list(range(self.n)), self.n
 
     @classmethod
     def along(cls, groups: tuple[Any, ...], function: str, timeout: float | None) -> "tuple[Ranks, ...]":

@@ -122,7 +122,10 @@ def _answers_of(call: Call) -> dict[Any, bool]:
 
 
 def _least(low: int, high: int, holds: Callable[[int], bool]) -> int:
-    """Return the least number that something holds for, which it does for the highest, and from one number on for all."""
+    """Return the least number from `low` to `high` for which something holds.
+
+    It must hold for `high`, and for all numbers above one for which it holds.
+    """
     if holds(low):
         return low
     while high - low > 1:

@@ -54,10 +54,10 @@ def prepared(
     on_two_axes: bool = False,
     is_differentiated_twice: bool = False,
 ) -> Prepared:
-    """Return a call as its strategy needs it, or raise on every rank what is wrong with it on one.
+    """Return a call as its strategy needs it; what is wrong with it on one rank is raised on all.
 
-    A ring computes its gradients itself, and merged ranks may differ in what their gradients depend on, so that they would wait
-    for each other in vain: these have no second ones.
+    Second derivatives are refused on two axes, and unless the call `is_differentiated_twice`: a ring computes its gradients
+    itself, and merged ranks may need different second derivatives, so that one would wait for another in vain.
     """
     groups = axes_of(group) if on_two_axes else (group,)
     axes = Ranks.along(groups, function, timeout)

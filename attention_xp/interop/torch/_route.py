@@ -28,9 +28,8 @@ class Routed:
 _lock = threading.Lock()
 _routes: list[Routed] = []  # of all threads
 _fast: list[bool] = [True]  # whether torch's modules may take their native fast path when no route is on
-_own: list[Callable[..., torch.Tensor]] = [
-    functional.scaled_dot_product_attention
-]  # what is called when no route is on
+# What is called when no route is on.
+_own: list[Callable[..., torch.Tensor]] = [functional.scaled_dot_product_attention]
 _thread = threading.local()
 
 

@@ -88,10 +88,8 @@ def _varies(mask_mod: Callable[..., Any], indices: list[torch.Tensor], axes: lis
     try:
         with _Constants():
             function(*(i if axis in axes else i[0] for i, axis in zip(indices, _AXES, strict=True)))
-    except (
-        RuntimeError,
-        ValueError,
-    ):  # what a function has begun with such a constant may change in place, which then fails
+    # A function may change in place what it has made of such a constant, which then fails.
+    except (RuntimeError, ValueError):
         return True
     return False
 

@@ -178,7 +178,7 @@ def _check(query: Any, key: Any, value: Any, bounds_q: Any, bounds_k: Any, used:
 
 
 def _used(given: torch.Tensor | None, lengths: torch.Tensor) -> torch.Tensor:
-    """Return how many keys of each sequence count, which is known in host memory to be as many as there are, or fewer."""
+    """Return how many keys of each sequence count; where these numbers lie in host memory, refuse more keys than there are."""
     if given is None:
         return lengths
     known = known_integers(common_namespace(seqused_k=given), ((given < 0) | (given > lengths)).int())

@@ -129,6 +129,24 @@ def attention_mask(
     array or None
         ``(B, 1, Sq, Sk)``, a tensor without storage: it shows the numbers of ``eager_mask`` when an operation of torch asks
         for them. While torch traces or compiles, and for padding inside of `vmap`, an array that holds these numbers.
+
+    Raises
+    ------
+    TypeError
+        If a size is no int, an offset neither an int nor an array of one, or `attention_mask` is no tensor.
+    ValueError
+        If a size is negative, an offset too large, or `attention_mask` is not ``(B, S)``.
+
+    Examples
+    --------
+    >>> from attention_xp.interop.transformers import attention_mask
+    >>> mask = attention_mask(batch_size=1, q_length=3, kv_length=3)
+    >>> mask
+    CarriedMask(CausalMask(), query_offset=0, shape=(1, 1, 3, 3))
+    >>> (mask == 0.0).int()
+    tensor([[[[1, 0, 0],
+              [1, 1, 0],
+              [1, 1, 1]]]], dtype=torch.int32)
     """
     arguments = {
         "batch_size": batch_size,
@@ -236,8 +254,21 @@ def attention_forward(
     ------
     NotImplementedError
         If an argument is not known that might change the result; it is named.
+    TypeError
+        If an argument is of the wrong kind.
     ValueError
-        If the mask was made for other lengths.
+        If a shape or a value does not fit, or the mask was made for other lengths.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from attention_xp import flash_attention
+    >>> from attention_xp.interop.transformers import attention_forward, attention_mask
+    >>> query = torch.randn(1, 2, 3, 4)
+    >>> mask = attention_mask(batch_size=1, q_length=3, kv_length=3)
+    >>> output, weights = attention_forward(torch.nn.Identity(), query, query, query, mask)
+    >>> torch.allclose(output.transpose(1, 2), flash_attention(query, query, query, is_causal=True))
+    True
     """
     _check_layer(query, key, value, dropout)
     softcap, sinks = kwargs.pop("softcap", None), kwargs.pop("s_aux", None)

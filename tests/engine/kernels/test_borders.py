@@ -54,12 +54,8 @@ def test_tiles_or_the_formula(library, name, shapes, kernel):
         (LONG_GROUPED_DECODING, {}, True, "dense"),
         (LONG_GROUPED_DECODING, {"softcap": 2.0}, True, "dense"),
         (LONG_GROUPED_DECODING, {}, False, "tiled"),  # BLAS then copies the keys for every product
-        (
-            LONG_GROUPED_DECODING,
-            {"window": (64, 0), "query_offset": 8191},
-            True,
-            "tiled",
-        ),  # which skip what is excluded
+        # These skip what is excluded.
+        (LONG_GROUPED_DECODING, {"window": (64, 0), "query_offset": 8191}, True, "tiled"),
         (((1, 32, 16, 128), (1, 8, 8192, 128)), {}, True, "tiled"),  # 64 rows of a product
         (((1, 32, 1, 2), (1, 8, 8192, 2)), {}, True, "tiled"),  # scores would take more memory than keys
     ],

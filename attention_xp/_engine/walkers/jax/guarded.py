@@ -142,11 +142,12 @@ def _unless_finite(found: Array, careful: Callable[[], Array]) -> Array:
 
 
 class Turn:
-    """One turn of a tile, in which values that are not finite count as 0 under a weight of 0.
+    """One of up to four turns of a tile, in which values that are not finite count as 0 under a weight of 0.
 
-    The first turn is the only one of a tile with finite values, and else adds nothing. The second one then adds the product
-    with those that are finite. The others find by the same product where a positive weight reaches infinity, and where minus
-    infinity; NaN counts as both. What differs between turns are numbers: a choice would be compiled for each of them.
+    The first turn multiplies all values. Where the product is finite, it is added, and the turn is the last one; otherwise
+    nothing is added. The second turn adds the product with the finite values. The third and the fourth find, by the same
+    product, where a positive weight meets infinity, and where it meets minus infinity; NaN counts as both. Turns differ in
+    numbers and not in code, which would be compiled for each of them.
     """
 
     def __init__(self, number: Array, value: Array) -> None:

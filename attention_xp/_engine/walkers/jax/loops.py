@@ -29,7 +29,7 @@ __all__ = ["Loops", "dynamic_cut", "dynamic_put", "fold", "gradient_dtype", "is_
 
 
 _NEVER = 2**31 - 1  # behind all tiles
-_TURN_BITS = TURNS.bit_length() - 1  # of a number that counts turns, of which a tile has a power of two
+_TURN_BITS = TURNS.bit_length() - 1  # in a count of turns, those that number the turns of one tile
 
 Step = Callable[..., Any]
 """What is done with a tile: ``step(state, tile, rules, mixed)``, with the number of the turn behind where it takes turns."""
@@ -89,10 +89,8 @@ class Loops:
 
     def __init__(self, problem: Problem, sizes: tuple[int, int]) -> None:
         self.m, self.n = sizes
-        self.Sq, self.Sk = (
-            problem.query.shape[-2],
-            problem.key.shape[-2],
-        )  # these and the sizes of a tile may be symbols
+        # These and the sizes of a tile may be symbols.
+        self.Sq, self.Sk = problem.query.shape[-2], problem.key.shape[-2]
         self.stack = stack(problem)
         self.group = problem.group  # query heads of a key/value head; a tile may have only some of them
         heads = 1 if problem.heads is None else self.stack[-1]

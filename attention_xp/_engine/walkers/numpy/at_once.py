@@ -26,9 +26,9 @@ _SCORES = 2**17  # of a job, about: these stay in a cache
 
 
 def are_few_rows(problem: Problem) -> bool:
-    """Whether so few rows share keys that their scores take no more memory than these, and this is faster than `attend_at_once`.
+    """Whether so few rows share keys that their scores take no more memory than the keys, and `attend` is the fastest way.
 
-    A single row has nothing to gain but threads, and under rules that keys are read once.
+    A single row gains by threads alone, where keys are many, and under rules because keys are read only once.
     """
     rows, numbers = rows_of_keys(problem), math.prod(problem.key.shape)
     if problem.is_empty or not 0 < rows <= problem.key.shape[-1] or problem.seed is not None:
@@ -39,16 +39,16 @@ def are_few_rows(problem: Problem) -> bool:
 
 
 def are_few_without_rules(problem: Problem) -> bool:
-    """Whether the formula is faster for them than tiles: where there are rules, but lengths, tiles skip what they exclude."""
+    """Whether rows are few and tiles are slower: these skip what rules exclude, and `attend` skips what lengths exclude."""
     return (len(problem.rules) == 0 or are_compiled(problem)) and are_few_rows(problem)
 
 
 def attend(
     problem: Problem, wanted: Wanted, threads: int | None = None, stretches: list[Stretches] | None = None
 ) -> Attended:
-    """Compute a problem of few rows, on so many threads, by default on as many as BLAS may have; the weights are not to be had.
+    """Compute a problem of few rows without its weights, on so many threads, by default on as many as BLAS may have.
 
-    With `stretches`, a list of them for each batch item, compiled loops attend these alone, of keys that items may share.
+    With `stretches`, compiled loops attend these keys alone: a list of bounds for each batch item, which may share keys.
     """
     if stretches is None and math.prod(problem.key.shape) < _MANY and not pay_for_loops(problem.key):
         return attend_region(FewRows(problem), Region.whole(problem), problem.query, problem.key, problem.value, wanted)

@@ -16,11 +16,11 @@ from attention_xp.biases import Bias
 
 __all__ = ["Ceiling", "Heads", "Magnitudes", "ceiling", "is_finite", "likely", "longest", "longest_of_sample"]
 
-_SMALL = 40.0  # powers of two up to here, times values, are summed without a shift
-_LIGHT = (
-    2.0**60
-)  # values up to here do not count beside others where their weight is the least that clipped scores give
-_SAMPLE, _FEWEST = 128, 2  # vectors of all heads, and of each
+# Scores up to here, to base 2, need no shift: their powers, times values, are summed without overflow.
+_SMALL = 40.0
+# Values up to here add nothing to a sum under the least weight that a clipped score has.
+_LIGHT = 2.0**60
+_SAMPLE, _FEWEST = 128, 2  # vectors in a sample: of all heads, and of each at least
 
 
 class Ceiling(NamedTuple):

@@ -57,9 +57,8 @@ class InPlace(Arithmetic):
         self.magnitudes: Magnitudes  # of the heads at hand
         self.compiled = passes_of(problem, self._least if is_single else math.inf)
         self._flags = problem.dtype if self.compiled is None else bool  # of patches: numbers are multiplied faster
-        self._sums_of_rows: Array | None = (
-            None  # of the weights of each row of the tile at hand, where compiled passes found them
-        )
+        # Sums of the weights of each row of the tile at hand, where compiled passes found them.
+        self._sums_of_rows: Array | None = None
 
     def add(self, x: Array, y: Array) -> Array:
         """Return x + y in x."""

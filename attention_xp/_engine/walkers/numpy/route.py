@@ -30,9 +30,8 @@ class Route:
     @cached_property
     def _plans(self) -> Plans:
         problem = self._problem
-        plans = (
-            Plans.of if problem.keys_count_up else Plans
-        )  # what was planned for other positions serves no other call
+        # What was planned for other positions serves no other call.
+        plans = Plans.of if problem.keys_count_up else Plans
         return plans(problem.rules, problem.query.shape[-2], _grid(problem, self._shape, *self._spans))
 
     @classmethod

@@ -59,7 +59,7 @@ def _from_a_line(block: Array) -> Array:
 
 @contextmanager
 def nothing_kept() -> Iterator[None]:
-    """Let threads give their memory back meanwhile, so that all that a call needs is seen, for who measures that."""
+    """Let threads keep no memory meanwhile, so that who measures a call sees all the memory that it needs."""
     _keeps.append(False)
     try:
         yield

@@ -28,9 +28,8 @@ class Stretches(NamedTuple):
     """Rectangles of a block of rows, each with flags of its own or with none, and what is added to the scores."""
 
     table: Array  # (n, 7)
-    addends: (
-        Array  # (a, 3): the address of the first row and key of the block, bytes from head to head, from row to row
-    )
+    # (a, 3): the address of the first row and key of the block, bytes from head to head, from row to row.
+    addends: Array
     held: tuple[Array, ...]  # the arrays that the addresses point to
 
 

@@ -100,9 +100,8 @@ class _Piecewise:
         """Add a piece that covers these stretches, side by side."""
         for i, rows_of_part in _cut(self.rows, rows):
             for j, columns_of_part in _cut(self.columns, columns):
-                part = piece[
-                    ..., rows_of_part, columns_of_part
-                ]  # torch's compiler would fix a slice compared with None
+                # Not compared with None: torch's compiler would fix such a slice.
+                part = piece[..., rows_of_part, columns_of_part]
                 self.pieces[i, j] = self.pieces[i, j] + part if (i, j) in self.pieces else part
 
     def assembled(self) -> Array:

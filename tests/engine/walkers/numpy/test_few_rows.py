@@ -16,9 +16,8 @@ def test_products_of_few_rows(n, m, has_kernels, monkeypatch):
     monkeypatch.setattr(few_rows, "has_small_kernels", lambda: has_kernels)
     monkeypatch.setattr(few_rows, "SMALL_PRODUCT", 5000)
     rows, whole = normal(3, 2, m, 7), np.full((3, 2, m, 700), np.nan)
-    keys = normal(3, 700, 2, 7, seed=1).swapaxes(1, 2)[
-        :, :1, 50 : 50 + n
-    ]  # heads that lie between keys, and one for all
+    # Heads that lie between keys, and one for all.
+    keys = normal(3, 700, 2, 7, seed=1).swapaxes(1, 2)[:, :1, 50 : 50 + n]
     few_rows.scores_into(whole[..., 30 : 30 + n], rows, keys)
     np.testing.assert_allclose(whole[..., 30 : 30 + n], rows @ keys.swapaxes(-1, -2), atol=1e-12)
     assert np.isnan(np.delete(whole, np.s_[30 : 30 + n], axis=-1)).all()

@@ -38,7 +38,7 @@ from attention_xp._engine.walkers.numpy.compiled.registers import ROWS, WIDTH
 
 __all__ = ["attend"]
 
-_FETCHED = KEYS * BAND // TALL  # keys that a band tells of
+_FETCHED = KEYS * BAND // TALL  # keys of the next chunk that each band prefetches
 
 
 @compiled()
@@ -133,7 +133,7 @@ def attend(
 
 @inlined
 def _fetch(addresses, strides, there, chunk, band, widths, item):
-    """Tell the processor of some keys and values of the next chunk, if it is to be copied: all bands of a block name them all."""
+    """Prefetch the share of a band of the keys and values of the next chunk, where this is still to be copied."""
     if chunk + 1 < len(there) and not there[chunk + 1]:
         first = (chunk + 1) * KEYS + band * _FETCHED
         for i in range(first, first + _FETCHED):

@@ -44,10 +44,10 @@ def flags_from(flags, row, column):
 
 @inlined
 def look(seen, edge, flags, rows, keys):
-    """Write of each strip which of its pairs are allowed, and return where the flags of whole lines are, and their distance.
+    """Write which pairs of each strip are allowed, and return the address of the flags and the bytes from row to row.
 
-    Behind what is `seen` of all strips it has the first key of each, and behind these the key after the last. The address of
-    the flags is 0 where all pairs are allowed.
+    `seen` gets three numbers of each strip: first of all strips whether all, some or none of the pairs are allowed, then the
+    first key that is, and last the key behind the last one. The address is 0 where all pairs are allowed.
     """
     (address, step), (row, last_row), (_, begin, end) = flags, rows, keys
     if address == 0:

@@ -9,7 +9,7 @@ from attention_xp._typing import DType
 
 __all__ = ["LEAST", "LEAST_FORWARD", "Constants"]
 
-_TAIL = 2.3190468138462996e-17  # what the logarithm of 2 is larger than its float64
+_TAIL = 2.3190468138462996e-17  # the logarithm of 2, minus its value in float64
 
 # A weight of less than the 84th power of a half, relative to a log-sum-exp of at least -20 (see `Common`), adds nothing to a
 # gradient in float32. Times a small gradient it might be subnormal, and products with such numbers take up to 30 times as

@@ -66,8 +66,8 @@ def copy_row(to, of, count, item, factor):
 def _turn(_typing: Any, target: Any, line: Any, source: Any, row: Any, factor: Any) -> Any:
     """Write the transpose of a square of numbers, rows of one vector, times a factor; line and row are the bytes between those.
 
-    Of the bits that count its numbers, those of the row change places with those of the column when they are rotated as often
-    as there are bits of one: each time, the first half of the rows is interleaved with the second.
+    In the index of a number, the bits of its row come before those of its column. To interleave the first half of the rows with
+    the second rotates these bits by one place. Repeated for each bit of a row, this lets row and column change places.
     """
 
     def generate(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:

@@ -116,9 +116,7 @@ def keep_if(tile, flags, line, first, other):
         k = min(g, flags.shape[0] - 1)
         for j in range(flags.shape[1]):
             for i in range(flags.shape[2]):
-                at = (
-                    np.uint64(line + j),
-                    np.uint64(first + i),
-                )  # of indices with a sign, numba asks whether it is negative
+                # Of indices with a sign, numba asks whether they are negative.
+                at = np.uint64(line + j), np.uint64(first + i)
                 number = tile[g, at[0], at[1]]
                 tile[g, at[0], at[1]] = number if flags[k, j, i] else other

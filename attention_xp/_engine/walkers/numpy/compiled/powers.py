@@ -112,10 +112,11 @@ def power_of(x: Lanes, constants: list[Lanes]) -> Lanes:
 def two_to(x: Lanes, limit: int) -> Lanes:
     """Return 2 to the power of x: NaN for NaN, and 0 for less than ``0.5 - limit``.
 
-    The limit is that of float32; for float64 it is that of normal numbers. x must be no larger than 128 in float32, and 1024 in float64, of which the power is infinity.
+    The limit is that of float32; for float64 it is that of normal numbers. x must be no larger than 128 in float32, and 1024 in
+    float64, of which the power is infinity.
 
-    Powers of integers are made smaller by as many powers of two as the bits of the least one are then 0, and the polynomial is as
-    much larger: so no comparison is needed for a result of 0.
+    The exponent of the power of the integer part has a smaller bias, with which the bits of the power of ``-limit``, the least
+    one, are those of 0: so a result of 0 needs no comparison. The polynomial of the rest has the factor that is then missing.
     """
     limit = x.layout.limit(limit)
     round_by, least, missing = x.like(x.layout.rounding), x.like(-float(limit)), x.layout.bias - limit

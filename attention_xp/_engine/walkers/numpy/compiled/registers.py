@@ -31,9 +31,8 @@ __all__ = [
 ]
 
 FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")  # of the processor that numba compiles for
-HAS_LONG = (
-    "+avx512f" in FEATURES
-)  # 32 registers of 64 bytes; else 16 of 32, with which products are no faster than BLAS'
+# Whether there are 32 registers of 64 bytes, and not 16 of 32, with which products are no faster than BLAS'.
+HAS_LONG = "+avx512f" in FEATURES
 WIDTH = 64 if HAS_LONG else 32  # bytes of a register
 VECTORS = 4 if HAS_LONG else 2  # that a row of sums takes
 PAIR = 2  # that it takes at an edge, where there is no room for all of them
@@ -217,10 +216,10 @@ class _Kernel(Registers):
         return spread(builder, number, self.vector)
 
     def _multiples(self, stride: Any) -> list[Any]:
-        """Return where each row starts.
+        """Return where each row starts, in bytes.
 
-        What an empty assembly returns LLVM knows nothing of. Otherwise it adds the stride to each row's address for that of
-        the next one, in a chain of sums that takes longer than the products.
+        LLVM would otherwise make the address of each row from that of the row before, in a chain of sums that takes longer
+        than the products. It cannot, once the offsets have gone through an empty piece of assembly, which hides their origin.
         """
         builder, same = self.builder, ir.FunctionType(_INDEX, [_INDEX])
         offsets = [builder.mul(stride, _INDEX(row)) for row in self.rows]

@@ -9,15 +9,8 @@ from attention_xp._engine.walkers.numpy.compiled import attended, differentiated
 from attention_xp.biases import AlibiBias
 from tests.engine.walkers.numpy._whole_calls import Arrays, assert_close, by_formula, by_loops, problem_of, survivors
 
-B, H, Hkv, Sq, Sk, D, Dv = (
-    2,
-    4,
-    2,
-    210,
-    201,
-    20,
-    13,
-)  # no whole vectors, bands or lines; more rows than meet keys at once
+# No whole vectors, bands or lines; more rows than meet keys at once.
+B, H, Hkv, Sq, Sk, D, Dv = 2, 4, 2, 210, 201, 20, 13
 RATE, SEED = 0.3, 5
 
 
