@@ -26,7 +26,8 @@ class Explanation(Mapping[str, str]):
         For each kernel, in the order in which they are asked, why it cannot compute the call; ``None`` where it can.
     loops : str or None
         Where NumPy computes tiles, of its arrays or of torch's on the CPU: ``"numba"``, or why NumPy's own operations pass over
-        them. ``"numba"`` as well where compiled loops read the keys of a few rows, of arrays of any library; ``None`` elsewhere.
+        them. ``"numba"`` as well where programs of JAX hand tiles to these loops, and where loops read the keys of a few rows, of
+        arrays of any library; ``None`` elsewhere.
     mask_array : tuple of int or None
         Where torch's kernel is chosen and gets all rules together as one boolean array, which is made for it: its shape.
     """

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         args.parser.error(str(error))
     _tell_call(call, place)
     _tell_kernels(found)
-    _tell_pairs(call, found.kernel, problem)
+    _tell_pairs(call, found, problem)
     if not args.no_measure:
         _tell_costs(call, found, place)
     return 0
@@ -105,11 +105,11 @@ def _tell_kernels(found: Explanation) -> None:
     say()
 
 
-def _tell_pairs(call: Call, kernel: str, problem: Problem) -> None:
+def _tell_pairs(call: Call, found: Explanation, problem: Problem) -> None:
     say(f"pairs   {call.pairs:.3g} of query and key, {call.density:.2%} of all", " " * 8)
-    if kernel != "tiled":
+    if found.kernel != "tiled":
         return
-    (rows, keys), what = _tile(problem)
+    (rows, keys), what = _tile(problem, found.loops)
     say(f"tiles   {min(rows, call.queries)} queries x {min(keys, call.keys)} keys{what}", " " * 8)
     if call.mask is not None:
         kinds = tile_kinds(call.mask, (call.queries, call.keys), call.query_offset or 0, (rows, keys))
@@ -117,11 +117,11 @@ def _tell_pairs(call: Call, kernel: str, problem: Problem) -> None:
         say(f"        {', '.join(shares)}", " " * 8)
 
 
-def _tile(problem: Problem) -> tuple[tuple[int, int], str]:
+def _tile(problem: Problem, loops: str | None) -> tuple[tuple[int, int], str]:
     """Return rows and keys of a tile, and what else there is to say of it."""
     if is_torch_namespace(problem.xp):
         problem = seen_by_numpy(problem) or problem
-    if not is_numpy_namespace(problem.xp):
+    if not is_numpy_namespace(problem.xp) and loops != "numba":
         return tile_sizes(problem), ""
     threads = with_blas_held_to_one(lambda count: count)
     steps = steps_of(problem)
@@ -149,7 +149,8 @@ def _tell_costs(call: Call, explained: Explanation, place: Place) -> None:
 
 def _omitted(explained: Explanation, place: Place) -> str:
     """Return what the real call may take beyond the estimate."""
-    compiler = {"jax": "JAX"}.get(place.backend, explained.loops if explained.loops == "numba" else None)
-    compiling = "" if compiler is None else f"the first call, in which {compiler} compiles; "
+    compilers = ["JAX"] * (place.backend == "jax") + ["numba"] * (explained.loops == "numba")
+    verb = "compile" if len(compilers) > 1 else "compiles"
+    compiling = f"the first call, in which {' and '.join(compilers)} {verb}; " if compilers else ""
     slow = "NaN in the arrays, which make it slower; " if place.backend == "numpy" else ""
     return f"{compiling}{slow}other programs that run at that time"

@@ -4,6 +4,7 @@ import ctypes
 import sys
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def extra_bytes(side: Side) -> int | None:
     """Return the bytes that a call needs beyond its arguments, result included; ``None`` where nobody counts them.
 
-    NumPy tells Python of its memory, JAX plans that of a program, and torch counts that of a GPU. Of torch's memory on the
-    host, Linux alone can tell, in pages, by how much that of the whole process rises.
+    NumPy tells Python of its memory, also where a program of JAX calls it; JAX plans that of a program, and torch counts that of
+    a GPU. Of torch's memory on the host, Linux alone can tell, in pages, by how much that of the whole process rises.
     """
     if side.place.backend == "numpy":
         return _whole(_traced, side)
     if side.place.backend == "jax":
-        return _planned(side.function)
+        return _whole(partial(_planned, side.function), side)
     if side.place.backend == "torch":
         return _whole(_resident, side) if side.place.device.type == "cpu" else _on_gpu(side)
     return None
@@ -46,9 +47,11 @@ def _traced(call: Callable[[], Any]) -> int:
         tracemalloc.stop()
 
 
-def _planned(program: Any) -> int | None:
+def _planned(program: Any, call: Callable[[], Any]) -> int | None:
     plan = program.memory_analysis()
-    return None if plan is None else int(plan.temp_size_in_bytes + plan.output_size_in_bytes)
+    if plan is None:
+        return None
+    return int(plan.temp_size_in_bytes + plan.output_size_in_bytes) + _traced(call)
 
 
 def _on_gpu(side: Side) -> int:

@@ -1,7 +1,7 @@
 """The online softmax over tiles: memory linear in the lengths, every option."""
 
 from attention_xp._backend.dtypes import as_dtype
-from attention_xp._backend.libraries import is_numpy_namespace
+from attention_xp._backend.libraries import is_numpy_namespace, library_name
 from attention_xp._backend.modes import is_left_open
 from attention_xp._backend.sizes import is_open
 from attention_xp._engine.kernels.dense import are_few_rows
@@ -57,6 +57,10 @@ def _rounded(problem: Problem, output: Array) -> Array:
 
 def loops_of(problem: Problem, wanted: Wanted) -> str | None:  # noqa: ARG001
     """Return what computes the tiles on NumPy: ``"numba"``, or why it does not; ``None`` where another walker does."""
+    if library_name(problem.xp) == "jax":
+        from attention_xp._engine.walkers.jax.host import is_handed_over  # noqa: PLC0415  # imports JAX
+
+        return "numba" if is_handed_over(problem) else None
     seen = problem if is_numpy_namespace(problem.xp) else _seen_by_numpy(problem)
     if seen is None:
         return None

@@ -23,10 +23,11 @@ from attention_xp._backend.sharding import varying_axes
 from attention_xp._backend.sizes import is_open
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.captured import Captured
+from attention_xp._engine.walkers.numpy.compiled.found import have_steps
 from attention_xp._scores.frozen import holds, numbers, thaw
 from attention_xp._typing import Array
 
-__all__ = ["Walk", "things", "walked"]
+__all__ = ["Walk", "is_handed_over", "things", "walked"]
 
 
 class Walk(Protocol):
@@ -60,6 +61,15 @@ def _is_readable(problem: Problem, template: Any, arrays: Sequence[Array]) -> bo
     """Whether a problem is one of arrays alone, whose sizes are known, and no share of a device."""
     is_left_to_jax = holds(template, Captured) or problem.packing is not None or problem.has_foreign_bias
     return not (is_left_to_jax or varying_axes(arrays) or is_open(*(n for a in arrays for n in a.shape)))
+
+
+def is_handed_over(problem: Problem) -> bool:
+    """Whether a program that computes the output of a problem hands it over, where it runs on the device of the query."""
+    query = problem.query
+    platforms = {jax.default_backend()} if isinstance(query, jax.core.Tracer) else {d.platform for d in query.devices()}
+    if platforms != {"cpu"} or jax.device_count("cpu") > 1 or problem.has_foreign_code() or _is_kept_on_disk():
+        return False
+    return _is_readable(problem, None, problem.differentiated[:3]) and have_steps(problem)
 
 
 def things(thing: Any) -> tuple[Any, ...]:
@@ -168,8 +178,12 @@ _THREAD = _Thread()
 def _may_call_python(module: Any) -> bool:
     """Whether a program may hold a call of Python: not where it is exported or kept on disk, nor on several devices."""
     is_exported = getattr(module.lowering_parameters, "for_export", True)
-    is_kept = jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir is not None
-    return not is_exported and not is_kept and len(module.platforms) == 1 and jax.device_count("cpu") == 1
+    return not is_exported and not _is_kept_on_disk() and len(module.platforms) == 1 and jax.device_count("cpu") == 1
+
+
+def _is_kept_on_disk() -> bool:
+    """Whether JAX keeps compiled programs for other processes, which it cannot if they call Python."""
+    return bool(jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir is not None)
 
 
 def _of_numpy(template: Any, arrays: Sequence[Any]) -> tuple[Any, ...]:
