@@ -96,6 +96,6 @@ def nonzero(total: Array, *, xp: Namespace) -> Array:
     return xp.where(total == 0.0, 1.0, total)
 
 
-def log_sum(total: Array, shift: Array, *, xp: Namespace) -> Array:
+def log_sum(total: Array, shift: Array | float, *, xp: Namespace) -> Array:
     """Return ``shift + log(total)``; -inf, without a warning or a NaN gradient, where `total` is 0."""
     return xp.where(total == 0.0, -math.inf, shift + xp.log(nonzero(total, xp=xp)))
