@@ -9,10 +9,11 @@ from attention_xp._backend.dtypes import as_dtype
 from attention_xp._backend.jitted import jitted
 from attention_xp._backend.libraries import device, is_jax_namespace
 from attention_xp._backend.modes import is_compiling, refuse_shards
+from attention_xp._backend.shapes import summed_to
 from attention_xp._backend.sharding import in_automatic_axes, is_on_explicit_mesh, knows_automatic_axes, spec_of
 from attention_xp._scores.frozen import freeze, thaw
 from attention_xp._typing import Array
-from attention_xp.linear._chunk import Carry, Chunk, Setting, answer, answer_vjp, reduced, weights_sum
+from attention_xp.linear._chunk import Carry, Chunk, Setting, answer, answer_vjp, weights_sum
 from attention_xp.linear._problem import LinearProblem
 from attention_xp.linear._scan import Rows, Stepped, scan
 from attention_xp.linear._triangles import triangle
@@ -164,16 +165,16 @@ def _backward_at_once(problem: LinearProblem, grad: Array, left: Carry) -> tuple
     sums, divisor = _sums_at_once(problem, query, carry)
     grad = as_dtype(xp, grad, problem.dtype)
     grad, of_divisor = answer_vjp(sums, divisor, grad, problem.scale, xp)
-    of_memory = reduced(xp, xp.matmul(T(query), grad), tuple(carry.memory.shape)) + left.memory
+    of_memory = summed_to(xp, xp.matmul(T(query), grad), tuple(carry.memory.shape)) + left.memory
     of_query = xp.matmul(grad, T(carry.memory))
-    of_key = reduced(xp, xp.matmul(value, T(of_memory)), tuple(key.shape))
+    of_key = summed_to(xp, xp.matmul(value, T(of_memory)), tuple(key.shape))
     if of_divisor is not None:
         of_query = of_query + of_divisor * carry.key_sum
-        of_sum = reduced(xp, xp.sum(of_divisor * query, axis=-2, keepdims=True), tuple(carry.key_sum.shape))
+        of_sum = summed_to(xp, xp.sum(of_divisor * query, axis=-2, keepdims=True), tuple(carry.key_sum.shape))
         of_key = of_key + of_sum + left.key_sum
-    mapped = ((problem.query, reduced(xp, of_query, tuple(query.shape))), (problem.key, of_key))
+    mapped = ((problem.query, summed_to(xp, of_query, tuple(query.shape))), (problem.key, of_key))
     pulled = (_pulled(problem, x, of_features) for x, of_features in mapped)
-    of_value = reduced(xp, xp.matmul(key, of_memory), tuple(value.shape))
+    of_value = summed_to(xp, xp.matmul(key, of_memory), tuple(value.shape))
     return left, (*pulled, of_value, None, None)
 
 
