@@ -6,12 +6,12 @@ from typing import Any
 
 from attention_xp._backend.autocast import sheltered
 from attention_xp._backend.dtypes import as_dtype
-from attention_xp._backend.jitted import jitted
 from attention_xp._backend.libraries import device, is_jax_namespace
 from attention_xp._backend.modes import is_compiling, refuse_shards
 from attention_xp._backend.shapes import summed_to
-from attention_xp._backend.sharding import in_automatic_axes, is_on_explicit_mesh, knows_automatic_axes, spec_of
-from attention_xp._scores.frozen import freeze, thaw
+from attention_xp._backend.sharding import is_on_explicit_mesh, knows_automatic_axes, spec_of
+from attention_xp._engine.problem.one_program import kept_program
+from attention_xp._scores.frozen import freeze
 from attention_xp._typing import Array
 from attention_xp.linear._chunk import Carry, Chunk, Setting, answer, answer_vjp, weights_sum
 from attention_xp.linear._problem import LinearProblem
@@ -28,10 +28,10 @@ def run(function: Callable[..., Any], problem: LinearProblem, *operands: Any) ->
         problem, context = sheltered(problem)
         with context:
             return function(problem, *operands)
-    template, arrays = freeze(problem, problem.dtype)
-    if knows_automatic_axes() and is_on_explicit_mesh(problem.query):
-        return jitted(_automatic, function, template, _specs(function, problem))(arrays, *operands)
-    return jitted(_thawed, function, template)(arrays, *operands)
+    template, arrays = freeze((problem,), problem.dtype)
+    is_shared_out = knows_automatic_axes() and is_on_explicit_mesh(problem.query)
+    specs = _specs(function, problem) if is_shared_out else None
+    return kept_program(function, template, specs)(arrays, *operands)
 
 
 def _specs(function: Callable[..., Any], problem: LinearProblem) -> Any:
@@ -39,15 +39,6 @@ def _specs(function: Callable[..., Any], problem: LinearProblem) -> Any:
     query, state = spec_of(problem.query, -1), spec_of(problem.key, -2)
     rows = tuple(query if a is None else spec_of(a, -1) for a in _rows(problem))
     return {forward: (query, state), forward_keeping: (query, state, state), backward: (state, rows)}[function]
-
-
-def _automatic(function: Callable[..., Any], template: Any, specs: Any, arrays: list[Array], *operands: Any) -> Any:
-    query = arrays[0]  # the first field of a problem that is an array
-    return in_automatic_axes(partial(_thawed, function, template), (arrays, *operands), query, specs)
-
-
-def _thawed(function: Callable[..., Any], template: Any, arrays: list[Array], *operands: Any) -> Any:
-    return function(thaw(template, arrays), *operands)
 
 
 def _setting(problem: LinearProblem) -> Setting:
