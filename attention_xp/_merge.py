@@ -13,7 +13,7 @@ from attention_xp._public_types import ArrayT
 from attention_xp._softmax import exponentials, log_sum, nonzero
 from attention_xp._typing import Array
 
-__all__ = ["merge_attention"]
+__all__ = ["merge_attention", "shares_of", "weighted"]
 
 
 def merge_attention(outputs: Sequence[ArrayT], lses: Sequence[ArrayT]) -> tuple[ArrayT, ArrayT]:
@@ -79,12 +79,26 @@ def merge_attention(outputs: Sequence[ArrayT], lses: Sequence[ArrayT]) -> tuple[
     _check_shapes(outputs, lses)
     dtype = computation_dtype(xp, outputs[0].dtype)
     logs = xp.stack([as_dtype(xp, a, dtype) for a in lses], axis=0)  # (parts, ..., H, Sq)
+    shares, lse = shares_of(logs)
+    output = weighted(shares, logs, [as_dtype(xp, a, dtype) for a in outputs])
+    return as_dtype(xp, output, outputs[0].dtype), lse
+
+
+def shares_of(logs: Array) -> tuple[Array, Array]:
+    """Return the shares of parts, along the first axis, in the sum of their exponentials, and its logarithm."""
+    xp = array_namespace(logs)
     shares, total, shift = exponentials(logs, axis=0, xp=xp)
-    shares = xp.expand_dims(shares / nonzero(total, xp=xp), axis=-1)  # (parts, ..., H, Sq, 1)
-    is_silent = xp.expand_dims(logs == -math.inf, axis=-1)
-    wide = [as_dtype(xp, a, dtype) for a in outputs]
-    output = by_value(xp, lambda: ~xp.any(is_silent), _weighted, _weighted_unless_silent, shares, is_silent, *wide)
-    return as_dtype(xp, output, outputs[0].dtype), xp.squeeze(log_sum(total, shift, xp=xp), axis=0)
+    return shares / nonzero(total, xp=xp), xp.squeeze(log_sum(total, shift, xp=xp), axis=0)
+
+
+def weighted(shares: Array, logs: Array, outputs: Sequence[Array]) -> Array:
+    """Return the sum of outputs (..., Sq, Dv), each times its share of (parts, ..., Sq).
+
+    A part whose log-sum-exp is ``-inf`` is silent, whatever its output is.
+    """
+    xp = array_namespace(logs)
+    shares, is_silent = (xp.expand_dims(x, axis=-1) for x in (shares, logs == -math.inf))
+    return by_value(xp, lambda: ~xp.any(is_silent), _weighted, _weighted_unless_silent, shares, is_silent, *outputs)
 
 
 def _weighted(shares: Array, _: Array, *outputs: Array) -> Array:

@@ -9,7 +9,7 @@ from attention_xp._checks.numbers import check_int
 from attention_xp._public_types import ArrayT
 from attention_xp._typing import Array, Namespace
 
-__all__ = ["exponentials", "largest", "log_sum", "nonzero", "softmax"]
+__all__ = ["exponentials", "largest", "log_sum", "nonzero", "relative_to", "softmax"]
 
 
 def softmax(x: ArrayT, axis: int = -1) -> ArrayT:
@@ -67,19 +67,26 @@ def exponentials(
 ) -> tuple[Array, Array, Array]:
     """Return ``exp(scores - shift)``, the sum along `axis` (with that of one more logit, the `sink`) and the shift.
 
-    The shift is the largest score, or 0 where that is not finite, so a row that is ``-inf``
-    throughout becomes zeros instead of ``exp(-inf + inf)``. Nothing that is made of the three depends on it, and no
-    derivative passes through it: compiled, the largest score may differ from all scores by a rounding.
+    Nothing that is made of the three depends on the shift.
     """
     peak = largest(scores, axis, xp)
     if sink is not None:
         peak = xp.maximum(peak, sink)
-    shift = constant(xp, xp.where(xp.isfinite(peak), peak, 0.0))
-    weights = xp.exp(scores - shift)
+    weights, shift = relative_to(peak, scores, xp=xp)
     total = xp.sum(weights, axis=axis, keepdims=True)
     if sink is not None:
         total = total + xp.exp(sink - shift)
     return weights, total, shift
+
+
+def relative_to(peak: Array, scores: Array, *, xp: Namespace) -> tuple[Array, Array]:
+    """Return ``exp(scores - shift)`` and the shift: the largest score, `peak`, or 0 where that is not finite.
+
+    So a row that is ``-inf`` throughout becomes zeros instead of ``exp(-inf + inf)``. No derivative passes through the
+    shift: compiled, the largest score may differ from all scores by a rounding.
+    """
+    shift = constant(xp, xp.where(xp.isfinite(peak), peak, 0.0))
+    return xp.exp(scores - shift), shift
 
 
 def largest(scores: Array, axis: int, xp: Namespace) -> Array:
@@ -96,6 +103,6 @@ def nonzero(total: Array, *, xp: Namespace) -> Array:
     return xp.where(total == 0.0, 1.0, total)
 
 
-def log_sum(total: Array, shift: Array, *, xp: Namespace) -> Array:
+def log_sum(total: Array, shift: Array | float, *, xp: Namespace) -> Array:
     """Return ``shift + log(total)``; -inf, without a warning or a NaN gradient, where `total` is 0."""
     return xp.where(total == 0.0, -math.inf, shift + xp.log(nonzero(total, xp=xp)))

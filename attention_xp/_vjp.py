@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Unpack
 from attention_xp._backend.dtypes import as_dtype, dtype_name
 from attention_xp._backend.libraries import common_namespace, is_numpy, is_numpy_namespace
 from attention_xp._backend.modes import refuse_shards
+from attention_xp._backend.shapes import summed_to
 from attention_xp._checks.arrays import check_floating, check_placement, shapes
 from attention_xp._engine.kernels.choose import attend, choose
 from attention_xp._engine.kernels.gradients import backward, derivative_refusal
@@ -14,7 +15,6 @@ from attention_xp._engine.problem.known_end import filled_to
 from attention_xp._engine.problem.options import AttentionOptions, check_options, with_options
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Wanted
-from attention_xp._engine.tile.arithmetic import summed_to
 from attention_xp._engine.tile.gradients import Gradients
 from attention_xp._public_types import Array, ArrayT, Generic, HeldT
 from attention_xp._typing import Namespace

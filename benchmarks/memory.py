@@ -8,16 +8,15 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from attention_xp._command.resident import rise
 from benchmarks.case import Case
 from benchmarks.contenders import find
 from benchmarks.worker import ContenderError
 
 __all__ = ["extra_memory", "peak_memory"]
 
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 WARM_UP = 512  # sequence length of the call that starts threads, and loads libraries and what numba compiles
 
 
@@ -38,19 +37,11 @@ def extra_memory(name: str, case: Case) -> int:
 def peak_memory(call: Callable[[], Any]) -> int:
     """Return by how many bytes the resident memory of this process rises during a call."""
     try:
-        RESET.write_text("5", "ascii")  # Linux: the high-water mark starts again from what is resident now
-        before = _status("VmRSS")
-        _kept = call()  # the result counts
-        return max(0, _status("VmHWM") - before)
-    except OSError:
+        return rise(call)
+    except OSError:  # no Linux
         before = _high_water()
-        _kept = call()
+        _kept = call()  # the result counts
         return _high_water() - before
-
-
-def _status(field: str) -> int:
-    line = next(line for line in STATUS.read_text("ascii").splitlines() if line.startswith(field))
-    return 1024 * int(line.split()[1])
 
 
 def _high_water() -> int:

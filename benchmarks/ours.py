@@ -34,7 +34,7 @@ def without_loops(prepare: Callable[[Case], Call]) -> Callable[[Case], Call]:
     """Prepare a call in a process in which no call is large enough for loops that numba compiles."""
 
     def prepared(case: Case) -> Call:
-        found.LEAST = sys.maxsize
+        found.FEWEST_PAIRS = sys.maxsize
         return prepare(case)
 
     return prepared

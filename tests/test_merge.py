@@ -1,5 +1,7 @@
 """Merging attention over parts of the keys."""
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -58,6 +60,29 @@ def test_what_a_part_without_weight_holds_does_not_matter(library, make):
         assert_close(output, to_numpy(some[0]), library)
         assert_close(lse, to_numpy(some[1]), library)
         assert_close(merge_attention(*zip(nothing, nothing, strict=True))[0], np.zeros(query.shape), library)
+
+
+@pytest.mark.with_nan
+@pytest.mark.parametrize("output", [5.0, np.nan])
+@pytest.mark.parametrize("lse", [-1e4, -np.inf])
+def test_a_part_is_silent_where_its_log_sum_exp_is_minus_infinity(library, make, output, lse):
+    found, _ = merge_attention([make([[1.0]]), make([[output]])], [make([0.0]), make([lse])])
+    assert_close(found, np.asarray([[np.nan if np.isnan(output) and np.isfinite(lse) else 1.0]]), library)
+
+
+@pytest.mark.with_nan
+@pytest.mark.parametrize("output", [5.0, np.nan])
+@pytest.mark.parametrize("lse", [-1e4, -1.0, -np.inf])
+@pytest.mark.backends("jax")
+def test_devices_merge_their_parts_alike(library, make, output, lse):
+    merged = importlib.import_module("attention_xp.distributed._jax.merged")._merged
+    outputs, lses = np.asarray([1.0, output, 2.0, 3.0]).reshape(2, 2, 1, 1), np.asarray([0.0, lse, 1.0, -np.inf])
+    vmap = importlib.import_module("jax").vmap
+    on_ranks = vmap(lambda outputs, lses: merged(list(outputs), list(lses), "ranks"), axis_name="ranks")
+    expected = merge_attention(list(map(make, outputs.reshape(4, 1, 1))), list(map(make, lses.reshape(4, 1))))
+    for found, alone in zip(on_ranks(make(outputs), make(lses.reshape(2, 2, 1))), expected, strict=True):
+        for of_rank in found:
+            assert_close(of_rank, to_numpy(alone), library)
 
 
 @pytest.mark.with_nan

@@ -5,15 +5,13 @@ import sys
 import tracemalloc
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from attention_xp._command.places import Side
+from attention_xp._command.resident import rise
 from attention_xp._engine.walkers.numpy.scratch import nothing_kept
 
 __all__ = ["extra_bytes"]
-
-_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def extra_bytes(side: Side) -> int | None:
@@ -63,18 +61,10 @@ def _on_gpu(side: Side) -> int:
 
 
 def _resident(call: Callable[[], Any]) -> int | None:
-    if not _RESET.exists():
+    if sys.platform != "linux":
         return None
     try:
         ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not be taken again unseen
-        _RESET.write_text("5", "ascii")  # the high-water mark starts again from what is resident now
-        before = _status("VmRSS")
-        _kept = call()
-        return max(0, _status("VmHWM") - before)
+        return rise(call)
     except (AttributeError, OSError):
         return None
-
-
-def _status(field: str) -> int:
-    line = next(line for line in _STATUS.read_text("ascii").splitlines() if line.startswith(field))
-    return 1024 * int(line.split()[1])

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-__all__ = ["KEPT", "Attributed", "attributes", "leaves_of", "more_of", "parts_of", "with_parts"]
+__all__ = ["KEPT", "Attributed", "attributes", "leaves_of", "more_of", "parts_of_kind", "with_parts"]
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ def more_of(collection: Any) -> dict[str, Any]:
     return more | {"default_factory": collection.default_factory} if isinstance(collection, defaultdict) else more
 
 
-def parts_of(rule: Attributed, kind: type[T]) -> list[T]:
+def parts_of_kind(rule: Attributed, kind: type[T]) -> list[T]:
     """Return the rules of a kind among the attributes of a rule, and in its collections."""
     parts: list[T] = []
     for name, value in (attributes(rule) if rule._slots else vars(rule)).items():

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from attention_xp._backend.dtypes import as_dtype
 from attention_xp._backend.libraries import device
+from attention_xp._backend.shapes import summed_to
 from attention_xp._softmax import nonzero
 from attention_xp._typing import Array, DType, Namespace
 from attention_xp.linear._decay import decay_of, sum_ahead
@@ -26,7 +27,7 @@ from attention_xp.linear._feature_maps import RowMap
 from attention_xp.linear._scan import Rows
 from attention_xp.linear._triangles import Triangle, unit_lower_inverse
 
-__all__ = ["Carry", "Chunk", "Setting", "answer", "answer_vjp", "reduced", "weights_sum"]
+__all__ = ["Carry", "Chunk", "Setting", "answer", "answer_vjp", "weights_sum"]
 
 
 class Carry(NamedTuple):
@@ -106,7 +107,7 @@ class Chunk:
         of_memory, log_3 = decay.whole_vjp(self.found.memory, left.memory)
         of_last, log_4 = decay.to_end_vjp(self.key, xp.matmul(self.written, T(left.memory)))
         # Summed first over the queries that share a value, so that the term below is added once for all of them.
-        of_written = reduced(xp, xp.matmul(T(scores), grad), (*self.found.memory.shape[:-2], *self.value.shape[-2:]))
+        of_written = summed_to(xp, xp.matmul(T(scores), grad), (*self.found.memory.shape[:-2], *self.value.shape[-2:]))
         of_written = of_written + xp.matmul(self.last_key, left.memory)
         sums = _Sums(xp, self.rows, self.found)
         sums.add(query=(of_query, of_row), key=(of_column, of_last), memory=of_memory)
@@ -188,7 +189,7 @@ class _Sums:
             for term in given if isinstance(given, tuple) else (given,):
                 if term is not None:
                     shape = (*self.of[name].shape[:-1], term.shape[-1])  # features may be wider than rows
-                    added = reduced(self.xp, term, shape)
+                    added = summed_to(self.xp, term, shape)
                     self.sums[name] = added if name not in self.sums else self.sums[name] + added
 
     def carry(self) -> Carry:
@@ -206,14 +207,3 @@ class _Sums:
         if total is None:
             return self.xp.zeros_like(self.of[name])
         return total if pull is None else pull(self.of[name], total)
-
-
-def reduced(xp: Namespace, grad: Array, shape: tuple[int, ...]) -> Array:
-    """Sum a gradient over the axes along which an array of that shape was broadcast."""
-    surplus = grad.ndim - len(shape)
-    if surplus:
-        grad = xp.sum(grad, axis=tuple(range(surplus)))
-    axes = tuple(i for i, (n, m) in enumerate(zip(grad.shape, shape, strict=True)) if n != m and m == 1)
-    if axes:
-        grad = xp.sum(grad, axis=axes, keepdims=True)
-    return xp.broadcast_to(grad, shape) if tuple(grad.shape) != shape else grad

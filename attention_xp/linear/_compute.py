@@ -6,13 +6,14 @@ from typing import Any
 
 from attention_xp._backend.autocast import sheltered
 from attention_xp._backend.dtypes import as_dtype
-from attention_xp._backend.jitted import jitted
 from attention_xp._backend.libraries import device, is_jax_namespace
 from attention_xp._backend.modes import is_compiling, refuse_shards
-from attention_xp._backend.sharding import in_automatic_axes, is_on_explicit_mesh, knows_automatic_axes, spec_of
-from attention_xp._scores.frozen import freeze, thaw
+from attention_xp._backend.shapes import summed_to
+from attention_xp._backend.sharding import is_on_explicit_mesh, knows_automatic_axes, spec_of
+from attention_xp._engine.problem.one_program import kept_program
+from attention_xp._scores.frozen import freeze
 from attention_xp._typing import Array
-from attention_xp.linear._chunk import Carry, Chunk, Setting, answer, answer_vjp, reduced, weights_sum
+from attention_xp.linear._chunk import Carry, Chunk, Setting, answer, answer_vjp, weights_sum
 from attention_xp.linear._problem import LinearProblem
 from attention_xp.linear._scan import Rows, Stepped, scan
 from attention_xp.linear._triangles import triangle
@@ -27,10 +28,10 @@ def run(function: Callable[..., Any], problem: LinearProblem, *operands: Any) ->
         problem, context = sheltered(problem)
         with context:
             return function(problem, *operands)
-    template, arrays = freeze(problem, problem.dtype)
-    if knows_automatic_axes() and is_on_explicit_mesh(problem.query):
-        return jitted(_automatic, function, template, _specs(function, problem))(arrays, *operands)
-    return jitted(_thawed, function, template)(arrays, *operands)
+    template, arrays = freeze((problem,), problem.dtype)
+    is_shared_out = knows_automatic_axes() and is_on_explicit_mesh(problem.query)
+    specs = _specs(function, problem) if is_shared_out else None
+    return kept_program(function, template, specs)(arrays, *operands)
 
 
 def _specs(function: Callable[..., Any], problem: LinearProblem) -> Any:
@@ -38,15 +39,6 @@ def _specs(function: Callable[..., Any], problem: LinearProblem) -> Any:
     query, state = spec_of(problem.query, -1), spec_of(problem.key, -2)
     rows = tuple(query if a is None else spec_of(a, -1) for a in _rows(problem))
     return {forward: (query, state), forward_keeping: (query, state, state), backward: (state, rows)}[function]
-
-
-def _automatic(function: Callable[..., Any], template: Any, specs: Any, arrays: list[Array], *operands: Any) -> Any:
-    query = arrays[0]  # the first field of a problem that is an array
-    return in_automatic_axes(partial(_thawed, function, template), (arrays, *operands), query, specs)
-
-
-def _thawed(function: Callable[..., Any], template: Any, arrays: list[Array], *operands: Any) -> Any:
-    return function(thaw(template, arrays), *operands)
 
 
 def _setting(problem: LinearProblem) -> Setting:
@@ -164,16 +156,16 @@ def _backward_at_once(problem: LinearProblem, grad: Array, left: Carry) -> tuple
     sums, divisor = _sums_at_once(problem, query, carry)
     grad = as_dtype(xp, grad, problem.dtype)
     grad, of_divisor = answer_vjp(sums, divisor, grad, problem.scale, xp)
-    of_memory = reduced(xp, xp.matmul(T(query), grad), tuple(carry.memory.shape)) + left.memory
+    of_memory = summed_to(xp, xp.matmul(T(query), grad), tuple(carry.memory.shape)) + left.memory
     of_query = xp.matmul(grad, T(carry.memory))
-    of_key = reduced(xp, xp.matmul(value, T(of_memory)), tuple(key.shape))
+    of_key = summed_to(xp, xp.matmul(value, T(of_memory)), tuple(key.shape))
     if of_divisor is not None:
         of_query = of_query + of_divisor * carry.key_sum
-        of_sum = reduced(xp, xp.sum(of_divisor * query, axis=-2, keepdims=True), tuple(carry.key_sum.shape))
+        of_sum = summed_to(xp, xp.sum(of_divisor * query, axis=-2, keepdims=True), tuple(carry.key_sum.shape))
         of_key = of_key + of_sum + left.key_sum
-    mapped = ((problem.query, reduced(xp, of_query, tuple(query.shape))), (problem.key, of_key))
+    mapped = ((problem.query, summed_to(xp, of_query, tuple(query.shape))), (problem.key, of_key))
     pulled = (_pulled(problem, x, of_features) for x, of_features in mapped)
-    of_value = reduced(xp, xp.matmul(key, of_memory), tuple(value.shape))
+    of_value = summed_to(xp, xp.matmul(key, of_memory), tuple(value.shape))
     return left, (*pulled, of_value, None, None)
 
 

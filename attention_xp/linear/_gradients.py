@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 from attention_xp._backend.dtypes import as_dtype
 from attention_xp._backend.libraries import common_namespace
+from attention_xp._backend.shapes import summed_to
 from attention_xp._checks.arrays import check_floating, check_placement, shapes
 from attention_xp._checks.numbers import check_flag
 from attention_xp._engine.problem.options import check_options
 from attention_xp._typing import Array
 from attention_xp.linear._attention import linear_attention
-from attention_xp.linear._chunk import Carry, reduced
+from attention_xp.linear._chunk import Carry
 from attention_xp.linear._compute import backward, forward_keeping, run
 from attention_xp.linear._feature_maps import FeatureMap, differentiated
 from attention_xp.linear._problem import LinearProblem, LinearState
@@ -144,7 +145,7 @@ def _of_end(problem: LinearProblem, zero: Array | None, grad: Array | None) -> A
     if zero is None or grad is None:
         return zero
     grad = as_dtype(problem.xp, problem.grouping.shared(grad), problem.dtype)
-    return reduced(problem.xp, grad, tuple(zero.shape))
+    return summed_to(problem.xp, grad, tuple(zero.shape))
 
 
 def _unmapped(problem: LinearProblem, grad: Array, given: Array, pull: Callable[[Array], Array] | None) -> Array:
@@ -160,7 +161,7 @@ def _like(problem: LinearProblem, grad: Array | None, given: Array | None) -> Ar
         return None
     xp = problem.xp
     grad = as_dtype(xp, grad, problem.dtype)
-    grad = reduced(xp, grad, tuple(problem.grouping.shared(given).shape))
+    grad = summed_to(xp, grad, tuple(problem.grouping.shared(given).shape))
     return as_dtype(xp, xp.reshape(grad, tuple(given.shape)), given.dtype)
 
 

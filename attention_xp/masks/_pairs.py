@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from attention_xp._backend.shapes import filled_up
 from attention_xp._checks.arrays import check_result, fits
-from attention_xp._scores.attributes import attributes, parts_of as rules_in
+from attention_xp._scores.attributes import attributes, parts_of_kind
 from attention_xp._scores.region import Region, Span
 from attention_xp._scores.rule import Rule, arrays_of, forget_promises, short
 from attention_xp._typing import Array, Namespace
@@ -207,4 +207,4 @@ class Pairs(Rule):
 
 def parts_of(rule: "Pairs") -> list[Any]:
     """Return the rules on pairs that a rule is made of."""
-    return rules_in(rule, Pairs)
+    return parts_of_kind(rule, Pairs)

@@ -249,7 +249,7 @@ def pools_with_nan(layout, table, lengths, size):
 @pytest.mark.parametrize("size", [6, 64])
 def test_pages_are_read_where_they_lie(monkeypatch, order, options, rows, layout, is_ragged, size):
     """As arrays, by compiled loops where there is numba, or by pieces; what lies outside changes nothing."""
-    monkeypatch.setattr(loops, "LEAST", 0)
+    monkeypatch.setattr(loops, "FEWEST_PAIRS", 0)
     monkeypatch.setattr(pages_in_place, "_LONG", 0 if size == 6 else 512)
     table = np.asarray(ORDERS[order])
     lengths = [3 * size + 2] * len(table) if not is_ragged else [4 * size, size, 2 * size - 3][: len(table)]
@@ -281,7 +281,7 @@ def test_pages_that_lie_like_an_array_are_one(order):
 @pytest.mark.parametrize("order", ORDERS)
 def test_compiled_loops_read_all_pages(monkeypatch, order, layout):
     """Whatever their order, and of items of any lengths, those without keys as well."""
-    monkeypatch.setattr(loops, "LEAST", 0)
+    monkeypatch.setattr(loops, "FEWEST_PAIRS", 0)
     seen = []
     attend_compiled = _where_they_lie.attend_compiled
     monkeypatch.setattr(
@@ -303,7 +303,7 @@ def test_compiled_loops_read_all_pages(monkeypatch, order, layout):
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("order", ["neighbours at equal distances", "scattered"])
 def test_a_mask_of_lengths_is_seen_by_compiled_loops(monkeypatch, order, rows, limits):
-    monkeypatch.setattr(loops, "LEAST", 0)
+    monkeypatch.setattr(loops, "FEWEST_PAIRS", 0)
     table, lengths = np.asarray(ORDERS[order]), [20, 20, 13]
     pools, items = pools_with_nan("by heads", table, lengths, 6)
     query, limit = normal(3, H, rows, 32).astype(np.float32), np.asarray(LIMITS[limits])

@@ -128,8 +128,10 @@ def test_the_alignment_is_never_guessed(make, mask):
         flash_attention(*map(make, QKV), mask)
 
 
-def test_rules_that_know_no_alignment_need_none(make):
-    flash_attention(*map(make, QKV), masks.StridedMask(2) | PrefixMask(3))
+def test_rules_that_know_no_alignment_need_none(library, make):
+    output = flash_attention(*map(make, QKV), masks.StridedMask(2) | PrefixMask(3))
+    q, k = np.arange(5)[:, None], np.arange(9)
+    assert_close(output, reference.attention(*QKV, ((q - k) % 2 == 0) | (k < 3)).output, library)
 
 
 @pytest.mark.parametrize(
@@ -258,10 +260,13 @@ def test_a_mask_made_outside_of_the_compiled_function(library, make, impl, name,
 
 
 @pytest.mark.backends("torch")
-def test_read_only_numpy_arrays(make):
-    layout = np.ones((1, 2, 2), bool)
+def test_read_only_numpy_arrays(library, make):
+    layout = np.asarray([[[True, False], [True, True]]])
     layout.flags.writeable = False
-    flash_attention(*map(make, QKV), BlockMask(layout, 8), impl="dense")
+    output = flash_attention(*map(make, QKV), BlockMask(layout, 4), impl="dense")
+    keep = np.repeat(np.repeat(layout, 4, axis=-2), 4, axis=-1)[:, :5, :8]
+    keep = np.concatenate([keep, np.zeros((1, 5, 1), bool)], axis=-1)
+    assert_close(output, reference.attention(*QKV, keep).output, library)
 
 
 @pytest.mark.backends("torch")

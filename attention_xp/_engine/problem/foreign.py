@@ -1,6 +1,6 @@
 """Which rules may depend on more than their attributes: functions and classes of the user."""
 
-from attention_xp._scores.attributes import parts_of as rules_of
+from attention_xp._scores.attributes import parts_of_kind
 from attention_xp.biases._bias import Bias
 from attention_xp.masks import FunctionMask, Mask
 from attention_xp.masks._pairs import parts_of
@@ -17,4 +17,4 @@ def is_foreign(rule: Mask, *, alone: bool = False) -> bool:
 
 def is_foreign_bias(bias: Bias) -> bool:
     """Whether a bias is of a class that is not ours, or one of the biases it is made of."""
-    return not bias._is_ours or any(map(is_foreign_bias, rules_of(bias, Bias)))
+    return not bias._is_ours or any(map(is_foreign_bias, parts_of_kind(bias, Bias)))

@@ -11,21 +11,21 @@ from attention_xp._backend.modes import is_plain
 from attention_xp._engine.problem.options import PLAIN, AttentionOptions
 from attention_xp._typing import Array
 
-__all__ = ["Known", "fields_of", "known_call", "remember"]
+__all__ = ["KnownCall", "fields_of", "known_call", "remember"]
 
 _Fields = dict[str, Any]
-Known = tuple[tuple[Any, ...] | None, _Fields | None, dict[Any, Any] | None]  # what `known_call` returns
+KnownCall = tuple[tuple[Any, ...] | None, _Fields | None, dict[Any, Any] | None]  # what `known_call` returns
 
 _KNOWN: dict[Any, tuple[Any, _Fields | None]] = {}  # the layout and the fields of plain calls that passed the checks
 _UNKNOWN: tuple[Any, _Fields | None] = (None, None)
-_NOT_PLAIN: Known = (None, None, None)
+_NOT_PLAIN: KnownCall = (None, None, None)
 _MOST = 512
 _FAR = 2**29  # positions beyond are refused
 
 
 def known_call(
     query: Array, key: Array, value: Array, mask: Any, dropout_rate: float, options: AttentionOptions
-) -> Known:
+) -> KnownCall:
     """Return the name of a plain call, which holds what its fields depend on; its fields and the answers that are kept.
 
     ``None`` for a call with more arrays, or within a trace, where the fields depend on more than the arguments, and for one

@@ -14,7 +14,7 @@ from attention_xp._engine.problem.problem import Problem
 from attention_xp._scores.frozen import freeze, thaw
 from attention_xp._typing import Array
 
-__all__ = ["as_one_program", "in_automatic_axes"]
+__all__ = ["as_one_program", "in_automatic_axes", "kept_program"]
 
 _T = TypeVar("_T")
 
@@ -29,7 +29,7 @@ def as_one_program(function: Callable[..., _T], problem: Problem, *more: Any) ->
         return function(problem, *more)
     if not is_traced_by_jax() and not problem.has_foreign_code():
         template, arrays = freeze((problem, *more), problem.dtype)
-        return jitted(_thawed, function, template)(spread_like(arrays, arrays))  # type: ignore[no-any-return]
+        return kept_program(function, template)(spread_like(arrays, arrays))  # type: ignore[no-any-return]
     jax: Any = sys.modules["jax"]
     if not jax.config.jax_debug_infs:
         return function(problem, *more)
@@ -45,13 +45,23 @@ def in_automatic_axes(function: Callable[..., _T], problem: Problem, *more: Any,
         template, arrays = freeze((problem, *more))
         return _automatic(function, specs, template, arrays)
     template, arrays = freeze((problem, *more), problem.dtype)
-    return jitted(_automatic, function, specs, template)(arrays)  # type: ignore[no-any-return]
+    return kept_program(function, template, specs)(arrays)  # type: ignore[no-any-return]
 
 
-def _automatic(function: Callable[..., _T], specs: Any, template: Any, arrays: list[Array]) -> _T:
+def kept_program(function: Callable[..., Any], template: Any, specs: Any = None) -> Callable[..., Any]:
+    """Return a function of arrays and operands, trees of arrays, that calls a function with what a template is made of.
+
+    It is compiled once for each template of a tuple, which begins with a problem. `specs` are those of `in_automatic_axes`.
+    """
+    if specs is None:
+        return jitted(_thawed, function, template)
+    return jitted(_automatic, function, specs, template)
+
+
+def _automatic(function: Callable[..., _T], specs: Any, template: Any, arrays: list[Array], *operands: Any) -> _T:
     query = arrays[0]  # the first field of a problem that is an array
-    return sharding.in_automatic_axes(partial(_thawed, function, template), (arrays,), query, specs)  # type: ignore[no-any-return]
+    return sharding.in_automatic_axes(partial(_thawed, function, template), (arrays, *operands), query, specs)  # type: ignore[no-any-return]
 
 
-def _thawed(function: Callable[..., _T], template: Any, arrays: list[Array]) -> _T:
-    return function(*thaw(template, arrays))
+def _thawed(function: Callable[..., _T], template: Any, arrays: list[Array], *operands: Any) -> _T:
+    return function(*thaw(template, arrays), *operands)

@@ -20,7 +20,7 @@ from attention_xp._engine.problem.from_options import (
     refuse_to_guess,
     rules_of,
 )
-from attention_xp._engine.problem.known_calls import Known, fields_of, known_call, remember
+from attention_xp._engine.problem.known_calls import KnownCall, fields_of, known_call, remember
 from attention_xp._engine.problem.known_end import known_end, up_to
 from attention_xp._engine.problem.options import AttentionOptions, complete
 from attention_xp._random.draws import check_rate, check_rng, seed_words
@@ -156,7 +156,7 @@ class Problem(Frame):
         options: AttentionOptions,
         *,
         packing: Packing | None = None,
-        found: Known | None = None,
+        found: KnownCall | None = None,
     ) -> "Problem":
         """Check a call and align its arrays with the scores; `found` is what `known_call` has returned for it, if it was asked."""
         if packing is not None:

@@ -6,6 +6,7 @@ from operator import and_
 
 from attention_xp._backend.derivatives import can_differentiate, constant
 from attention_xp._backend.libraries import device
+from attention_xp._backend.shapes import summed_to
 from attention_xp._backend.values import by_value
 from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.problem.problem import Problem
@@ -13,12 +14,12 @@ from attention_xp._engine.tile.base import base_of, lowest_score
 from attention_xp._engine.tile.products import are_finite, key_rows, query_key, query_rows, value_rows, weights_value
 from attention_xp._random.survivors import head_key, survivors, survivors_one_by_one
 from attention_xp._scores.region import Region, cut
-from attention_xp._typing import Array, Namespace
+from attention_xp._typing import Array
 from attention_xp.biases import Bias
 from attention_xp.biases._bias import gradients_of
 from attention_xp.masks import Mask
 
-__all__ = ["Arithmetic", "Followed", "allowed_pairs", "summed_to"]
+__all__ = ["Arithmetic", "Followed", "allowed_pairs"]
 
 
 def allowed_pairs(rules: tuple[Mask, ...], region: Region) -> Array | None:
@@ -26,15 +27,6 @@ def allowed_pairs(rules: tuple[Mask, ...], region: Region) -> Array | None:
     if len(rules) == 0:
         return None
     return reduce(and_, (rule.pairs(region) for rule in rules))
-
-
-def summed_to(xp: Namespace, array: Array, shape: tuple[int, ...]) -> Array:
-    """Return the sum of an array over the axes along which a shape was broadcast to it."""
-    surplus = array.ndim - len(shape)
-    axes = tuple(i for i, n in enumerate(array.shape) if i < surplus or (shape[i - surplus] == 1 and n != 1))
-    if axes:
-        array = xp.sum(array, axis=axes, keepdims=True)
-    return xp.reshape(array, shape) if tuple(array.shape) != shape else array
 
 
 class Arithmetic:

@@ -129,8 +129,8 @@ def dropped(ops: ScorePrimitives, region: Region, weights: Array) -> Array:
     return weights if ops.problem.seed is None else ops.thin(weights, ops.survivors(region))
 
 
-def of_real_rows(problem: Problem, region: Region, lse: Array) -> Array:
-    """Return the log-sum-exp (..., m, 1) with -inf for rows of padding, sinks or not."""
+def of_real_rows(problem: Problem, region: Region, rows: Array, padding: float = -math.inf) -> Array:
+    """Return rows (..., m, n), such as the log-sum-exp, with one value wherever they are padding, sinks or not."""
     if problem.query_lengths is None:
-        return lse
-    return problem.xp.where(region.row < region.per_batch(problem.query_lengths), lse, -math.inf)
+        return rows
+    return problem.xp.where(region.row < region.per_batch(problem.query_lengths), rows, padding)

@@ -15,7 +15,7 @@ from attention_xp._engine.tile.primitives import AllowedT, ForwardPrimitives, Ke
 from attention_xp._engine.tile.scores import dropped, is_bent, modified, of_real_rows, query_factor, survival_factor
 from attention_xp._engine.tile.sink import sink_of
 from attention_xp._scores.region import Region
-from attention_xp._softmax import nonzero
+from attention_xp._softmax import log_sum, nonzero
 from attention_xp._typing import Array
 from attention_xp.masks import Mask
 
@@ -136,9 +136,7 @@ def normalized(ops: ForwardPrimitives[Any, Any, Any], running: Running) -> Array
 
 def log_sum_exp(problem: Problem, region: Region, running: Running, base: Base | None = None) -> Array:
     """Return the natural logarithm (..., m) of the sum of the exponentials of the scores, from a state in the base."""
-    xp, base, total = problem.xp, base or base_of(problem.xp), running.total
-    lse = xp.log(nonzero(total, xp=xp))
-    if running.peak is not None:
-        lse = lse + xp.where(xp.isfinite(running.peak), running.peak, 0.0) / base.log_e
-    lse = of_real_rows(problem, region, xp.where(total == 0.0, -math.inf, lse))
+    xp, base, peak = problem.xp, base or base_of(problem.xp), running.peak
+    shift = 0.0 if peak is None else xp.where(xp.isfinite(peak), peak, 0.0) / base.log_e
+    lse = of_real_rows(problem, region, log_sum(running.total, shift, xp=xp))
     return xp.squeeze(lse, axis=-1)

@@ -10,8 +10,7 @@ from attention_xp._attention import flash_attention
 from attention_xp._backend.dtypes import as_dtype, is_floating
 from attention_xp._backend.libraries import array_namespace, device
 from attention_xp._gradients import attention_gradients
-from attention_xp._merge import merge_attention
-from attention_xp._softmax import exponentials, log_sum, nonzero
+from attention_xp._merge import merge_attention, shares_of
 from attention_xp._statistics import attention_statistics
 from attention_xp._typing import Array, DType
 from attention_xp.biases import Bias
@@ -110,7 +109,7 @@ def merged_statistics(parts: Sequence[tuple[Array, Array, Array]]) -> tuple[Arra
     """Return the same of some rows for all keys of some parts: with shares p of their sums, sum(p * (entropy - log p))."""
     xp = array_namespace(parts[0][0])
     logs, largest, entropies = (xp.stack(arrays, axis=0) for arrays in zip(*parts, strict=True))
-    shares, lse = _shares(logs)
+    shares, lse = shares_of(logs)
     return lse, xp.max(largest, axis=0), xp.sum(shares * (entropies + _surprise(shares)), axis=0)
 
 
@@ -118,15 +117,8 @@ def with_sinks(found: tuple[Array, Array, Array], sinks: Array) -> tuple[Array, 
     """Return the same where sinks, (H,) or (), take part in the sums and are no keys."""
     lse, largest, entropy = found
     xp = array_namespace(lse)
-    shares, whole = _shares(xp.stack([lse, cast(sinks[..., None], lse.dtype) + xp.zeros_like(lse)], axis=0))
+    shares, whole = shares_of(xp.stack([lse, cast(sinks[..., None], lse.dtype) + xp.zeros_like(lse)], axis=0))
     return whole, largest, shares[0] * (entropy + _surprise(shares[0]))
-
-
-def _shares(logs: Array) -> tuple[Array, Array]:
-    """Return the shares of parts, along the first axis, in the sum of their exponentials, and its logarithm."""
-    xp = array_namespace(logs)
-    shares, total, shift = exponentials(logs, axis=0, xp=xp)
-    return shares / nonzero(total, xp=xp), xp.squeeze(log_sum(total, shift, xp=xp), axis=0)
 
 
 def _surprise(shares: Array) -> Array:

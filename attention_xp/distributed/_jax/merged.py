@@ -1,12 +1,13 @@
 """Attention in JAX of few rows, which all devices hold, to keys that are shared out: for decoding."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 
-from attention_xp._merge import merge_attention
-from attention_xp._softmax import log_sum, nonzero
+from attention_xp._merge import weighted
+from attention_xp._softmax import largest, log_sum, nonzero, relative_to
 from attention_xp._typing import Array
 from attention_xp.distributed._blocks import Rows
 from attention_xp.distributed._jax.ranks import (
@@ -46,16 +47,16 @@ def merged_attention(
         of_keys, given = call.block(rows, keys.whole, with_sinks=False)
         part = [dynamic_cut(x, keys.shard, -2) for x in (key, value)]
         parts.append(partial_result(query, part[0], part[1], of_keys, given))
-    output, lse = merge_attention(*zip(*parts, strict=True))
-    return finished(*_merged(output, lse, ranks.group), [rows], options, query.dtype, how)
+    outputs, lses = zip(*parts, strict=True)
+    return finished(*_merged(outputs, lses, ranks.group), [rows], options, query.dtype, how)
 
 
-def _merged(output: Array, lse: Array, group: str) -> tuple[Array, Array]:
+def _merged(outputs: Sequence[Array], lses: Sequence[Array], group: str) -> tuple[Array, Array]:
     """Merge the parts of all devices, as `merge_attention` does those of one; the result is the same on all."""
-    peak = lax.pmax(lax.stop_gradient(lse), group)
-    shift = jnp.where(jnp.isfinite(peak), peak, 0.0)
-    share = jnp.exp(lse - shift)
-    total = lax.psum(share, group)
-    known = jnp.where(jnp.expand_dims(share == 0.0, axis=-1), 0.0, output)
-    whole = lax.psum(jnp.expand_dims(share, axis=-1) * known, group)
-    return whole / jnp.expand_dims(nonzero(total, xp=jnp), axis=-1), log_sum(total, shift, xp=jnp)
+    logs = jnp.stack(lses)  # (parts, ..., H, Sq)
+    peak = lax.pmax(largest(lax.stop_gradient(logs), 0, jnp), group)
+    shares, shift = relative_to(peak, logs, xp=jnp)
+    # The division comes last, so that no device waits for the total before it sends its output.
+    total, output = lax.psum((jnp.sum(shares, axis=0), weighted(shares, logs, outputs)), group)
+    lse = log_sum(total, jnp.squeeze(shift, axis=0), xp=jnp)
+    return output / jnp.expand_dims(nonzero(total, xp=jnp), axis=-1), lse

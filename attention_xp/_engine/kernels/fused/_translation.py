@@ -6,6 +6,7 @@ from attention_xp._backend.dtypes import as_dtype
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Wanted
 from attention_xp._engine.tile.arithmetic import allowed_pairs
+from attention_xp._engine.tile.scores import of_real_rows
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 from attention_xp.biases import Bias
@@ -152,10 +153,9 @@ def with_zero_keys(problem: Problem, rules: tuple[Mask, ...], a: Array) -> Array
 
 def fill_padding(problem: Problem, rows: Array, value: float = 0.0) -> Array:
     """Return rows (..., Sq, n) of output or query, with one value wherever they are padding."""
-    if problem.query_lengths is None:
+    if problem.query_lengths is None:  # as of most calls, which need no region
         return rows
-    region = Region.whole(problem)
-    return problem.xp.where(region.row < region.per_batch(problem.query_lengths), rows, value)
+    return of_real_rows(problem, Region.whole(problem), rows, value)
 
 
 def fill_empty_rows(problem: Problem, rules: tuple[Mask, ...], rows: Array, value: float = 0.0) -> Array:

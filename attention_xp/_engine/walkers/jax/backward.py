@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from attention_xp._backend.shapes import summed_to
 from attention_xp._backend.sizes import as_number
 from attention_xp._engine.plan.tile_sizes import backward_tile_sizes
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.arithmetic import Arithmetic, summed_to
+from attention_xp._engine.tile.arithmetic import Arithmetic
 from attention_xp._engine.tile.backward_step import Rows, contribute, key_factor, shift_of, surviving
 from attention_xp._engine.tile.captured import Captured, exchanged
 from attention_xp._engine.tile.gradients import Gradients, Known

@@ -17,7 +17,7 @@ from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.sizes import is_open
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.walkers.jax.captured import CapturedBias, CapturedRule
-from attention_xp._scores.attributes import leaves_of, parts_of as rules_in, with_parts
+from attention_xp._scores.attributes import leaves_of, parts_of_kind, with_parts
 from attention_xp._scores.frozen import thaw
 from attention_xp._scores.rule import Rule
 from attention_xp._typing import Array
@@ -146,7 +146,7 @@ class _Named:
         """Name the axes of the arrays of a bias or mask, and of those that it is made of."""
         if not isinstance(rule, Rule):
             return
-        parts = rules_in(rule, Rule)
+        parts = parts_of_kind(rule, Rule)
         if isinstance(rule, CapturedBias | CapturedRule):
             self._count_from_whole()
         elif not rule._is_ours or not (rule._axes or parts or _is_alike(rule)):
@@ -218,6 +218,6 @@ def _placed(rule: Any, origin: tuple[Any, ...], row: Array | None) -> Any:
         return dataclasses.replace(rule, origin=origin)
     if isinstance(rule, RowMask):
         return rule if row is None else RowMask(rule.lengths - row)
-    if isinstance(rule, Rule) and rules_in(rule, Rule):
+    if isinstance(rule, Rule) and parts_of_kind(rule, Rule):
         return with_parts(rule, partial(_placed, origin=origin, row=row))
     return rule

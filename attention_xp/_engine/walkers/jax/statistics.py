@@ -6,13 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from attention_xp._backend.jitted import jitted
 from attention_xp._backend.sharding import spread_like
+from attention_xp._engine.problem.one_program import kept_program
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.statistics import PAIRS_AT_ONCE, Statistics, of_region, rows_at_once
 from attention_xp._engine.walkers.jax.captured import with_captured
 from attention_xp._engine.walkers.jax.loops import dynamic_cut
-from attention_xp._scores.frozen import freeze, thaw
+from attention_xp._scores.frozen import freeze
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 
@@ -23,12 +23,9 @@ def statistics(problem: Problem) -> Statistics:
     """Return the statistics of all rows; the compiled loop is kept for the next call."""
     rows, Sq = rows_at_once(problem, PAIRS_AT_ONCE // max(math.prod(problem.lead), 1)), problem.query.shape[-2]
     heights = {m for m in (min(rows, Sq), Sq % rows) if m}
-    template, arrays = freeze(with_captured(problem, [_rows_from(problem, 0, m) for m in heights]), problem.dtype)
-    return jitted(_thawed, template, rows)(spread_like(arrays, arrays))  # type: ignore[no-any-return]
-
-
-def _thawed(template: Any, rows: int, arrays: list[Array]) -> Statistics:
-    return _scanned(thaw(template, arrays), rows)
+    problem = with_captured(problem, [_rows_from(problem, 0, m) for m in heights])
+    template, arrays = freeze((problem, rows), problem.dtype)
+    return kept_program(_scanned, template)(spread_like(arrays, arrays))  # type: ignore[no-any-return]
 
 
 def _rows_from(problem: Problem, row: Any, m: int) -> Region:

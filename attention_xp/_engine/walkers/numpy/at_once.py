@@ -12,7 +12,7 @@ from attention_xp._engine.tile.formula import attend_region
 from attention_xp._engine.walkers.numpy import scratch  # noqa: F401  # keeps the memory of temporary arrays
 from attention_xp._engine.walkers.numpy.compiled.found import are_read_in_place, lengths_of, pay_for_loops
 from attention_xp._engine.walkers.numpy.compiled.steps import Steps
-from attention_xp._engine.walkers.numpy.compiled_few_rows import Stretches, attend_in_place
+from attention_xp._engine.walkers.numpy.compiled_few_rows import KeyRanges, attend_in_place
 from attention_xp._engine.walkers.numpy.few_rows import MOST_ROWS, FewRows, is_in_blocks, rows_of_keys
 from attention_xp._engine.walkers.numpy.place import Place
 from attention_xp._engine.walkers.numpy.pool import run_jobs, with_blas_held_to_one
@@ -44,7 +44,7 @@ def are_few_without_rules(problem: Problem) -> bool:
 
 
 def attend(
-    problem: Problem, wanted: Wanted, threads: int | None = None, stretches: list[Stretches] | None = None
+    problem: Problem, wanted: Wanted, threads: int | None = None, stretches: list[KeyRanges] | None = None
 ) -> Attended:
     """Compute a problem of few rows without its weights, on so many threads, by default on as many as BLAS may have.
 
@@ -83,7 +83,7 @@ def are_compiled(problem: Problem) -> bool:
     return 1 < rows_of_keys(problem) <= MOST_ROWS and are_read_in_place(problem)
 
 
-def _count(stretches: Stretches) -> int:
+def _count(stretches: KeyRanges) -> int:
     """Return the number of keys in some stretches."""
     return sum(end - first for first, end in stretches)
 

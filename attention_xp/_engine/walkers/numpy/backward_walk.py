@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from attention_xp._backend.shapes import summed_to
 from attention_xp._engine.plan.plan import Bounds
 from attention_xp._engine.plan.tile_sizes import TileShape, backward_tile_shape
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.arithmetic import summed_to
 from attention_xp._engine.tile.backward_step import key_factor
 from attention_xp._engine.tile.gradients import Gradients, Known
 from attention_xp._engine.tile.scores import query_factor

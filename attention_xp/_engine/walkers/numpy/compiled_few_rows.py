@@ -11,9 +11,9 @@ from attention_xp._engine.walkers.numpy.scratch import lent
 from attention_xp._scores.region import Region
 from attention_xp._typing import Array
 
-__all__ = ["Stretches", "attend_in_place"]
+__all__ = ["KeyRanges", "attend_in_place"]
 
-Stretches = Sequence[tuple[int, int]]
+KeyRanges = Sequence[tuple[int, int]]
 """Keys that are attended: the numbers of the first one of a stretch, and of the first one behind it."""
 _NOTHING_ADDED, _NO_CHUNKS = np.zeros((0, 3), np.int64), np.zeros(0, np.uint8)
 
@@ -25,7 +25,7 @@ def attend_in_place(
     key: Array,
     value: Array,
     wanted: Wanted,
-    stretches: Stretches | None = None,
+    stretches: KeyRanges | None = None,
 ) -> Attended:
     """Return the output of the rows of a region of whole groups under some stretches of keys, or all, and their log-sum-exp."""
     key, value = (_rows(a) for a in (key, value))

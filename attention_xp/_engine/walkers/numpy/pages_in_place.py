@@ -6,7 +6,7 @@ from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._engine.walkers.numpy import at_once
 from attention_xp._engine.walkers.numpy.compiled.found import are_read_in_place, lengths_of
-from attention_xp._engine.walkers.numpy.compiled_few_rows import Stretches
+from attention_xp._engine.walkers.numpy.compiled_few_rows import KeyRanges
 from attention_xp._engine.walkers.numpy.few_rows import MOST_ROWS, rows_of_keys
 from attention_xp._engine.walkers.numpy.page_pieces import are_neighbours, lie_by_heads, neighbours
 from attention_xp._typing import Array
@@ -80,7 +80,7 @@ def _view(pool: Array, shape: tuple[int, ...], step: int) -> Array:
     return np.lib.stride_tricks.as_strided(pool, shape, (step, *pool.strides[1:]), writeable=False)
 
 
-def _stretches(pages: Array, length: int, size: int, step: int) -> Stretches:
+def _stretches(pages: Array, length: int, size: int, step: int) -> KeyRanges:
     """Return the rows of an item, `step` of which lie from page to page.
 
     Where these are no more than a page has, pages that follow each other are one stretch.

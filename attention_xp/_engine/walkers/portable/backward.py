@@ -4,11 +4,12 @@ import operator
 from collections.abc import Callable, Iterator
 
 from attention_xp._backend.libraries import device
+from attention_xp._backend.shapes import summed_to
 from attention_xp._engine.plan.plan import Bounds, bounds, side_by_side
 from attention_xp._engine.plan.row_tiles import strips_of, tiles_of_rows
 from attention_xp._engine.plan.tile_sizes import tile_sizes
 from attention_xp._engine.problem.problem import Problem
-from attention_xp._engine.tile.arithmetic import Arithmetic, summed_to
+from attention_xp._engine.tile.arithmetic import Arithmetic
 from attention_xp._engine.tile.backward_step import Rows, contribute, key_factor, shift_of, surviving
 from attention_xp._engine.tile.gradients import Gradients, Known
 from attention_xp._engine.tile.products import clean

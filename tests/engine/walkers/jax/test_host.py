@@ -42,7 +42,7 @@ def jax(library, monkeypatch):
     pytest.importorskip("numba")
     jax = importlib.import_module("jax")
     jax.clear_caches()
-    monkeypatch.setattr(found, "LEAST", 0)
+    monkeypatch.setattr(found, "FEWEST_PAIRS", 0)
     yield jax
     jax.clear_caches()
 

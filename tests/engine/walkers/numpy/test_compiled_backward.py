@@ -57,7 +57,7 @@ def walks(monkeypatch):
         kept.append(compiled_backward(*args))
         return kept[-1]
 
-    monkeypatch.setattr(found, "LEAST", 0)
+    monkeypatch.setattr(found, "FEWEST_PAIRS", 0)
     monkeypatch.setattr(backward, "compiled_backward", noted)
     return kept
 

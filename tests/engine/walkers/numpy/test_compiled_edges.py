@@ -11,8 +11,8 @@ pytest.importorskip("numba")
 
 @pytest.fixture(autouse=True)
 def _compiled(monkeypatch):
-    monkeypatch.setattr(found, "LEAST", 0)
-    monkeypatch.setattr(found, "FEWEST_ROWS", 0)
+    monkeypatch.setattr(found, "FEWEST_PAIRS", 0)
+    monkeypatch.setattr(found, "FEWEST_PACKED_ROWS", 0)
 
 
 @pytest.mark.parametrize(("keys", "values"), [(1, 3), (3, 1), (1, 1)])

@@ -28,7 +28,7 @@ OPTIONS = {"plain": {}, "soft cap": {"softcap": 0.5}, "scale": {"scale": 0.3}, "
 
 @pytest.fixture(autouse=True)
 def of_every_size(monkeypatch):
-    monkeypatch.setattr(found, "LEAST", 0)
+    monkeypatch.setattr(found, "FEWEST_PAIRS", 0)
     monkeypatch.setattr(at_once, "_MANY", 0)
 
 
@@ -129,7 +129,7 @@ def test_what_is_not_finite_reaches_the_rows_that_attend_it(bad):
 
 def test_forced_loops_reach_small_calls(monkeypatch):
     """Where tests let loops be compiled for every size, few rows are among them."""
-    for name in ("LEAST", "FEWEST_ROWS", "has_vector_powers"):
+    for name in ("FEWEST_PAIRS", "FEWEST_PACKED_ROWS", "has_vector_powers"):
         monkeypatch.setattr(found, name, getattr(found, name))  # put back afterwards
     calls = []
     monkeypatch.setattr(at_once, "attend_in_place", lambda *args: calls.append(args) or attend_in_place(*args))

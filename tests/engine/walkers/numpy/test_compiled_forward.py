@@ -65,7 +65,7 @@ def walks(monkeypatch):
         kept.append(compiled_forward(*args, **options))
         return kept[-1]
 
-    monkeypatch.setattr(found, "LEAST", 0)
+    monkeypatch.setattr(found, "FEWEST_PAIRS", 0)
     monkeypatch.setattr(forward, "compiled_forward", noted)
     return kept
 

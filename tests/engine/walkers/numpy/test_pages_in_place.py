@@ -15,7 +15,7 @@ from tests._inputs import normal
 )
 def test_long_stretches_of_a_single_row_are_left_to_blas(longest, heads, rows, is_taken, monkeypatch):
     """It is as fast where nothing shares keys, neither rows nor the heads of a group."""
-    monkeypatch.setattr(found, "LEAST", 0)
+    monkeypatch.setattr(found, "FEWEST_PAIRS", 0)
     monkeypatch.setattr(pages_in_place, "_LONG", longest)
     pool = normal(2, 10, 6, 32).astype(np.float32).swapaxes(0, 1)
     own, length = [2, 3, 4, 5, 9, 7], 32  # stretches of 24, 6 and 2 keys

@@ -16,8 +16,8 @@ from attention_xp._typing import Array
 from attention_xp.masks import LengthMask
 
 __all__ = [
-    "FEWEST_ROWS",
-    "LEAST",
+    "FEWEST_PACKED_ROWS",
+    "FEWEST_PAIRS",
     "are_read_in_place",
     "have_steps",
     "lengths_of",
@@ -28,8 +28,8 @@ __all__ = [
     "steps_of",
 ]
 
-LEAST = 2**20  # pairs of query and key: importing takes as long as some hundred such calls
-FEWEST_ROWS = 64  # for which keys are copied into another order
+FEWEST_PAIRS = 2**20  # pairs of query and key: importing takes as long as some hundred such calls
+FEWEST_PACKED_ROWS = 64  # for which keys are copied into another order
 
 
 def passes_of(problem: Problem, least: float = math.inf) -> Passes | None:
@@ -54,7 +54,7 @@ def have_steps(problem: Problem) -> bool:
 def _are_worthwhile(problem: Problem) -> bool:
     """Whether compiled steps can do what a problem asks for, and it is large enough."""
     needs_python = problem.score_mod is not None or not (problem.seed is None or problem.keys_count_up)
-    return not needs_python and problem.query.shape[-2] >= FEWEST_ROWS and not _is_small(problem)
+    return not needs_python and problem.query.shape[-2] >= FEWEST_PACKED_ROWS and not _is_small(problem)
 
 
 def are_read_in_place(problem: Problem) -> bool:
@@ -92,7 +92,7 @@ def lengths_of(problem: Problem) -> list[int]:
 
 def pay_for_loops(keys: Array) -> bool:
     """Whether these are so many numbers that few rows on them are worth the import."""
-    return bool(math.prod(keys.shape) >= 4 * LEAST)
+    return bool(math.prod(keys.shape) >= 4 * FEWEST_PAIRS)
 
 
 def missing(problem: Problem) -> str | None:
@@ -111,7 +111,7 @@ def _objection(problem: Problem) -> str | None:
 
 
 def _is_small(problem: Problem) -> bool:
-    return math.prod((*problem.lead, problem.query.shape[-2], problem.key.shape[-2])) < LEAST
+    return math.prod((*problem.lead, problem.query.shape[-2], problem.key.shape[-2])) < FEWEST_PAIRS
 
 
 @cache

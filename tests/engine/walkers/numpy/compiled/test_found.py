@@ -23,8 +23,8 @@ LARGE = np.zeros((1, 1, 1024, 64), np.float32)
 @pytest.fixture
 def anew(monkeypatch):
     """Let numba be looked for once more, as in a new process, and forget what is found."""
-    monkeypatch.setattr(found, "LEAST", 2**20)
-    monkeypatch.setattr(found, "FEWEST_ROWS", 64)
+    monkeypatch.setattr(found, "FEWEST_PAIRS", 2**20)
+    monkeypatch.setattr(found, "FEWEST_PACKED_ROWS", 64)
     found.loops.cache_clear()
     yield monkeypatch
     found.loops.cache_clear()
@@ -96,7 +96,7 @@ def test_without_numba_nothing_is_said(anew):
 
 @pytest.mark.parametrize("impl", ["dense", "tiled"])
 def test_a_soft_cap_is_compiled_where_numpy_has_no_vector_powers_of_2(anew, impl):
-    anew.setattr(found, "LEAST", 0)
+    anew.setattr(found, "FEWEST_PAIRS", 0)
     anew.setattr(found, "has_vector_powers", lambda dtype: False)
     anew.setattr(base, "_is_vectorised", lambda function, dtype: function != "exp2")
     x, gradient = np.random.default_rng(0).standard_normal((2, 1, 2, 70, 8))
