@@ -24,8 +24,9 @@ from attention_xp._backend.sizes import is_open
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.tile.captured import Captured
 from attention_xp._engine.walkers.numpy.compiled.found import have_steps
-from attention_xp._scores.frozen import holds, numbers, thaw
+from attention_xp._scores.frozen import holds, holes, numbers, part, thaw
 from attention_xp._typing import Array
+from attention_xp.masks import Mask
 
 __all__ = ["Walk", "is_handed_over", "things", "walked"]
 
@@ -127,9 +128,10 @@ def _lower_on_cpu(ctx: Any, *operands: Any, walk: Walk, template: Any) -> Any:
     if not _may_call_python(ctx.module_context):
         return _lower_to_loops(ctx, *operands, walk=walk, template=template)
     _THREAD.start()
+    rules = _Rules(template)
 
     def call(*arrays: Any) -> list[Any]:
-        return _THREAD.result_of(partial(_computed, walk, template, arrays))
+        return _THREAD.result_of(partial(_computed, walk, template, arrays, rules))
 
     results, _, _ = mlir.emit_python_callback(
         ctx, call, None, operands, ctx.avals_in, ctx.avals_out, has_side_effect=False
@@ -137,12 +139,42 @@ def _lower_on_cpu(ctx: Any, *operands: Any, walk: Walk, template: Any) -> Any:
     return results
 
 
-def _computed(walk: Walk, template: Any, arrays: Sequence[Any]) -> list[Any]:
+def _computed(walk: Walk, template: Any, arrays: Sequence[Any], rules: "_Rules") -> list[Any]:
+    import array_api_compat.numpy as xp  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415  # JAX has loaded it
 
-    problem, *known = _of_numpy(template, arrays)
+    seen = _seen(template, arrays)
+    problem, *known = things(thaw(template, seen))
+    dtype = getattr(xp, dtype_name(problem.dtype))
+    problem = dataclasses.replace(problem, xp=xp, dtype=dtype, rules=rules.of(problem, seen))
     with np.errstate(all="ignore"):  # JAX warns of nothing
         return list(jax.tree.leaves(walk.by_numpy(problem, *known)))
+
+
+class _Rules:
+    """The mask rules of a program, which stay the same objects while their arrays do: a rule keeps what was found out about these."""
+
+    _most = 2**20  # bytes of arrays that are copied, and compared in each call
+
+    def __init__(self, template: Any) -> None:
+        of_problem = template.items[0] if template.kind is tuple else template
+        self._template = part(of_problem, "rules")
+        self._places = holes(self._template)
+        self._known: list[Any] = []
+        self._rules: tuple[Mask, ...] | None = None
+
+    def of(self, problem: Problem, seen: Sequence[Any]) -> tuple[Mask, ...]:
+        """Return the rules of a problem, or those of an earlier call with equal arrays, which lie in memory of their own."""
+        import numpy as np  # noqa: PLC0415  # JAX has loaded it
+
+        now = [seen[i] for i in self._places]
+        if sum(getattr(a, "nbytes", 0) for a in now) > self._most:
+            return problem.rules
+        if self._rules is None or not all(map(np.array_equal, now, self._known)):
+            self._known = [a.copy() if isinstance(a, np.ndarray) else a for a in now]
+            own = dict(zip(self._places, self._known, strict=True))
+            self._rules = thaw(self._template, [own.get(i) for i in range(len(seen))])
+        return self._rules
 
 
 class _Thread:
@@ -186,14 +218,10 @@ def _is_kept_on_disk() -> bool:
     return bool(jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir is not None)
 
 
-def _of_numpy(template: Any, arrays: Sequence[Any]) -> tuple[Any, ...]:
-    """Return what template and arrays of NumPy make, as NumPy's walker takes it: with plain numbers where they were plain."""
-    import array_api_compat.numpy as xp  # noqa: PLC0415
-
+def _seen(template: Any, arrays: Sequence[Any]) -> list[Any]:
+    """Return arrays as NumPy's walker takes them: as plain numbers where a class may have those."""
     plain = numbers(template)
-    seen = [a.item() if i in plain and a.ndim == 0 else a for i, a in enumerate(arrays)]
-    problem, *known = things(thaw(template, seen))
-    return dataclasses.replace(problem, xp=xp, dtype=getattr(xp, dtype_name(problem.dtype))), *known
+    return [a.item() if i in plain and a.ndim == 0 else a for i, a in enumerate(arrays)]
 
 
 _walk_p.def_impl(_by_loops)

@@ -10,7 +10,7 @@ from attention_xp import attention_vjp, flash_attention
 from attention_xp._engine.walkers.jax import host
 from attention_xp._engine.walkers.numpy.compiled import found
 from attention_xp.biases import AlibiBias
-from attention_xp.masks import CausalMask, FunctionMask, SegmentMask, longformer_mask
+from attention_xp.masks import CausalMask, FunctionMask, SegmentMask, WindowMask, longformer_mask
 from tests._backends import to_numpy
 from tests._inputs import normal
 
@@ -110,6 +110,20 @@ def test_options_that_a_program_computes(jax, arrays):
         assert is_handed_over(attend, offset, scale, keep, *arrays)
         expected = flash_attention(*arrays, keep, is_causal=True, query_offset=offset, scale=scale, impl="dense")
         np.testing.assert_allclose(attend(offset, scale, keep, *arrays), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rules_follow_their_arrays_from_call_to_call(jax, arrays):
+    @jax.jit
+    def attend(ids, *arrays):
+        mask = SegmentMask(ids[:SQ], ids) & WindowMask(30, 30)
+        return flash_attention(*arrays, mask, query_offset=0, impl="tiled")
+
+    for size in (10, 10, 35, 10):
+        ids = jax.numpy.arange(SK) // size
+        assert is_handed_over(attend, ids, *arrays)
+        mask = SegmentMask(ids[:SQ], ids) & WindowMask(30, 30)
+        expected = flash_attention(*arrays, mask, query_offset=0, impl="dense")
+        np.testing.assert_allclose(attend(ids, *arrays), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_in_loops_and_checkpoints(jax, arrays):
