@@ -170,6 +170,12 @@ def key_places(frame: Frame, o: AttentionOptions) -> KeyPlaces:
     return KeyPlaces(None, positions_from(frame, offset), [], is_given=True)
 
 
+def _heads_last(query: Array, key: Array) -> str:
+    """Return a hint where lengths look like numbers of heads, as they do if these stand behind the sequence."""
+    looks_so = query.ndim > 3 and query.shape[-3] == key.shape[-3] and query.shape[-2] % max(key.shape[-2], 1) == 0
+    return "; if these are (B, S, H, D), exchange S and H: heads come before the sequence" if looks_so else ""
+
+
 def refuse_to_guess(rules: list[Mask], query: Array, key: Array, *, is_moved: bool) -> None:
     """Refuse rules that compare positions where those of the rows are not given and not obvious."""
     if not any(rule.relative for rule in rules):
@@ -182,5 +188,5 @@ def refuse_to_guess(rules: list[Mask], query: Array, key: Array, *, is_moved: bo
     if query.shape[-2] != key.shape[-2]:
         raise ValueError(
             "query_offset is required with a causal or window mask where Sq != Sk: expected query_offset=0 (aligned "
-            f"top-left) or query_offset=Sk - Sq (aligned bottom-right), {shapes(query=query, key=key)}"
+            f"top-left) or query_offset=Sk - Sq (aligned bottom-right), {shapes(query=query, key=key)}{_heads_last(query, key)}"
         )
