@@ -167,6 +167,9 @@ OPTIONS = {
         lambda a: a.attend(scale=a(4)), ValueError, ("scale", "a float or scale ()", "got scale (4,)")
     ),
     "soft cap of zero": Wrong(lambda a: a.attend(softcap=0.0), ValueError, ("softcap", "positive", "0.0")),
+    "soft cap beyond the dtype": Wrong(lambda a: a.attend(softcap=1e39), ValueError, ("softcap", "float32 can hold", "1e+39")),
+    "soft cap too small for the dtype": Wrong(lambda a: a.attend(softcap=1e-40), ValueError, ("softcap", "float32 can hold")),
+    "scale beyond the dtype": Wrong(lambda a: a.attend(scale=-1e39), ValueError, ("scale", "float32 can hold", "-1e+39")),
     "negative soft cap": Wrong(lambda a: a.attend(softcap=-2), ValueError, ("softcap", "positive", "-2")),
     "soft cap of the wrong kind": Wrong(lambda a: a.attend(softcap="x"), TypeError, ("softcap", "str")),
     "score_mod of the wrong kind": Wrong(

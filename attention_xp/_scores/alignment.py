@@ -9,7 +9,7 @@ from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.sizes import as_number
 from attention_xp._backend.values import as_int32
 from attention_xp._checks.arrays import check_floating, check_integers, check_placement, fits, shapes
-from attention_xp._checks.numbers import check_number, check_position
+from attention_xp._checks.numbers import check_number, check_position, check_positive
 from attention_xp._scores.frame import Frame
 from attention_xp._typing import Array
 
@@ -22,6 +22,7 @@ __all__ = [
     "aligned_positions",
     "aligned_sinks",
     "checked_scale",
+    "checked_softcap",
     "positions_from",
     "without_surplus",
 ]
@@ -62,10 +63,26 @@ def aligned_sinks(frame: Frame, sinks: Array) -> Array:
     return filled_up(frame.xp, as_dtype(frame.xp, sinks, frame.dtype), len(frame.shape), behind=2)
 
 
+def checked_softcap(frame: Frame, given: Any) -> float:
+    """Return a plain float that the dtype of the computation can hold, and divide by."""
+    softcap, info = check_positive("softcap", given), frame.xp.finfo(frame.dtype)
+    if not float(info.smallest_normal) <= softcap <= float(info.max):
+        raise ValueError(
+            f"softcap must be a number that {dtype_name(frame.dtype)} can hold: expected {float(info.smallest_normal):.3g} to "
+            f"{float(info.max):.3g}, got {given}; without one, scores have no cap"
+        )
+    return softcap
+
+
 def checked_scale(frame: Frame, given: Any) -> float | Array:
-    """Return a plain float, or an array without axes in the dtype of the computation."""
+    """Return a plain float that the dtype of the computation can hold, or an array without axes in it."""
     if isinstance(given, Real) or not hasattr(given, "dtype"):
-        return check_number("scale", given)
+        scale, most = check_number("scale", given), float(frame.xp.finfo(frame.dtype).max)
+        if abs(scale) > most:
+            raise ValueError(
+                f"scale must be a number that {dtype_name(frame.dtype)} can hold: expected {most:.3g} at most, got {given}"
+            )
+        return scale
     check_floating(frame.xp, scale=given)
     check_placement(frame.xp, query=frame.query, scale=given)
     if given.ndim:

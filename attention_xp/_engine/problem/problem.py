@@ -9,7 +9,7 @@ from attention_xp._backend.derivatives import scaled
 from attention_xp._backend.dtypes import as_dtype, floating_dtype
 from attention_xp._backend.libraries import common_namespace, is_cupy_namespace
 from attention_xp._checks.arrays import check_inputs
-from attention_xp._checks.numbers import check_name, check_positive, check_score_mod, check_tile
+from attention_xp._checks.numbers import check_name, check_score_mod, check_tile
 from attention_xp._engine.problem.foreign import is_foreign, is_foreign_bias
 from attention_xp._engine.problem.from_options import (
     array_options,
@@ -31,6 +31,7 @@ from attention_xp._scores.alignment import (
     aligned_item_ids,
     aligned_sinks,
     checked_scale,
+    checked_softcap,
 )
 from attention_xp._scores.frame import Frame, frame_of
 from attention_xp._scores.packing import Packing
@@ -292,7 +293,7 @@ class Problem(Frame):
             group=heads // kv_heads if heads and kv_heads else 1,
             is_empty=0 in (*query.shape, *key.shape, *value.shape),
             scale=_default_scale(query) if o["scale"] is None else checked_scale(frame, o["scale"]),
-            softcap=None if o["softcap"] is None else check_positive("softcap", o["softcap"]),
+            softcap=None if o["softcap"] is None else checked_softcap(frame, o["softcap"]),
             score_mod=score_mod,
             score_derivative=score_derivative,
             addends=tuple(addends),
