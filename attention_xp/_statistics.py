@@ -95,7 +95,7 @@ def attention_statistics(
     common_namespace(query=query, key=key)
     if options.get("rng") is not None:
         raise ValueError("rng cannot be given: statistics are those of the weights before dropout")
-    value = key[..., :1] if key.ndim > 1 else key  # no more than the checks of a call need
+    value = key[..., : min(key.shape[-1], 1)] if key.ndim > 1 else key  # no more than the checks of a call need
     problem = Problem.of(query, key, value, mask, 0.0, options)
     if problem.impl == "fused":
         raise ValueError(

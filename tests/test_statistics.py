@@ -118,8 +118,9 @@ def test_what_may_not_be_attended_leaves_no_trace(library, make, impl):
 
 @pytest.mark.parametrize("shape", [(0, 8), (5, 8), (2, 0, 8), (2, 0, 5, 8), (2, 3, 0, 8), (3, 2, 4, 5, 8)])
 @pytest.mark.parametrize("keys", [0, 1, 6])
-def test_any_shape(library, make, impl, shape, keys):
-    q, k = normal(*shape), normal(*shape[:-2], keys, 8)
+@pytest.mark.parametrize("width", [8, 0])
+def test_any_shape(library, make, impl, shape, keys, width):
+    q, k = normal(*shape[:-1], width), normal(*shape[:-2], keys, width)
     actual = attention_statistics(make(q), make(k), impl=impl, tile=(2, 3))
     assert_statistics(actual, expected_statistics(q, k), library)
 

@@ -6,7 +6,15 @@ from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
-from attention_xp._backend.libraries import common_namespace, device, is_numpy, is_tensor, library_name
+from attention_xp._backend.dtypes import dtype_name
+from attention_xp._backend.libraries import (
+    common_namespace,
+    device,
+    is_numpy,
+    is_tensor,
+    is_torch_namespace,
+    library_name,
+)
 from attention_xp._backend.shapes import filled_up
 from attention_xp._backend.sizes import as_number
 from attention_xp._backend.values import FAR, as_int32, host_view, within
@@ -83,6 +91,8 @@ def by_position(region: Region, values: Array, position: Array) -> tuple[Array, 
 
 def taken(xp: Namespace, flat: Array, index: Array) -> Array:
     """Return the entries of a flat array at indices of any shape."""
+    if is_torch_namespace(xp) and dtype_name(flat.dtype) in ("uint16", "uint32", "uint64"):
+        flat = xp.astype(flat, xp.int64)  # torch looks up no such numbers
     return xp.reshape(xp.take(flat, xp.reshape(index, (-1,)), axis=0), index.shape)
 
 

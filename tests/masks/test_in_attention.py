@@ -55,6 +55,15 @@ def test_same_as_the_array(library, make, impl, name, offset, kind):
     assert_close(output, reference.attention(q, k, v, keep).output, library)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
+def test_ids_without_a_sign(library, impl, dtype):
+    ids = np.arange(9) // 3
+    q, k, v = map(library.array, QKV)
+    output = flash_attention(q, k, v, SegmentMask(library.array(ids.astype(dtype))), query_offset=0, impl=impl)
+    keep = ids[:5, None] == ids
+    assert_close(output, reference.attention(*QKV, keep).output, library)
+
+
 @names
 def test_an_offset_for_each_batch_item(library, make, impl, name):
     q, k, v = heads_of(name)
