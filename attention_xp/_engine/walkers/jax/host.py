@@ -200,8 +200,12 @@ class _Thread:
 
     def result_of(self, task: Callable[[], list[Any]]) -> list[Any]:
         """Return what a task returns on the thread, or raise what it raises."""
-        self.start()
-        return self._executor.submit(task).result()  # type: ignore[union-attr]
+        try:
+            self.start()
+            future = self._executor.submit(task)  # type: ignore[union-attr]
+        except RuntimeError:  # the interpreter shuts down
+            return task()
+        return future.result()
 
 
 _THREAD = _Thread()
