@@ -9,7 +9,7 @@ is lowered to JAX's loops instead.
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any, Protocol
 
@@ -125,9 +125,9 @@ _lower_to_loops = mlir.lower_fun(_by_loops, multiple_results=True)
 
 
 def _lower_on_cpu(ctx: Any, *operands: Any, walk: Walk, template: Any) -> Any:
-    if not _may_call_python(ctx.module_context):
-        return _lower_to_loops(ctx, *operands, walk=walk, template=template)
     _THREAD.start()
+    if not (_may_call_python(ctx.module_context) and _may_return(ctx.avals_out)):
+        return _lower_to_loops(ctx, *operands, walk=walk, template=template)
     rules = _Rules(template)
 
     def call(*arrays: Any) -> list[Any]:
@@ -205,7 +205,10 @@ class _Thread:
             future = self._executor.submit(task)  # type: ignore[union-attr]
         except RuntimeError:  # the interpreter shuts down
             return task()
-        return future.result()
+        try:
+            return future.result()
+        finally:
+            wait([future])  # an interrupt must not leave the task behind: it reads memory of the program
 
 
 _THREAD = _Thread()
@@ -215,6 +218,12 @@ def _may_call_python(module: Any) -> bool:
     """Whether a program may hold a call of Python: not where it is exported or kept on disk, nor on several devices."""
     is_exported = getattr(module.lowering_parameters, "for_export", True)
     return not is_exported and not _is_kept_on_disk() and len(module.platforms) == 1 and jax.device_count("cpu") == 1
+
+
+def _may_return(results: Sequence[Any]) -> bool:
+    """Whether JAX takes results of these dtypes on every thread: not where a thread alone has switched 64-bit types on."""
+    is_everywhere = _THREAD.result_of(lambda: [jax.config.jax_enable_x64])[0]
+    return bool(is_everywhere) or all(x.dtype.itemsize < 8 for x in results)  # bytes
 
 
 def _is_kept_on_disk() -> bool:

@@ -1,6 +1,8 @@
 """A program of JAX on the CPU hands large problems to NumPy's compiled loops: the same numbers as loops of its own."""
 
 import importlib
+import signal
+import time
 from functools import partial
 
 import numpy as np
@@ -204,6 +206,39 @@ def test_an_error_reaches_the_caller(jax, arrays, monkeypatch):
     monkeypatch.setattr(host, "_computed", fail)
     with pytest.raises(Exception, match="no such luck"):
         flash_attention(*arrays, impl="tiled").block_until_ready()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the system has no timer that interrupts")
+def test_an_interrupt_waits_for_the_task(jax):
+    done = []
+
+    def slow():
+        time.sleep(0.3)
+        done.append(True)
+        return done
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, lambda *_: interrupt())
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            host._THREAD.result_of(slow)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert done
+
+
+def test_types_of_64_bits_that_one_thread_alone_has(jax, library):
+    if jax.config.jax_enable_x64:
+        pytest.skip("64-bit types are on everywhere")
+    attend = jax.jit(partial(flash_attention, impl="tiled"))
+    enable = getattr(jax, "enable_x64", None) or importlib.import_module("jax.experimental").enable_x64
+    with enable(True):
+        x = jax.numpy.ones((1, 1, 80, 16), "float64")
+        program = attend.lower(x, x, x).compile()
+    np.testing.assert_allclose(program(x, x, x), x, rtol=1e-12)
 
 
 def test_outside_of_programs(arrays, jax):
