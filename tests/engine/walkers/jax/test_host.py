@@ -234,8 +234,8 @@ def test_types_of_64_bits_that_one_thread_alone_has(jax, library):
     if jax.config.jax_enable_x64:
         pytest.skip("64-bit types are on everywhere")
     attend = jax.jit(partial(flash_attention, impl="tiled"))
-    enable = getattr(jax, "enable_x64", None) or importlib.import_module("jax.experimental").enable_x64
-    with enable(True):
+    home = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
+    with home.enable_x64(True):
         x = jax.numpy.ones((1, 1, 80, 16), "float64")
         program = attend.lower(x, x, x).compile()
     np.testing.assert_allclose(program(x, x, x), x, rtol=1e-12)
