@@ -4,6 +4,7 @@ from attention_xp._backend.libraries import library_name
 from attention_xp._typing import Array, DType, Namespace
 
 __all__ = [
+    "NARROW",
     "as_dtype",
     "computation_dtype",
     "dtype_name",
@@ -15,7 +16,8 @@ __all__ = [
     "named_dtype",
 ]
 
-_FLOATING = frozenset({"bfloat16", "float16", "float32", "float64"})
+NARROW = frozenset({"bfloat16", "float16"})  # NumPy lacks the one, and converts the other a number at a time
+_FLOATING = NARROW | {"float32", "float64"}
 
 
 def dtype_name(dtype: DType) -> str:

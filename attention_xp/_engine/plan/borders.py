@@ -7,7 +7,7 @@ a series of sizes beside the one that was chosen. Run it again when a kernel cha
 import math
 from typing import NamedTuple
 
-from attention_xp._backend.dtypes import dtype_name
+from attention_xp._backend.dtypes import NARROW, dtype_name
 from attention_xp._backend.libraries import library_name
 from attention_xp._backend.modes import is_recorded
 from attention_xp._backend.processor import has_bfloat16_products
@@ -122,7 +122,7 @@ def sdpa_is_faster_wide(problem: Problem) -> bool:
     alone, 16 bits are as fast in float16 and faster in bfloat16.
     """
     kind = dtype_name(problem.query.dtype)
-    if kind not in ("float16", "bfloat16") or problem.query.device.type != "cpu":
+    if kind not in NARROW or problem.query.device.type != "cpu":
         return False
     if kind == "float16" or not has_bfloat16_products():
         return True

@@ -194,16 +194,13 @@ def _jvp(primals: Any, tangents: Any, *, template: Any, moving: tuple[bool, ...]
     fixed = len(moving) + 2
     if all(isinstance(t, ad.Zero) for t in tangents[:fixed]):
         return bind(*primals), bind(*primals[:fixed], *map(ad.instantiate_zeros, tangents[fixed:]))
-    varied = [i for i in range(len(primals)) if i >= fixed or (i < len(moving) and moving[i])]
+    varies = (*moving, False, False, *(True,) * (len(primals) - fixed))
 
     def function(*some: Array) -> Sequence[Array]:
-        operands = list(primals)
-        for i, operand in zip(varied, some, strict=True):
-            operands[i] = operand
-        return _evaluate(*operands, template=template, moving=moving, maps=maps)
+        return _evaluate(*exchanged(primals, varies, some), template=template, moving=moving, maps=maps)
 
-    changes = [ad.instantiate_zeros(tangents[i]) for i in varied]
-    return bind(*primals), jax.jvp(function, [primals[i] for i in varied], changes)[1]
+    changes = list(map(ad.instantiate_zeros, _chosen(tangents, varies)))
+    return bind(*primals), jax.jvp(function, _chosen(primals, varies), changes)[1]
 
 
 def _transpose(cotangents: Any, *operands: Any, template: Any, moving: tuple[bool, ...], maps: Any) -> list[Any]:

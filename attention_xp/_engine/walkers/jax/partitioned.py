@@ -9,7 +9,6 @@ from attention_xp._backend.partitions import Axes, Flat, Shared, Sharing
 from attention_xp._backend.shared_out import may_be_shared_out, shared_out
 from attention_xp._engine.walkers.jax.host import Walk, things, walked
 from attention_xp._engine.walkers.jax.shares import part_of_device, shares_of
-from attention_xp._scores.frozen import thaw
 from attention_xp._typing import Array
 
 __all__ = ["partitioned"]
@@ -30,12 +29,12 @@ def partitioned(
         return walked(walk, template, arrays)
 
     def whole(*operands: Array) -> Any:
-        return walk.by_loops(*things(thaw(template, list(operands[: len(arrays)]))))
+        return walk.by_loops(*things(template, operands[: len(arrays)]))
 
     def part(shared: Shared) -> Flat:
         def compute(*operands: Array) -> Any:
             numbers = dict(zip(shares.sizes, operands[len(arrays) :], strict=True))
-            problem, *known = things(thaw(template, list(operands[: len(arrays)])))
+            problem, *known = things(template, operands[: len(arrays)])
             return walk.by_loops(part_of_device(problem, numbers, frozenset(shared)), *known)
 
         return compute

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from attention_xp._engine.walkers.reports import tally
 
-__all__ = ["has_small_kernels", "run_jobs", "with_blas_held_to_one"]
+__all__ = ["Pool", "has_small_kernels", "run_jobs", "with_blas_held_to_one"]
 
 _T = TypeVar("_T")
 _SMALL_KERNELS = {"SkylakeX", "Cooperlake", "SapphireRapids"}  # names of OpenBLAS for processors with AVX-512
@@ -96,19 +96,21 @@ def _set_from_here(library: Any, count: int) -> None:
     let_any_thread(force=True)
 
 
-class _Pool:
+class Pool:
     """An executor that is made when needed, and made anew in a forked child, which has no threads."""
 
     def __init__(self) -> None:
         self.executor: ThreadPoolExecutor | None = None
         self.size = 0
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.forget)
 
     def of(self, size: int) -> ThreadPoolExecutor:
         if self.executor is None or self.size < size:
             self.executor, self.size = ThreadPoolExecutor(size, thread_name_prefix="attention_xp"), size
         return self.executor
 
-    def submit(self, task: Callable[[], None], times: int) -> list[Future[None]]:
+    def submit(self, task: Callable[[], _T], times: int) -> list[Future[_T]]:
         """Start a task on several threads, on none while the interpreter shuts down.
 
         It runs in a copy of the caller's context, where for instance its `np.errstate` holds.
@@ -123,19 +125,14 @@ class _Pool:
 
 
 _BLAS = _Blas()
-_POOL = _Pool()
+_POOL = Pool()
 
 with_blas_held_to_one = _BLAS.with_one_thread
 has_small_kernels = cache(_BLAS.has_small_kernels)
 
 
-def _after_fork() -> None:
-    _POOL.forget()
-    _BLAS.let_go()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=_BLAS.let_go)
 
 
 def run_jobs(jobs: int, worker: Callable[[], AbstractContextManager[Callable[[int], None]]], threads: int) -> None:

@@ -8,9 +8,8 @@ from typing import Any
 from attention_xp._backend.dtypes import dtype_name
 from attention_xp._typing import Array, DType
 
-__all__ = ["NARROW", "rounded", "widened"]
+__all__ = ["rounded", "widened"]
 
-NARROW = {"bfloat16", "float16"}
 _MANY = 2**18  # numbers from which threads pay
 
 

@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from attention_xp._backend.dtypes import dtype_name
+from attention_xp._backend.dtypes import NARROW, dtype_name
 from attention_xp._backend.libraries import is_numpy
 from attention_xp._engine.plan.borders import formula_is_faster
 from attention_xp._engine.plan.host import is_for_numpy
 from attention_xp._engine.problem.problem import Problem
 from attention_xp._engine.problem.result import Attended, Wanted
 from attention_xp._engine.tile.gradients import Gradients, Known
-from attention_xp._engine.walkers.torch.in_16_bits import NARROW, widened
+from attention_xp._engine.walkers.torch.in_16_bits import widened
 from attention_xp._scores.frozen import freeze, thaw
 from attention_xp._typing import Array
 

@@ -203,7 +203,7 @@ def test_an_error_reaches_the_caller(jax, arrays, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("no such luck")
 
-    monkeypatch.setattr(host, "_computed", fail)
+    monkeypatch.setattr(host._Call, "results", fail)
     with pytest.raises(Exception, match="no such luck"):
         flash_attention(*arrays, impl="tiled").block_until_ready()
 
@@ -224,7 +224,7 @@ def test_an_interrupt_waits_for_the_task(jax):
     signal.setitimer(signal.ITIMER_REAL, 0.05)
     try:
         with pytest.raises(KeyboardInterrupt):
-            host._THREAD.result_of(slow)
+            host._on_thread(slow)
     finally:
         signal.signal(signal.SIGALRM, before)
     assert done
