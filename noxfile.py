@@ -34,12 +34,13 @@ def install(session: nox.Session, *groups: str) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style, types, the order of imports and the repository itself; arguments go to ``ruff check``."""
+    """Check style, types, the order of imports, the size and the repository itself; arguments go to ``ruff check``."""
     install(session, "lint")
     session.run("ruff", "check", *session.posargs)
     session.run("ruff", "format", "--check")
     session.run("mypy")
     session.run("lint-imports")
+    session.run("python", "tools/size.py")
     session.run("sp-repo-review", ".")
 
 
